@@ -1,0 +1,257 @@
+"""What is written down about a source: a YAML card beside its weights, with a format version.
+
+The card says everything but the weights: a source is rebuilt from its card, and a saved target carries the cards of
+its sources as plain data in its keyword arguments.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from gymnasium import spaces
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hubrl.errors import BadFile
+from hubrl.spaces import from_plain
+
+CARD_FORMAT = 1
+
+Activation = Literal["tanh", "relu", "elu", "gelu", "silu", "leaky_relu", "sigmoid", "mish", "softplus", "selu", "identity"]
+
+
+class Plain(BaseModel):
+    """Base of everything that is written to YAML or JSON: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def plain(self) -> dict[str, Any]:
+        """This model as data that YAML and JSON hold, defaults left out."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+class Conv(Plain):
+    """One convolution and the activation behind it."""
+
+    channels: int
+    """Output channels."""
+    kernel: int
+    stride: int
+    padding: int = 0
+
+
+class Trunk(Plain):
+    """From one observation to a flat vector: convolutions, then perhaps one linear layer; with neither, just flattened."""
+
+    convs: tuple[Conv, ...] = ()
+    linear: int | None = None
+    """Width of the linear layer behind the convolutions."""
+    activation: Activation = "relu"
+
+
+class Layers(Plain):
+    """A multilayer perceptron: hidden widths and the activation after each."""
+
+    widths: tuple[int, ...] = ()
+    activation: Activation = "tanh"
+
+
+class ActionHead(Plain):
+    """From the encoder's features to the action distribution, as the algorithm has it."""
+
+    kind: Literal["gaussian", "squashed-gaussian", "deterministic", "categorical", "q-values", "quantiles"]
+    """`deterministic` is TD3's and DDPG's: a tanh that spans the bounds."""
+    log_std: Literal["parameter", "linear", "sde"] | None = None
+    """Where a Gaussian has its standard deviation from; `sde` is SB3's state-dependent exploration."""
+    log_std_width: int | None = None
+    """Columns of the `sde` matrix; one if the standard deviation is the same for every action."""
+    expln: bool = False
+    """Whether `sde` turns its matrix into standard deviations by SB3's `expln` instead of `exp`."""
+    mean_clip: float | None = None
+    """Symmetric bound on the mean before the tanh (SAC with state-dependent exploration)."""
+    quantiles: int | None = None
+    """Quantiles of every action's return (QR-DQN)."""
+
+
+class ValueHead(Plain):
+    """What the agent thinks its observation, or an action in it, is worth; a return on its own task's scale."""
+
+    kind: Literal["state", "action"]
+    """`state` is a value function V(s); `action` is an ensemble of critics Q(s, a)."""
+    trunk: Literal["shared", "own"] = "shared"
+    """Whether it reads the encoder's trunk or has one of its own."""
+    layers: Layers = Layers()
+    critics: int = 1
+    quantiles: int = 1
+    """Quantiles of every critic (TQC)."""
+
+
+class Declared(Plain):
+    """A network of SB3's shapes, declared layer by layer."""
+
+    kind: Literal["declared"] = "declared"
+    trunks: dict[str, Trunk] = {"": Trunk()}
+    """One trunk for every key of a Dict observation, in SB3's order; one with an empty key otherwise."""
+    hidden: Layers = Layers()
+    """The agent's own layers between the trunks and the heads."""
+    action: ActionHead | None = None
+    value: ValueHead | None = None
+
+
+class Registered(Plain):
+    """A network that a builder registered in this process makes (`hubrl.register_network`)."""
+
+    kind: Literal["registered"] = "registered"
+    builder: str
+    """The registered name."""
+    kwargs: dict[str, Any] = {}
+    """Plain keyword arguments of the builder."""
+
+
+class Frames(Plain):
+    """Keep the last channels of a stack of frames."""
+
+    op: Literal["frames"] = "frames"
+    last: int
+
+
+class Crop(Plain):
+    """Keep rows `top` to `bottom` (excluded) of an image."""
+
+    op: Literal["crop"] = "crop"
+    top: int
+    bottom: int
+
+
+class Resize(Plain):
+    """Resize an image bilinearly."""
+
+    op: Literal["resize"] = "resize"
+    height: int
+    width: int
+
+
+class Stretch(Plain):
+    """Stretch the contrast of every image to the full range from 0 to 1."""
+
+    op: Literal["stretch"] = "stretch"
+
+
+class Select(Plain):
+    """Keep some entries of a flat observation, in this order."""
+
+    op: Literal["select"] = "select"
+    indices: tuple[int, ...]
+
+
+Step = Annotated[Frames | Crop | Resize | Stretch | Select, Field(discriminator="op")]
+
+
+class Normalisation(Plain):
+    """The statistics of VecNormalize are among the weights; this is how they are applied."""
+
+    keys: tuple[str, ...] = ("",)
+    """The keys of a Dict observation that are normalised; one empty key otherwise."""
+    clip: float = 10.0
+    epsilon: float = 1e-8
+
+
+class SourceCard(Plain):
+    """Everything about a source but its weights."""
+
+    format: int = CARD_FORMAT
+    """Version of this format."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """How the source is called in its hub, in logs and in files."""
+    algorithm: str
+    """What it was trained with, as SB3 and sb3-contrib name their classes."""
+    observation_space: dict[str, Any]
+    """What its network reads, after `preprocessing`, as plain data; images channel first."""
+    action_space: dict[str, Any] | None = None
+    """The actions of its own head; none for an encoder alone."""
+    network: Annotated[Declared | Registered, Field(discriminator="kind")]
+    preprocessing: tuple[Step, ...] = ()
+    """Steps from the target's observation to the one its network reads."""
+    normalize_images: bool = True
+    """Whether images were divided by 255, as SB3 does unless told otherwise."""
+    normalisation: Normalisation | None = None
+    """How it normalises observations; none if it was trained on them as they are."""
+    task: str | None = None
+    """Gymnasium id of the task it was trained on."""
+    task_kwargs: dict[str, Any] = {}
+    steps: int | None = None
+    """Environment steps of training."""
+    seed: int | None = None
+    episodes: int | None = None
+    """Episodes behind `return_mean` and `return_std`, played deterministically."""
+    return_mean: float | None = None
+    return_std: float | None = None
+    licence: str | None = None
+    origin: str | None = None
+    """Where it comes from: a file's name, a repository, a command."""
+    notes: str | None = None
+    """What a reader must know, above all how it differs from the agent it was cut from."""
+    weights: dict[str, str] = {}
+    """For bare weights from elsewhere: the file's name of each weight, by hubrl's name; what is not named is left out."""
+    sha256: str | None = None
+    """Digest of the file that holds its weights; none until they were saved."""
+
+    @property
+    def observations(self) -> spaces.Space[Any]:
+        """The space that its network reads, after `preprocessing`."""
+        return from_plain(self.observation_space)
+
+    @property
+    def actions(self) -> spaces.Space[Any] | None:
+        """The space of its own head's actions, if it has one."""
+        return None if self.action_space is None else from_plain(self.action_space)
+
+
+def read_card(path: Path) -> SourceCard:
+    """Read and check a card.
+
+    Raises:
+        BadFile: If there is none, or it is not a card, or it is of a newer format.
+    """
+    return parse_card(read_yaml(path), str(path))
+
+
+def parse_card(plain: object, where: str) -> SourceCard:
+    """A card from plain data; `where` it stands is for the message."""
+    if isinstance(plain, dict) and isinstance(plain.get("format"), int) and plain["format"] > CARD_FORMAT:
+        raise BadFile(f"{where} is a card of format {plain['format']}, this hubrl reads up to {CARD_FORMAT}; update hubrl.")
+    try:
+        card = SourceCard.model_validate(plain)
+        shapes = [card.observations, card.actions]
+    except ValidationError as error:
+        raise BadFile(f"{where} is not a source card: {first_problem(error)}.") from error
+    sizes = [math.prod(space.shape) for space in shapes if isinstance(space, spaces.Box)]
+    if any(size == 0 for size in sizes):
+        raise BadFile(f"{where} is not a source card: a space of no numbers.")
+    return card
+
+
+def read_yaml(path: Path) -> object:
+    """Plain data from a YAML file.
+
+    Raises:
+        BadFile: If there is no such file or it is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadFile(f"There is no file {path}.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadFile(f"{path} cannot be read as YAML ({' '.join(str(error).split())[:160]}).") from error
+
+
+def write_yaml(plain: dict[str, Any]) -> str:
+    """Plain data as YAML, in the order given."""
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints, in one phrase."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else str(problem["msg"])

@@ -1,0 +1,57 @@
+"""Every mistake hubrl reports on purpose.
+
+    HubrlError
+    ├── UnknownName        a name that is not registered, with the nearest one that is
+    ├── BadConfig          a config or an option that cannot be what the user meant
+    ├── BadFile            a file that is missing, damaged, hostile, or of a newer format
+    ├── SpaceMismatch      observation or action spaces that do not fit
+    ├── SourcesNotLoaded   sources whose weights never arrived
+    └── OutputExists       something is there already, and nothing was overwritten
+
+Each message is one sentence or two: what was given, what was expected, what to do.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HubrlError(Exception):
+    """The root of hubrl's errors; catch it to catch them all."""
+
+
+class UnknownName(HubrlError):
+    """A name that is not registered."""
+
+
+class BadConfig(HubrlError):
+    """A config or an option that cannot be what the user meant."""
+
+
+class BadFile(HubrlError):
+    """A file that is missing, damaged, hostile, or of a newer format."""
+
+
+class SpaceMismatch(HubrlError):
+    """Observation or action spaces that do not fit."""
+
+
+class SourcesNotLoaded(HubrlError):
+    """Sources whose weights never arrived; running them would be running random networks."""
+
+
+class OutputExists(HubrlError):
+    """Something is there already, and nothing was overwritten."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """A sentence about a name that is not known: the name, the nearest one, and all of them.
+
+    Args:
+        kind: What was named, as a noun ("method", "option of method 'single'").
+        name: What the user wrote.
+        known: The names that would have been right.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}."

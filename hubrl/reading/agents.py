@@ -1,0 +1,156 @@
+"""One door for every form an agent comes in: a zip, a folder, bare weights with a card, a live model."""
+
+import hashlib
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor
+
+from hubrl.cards import Normalisation, SourceCard, read_card
+from hubrl.errors import BadFile
+from hubrl.reading.archive import load_weights, read_archive
+from hubrl.reading.statistics import VecNormalizeStatistics, read_statistics
+from hubrl.source import Source
+
+STATISTICS_NAMES = ("vecnormalize.pkl", "vec_normalize.pkl")
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
+
+
+def read_agent(path: str | Path, companion: str | Path | None = None, *, name: str | None = None, frozen: bool = True) -> Source:
+    """One source from a file or folder, reading plain data and weights alone.
+
+    Args:
+        path: An SB3 zip; a folder with an agent's zip (an RL Zoo run, a Hugging Face download, a run of hubrl); a
+            source's card (`.yaml`) or the same path without a suffix; or bare weights (`.pth`, `.pt`, `.tar`,
+            `.safetensors`) with a card.
+        companion: For a zip VecNormalize's file, which is found beside the zip if it is called as SB3, the RL Zoo or
+            Hugging Face call it; for bare weights their card, which is found beside them if it has the same stem.
+        name: What to call the source; otherwise its card's name or the file's.
+        frozen: Whether training will leave it as it is.
+
+    Raises:
+        BadFile: If a file is missing, damaged, hostile, or not what its card says.
+        SpaceMismatch: If the statistics are of another shape than the observations.
+    """
+    path = Path(path)
+    path = _agent_in(path) if path.is_dir() else path
+    if path.suffix == ".zip":
+        card, tensors = read_archive(path, name or tidy(path.stem))
+        beside = Path(companion) if companion is not None else _statistics_beside(path)
+        return _normalised(card, tensors, read_statistics(beside) if beside else None, frozen=frozen)
+    if path.suffix in WEIGHT_SUFFIXES:
+        return _bare(path, Path(companion) if companion is not None else path.with_suffix(".yaml"), name, frozen=frozen)
+    card_path = path if path.suffix in (".yaml", ".yml") else path.with_name(f"{path.name}.yaml")
+    if not card_path.exists():
+        raise BadFile(f"{path} is no agent: expected an SB3 zip, a folder with one, a source's card, or weights with a card.")
+    return _bare(card_path.with_suffix(".safetensors"), card_path, name, frozen=frozen)
+
+
+def read_live(model: BaseAlgorithm, name: str, *, frozen: bool = True) -> Source:
+    """One source from a model in memory, with the statistics of its VecNormalize if it has one.
+
+    Args:
+        model: Any of the algorithms that hubrl reads from zips.
+        name: What to call the source.
+        frozen: Whether training will leave it as it is.
+
+    Raises:
+        BadFile: If its network is not one of SB3's.
+    """
+    saved = io.BytesIO()
+    model.save(saved)
+    saved.seek(0)
+    card, tensors = read_archive(saved, name)
+    vec = model.get_vec_normalize_env()
+    return _normalised(card, tensors, None if vec is None else live_statistics(vec), frozen=frozen)
+
+
+def live_statistics(vec: VecNormalize) -> VecNormalizeStatistics:
+    """What a VecNormalize in memory does to observations at this moment."""
+    if not vec.norm_obs:
+        return VecNormalizeStatistics(None, vec.clip_obs, vec.epsilon)
+    means = vec.obs_rms if isinstance(vec.obs_rms, dict) else {"": vec.obs_rms}
+    return VecNormalizeStatistics({key: (rms.mean.copy(), rms.var.copy()) for key, rms in means.items()}, vec.clip_obs, vec.epsilon)
+
+
+def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Tensors by name from a `.safetensors` file or a file that `torch.save` wrote.
+
+    Args:
+        path: The file.
+        sha256: Its digest, if it must have one.
+
+    Raises:
+        BadFile: If it is missing, damaged, holds anything but tensors, or has another digest.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise BadFile(f"There is no readable file {path}.") from error
+    found = hashlib.sha256(raw).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise BadFile(f"{path} has sha256 {found}, its card says {sha256}; the file or the card was changed, fetch both again.")
+    if path.suffix != ".safetensors":
+        return load_weights(raw, str(path))
+    try:
+        return safetensors.torch.load(raw)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise BadFile(f"{path} is damaged or not a safetensors file ({error}).") from error
+
+
+def tidy(stem: str) -> str:
+    """A file's stem as the name of a source."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "agent"
+
+
+def _bare(path: Path, card_path: Path, name: str | None, *, frozen: bool) -> Source:
+    card = read_card(card_path)
+    tensors = read_weights(path, card.sha256)
+    if card.weights:
+        missing = sorted(set(card.weights.values()) - set(tensors))
+        if missing:
+            raise BadFile(f"{path} holds no weights {missing[0]!r}, which its card {card_path} names.")
+        tensors = {new: tensors[old] for new, old in card.weights.items()}
+        card = card.model_copy(update={"weights": {}, "sha256": None})
+    return Source.from_card(card.model_copy(update={"name": name}) if name else card, tensors, frozen=frozen)
+
+
+def _normalised(card: SourceCard, tensors: dict[str, Tensor], read: VecNormalizeStatistics | None, *, frozen: bool) -> Source:
+    if read is None or read.statistics is None:
+        return Source.from_card(card, tensors, frozen=frozen)
+    how = Normalisation(keys=tuple(read.statistics), clip=read.clip, epsilon=read.epsilon)
+    tensors = dict(tensors)
+    for index, (mean, var) in enumerate(read.statistics.values()):
+        tensors[f"normaliser.mean_{index}"] = torch.as_tensor(np.asarray(mean, dtype=np.float64))
+        tensors[f"normaliser.var_{index}"] = torch.as_tensor(np.asarray(var, dtype=np.float64))
+    return Source.from_card(card.model_copy(update={"normalisation": how}), tensors, frozen=frozen)
+
+
+def _agent_in(folder: Path) -> Path:
+    """The agent's zip in a folder: the one that has a folder of its own name (RL Zoo), the only one, or the usual names."""
+    zips = sorted(folder.glob("*.zip"))
+    named = [path for path in zips if path.with_suffix("").is_dir()]
+    usual = [folder / f"{stem}.zip" for stem in ("model", "agent", "best_model") if (folder / f"{stem}.zip").exists()]
+    for candidates in (named, zips if len(zips) == 1 else [], usual):
+        if candidates:
+            return candidates[0]
+    raise BadFile(f"The folder {folder} holds {len(zips)} zips and none that says it is the agent; name the zip itself.")
+
+
+def _statistics_beside(path: Path) -> Path | None:
+    """VecNormalize's file that belongs to a zip, by the names in use; a general name only where there is no other agent."""
+    folder, stem = path.parent, path.stem
+    checkpoint = re.sub(r"^(.*)_(\d+_steps)$", r"\1_vecnormalize_\2.pkl", stem)
+    named = [folder / f"{stem}.{name}" for name in STATISTICS_NAMES] + [folder / stem / name for name in STATISTICS_NAMES]
+    zoo = [found for name in STATISTICS_NAMES for found in folder.glob(f"*/{name}")] if stem == "best_model" else []
+    alone = len(list(folder.glob("*.zip"))) == 1
+    general = [folder / name for name in STATISTICS_NAMES] if alone or stem in ("model", "agent") else []
+    return next((found for found in [folder / checkpoint, *named, *zoo, *general] if found.is_file() and found != path), None)

@@ -1,0 +1,320 @@
+"""Agents from the zip files that SB3 and sb3-contrib save, from plain JSON and weights alone."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hubrl.cards import ActionHead, Declared, Registered, SourceCard, ValueHead
+from hubrl.errors import BadFile
+from hubrl.reading.printed_spaces import parse_space
+from hubrl.reading.weights import OWN_NETWORK, StateDict, layers
+from hubrl.spaces import PlainSpace
+
+MAX_BYTES = 4 * 2**30
+
+ON_POLICY = "on-policy"
+
+FAMILIES = {
+    "stable_baselines3.common.policies": ON_POLICY,
+    "sb3_contrib.common.maskable.policies": "MaskablePPO",
+    "stable_baselines3.dqn.policies": "DQN",
+    "stable_baselines3.sac.policies": "SAC",
+    "stable_baselines3.td3.policies": "TD3",
+    "sb3_contrib.qrdqn.policies": "QRDQN",
+    "sb3_contrib.tqc.policies": "TQC",
+}
+
+HUB_POLICY = "hubrl.policies"
+
+ACTIVATION_NAMES = {
+    "Tanh": "tanh",
+    "ReLU": "relu",
+    "ELU": "elu",
+    "GELU": "gelu",
+    "SiLU": "silu",
+    "LeakyReLU": "leaky_relu",
+    "Sigmoid": "sigmoid",
+    "Mish": "mish",
+    "Softplus": "softplus",
+    "SELU": "selu",
+    "Identity": "identity",
+}
+
+KNOWN_EXTRACTORS = ("NatureCNN", "FlattenExtractor", "CombinedExtractor", "HubExtractor")
+
+
+class Archive:
+    """An SB3 zip, opened without unpickling anything.
+
+    Raises:
+        BadFile: If it is missing, damaged, or not an SB3 zip.
+    """
+
+    def __init__(self, path: Path | io.BytesIO, name: str) -> None:
+        self.path = path if isinstance(path, Path) else f"the model {name!r}"
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
+                    raise BadFile(f"{path} unpacks to more than {MAX_BYTES} bytes; agents do not.")
+                missing = {"data", "policy.pth"} - set(archive.namelist())
+                if missing:
+                    raise BadFile(f"{path} is a zip without {' and '.join(sorted(missing))}; SB3 saves both in an agent's zip.")
+                self.data: dict[str, Any] = json.loads(archive.read("data"))
+                raw = archive.read("policy.pth")
+        except FileNotFoundError as error:
+            raise BadFile(f"There is no file {path}.") from error
+        except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+            raise BadFile(f"{path} is damaged or not an SB3 zip ({error}).") from error
+        if not isinstance(self.data, dict):
+            raise BadFile(f"{path} is not an SB3 zip: its data is not an object.")
+        self.tensors = load_weights(raw, str(self.path))
+
+    @property
+    def policy_kwargs(self) -> dict[str, Any]:
+        """The policy's keyword arguments, as far as they are plain."""
+        kwargs = self.data.get("policy_kwargs")
+        return kwargs if isinstance(kwargs, dict) else {}
+
+    @property
+    def policy_module(self) -> str:
+        """The module that the policy's class came from, as text."""
+        policy = self.data.get("policy_class")
+        return str(policy.get("__module__") or _module_in_type(policy)) if isinstance(policy, dict) else ""
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm, from the policy's module and the hyperparameters that only one of them has.
+
+        Raises:
+            BadFile: If it is one that hubrl does not read.
+        """
+        if self.policy_module == HUB_POLICY:
+            return self._on_policy()
+        family = FAMILIES.get(self.policy_module)
+        if family is None:
+            named = f"policy of module {self.policy_module!r}" if self.policy_module else "policy it does not name"
+            raise BadFile(
+                f"{self.path} holds a {named}; hubrl reads PPO, A2C, TRPO, MaskablePPO, DQN, QR-DQN, SAC, TD3, DDPG and TQC. "
+                f"For another, {OWN_NETWORK}."
+            )
+        if family == ON_POLICY:
+            return self._on_policy()
+        return "DDPG" if family == "TD3" and self.policy_kwargs.get("n_critics") == 1 else family
+
+    def _on_policy(self) -> str:
+        if "cg_max_steps" in self.data:
+            return "TRPO"
+        return "PPO" if "clip_range" in self.data else "A2C"
+
+    @property
+    def activation(self) -> str:
+        """The activation of the hidden layers, in hubrl's names.
+
+        Raises:
+            BadFile: If hubrl does not have it.
+        """
+        given = self.policy_kwargs.get("activation_fn")
+        if given is None:
+            return "tanh" if self.algorithm in ("PPO", "A2C", "TRPO", "MaskablePPO") else "relu"
+        name = str(given).rsplit(".", 1)[-1].strip("'> ")
+        if name not in ACTIVATION_NAMES:
+            raise BadFile(f"{self.path} has the activation {name}; hubrl declares {', '.join(ACTIVATION_NAMES)}. For another, {OWN_NETWORK}.")
+        return ACTIVATION_NAMES[name]
+
+    def space(self, which: str) -> PlainSpace:
+        """The `observation` or `action` space, as plain data."""
+        return parse_space(self.data.get(f"{which}_space"), f"{which} space")
+
+
+def _module_in_type(policy: dict[str, Any]) -> str:
+    return str(policy.get(":type:", "")).strip("<>class ' ").rsplit(".", 1)[0]
+
+
+def load_weights(raw: bytes, path: str) -> dict[str, Tensor]:
+    """Tensors by name from a file that `torch.save` wrote, without running what is in it.
+
+    Raises:
+        BadFile: If it holds anything but tensors, is damaged, or holds NaN.
+    """
+    try:
+        loaded = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - a damaged or hostile file can raise anything
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise BadFile(f"The weights in {path} are damaged or hold more than tensors, and were refused ({reason}).") from error
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise BadFile(f"{path} does not hold tensors by name.")
+    for name, tensor in loaded.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise BadFile(f"The weights {name!r} in {path} hold NaN or infinity.")
+    return loaded
+
+
+def read_archive(path: Path | io.BytesIO, name: str) -> tuple[SourceCard, dict[str, Tensor]]:
+    """The card and the weights of the agent in an SB3 zip; nothing in it is executed.
+
+    Args:
+        path: The zip, as a file or in memory.
+        name: What to call the source.
+
+    Raises:
+        BadFile: If the file is missing, damaged, hostile, or holds a network that SB3 does not have.
+    """
+    archive = Archive(path, name)
+    fields: dict[str, Any] = {
+        "name": name,
+        "algorithm": archive.algorithm,
+        "observation_space": archive.space("observation"),
+        "action_space": archive.space("action"),
+        "normalize_images": bool(archive.policy_kwargs.get("normalize_images", True)),
+        "steps": _whole(archive.data.get("num_timesteps")),
+        "seed": _whole(archive.data.get("seed")),
+        "origin": path.name if isinstance(path, Path) else None,
+    }
+    if has_hub(archive):
+        network = Registered(builder="hubrl", kwargs=hub_kwargs(archive))
+        return SourceCard(network=network, **fields), {f"encoder.policy.{k}": v for k, v in archive.tensors.items()}
+    _refuse_custom(archive)
+    weights = StateDict(archive.tensors, str(archive.path))
+    network_card = read_network(weights, archive, fields["observation_space"])
+    return SourceCard(network=network_card, **fields), weights.finish()
+
+
+def has_hub(archive: Archive) -> bool:
+    """Whether the agent was trained through a hub."""
+    return archive.policy_module == HUB_POLICY or "HubExtractor" in str(archive.policy_kwargs.get("features_extractor_class"))
+
+
+def hub_kwargs(archive: Archive) -> dict[str, Any]:
+    """What the registered builder of agents trained through a hub needs, as plain data.
+
+    Raises:
+        BadFile: If an argument of the policy is not plain data.
+    """
+    kwargs = {key: value for key, value in archive.policy_kwargs.items() if not key.startswith(":") and "optimizer" not in key}
+    kwargs.pop("features_extractor_class", None)
+    if "activation_fn" in kwargs:
+        kwargs["activation_fn"] = archive.activation
+    if any(isinstance(value, str) and value.startswith("<") for value in kwargs.values()):
+        raise BadFile(f"{archive.path} was trained with policy arguments that are not plain data: {kwargs}.")
+    return {"algorithm": archive.algorithm, "policy_kwargs": kwargs}
+
+
+def _refuse_custom(archive: Archive) -> None:
+    extractor = str(archive.policy_kwargs.get("features_extractor_class", "FlattenExtractor"))
+    if not any(known in extractor for known in KNOWN_EXTRACTORS):
+        raise BadFile(f"{archive.path} has a features extractor of its own ({extractor}), which hubrl cannot declare; {OWN_NETWORK}.")
+
+
+def read_network(weights: StateDict, archive: Archive, observation_space: PlainSpace) -> Declared:
+    """Take the parts of a source out of SB3's state dict."""
+    keys = list(observation_space["spaces"]) if observation_space["type"] == "Dict" else [""]
+    match archive.algorithm:
+        case "DQN" | "QRDQN":
+            return _q_network(weights, archive, keys)
+        case "SAC" | "TQC" | "TD3" | "DDPG":
+            return _actor_critic(weights, archive, keys)
+        case _:
+            return _on_policy(weights, archive, keys)
+
+
+def _on_policy(weights: StateDict, archive: Archive, keys: list[str]) -> Declared:
+    activation = archive.activation
+    own = weights.has("vf_features_extractor.") and not archive.policy_kwargs.get("share_features_extractor", True)
+    policy_trunk = "pi_features_extractor" if own else "features_extractor"
+    trunks = weights.trunks(policy_trunk, "encoder.trunks", keys)
+    shared = "mlp_extractor.shared_net"
+    hidden, _ = weights.linears((shared, "mlp_extractor.policy_net"), "encoder.hidden")
+    if own:
+        weights.trunks("vf_features_extractor", "critic.trunks", keys)
+    value, _ = weights.linears((shared, "mlp_extractor.value_net"), "critic.hidden")
+    weights.linear("value_net", "critic.value")
+    weights.ignore("features_extractor.", "pi_features_extractor.", "vf_features_extractor.")
+    return Declared(
+        trunks=trunks,
+        hidden=layers(hidden, activation),
+        action=_on_policy_head(weights, archive),
+        value=ValueHead(kind="state", trunk="own" if own else "shared", layers=layers(value, activation)),
+    )
+
+
+def _on_policy_head(weights: StateDict, archive: Archive) -> ActionHead:
+    if "log_std" not in weights:
+        weights.linear("action_net", "action.logits")
+        return ActionHead(kind="categorical")
+    weights.linear("action_net", "action.mean")
+    log_std = weights.take("log_std", "action.log_std")
+    squashed = bool(archive.policy_kwargs.get("squash_output", False))
+    return _gaussian(archive, log_std, squashed=squashed, mean_clip=None)
+
+
+def _gaussian(archive: Archive, log_std: Tensor, *, squashed: bool, mean_clip: float | None) -> ActionHead:
+    sde = log_std.ndim == 2
+    return ActionHead(
+        kind="squashed-gaussian" if squashed else "gaussian",
+        log_std="sde" if sde else "parameter",
+        log_std_width=int(log_std.shape[1]) if sde else None,
+        expln=bool(archive.policy_kwargs.get("use_expln", False)),
+        mean_clip=mean_clip,
+    )
+
+
+def _q_network(weights: StateDict, archive: Archive, keys: list[str]) -> Declared:
+    net = "q_net" if archive.algorithm == "DQN" else "quantile_net"
+    trunks = weights.trunks(f"{net}.features_extractor", "encoder.trunks", keys)
+    hidden, last = weights.linears((f"{net}.{net}",), "encoder.hidden", drop_last=True)
+    outputs = weights.linear(last or f"{net}.{net}.0", "action.q")
+    weights.ignore(f"{net}_target.")
+    actions = int(archive.space("action")["n"])
+    quantiles = outputs // actions if archive.algorithm == "QRDQN" else None
+    kind = "q-values" if quantiles is None else "quantiles"
+    return Declared(trunks=trunks, hidden=layers(hidden, archive.activation), action=ActionHead(kind=kind, quantiles=quantiles))
+
+
+def _actor_critic(weights: StateDict, archive: Archive, keys: list[str]) -> Declared:
+    activation = archive.activation
+    trunks = weights.trunks("actor.features_extractor", "encoder.trunks", keys)
+    deterministic = archive.algorithm in ("TD3", "DDPG")
+    stack = "actor.mu" if deterministic else "actor.latent_pi"
+    hidden, last = weights.linears((stack,), "encoder.hidden", drop_last=deterministic)
+    action = _deterministic(weights, last) if deterministic else _squashed(weights, archive)
+    value = _critics(weights, archive, keys, shared=bool(archive.policy_kwargs.get("share_features_extractor", False)))
+    weights.ignore("critic_target.", "actor_target.", "critic.features_extractor.")
+    return Declared(trunks=trunks, hidden=layers(hidden, activation), action=action, value=value)
+
+
+def _deterministic(weights: StateDict, last: str | None) -> ActionHead:
+    weights.linear(last or "actor.mu.0", "action.mean")
+    return ActionHead(kind="deterministic")
+
+
+def _squashed(weights: StateDict, archive: Archive) -> ActionHead:
+    if "actor.log_std" not in weights:
+        weights.linear("actor.mu", "action.mean")
+        weights.linear("actor.log_std", "action.log_std")
+        return ActionHead(kind="squashed-gaussian", log_std="linear")
+    clip = float(archive.policy_kwargs.get("clip_mean", 2.0))
+    weights.linear("actor.mu.0" if clip > 0 else "actor.mu", "action.mean")
+    log_std = weights.take("actor.log_std", "action.log_std", dims=2)
+    return _gaussian(archive, log_std, squashed=True, mean_clip=clip if clip > 0 else None)
+
+
+def _critics(weights: StateDict, archive: Archive, keys: list[str], *, shared: bool) -> ValueHead:
+    if not shared:
+        weights.trunks("critic.features_extractor", "critic.trunks", keys)
+    critics, hidden, quantiles = 0, (), 1
+    while weights.has(f"critic.qf{critics}."):
+        new = f"critic.critics.{critics}"
+        hidden, last = weights.linears((f"critic.qf{critics}",), new, drop_last=True)
+        quantiles = weights.linear(str(last), f"{new}.{2 * len(hidden)}")
+        critics += 1
+    trunk = "shared" if shared else "own"
+    return ValueHead(kind="action", trunk=trunk, layers=layers(hidden, archive.activation), critics=critics, quantiles=quantiles)
+
+
+def _whole(number: Any) -> int | None:
+    return number if isinstance(number, int) and not isinstance(number, bool) else None

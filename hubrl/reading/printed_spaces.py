@@ -1,0 +1,119 @@
+"""Spaces from the text that SB3 prints of them into a zip's JSON.
+
+The JSON also holds each space as a pickle; that is never opened. Bounds are printed with eight digits, and long ones
+are elided in the middle: elided bounds are accepted where every number shown is the same, and otherwise widened to
+the range shown.
+"""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from hubrl.errors import BadFile
+from hubrl.spaces import PlainSpace
+
+_NUMBER = re.compile(r"-?inf|-?\d+\.?\d*(?:e[+-]?\d+)?")
+_PART = re.compile(r"['\"]([^'\"]+)['\"],?:?\s*(Box|Discrete|MultiDiscrete|MultiBinary|Dict)\(")
+
+
+def parse_space(printed: Any, what: str) -> PlainSpace:
+    """Plain data of a space from a zip's JSON.
+
+    Args:
+        printed: The JSON object of the space.
+        what: What it is the space of, for the message.
+
+    Raises:
+        BadFile: If it is missing or of a type that hubrl does not know.
+    """
+    if not isinstance(printed, dict) or not isinstance(printed.get(":type:"), str):
+        raise BadFile(f"The file says nothing of its {what}.")
+    kind = printed[":type:"].rsplit(".", 1)[-1].strip("'> ")
+    try:
+        return _parse(kind, printed)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise BadFile(f"The {what} in the file, a {kind}, cannot be read ({error!r}).") from error
+
+
+def _parse(kind: str, printed: dict[str, Any]) -> PlainSpace:
+    match kind:
+        case "Box":
+            shape = [int(n) for n in printed.get("shape") or printed["_shape"]]
+            dtype = str(printed["dtype"])
+            bounds = {end: _bound(str(printed[end]), shape) for end in ("low", "high")}
+            return {"type": "Box", "shape": shape, "dtype": dtype, **bounds}
+        case "Discrete":
+            return {"type": "Discrete", "n": int(printed["n"]), "start": int(printed.get("start") or 0)}
+        case "MultiDiscrete":
+            return {"type": "MultiDiscrete", "nvec": [int(n) for n in _NUMBER.findall(str(printed["nvec"]))]}
+        case "MultiBinary":
+            return {"type": "MultiBinary", "n": int(printed["n"])}
+        case "Dict":
+            return {"type": "Dict", "spaces": _dict_parts(str(printed["spaces"]))}
+        case _:
+            raise ValueError(f"hubrl reads Box, Discrete, MultiDiscrete, MultiBinary and Dict, not {kind}")
+
+
+def _dict_parts(text: str) -> dict[str, PlainSpace]:
+    """The parts of a Dict space from its `repr`, in its order."""
+    parts = {}
+    for match in _PART.finditer(text):
+        key, kind = match.groups()
+        inside = _until_closed(text, match.end())
+        parts[key] = _from_repr(kind, inside)
+    if not parts:
+        raise ValueError("no parts")
+    return parts
+
+
+def _from_repr(kind: str, inside: str) -> PlainSpace:
+    match kind:
+        case "Box":
+            found = re.fullmatch(r"(.*), (\([\d, ]*\)), (\w+)", inside, re.DOTALL)
+            if found is None:
+                raise ValueError(inside)
+            bounds, shape_text, dtype = found.groups()
+            shape = [int(n) for n in re.findall(r"\d+", shape_text)]
+            low, high = _split_bounds(bounds)
+            return {"type": "Box", "shape": shape, "dtype": dtype, "low": _bound(low, shape), "high": _bound(high, shape)}
+        case "Discrete" | "MultiBinary":
+            return {"type": kind, "n": int(inside.split(",")[0])}
+        case "MultiDiscrete":
+            return {"type": kind, "nvec": [int(n) for n in re.findall(r"\d+", inside)]}
+        case _:
+            raise ValueError("a Dict inside a Dict")
+
+
+def _split_bounds(text: str) -> tuple[str, str]:
+    """The two bounds at the start of a Box's `repr`: two numbers or two bracketed arrays."""
+    depth = 0
+    for position, letter in enumerate(text):
+        depth += (letter == "[") - (letter == "]")
+        if letter == "," and depth == 0:
+            return text[:position], text[position + 1 :]
+    raise ValueError(text)
+
+
+def _until_closed(text: str, start: int) -> str:
+    depth = 1
+    for position in range(start, len(text)):
+        depth += (text[position] == "(") - (text[position] == ")")
+        if depth == 0:
+            return text[start:position]
+    raise ValueError("unbalanced parentheses")
+
+
+def _bound(text: str, shape: list[int]) -> Any:
+    numbers = [float(number) for number in _NUMBER.findall(text)]
+    if not numbers:
+        raise ValueError(f"no bound in {text[:40]!r}")
+    if len(set(numbers)) == 1:
+        return _finite(numbers[0])
+    if len(numbers) != int(np.prod(shape)):
+        return _finite(min(numbers) if min(numbers) < 0 else max(numbers))
+    return np.array([_finite(number) for number in numbers], dtype=object).reshape(shape).tolist()
+
+
+def _finite(number: float) -> float | str:
+    return number if np.isfinite(number) else str(number)

@@ -1,0 +1,436 @@
+"""A source: a pretrained agent that speaks, frozen unless said otherwise."""
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import safetensors.torch
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, maybe_transpose, preprocess_obs
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hubrl import networks, speech
+from hubrl.cards import Crop, Declared, Frames, Normalisation, Registered, Resize, Select, SourceCard, Step
+from hubrl.errors import BadConfig, BadFile, SourcesNotLoaded, SpaceMismatch
+from hubrl.networks import Networks, Observations
+from hubrl.spaces import describe, fits, to_plain
+
+MEMORY_BUILDER = "in-memory"
+"""Builder named by sources made from a user's own modules without a registered one: they live in their process only."""
+
+Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Mean and variance of VecNormalize, by key of a Dict observation; one empty key otherwise."""
+
+
+def is_sb3_init(fn: Any) -> bool:
+    """Whether a function handed to `apply` is SB3's orthogonal initialisation (`ActorCriticPolicy._build`)."""
+    return isinstance(fn, partial) and getattr(fn.func, "__name__", "") == "init_weights"
+
+
+class Source(nn.Module):
+    """A pretrained agent: its normaliser and encoder, its own action head and, where it has one, its value or Q head.
+
+    It speaks at two levels: `features` are what its own head reads; `outputs` are the parameters of its action
+    distribution in the environment's units (`hubrl.speech`). Frozen, its weights are buffers, so that no optimizer,
+    no Polyak average and no initialisation can reach them.
+
+    Made from the user's own modules it is the trusted way in for agents that hubrl cannot read from a file:
+    `Source(encoder=my_encoder, head=my_head, name="mine", observation_space=..., action_space=...)`. To survive
+    saving and loading in another process, such a source names a builder (`hubrl.register_network`).
+
+    Args:
+        encoder: From preprocessed observations to features `(batch, width)`.
+        head: From features to the action distribution: for Box the means, or means and log standard deviations; for
+            discrete actions the logits. None for an encoder alone.
+        value: From features to what the observation is worth, `(batch,)` or `(batch, 1)`.
+        card: The card, if there is one; otherwise it is made from `description`.
+        statistics: Mean and variance that normalise its observations, by key of a Dict observation or under an empty key.
+        frozen: Whether training leaves it as it is.
+        description: Fields of the card: `name`, `observation_space`, `action_space` (spaces or plain data), `builder`
+            and `kwargs` of a registered network, `algorithm`, `task`, and so on.
+
+    Raises:
+        BadConfig: If the description is not a card's.
+        SpaceMismatch: If the encoder or the head does not fit the spaces.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        head: nn.Module | None = None,
+        value: nn.Module | None = None,
+        card: SourceCard | None = None,
+        statistics: Statistics | None = None,
+        frozen: bool = True,
+        **description: Any,
+    ) -> None:
+        super().__init__()
+        described = card is None
+        card = card or _describe_card(description, statistics)
+        if described:
+            encoder, head, value = copy.deepcopy((encoder, head, value))
+        self.space = card.observations
+        self.actions = card.actions
+        if not isinstance(card.network, Declared):
+            head = None if head is None or self.actions is None else OwnHead(head, self.actions)
+            value = None if value is None else OwnValue(value)
+        self.encoder, self.action, self.critic = encoder, head, value
+        self.normaliser = None
+        if card.normalisation is not None:
+            self.normaliser = Normaliser(self.space, card.normalisation, statistics)
+        self.frozen = frozen
+        self.arrived = True
+        self.card = card
+        if frozen:
+            freeze(self)
+        self.width = self._probe()
+        if described:
+            self._seal()
+
+    @classmethod
+    def from_card(cls, card: SourceCard, tensors: Mapping[str, Tensor] | None = None, *, frozen: bool = True) -> "Source":
+        """The source that a card describes.
+
+        Args:
+            card: The card.
+            tensors: Its weights, by name. Without them the source refuses to speak until `load_state_dict` brings them.
+            frozen: Whether training leaves it as it is.
+
+        Raises:
+            BadFile: If the weights are not the card's: missing, superfluous, of another shape, or not finite.
+        """
+        built = networks.build(card)
+        source = cls(encoder=built.encoder, head=built.action, value=built.value, card=card, frozen=frozen)
+        source.arrived = False
+        if tensors is not None:
+            source.fill(tensors)
+            if card.sha256 is None:
+                source._seal()
+        return source
+
+    @property
+    def name(self) -> str:
+        """What the source is called."""
+        return self.card.name
+
+    def features(self, observations: Observations) -> Float[Tensor, "batch width"]:
+        """What the source's own head reads, for observations as SB3 preprocesses them.
+
+        Raises:
+            SourcesNotLoaded: If the weights never arrived.
+        """
+        features: Tensor = self.encoder(self._read(observations))
+        return features
+
+    def outputs(self, observations: Observations) -> Float[Tensor, "batch outputs"]:
+        """The parameters of the source's action distribution, in the environment's units.
+
+        Raises:
+            SourcesNotLoaded: If the weights never arrived.
+            SpaceMismatch: If the source is an encoder alone.
+        """
+        if self.action is None:
+            raise SpaceMismatch(f"Source {self.name!r} is an encoder alone and has no actions; use its features.")
+        said: Tensor = self.action(self.features(observations))
+        return said
+
+    def value(self, observations: Observations) -> Float[Tensor, " batch"]:
+        """What the source thinks its observations are worth, as a return on its own task's scale.
+
+        Raises:
+            SourcesNotLoaded: If the weights never arrived.
+            SpaceMismatch: If the source has no value or Q head.
+        """
+        if self.critic is None or self.action is None:
+            raise SpaceMismatch(f"Source {self.name!r} has no value or Q head.")
+        read = self._read(observations)
+        trunk = self.encoder.trunks(read) if isinstance(self.encoder, networks.Encoder) else self.encoder(read)
+        features = self.encoder.hidden(trunk) if isinstance(self.encoder, networks.Encoder) else trunk
+        if isinstance(self.action, networks.GreedyAction):
+            action = self.action.q_values(features)
+        else:
+            action = self.action(features).chunk(2, dim=1)[0]
+        worth: Tensor = self.critic(read, trunk, action)
+        return worth
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, None]:
+        """Actions for one observation or a batch, as SB3's models predict them.
+
+        Observations are given as the task has them: the source normalises them itself.
+
+        Args:
+            observation: One observation, or a batch with a leading axis; images channel last or first.
+            state: Ignored; there is no recurrent state.
+            episode_start: Ignored.
+            deterministic: Whether to take the most likely action.
+
+        Raises:
+            SpaceMismatch: If the observation has another shape, or the source no action head.
+            SourcesNotLoaded: If the weights never arrived.
+        """
+        if self.actions is None:
+            raise SpaceMismatch(f"Source {self.name!r} is an encoder alone and has no actions; use its features.")
+        batch, batched = self._batch(observation)
+        said = self.outputs(cast("Observations", preprocess_obs(batch, self.space, self.card.normalize_images)))
+        actions = speech.act(said, self.actions, deterministic=deterministic)
+        return (actions if batched else actions[0]), None
+
+    def accepts(self, space: spaces.Space[Any]) -> bool:
+        """Whether the source can read observations of a target's space, after its preprocessing."""
+        if not self.card.preprocessing:
+            return fits(space, self.space)
+        if not isinstance(space, spaces.Box):
+            return False
+        try:
+            row = preprocessed(torch.zeros(1, *space.shape), self.card.preprocessing)
+        except (RuntimeError, IndexError):
+            return False
+        return tuple(row.shape[1:]) == self.space.shape
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights by name, as copies on the CPU."""
+        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
+
+    def to_bytes(self) -> bytes:
+        """The weights as the content of a `.safetensors` file; the card's sha256 is this content's digest."""
+        return safetensors.torch.save(self.tensors())
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load weights by name.
+
+        Raises:
+            BadFile: If they are not the card's: missing, superfluous, of another shape, or not finite.
+        """
+        own = self.state_dict()
+        problems = [f"{name} is missing" for name in own if name not in tensors]
+        problems += [f"{name} is not in its card" for name in tensors if name not in own]
+        problems += [
+            f"{name} has shape {tuple(tensors[name].shape)}, the card says {tuple(own[name].shape)}"
+            for name in own
+            if name in tensors and tensors[name].shape != own[name].shape
+        ]
+        problems += [f"{name} holds NaN or infinity" for name, tensor in tensors.items() if not _finite(tensor)]
+        if problems:
+            raise BadFile(f"The weights of source {self.name!r} do not fit: {problems[0]}.")
+        self.arrived = False
+        self.load_state_dict(dict(tensors))
+
+    def apply(self, fn: Any) -> "Source":
+        """`nn.Module.apply`, except that SB3's orthogonal initialisation leaves pretrained weights alone."""
+        if not is_sb3_init(fn):
+            super().apply(fn)
+        return self
+
+    def train(self, mode: bool = True) -> "Source":
+        """`nn.Module.train`, except that a frozen source stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
+
+    def _seal(self) -> None:
+        self.card = self.card.model_copy(update={"sha256": hashlib.sha256(self.to_bytes()).hexdigest()})
+
+    def _read(self, observations: Observations) -> Observations:
+        if not self.arrived:
+            raise SourcesNotLoaded(
+                f"The weights of source {self.name!r} never arrived; load a saved model, or make the keyword arguments "
+                "with Hub.policy_kwargs or Hub.agent."
+            )
+        if self.card.preprocessing:
+            assert isinstance(observations, Tensor)
+            observations = preprocessed(observations, self.card.preprocessing)
+        return observations if self.normaliser is None else self.normaliser(observations)
+
+    def _batch(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[Any, bool]:
+        """A batch of tensors, and whether it was one already."""
+        if isinstance(self.space, spaces.Dict):
+            if not isinstance(observation, dict):
+                raise SpaceMismatch(f"Source {self.name!r} reads {describe(self.space)}, it was given an array.")
+            parts = {key: self._rows(np.asarray(observation[key]), part) for key, part in self.space.spaces.items()}
+            return {key: rows for key, (rows, _) in parts.items()}, all(batched for _, batched in parts.values())
+        return self._rows(np.asarray(observation), self.space)
+
+    def _rows(self, array: np.ndarray, space: spaces.Space[Any]) -> tuple[Tensor, bool]:
+        array = maybe_transpose(array, space)
+        shape = tuple(space.shape or ())
+        batched = array.ndim > len(shape)
+        rows = array if batched else array[None]
+        if not self.card.preprocessing and rows.shape[1:] != shape:
+            raise SpaceMismatch(f"Source {self.name!r} reads {describe(space)}, it was given an observation of shape {array.shape}.")
+        device = next(iter(self.state_dict().values())).device
+        return torch.as_tensor(rows, device=device), batched
+
+    @torch.no_grad()
+    def _probe(self) -> int:
+        """The width of the features, found by reading one observation of zeros."""
+        self.eval()
+        zeros = _zeros(self.space)
+        try:
+            features = self.encoder(zeros)
+            width = int(features.shape[1])
+            if self.action is not None and self.actions is not None:
+                said = int(self.action(features).shape[1])
+        except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+            raise SpaceMismatch(f"The networks of source {self.name!r} do not read {describe(self.space)} ({error}).") from error
+        if self.action is not None and self.actions is not None and said != speech.width(self.actions):
+            raise SpaceMismatch(f"The head of source {self.name!r} says {said} numbers, {describe(self.actions)} takes {speech.width(self.actions)}.")
+        return width
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Note that the weights arrived; let no file replace what other models share."""
+        own = {prefix + name: tensor for name, tensor in self.state_dict().items()}
+        found = {name: state_dict[name] for name in own if name in state_dict}
+        if self.frozen and self.arrived and found and any(not torch.equal(own[k].cpu(), v.cpu()) for k, v in found.items()):
+            raise BadFile(
+                f"Other weights of source {self.name!r} (sha256 {self.card.sha256}) are in use in this process; "
+                "the file being loaded is damaged or claims a source it does not hold."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.arrived = self.arrived or len(found) == len(own)
+
+
+class Normaliser(nn.Module):
+    """What VecNormalize did when the source was trained, with its statistics held fixed."""
+
+    def __init__(self, space: spaces.Space[Any], how: Normalisation, statistics: Statistics | None) -> None:
+        super().__init__()
+        self.how = how
+        for index, key in enumerate(how.keys):
+            part = space.spaces.get(key) if isinstance(space, spaces.Dict) else space
+            if part is None:
+                raise BadFile(f"Statistics are given for {key!r}, the source observes {describe(space)}.")
+            mean, var = (np.zeros(part.shape), np.ones(part.shape)) if statistics is None else statistics[key]
+            if np.shape(mean) != part.shape:
+                raise SpaceMismatch(f"The statistics are of shape {np.shape(mean)}, the source observes {describe(part)}.")
+            # Twice float32's digits: SB3 normalises in float64.
+            self.register_buffer(f"mean_{index}", torch.as_tensor(np.asarray(mean), dtype=torch.float64))
+            self.register_buffer(f"var_{index}", torch.as_tensor(np.asarray(var), dtype=torch.float64))
+
+    def forward(self, observations: Observations) -> Observations:
+        """Observations as the source was trained on them."""
+        if isinstance(observations, Tensor):
+            return self._normalised(0, observations)
+        done = {key: self._normalised(index, observations[key]) for index, key in enumerate(self.how.keys)}
+        return {**observations, **done}
+
+    def _normalised(self, index: int, values: Tensor) -> Tensor:
+        mean, var = self.get_buffer(f"mean_{index}"), self.get_buffer(f"var_{index}")
+        normal = (values - mean) / (var + self.how.epsilon).sqrt()
+        return normal.clamp(-self.how.clip, self.how.clip).float()
+
+
+class OwnHead(nn.Module):
+    """A user's head, made to speak as every other."""
+
+    def __init__(self, head: nn.Module, space: spaces.Space[Any]) -> None:
+        super().__init__()
+        self.head, self.space = head, space
+
+    def forward(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch outputs"]:
+        """Speech from the head's means, means and log standard deviations, or logits."""
+        said: Tensor = self.head(features)
+        if isinstance(self.space, spaces.MultiBinary):
+            return said
+        if not isinstance(self.space, spaces.Box):
+            return speech.categorical(said, self.space)
+        if 2 * said.shape[1] == speech.width(self.space):
+            return speech.gaussian(said, said.new_full((1, said.shape[1]), np.log(0.1)), self.space)
+        return speech.gaussian(*said.chunk(2, dim=1), self.space)
+
+
+class OwnValue(nn.Module):
+    """A user's value head, called as every other."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, observations: Observations, trunk: Tensor, action: Tensor) -> Float[Tensor, " batch"]:
+        """What each observation is worth, read from the encoder's features."""
+        worth: Tensor = self.head(trunk)
+        return worth.reshape(-1)
+
+
+def freeze(module: nn.Module) -> None:
+    """Turn every parameter into a buffer: bit for bit out of reach of optimizers, clipping and Polyak averages."""
+    for part in module.modules():
+        for name, parameter in list(part._parameters.items()):
+            if parameter is not None:
+                del part._parameters[name]
+                part.register_buffer(name, parameter.detach().clone())
+    module.requires_grad_(False).eval()
+    # SB3 copies every buffer named `running_` to the target network, in place and averaged: hide a batch norm's.
+    module.register_state_dict_post_hook(_hide_running)
+    module.register_load_state_dict_pre_hook(_restore_running)
+
+
+def preprocessed(images: Float[Tensor, " batch *obs"], steps: tuple[Step, ...]) -> Float[Tensor, " batch *read"]:
+    """Observations of the target as a source's network reads them."""
+    for step in steps:
+        match step:
+            case Select():
+                images = images[:, list(step.indices)]
+            case Frames():
+                images = images[:, -step.last :]
+            case Crop():
+                images = images[:, :, step.top : step.bottom]
+            case Resize():
+                images = functional.interpolate(images, (step.height, step.width), mode="bilinear", antialias=True)
+            case _:
+                low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+                images = (images - low) / (high - low).clamp_min(1e-6)
+    return images
+
+
+def _describe_card(description: dict[str, Any], statistics: Statistics | None) -> SourceCard:
+    fields = {"name": "custom", "algorithm": "custom", **description}
+    network = Registered(builder=fields.pop("builder", MEMORY_BUILDER), kwargs=fields.pop("kwargs", {}))
+    for end in ("observation_space", "action_space"):
+        if isinstance(fields.get(end), spaces.Space):
+            fields[end] = to_plain(fields[end])
+    if statistics is not None:
+        fields.setdefault("normalisation", Normalisation(keys=tuple(statistics)))
+    try:
+        return SourceCard(network=network, **fields)
+    except ValueError as error:
+        raise BadConfig(f"A source cannot be described so: {' '.join(str(error).split())[:200]}") from error
+
+
+def _zeros(space: spaces.Space[Any]) -> Observations:
+    if isinstance(space, spaces.Dict):
+        return {key: cast("Tensor", _zeros(part)) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Box):
+        return torch.zeros(1, *space.shape)
+    return torch.zeros(1, get_flattened_obs_dim(space))
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _hide_running(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    for name in [name for name in state if name.startswith(prefix) and "running_" in name]:
+        state[name.replace("running_", "fixed_")] = state.pop(name)
+
+
+def _restore_running(module: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
+    names = {name for name, _ in module.named_buffers() if "running_" in name}
+    for name in names:
+        hidden = prefix + name.replace("running_", "fixed_")
+        if hidden in state:
+            state[prefix + name] = state.pop(hidden)
+
+
+__all__ = ["MEMORY_BUILDER", "Networks", "Source", "Statistics", "freeze", "is_sb3_init", "preprocessed"]
