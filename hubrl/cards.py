@@ -26,8 +26,9 @@ class Plain(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     def plain(self) -> dict[str, Any]:
-        """This model as data that YAML and JSON hold, defaults left out."""
-        return self.model_dump(mode="json", exclude_defaults=True)
+        """This model as data that YAML and JSON hold: defaults left out, but never the format."""
+        version = {"format": getattr(self, "format")} if "format" in type(self).model_fields else {}
+        return {**version, **self.model_dump(mode="json", exclude_defaults=True)}
 
 
 class Conv(Plain):
@@ -89,7 +90,7 @@ class ValueHead(Plain):
 class Declared(Plain):
     """A network of SB3's shapes, declared layer by layer."""
 
-    kind: Literal["declared"] = "declared"
+    kind: Literal["declared"]
     trunks: dict[str, Trunk] = {"": Trunk()}
     """One trunk for every key of a Dict observation, in SB3's order; one with an empty key otherwise."""
     hidden: Layers = Layers()
@@ -101,7 +102,7 @@ class Declared(Plain):
 class Registered(Plain):
     """A network that a builder registered in this process makes (`hubrl.register_network`)."""
 
-    kind: Literal["registered"] = "registered"
+    kind: Literal["registered"]
     builder: str
     """The registered name."""
     kwargs: dict[str, Any] = {}
@@ -111,14 +112,14 @@ class Registered(Plain):
 class Frames(Plain):
     """Keep the last channels of a stack of frames."""
 
-    op: Literal["frames"] = "frames"
+    op: Literal["frames"]
     last: int
 
 
 class Crop(Plain):
     """Keep rows `top` to `bottom` (excluded) of an image."""
 
-    op: Literal["crop"] = "crop"
+    op: Literal["crop"]
     top: int
     bottom: int
 
@@ -126,7 +127,7 @@ class Crop(Plain):
 class Resize(Plain):
     """Resize an image bilinearly."""
 
-    op: Literal["resize"] = "resize"
+    op: Literal["resize"]
     height: int
     width: int
 
@@ -134,13 +135,13 @@ class Resize(Plain):
 class Stretch(Plain):
     """Stretch the contrast of every image to the full range from 0 to 1."""
 
-    op: Literal["stretch"] = "stretch"
+    op: Literal["stretch"]
 
 
 class Select(Plain):
     """Keep some entries of a flat observation, in this order."""
 
-    op: Literal["select"] = "select"
+    op: Literal["select"]
     indices: tuple[int, ...]
 
 

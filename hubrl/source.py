@@ -396,7 +396,7 @@ def preprocessed(images: Float[Tensor, " batch *obs"], steps: tuple[Step, ...]) 
 
 def _describe_card(description: dict[str, Any], statistics: Statistics | None) -> SourceCard:
     fields = {"name": "custom", "algorithm": "custom", **description}
-    network = Registered(builder=fields.pop("builder", MEMORY_BUILDER), kwargs=fields.pop("kwargs", {}))
+    network = Registered(kind="registered", builder=fields.pop("builder", MEMORY_BUILDER), kwargs=fields.pop("kwargs", {}))
     for end in ("observation_space", "action_space"):
         if isinstance(fields.get(end), spaces.Space):
             fields[end] = to_plain(fields[end])

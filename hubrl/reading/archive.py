@@ -176,7 +176,7 @@ def read_archive(path: Path | io.BytesIO, name: str) -> tuple[SourceCard, dict[s
         "origin": path.name if isinstance(path, Path) else None,
     }
     if has_hub(archive):
-        network = Registered(builder="hubrl", kwargs=hub_kwargs(archive))
+        network = Registered(kind="registered", builder="hubrl", kwargs=hub_kwargs(archive))
         return SourceCard(network=network, **fields), {f"encoder.policy.{k}": v for k, v in archive.tensors.items()}
     _refuse_custom(archive)
     weights = StateDict(archive.tensors, str(archive.path))
@@ -235,6 +235,7 @@ def _on_policy(weights: StateDict, archive: Archive, keys: list[str]) -> Declare
     weights.linear("value_net", "critic.value")
     weights.ignore("features_extractor.", "pi_features_extractor.", "vf_features_extractor.")
     return Declared(
+        kind="declared",
         trunks=trunks,
         hidden=layers(hidden, activation),
         action=_on_policy_head(weights, archive),
@@ -272,7 +273,7 @@ def _q_network(weights: StateDict, archive: Archive, keys: list[str]) -> Declare
     actions = int(archive.space("action")["n"])
     quantiles = outputs // actions if archive.algorithm == "QRDQN" else None
     kind = "q-values" if quantiles is None else "quantiles"
-    return Declared(trunks=trunks, hidden=layers(hidden, archive.activation), action=ActionHead(kind=kind, quantiles=quantiles))
+    return Declared(kind="declared", trunks=trunks, hidden=layers(hidden, archive.activation), action=ActionHead(kind=kind, quantiles=quantiles))
 
 
 def _actor_critic(weights: StateDict, archive: Archive, keys: list[str]) -> Declared:
@@ -284,7 +285,7 @@ def _actor_critic(weights: StateDict, archive: Archive, keys: list[str]) -> Decl
     action = _deterministic(weights, last) if deterministic else _squashed(weights, archive)
     value = _critics(weights, archive, keys, shared=bool(archive.policy_kwargs.get("share_features_extractor", False)))
     weights.ignore("critic_target.", "actor_target.", "critic.features_extractor.")
-    return Declared(trunks=trunks, hidden=layers(hidden, activation), action=action, value=value)
+    return Declared(kind="declared", trunks=trunks, hidden=layers(hidden, activation), action=action, value=value)
 
 
 def _deterministic(weights: StateDict, last: str | None) -> ActionHead:

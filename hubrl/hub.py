@@ -1,0 +1,243 @@
+"""A hub: an ordered, immutable set of sources, and what it hands to SB3's algorithms."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from gymnasium import spaces
+from pydantic import Field, ValidationError
+from stable_baselines3.a2c import A2C
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.ppo import PPO
+
+from hubrl import speech, store
+from hubrl.cards import Plain, first_problem, read_yaml, write_yaml
+from hubrl.errors import BadConfig, BadFile, UnknownName, unknown
+from hubrl.extractor import HubExtractor
+from hubrl.folders import new_folder
+from hubrl.methods import check_options, options_of
+from hubrl.methods.hub_pathway import check_top_k
+from hubrl.optimizers import HubAdam, HubRMSprop
+from hubrl.policies import HubActorCriticPolicy, Outputs
+from hubrl.reading import read_agent, read_live
+from hubrl.source import Source
+from hubrl.spec import HubSpec
+
+HUB_FORMAT = 1
+HUB_FILE = "hub.yaml"
+
+Agent = str | Path | Source | BaseAlgorithm | tuple[str | Path, str | Path]
+"""A file or folder, one with its statistics or its card, a model in memory, or a source."""
+
+
+class HubCard(Plain):
+    """What a hub's folder says of itself; its sources' cards lie beside."""
+
+    format: int = HUB_FORMAT
+    sources: tuple[str, ...] = Field(min_length=1)
+    """The sources' names, in order."""
+
+
+class Hub(Sequence[Source]):
+    """Pretrained agents to learn from, in the order given.
+
+    Args:
+        sources: The sources; their names must differ.
+
+    Raises:
+        BadConfig: If there is none, or two have one name.
+    """
+
+    def __init__(self, sources: Iterable[Source]) -> None:
+        self._sources = tuple(sources)
+        if not self._sources:
+            raise BadConfig("A hub of no sources was given; expected at least one.")
+        names = [source.name for source in self._sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise BadConfig(f"Two sources are called {twice[0]!r}; give one of them another name.")
+
+    @classmethod
+    def from_agents(cls, agents: Iterable[Agent], names: Sequence[str] | None = None) -> "Hub":
+        """A hub of agents in whatever form they come; nothing in their files is executed.
+
+        Args:
+            agents: SB3 zips, RL Zoo folders, cards, weights with a card, sources, or models in memory; a pair is a zip
+                with its VecNormalize file, or weights with their card.
+            names: What to call them; otherwise after their files.
+
+        Raises:
+            BadFile: If a file is missing, damaged or hostile.
+            BadConfig: If there is no agent, or two have one name.
+        """
+        listed = list(agents)
+        called: Sequence[str | None] = names if names is not None else [None] * len(listed)
+        if len(called) != len(listed):
+            raise BadConfig(f"{len(called)} names were given for {len(listed)} agents.")
+        return cls(_source(agent, name, index) for index, (agent, name) in enumerate(zip(listed, called, strict=True)))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Hub":
+        """The hub that `save` wrote; every weight file's sha256 is checked.
+
+        Raises:
+            BadFile: If it is no hub, a file is missing or changed, or it is of a newer format.
+        """
+        folder = Path(folder)
+        if not (folder / HUB_FILE).is_file():
+            raise BadFile(f"{folder} is no hub: it has no {HUB_FILE}; make one with `hubrl hub build`.")
+        plain = read_yaml(folder / HUB_FILE)
+        if isinstance(plain, dict) and isinstance(plain.get("format"), int) and plain["format"] > HUB_FORMAT:
+            raise BadFile(f"{folder} is a hub of format {plain['format']}, this hubrl reads up to {HUB_FORMAT}; update hubrl.")
+        try:
+            card = HubCard.model_validate(plain)
+        except ValidationError as error:
+            raise BadFile(f"{folder / HUB_FILE} is not a hub's card: {first_problem(error)}.") from error
+        return cls(read_agent(_inside(folder, name)) for name in card.sources)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write the hub as a folder: `hub.yaml`, and a card and a `.safetensors` file for each source.
+
+        Args:
+            folder: Where; it appears whole or not at all.
+            overwrite: Whether it may replace a folder that is there.
+
+        Raises:
+            OutputExists: If the folder exists and may not be replaced.
+            SourcesNotLoaded: If a source's weights never arrived.
+        """
+        with new_folder(Path(folder), overwrite=overwrite) as making:
+            for source in self._sources:
+                (making / f"{source.name}.safetensors").write_bytes(source.to_bytes())
+                (making / f"{source.name}.yaml").write_text(write_yaml(source.card.plain()), encoding="utf-8")
+            (making / HUB_FILE).write_text(write_yaml(HubCard(sources=tuple(self.names)).plain()), encoding="utf-8")
+
+    def add(self, agent: Agent, name: str | None = None) -> "Hub":
+        """A new hub with one more source at the end."""
+        return Hub([*self._sources, *Hub.from_agents([agent], None if name is None else [name])])
+
+    @property
+    def names(self) -> list[str]:
+        """The sources' names, in order."""
+        return [source.name for source in self._sources]
+
+    def policy_kwargs(
+        self, method: str = "hub-pathway", *, tuned: bool = False, source_lr: float = 0.1, **options: Any
+    ) -> dict[str, Any]:
+        """What any torch algorithm of SB3 takes as `policy_kwargs`: the sources' features, through an extractor.
+
+        Args:
+            method: A method's name (`hubrl methods`).
+            tuned: Whether the sources are trained further; otherwise they stay as they are, bit for bit.
+            source_lr: Learning rate of tuned sources, as a factor on the algorithm's.
+            options: Options of the method.
+
+        Raises:
+            UnknownName: If there is no such method or option.
+            BadConfig: If an option's value cannot be.
+        """
+        spec = self._spec(method, tuned, source_lr, options)
+        kwargs: dict[str, Any] = {"features_extractor_class": HubExtractor, "features_extractor_kwargs": {"hub": spec.plain()}}
+        return {**kwargs, "optimizer_class": HubAdam} if tuned else kwargs
+
+    def agent(
+        self,
+        algorithm: type[BaseAlgorithm],
+        method: str = "hub-pathway",
+        *,
+        level: speech.Level | None = None,
+        tuned: bool = False,
+        source_lr: float = 0.1,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """`policy` and `policy_kwargs` for an algorithm, at the best level it can be served.
+
+        PPO and A2C hear the sources' *outputs* through a policy, if every source has an action head; every other
+        algorithm hears their *features* through the extractor.
+
+        Args:
+            algorithm: The class that takes them: `PPO(env=env, **hub.agent(PPO))`.
+            method: A method's name (`hubrl methods`).
+            level: `features` or `outputs`, where the choice above is not wanted.
+            tuned: Whether the sources are trained further.
+            source_lr: Learning rate of tuned sources, as a factor on the algorithm's.
+            options: Options of the method and, at the level of outputs, of the policy (`aggregation`, `residual`, `source_std`).
+
+        Raises:
+            UnknownName: If there is no such method or option.
+            BadConfig: If an option's value cannot be, or the algorithm cannot hear outputs.
+        """
+        can_hear = issubclass(algorithm, PPO | A2C)
+        level = level or ("outputs" if can_hear and all(source.actions is not None for source in self) else "features")
+        if level == "features":
+            multi = isinstance(self[0].space, spaces.Dict)
+            kwargs = self.policy_kwargs(method, tuned=tuned, source_lr=source_lr, **options)
+            return {"policy": "MultiInputPolicy" if multi else "MlpPolicy", "policy_kwargs": kwargs}
+        if not can_hear:
+            raise BadConfig(f"{algorithm.__name__} cannot hear outputs; PPO and A2C can, for others use level='features'.")
+        said = {name: options.pop(name) for name in list(options) if name in Outputs.model_fields}
+        outputs = _outputs(said)
+        spec = self._spec(method, tuned, source_lr, options, also=tuple(Outputs.model_fields))
+        kwargs = {"hub": spec.plain(), "outputs": outputs.plain()}
+        if tuned and issubclass(algorithm, A2C):
+            kwargs["optimizer_class"] = HubRMSprop
+        elif tuned:
+            kwargs |= {"optimizer_class": HubAdam, "optimizer_kwargs": {"eps": 1e-5}}
+        return {"policy": HubActorCriticPolicy, "policy_kwargs": kwargs}
+
+    def _spec(self, method: str, tuned: bool, source_lr: float, options: dict[str, Any], also: tuple[str, ...] = ()) -> HubSpec:
+        known = options_of(method)
+        for option in options:
+            if option not in known:
+                raise UnknownName(unknown(f"option of method {method!r}", option, [*known, *also]))
+        check_options(method, options)
+        check_top_k(options.get("top_k"), len(self))
+        for source in self._sources:
+            store.offer(source)
+        return HubSpec(sources=tuple(source.card for source in self), method=method, options=options, tuned=tuned, source_lr=source_lr)
+
+    @overload
+    def __getitem__(self, which: int | str) -> Source: ...
+    @overload
+    def __getitem__(self, which: slice) -> "Hub": ...
+    def __getitem__(self, which: int | str | slice) -> "Source | Hub":
+        """A source by name or position, or a hub of some of them."""
+        if isinstance(which, slice):
+            return Hub(self._sources[which])
+        if isinstance(which, int):
+            return self._sources[which]
+        if which not in self.names:
+            raise UnknownName(unknown("source", which, self.names))
+        return self._sources[self.names.index(which)]
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __iter__(self) -> Iterator[Source]:
+        return iter(self._sources)
+
+    def __repr__(self) -> str:
+        return f"Hub({', '.join(self.names)})"
+
+
+def _source(agent: Agent, name: str | None, index: int) -> Source:
+    if isinstance(agent, Source):
+        return agent
+    if isinstance(agent, BaseAlgorithm):
+        return read_live(agent, name or f"{type(agent).__name__.lower()}-{index}")
+    path, companion = agent if isinstance(agent, tuple) else (agent, None)
+    return read_agent(path, companion, name=name)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The card of a name in a hub's folder; a name that leads out of it is refused."""
+    if Path(name).name != name:
+        raise BadFile(f"{folder / HUB_FILE} names a source {name!r}, which is not a name.")
+    return folder / f"{name}.yaml"
+
+
+def _outputs(options: dict[str, Any]) -> Outputs:
+    try:
+        return Outputs.model_validate(options)
+    except ValidationError as error:
+        raise BadConfig(f"An option of the outputs cannot be: {first_problem(error)}.") from error

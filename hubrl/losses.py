@@ -1,0 +1,69 @@
+"""Losses of transfer, and how they reach an algorithm that knows nothing of them."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hubrl.errors import BadConfig
+
+
+def exploration_entropy(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, ""]:
+    """Negative entropy of the batch's mean pathway weights, in nats [ours, after Hub-Pathway's exploration loss].
+
+    Zero when one pathway carries the whole batch; `-log(pathways)` when all carry the same.
+
+    Args:
+        weights: Pathway weights; every row sums to one.
+    """
+    share = weights.mean(dim=0)
+    # The clamp keeps the gradient of a pathway that nobody chose finite.
+    return (share * share.clamp_min(1e-8).log()).sum()
+
+
+def load_balance(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, ""]:
+    """Squared coefficient of variation of the weight that each pathway carries (Shazeer et al. 2017, eq. 6).
+
+    Zero when all carry the same; `pathways - 1` when one carries the whole batch.
+
+    Args:
+        weights: Pathway weights; every row sums to one.
+    """
+    importance = weights.sum(dim=0)
+    return importance.var(unbiased=False) / importance.mean().square()
+
+
+def entropy_nats(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, " batch"]:
+    """Entropy of every row of pathway weights, in nats: zero for one pathway, `log(pathways)` for equal ones."""
+    return -torch.special.xlogy(weights, weights).sum(dim=1)
+
+
+class _Inject(torch.autograd.Function):
+    """Identity whose backward pass adds the gradient of a second loss."""
+
+    @staticmethod
+    def forward(ctx: Any, carrier: Tensor, loss: Tensor) -> Tensor:
+        return carrier.view_as(carrier)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            raise BadConfig(
+                "This algorithm differentiates its gradient (TRPO does), through which a loss cannot be injected; "
+                "set explore_coef=0."
+            )
+        gradient = gradients[0]
+        return gradient, gradient.new_ones(())
+
+
+def inject(carrier: Float[Tensor, "*any"], loss: Float[Tensor, ""]) -> Float[Tensor, "*any"]:
+    """Return `carrier` unchanged, and add `loss` to whatever loss is computed from it.
+
+    The gradient of `loss` arrives with coefficient one, however the carrier is used, provided it is used once.
+
+    Raises:
+        BadConfig: In the backward pass, if the algorithm differentiates its gradient.
+    """
+    injected: Tensor = _Inject.apply(carrier, loss)
+    return injected

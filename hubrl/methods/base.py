@@ -1,0 +1,164 @@
+"""What a transfer method is, and the register of them."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hubrl.errors import BadConfig, UnknownName, unknown
+from hubrl.losses import entropy_nats
+from hubrl.networks import Observations
+from hubrl.pathways import Pathways, Target
+from hubrl.source import Source
+
+_methods: dict[str, type["Method"]] = {}
+
+
+class Routed(NamedTuple):
+    """What a method makes of a batch, at either level."""
+
+    speech: Float[Tensor, "batch pathways width"]
+    """What every pathway said: features, or the parameters of its action distribution; zeros where it was not active."""
+    weights: Float[Tensor, "batch pathways"]
+    """Pathway weights; every row sums to one."""
+    features: Float[Tensor, "batch features"]
+    """The aggregation of the two."""
+    loss: Float[Tensor, ""]
+    """What the method adds to the task's loss."""
+
+
+class Method(nn.Module):
+    """How several sources become one: which speak, what each counts, and what is added to the loss.
+
+    A subclass builds its `pathways` and defines `forward`. Its keyword-only arguments are its options, in
+    configs, on the command line and in `Hub.policy_kwargs`; their documentation is the docstring's `Args`.
+    """
+
+    summary: ClassVar[str] = ""
+
+    def __init__(self, pathways: Pathways) -> None:
+        super().__init__()
+        self.pathways = pathways
+        self.features_dim = pathways.width
+        self.tally = Tally(pathways.names)
+
+    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
+        """Route a batch.
+
+        Args:
+            observations: As SB3 preprocesses them.
+            fresh: At the level of outputs, what the target's own actor says `(batch, width)`.
+            noise_key: Key of the replayable noise; none for no noise.
+        """
+        raise NotImplementedError  # every registered method defines it; the contract test holds them to it
+
+    def trust(self, kept: Sequence[bool], start: Sequence[float]) -> None:
+        """Take over what a probe found out; methods without a router have nothing to take over.
+
+        Args:
+            kept: For every pathway, whether it may be active at all.
+            start: For every pathway, where the router starts for it; differences count.
+        """
+
+    @property
+    def awaits_probe(self) -> bool:
+        """Whether a probe should set its trust before training starts."""
+        return False
+
+    @property
+    def fresh_alone(self) -> bool:
+        """Whether nothing is left but the fresh pathway, so that training is training from scratch."""
+        return len(self.pathways.sources) == 0
+
+
+class Tally:
+    """What went through a method since it was last asked, for logs."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew."""
+        self.rows, self.passes = 0, 0
+        self.weight = torch.zeros(len(self.names))
+        self.active = torch.zeros(len(self.names))
+        self.entropy, self.loss = 0.0, 0.0
+        self.last = torch.zeros(0, len(self.names))
+
+    @torch.no_grad()
+    def count(self, weights: Float[Tensor, "batch pathways"], loss: Float[Tensor, ""] | None = None) -> None:
+        """Add a batch."""
+        self.last = weights.detach().cpu()
+        self.rows += len(weights)
+        self.weight += self.last.sum(dim=0)
+        self.active += (self.last > 0).sum(dim=0)
+        self.entropy += float(entropy_nats(self.last).sum())
+        if loss is not None:
+            self.passes += 1
+            self.loss += float(loss)
+
+
+def register(name: str) -> Callable[[type[Method]], type[Method]]:
+    """Make a method known by a name, in configs and everywhere else.
+
+    Raises:
+        BadConfig: If another method has the name.
+    """
+
+    def keep(method: type[Method]) -> type[Method]:
+        if _methods.get(name, method) is not method:
+            raise BadConfig(f"Another method is registered as {name!r}; choose another name.")
+        _methods[name] = method
+        return method
+
+    return keep
+
+
+def available() -> list[str]:
+    """The names of all registered methods, sorted."""
+    return sorted(_methods)
+
+
+def find(name: str) -> type[Method]:
+    """The method of a name.
+
+    Raises:
+        UnknownName: If there is none.
+    """
+    if name not in _methods:
+        raise UnknownName(unknown("method", name, _methods))
+    return _methods[name]
+
+
+def options_of(name: str) -> dict[str, inspect.Parameter]:
+    """A method's options: the keyword-only arguments of its constructor."""
+    parameters = inspect.signature(find(name).__init__).parameters
+    return {key: parameter for key, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Refuse options that a method does not have.
+
+    Raises:
+        UnknownName: Naming the nearest option that it has.
+    """
+    known = options_of(name)
+    for option in options:
+        if option not in known:
+            raise UnknownName(unknown(f"option of method {name!r}", option, known))
+
+
+def create(name: str, sources: Sequence[Source], target: Target, options: dict[str, Any]) -> Method:
+    """Build a method by its name.
+
+    Raises:
+        UnknownName: If there is no such method or option.
+        BadConfig: If an option's value cannot be.
+        SpaceMismatch: If a source does not fit the target.
+    """
+    check_options(name, options)
+    return find(name)(sources, target, **options)  # type: ignore[arg-type, call-arg]

@@ -1,0 +1,100 @@
+"""Hub-Pathway: a noisy router decides which pathways speak, and how much each counts."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hubrl.errors import BadConfig
+from hubrl.losses import exploration_entropy, load_balance
+from hubrl.methods.base import Method, Routed, register
+from hubrl.networks import Observations
+from hubrl.pathways import FRESH, Pathways, Target
+from hubrl.routing import Router, aggregate, pathway_weights
+from hubrl.source import Source
+
+
+@register("hub-pathway")
+class HubPathway(Method):
+    """Data-dependent pathway weights over the sources and a fresh pathway (Shu et al., NeurIPS 2022).
+
+    The parts are the paper's: a noisy pathway generator, top-k routes at the input, aggregation at the output, an
+    exploration loss. Their equations are our reconstruction (`docs/methods.md`), and the fresh pathway is ours.
+
+    Args:
+        sources: The sources, in order.
+        target: What they have to fit.
+        top_k: How many pathways are active for an observation, at most as many as there are sources; all if not given.
+        fresh: Whether a fresh pathway is a member.
+        width: Width of the aggregated features; the widest source's if not given.
+        hidden_dim: Width of the router's two hidden layers.
+        noise: Whether the router is noisy in training; only where the noise can be replayed (level of outputs).
+        exploration: The exploration loss: negative `entropy` of the mean weights, or `load` imbalance.
+        explore_coef: Coefficient of the exploration loss.
+    """
+
+    summary = "noisy router, top-k routes, aggregation, exploration loss (NeurIPS 2022)"
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        target: Target,
+        *,
+        top_k: int | None = None,
+        fresh: bool = True,
+        width: int | None = None,
+        hidden_dim: int = 64,
+        noise: bool = True,
+        exploration: Literal["entropy", "load"] = "entropy",
+        explore_coef: float = 0.01,
+    ) -> None:
+        super().__init__(Pathways(sources, target, fresh=fresh, width=width))
+        n_pathways = len(self.pathways.names)
+        check_top_k(top_k, len(sources))
+        if exploration not in ("entropy", "load"):
+            raise BadConfig(f"exploration={exploration!r} was given; expected 'entropy' or 'load'.")
+        self.top_k = top_k or n_pathways
+        self.noise, self.exploration, self.explore_coef = noise, exploration, explore_coef
+        self.router = Router(target.observation_space, n_pathways, hidden_dim)
+        self.register_buffer("trusted", torch.ones(n_pathways, dtype=torch.bool))
+        self.register_buffer("probed", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
+        """Route, let the active pathways speak, aggregate."""
+        trusted = self.get_buffer("trusted")
+        z = self.router(observations, noise_key if self.noise else None)
+        weights, active = pathway_weights(z, self.top_k, trusted)
+        speech = self.pathways.speak(observations, active, fresh)
+        spread = exploration_entropy if self.exploration == "entropy" else load_balance
+        return Routed(speech, weights, aggregate(speech, weights), self.explore_coef * spread(weights[:, trusted]))
+
+    @torch.no_grad()
+    def trust(self, kept: Sequence[bool], start: Sequence[float]) -> None:
+        """Drop pathways for good, and start the router where a probe says."""
+        if not any(kept):
+            raise BadConfig("A probe dropped every pathway; at least one must stay.")
+        self.get_buffer("trusted").copy_(torch.as_tensor(list(kept)))
+        self.router.mean.bias.copy_(torch.as_tensor(list(start)))
+        self.get_buffer("probed").fill_(True)
+
+    @property
+    def awaits_probe(self) -> bool:
+        """Whether there is a fresh pathway to compare the sources with, and no probe has done so."""
+        return FRESH in self.pathways.names and len(self.pathways.names) > 1 and not bool(self.get_buffer("probed"))
+
+    @property
+    def fresh_alone(self) -> bool:
+        """Whether every source was dropped."""
+        trusted = self.get_buffer("trusted").tolist()
+        return self.pathways.names[-1] == FRESH and trusted[-1] and not any(trusted[:-1])
+
+
+def check_top_k(top_k: int | None, n_sources: int) -> None:
+    """Refuse a number of active pathways that cannot be.
+
+    Raises:
+        BadConfig: If it is below one or above the number of sources.
+    """
+    if top_k is not None and not 1 <= top_k <= n_sources:
+        raise BadConfig(f"top_k={top_k} was given for a hub of {n_sources} sources; expected 1 to {n_sources}, or none for all pathways.")

@@ -1,0 +1,37 @@
+"""The control: every source has the same say."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hubrl.methods.base import Method, Routed, register
+from hubrl.networks import Observations
+from hubrl.pathways import Pathways, Target
+from hubrl.routing import aggregate
+from hubrl.source import Source
+
+
+@register("uniform")
+class Uniform(Method):
+    """Every source counts the same, whatever is observed.
+
+    Args:
+        sources: The sources, in order.
+        target: What they have to fit.
+        fresh: Whether a fresh pathway has the same say as each of them.
+        width: Width of the features; the widest source's if not given.
+    """
+
+    summary = "all sources alike: a control"
+
+    def __init__(self, sources: Sequence[Source], target: Target, *, fresh: bool = False, width: int | None = None) -> None:
+        super().__init__(Pathways(sources, target, fresh=fresh, width=width))
+
+    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
+        """The mean of what they say."""
+        rows = next(iter(observations.values())) if isinstance(observations, dict) else observations
+        n_pathways = len(self.pathways.names)
+        weights = torch.full((len(rows), n_pathways), 1 / n_pathways, device=rows.device)
+        speech = self.pathways.speak(observations, weights > 0, fresh)
+        return Routed(speech, weights, aggregate(speech, weights), speech.new_zeros(()))

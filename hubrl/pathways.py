@@ -1,0 +1,222 @@
+"""The members of routing: sources in the hub's order, then perhaps a fresh pathway, all speaking alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Bool, Float
+from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim, is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
+from torch import Tensor, nn
+
+from hubrl import speech, store
+from hubrl.cards import Layers
+from hubrl.errors import BadConfig, SpaceMismatch
+from hubrl.networks import Observations, mlp
+from hubrl.routing import dispatch
+from hubrl.source import Source, Statistics
+from hubrl.spaces import describe, fits
+from hubrl.spec import HubSpec
+
+FRESH = "fresh"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the sources have to fit: the target's spaces, and the level at which they speak to it."""
+
+    observation_space: spaces.Space[Any]
+    level: speech.Level = "features"
+    action_space: spaces.Space[Any] | None = None
+    source_std: float | None = None
+    """At the level of outputs, the standard deviation at which a source's pathway starts; none: as the source has it."""
+
+
+class SourcePathway(nn.Module):
+    """One source, heard by the target at one level."""
+
+    def __init__(self, source: Source, target: Target, width: int) -> None:
+        super().__init__()
+        self.source = source
+        self.target = target
+        self.projection = nn.Linear(source.width, width) if target.level == "features" else None
+        self.log_std: nn.Parameter | None = None
+        if target.level == "outputs" and isinstance(target.action_space, spaces.Box) and target.source_std is not None:
+            start = torch.full((get_action_dim(target.action_space),), float(target.source_std)).log()
+            self.log_std = nn.Parameter(start)
+        self.original = Original(target.observation_space)
+
+    def forward(self, observations: Observations) -> Float[Tensor, "batch width"]:
+        """What the source says of the target's observations."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.source.frozen):
+            seen = self.original(observations)
+            said = self.source.features(seen) if self.projection is not None else self.source.outputs(seen)
+        if self.projection is not None:
+            projected: Tensor = self.projection(said)
+            return projected
+        if self.log_std is None:
+            return said
+        mean, _ = said.chunk(2, dim=1)
+        return torch.cat([mean, self.log_std.expand_as(mean)], dim=1)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "SourcePathway":
+        """Move everything but a frozen source, which others share; take the copy that is where we go."""
+        if self.source.frozen:
+            like = fn(torch.empty(0))
+            self.source = store.on(self.source, like)
+            for module in (self.projection, self.original):
+                if module is not None:
+                    module._apply(fn)
+            super()._apply(fn, recurse=False)
+        else:
+            super()._apply(fn, recurse)
+        return self
+
+
+class Original(nn.Module):
+    """Undoes the target's VecNormalize, so that sources see the observations they were trained on.
+
+    Its buffers are called `running_*`, which SB3 copies to target networks. Until a callback sets them it does
+    nothing. Observations that VecNormalize clipped come back clipped.
+    """
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        super().__init__()
+        parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+        self.keys = [key for key, part in parts.items() if isinstance(part, spaces.Box) and not is_image_space(part)]
+        for index, key in enumerate(self.keys):
+            self.register_buffer(f"running_mean_{index}", torch.zeros(parts[key].shape or (1,)))
+            self.register_buffer(f"running_std_{index}", torch.ones(parts[key].shape or (1,)))
+
+    def learn(self, statistics: Statistics, epsilon: float) -> None:
+        """Take over the statistics of the target's VecNormalize as they are now."""
+        for index, key in enumerate(self.keys):
+            if key in statistics:
+                mean, var = statistics[key]
+                self.get_buffer(f"running_mean_{index}").copy_(torch.as_tensor(mean))
+                self.get_buffer(f"running_std_{index}").copy_(torch.as_tensor(var + epsilon).sqrt())
+
+    def forward(self, observations: Observations) -> Observations:
+        """Observations before the target's VecNormalize."""
+        if isinstance(observations, Tensor):
+            return self._undone(0, observations) if self.keys else observations
+        return {**observations, **{key: self._undone(index, observations[key]) for index, key in enumerate(self.keys)}}
+
+    def _undone(self, index: int, values: Tensor) -> Tensor:
+        return values * self.get_buffer(f"running_std_{index}") + self.get_buffer(f"running_mean_{index}")
+
+
+class FreshPathway(nn.Module):
+    """A new network at the level of features: NatureCNN for images, SB3's combined extractor for Dict, else an MLP."""
+
+    def __init__(self, space: spaces.Space[Any], width: int) -> None:
+        super().__init__()
+        self.reader: BaseFeaturesExtractor | nn.Sequential
+        if isinstance(space, spaces.Dict):
+            self.reader, inputs = CombinedExtractor(space), 0
+            inputs = self.reader.features_dim
+        elif isinstance(space, spaces.Box) and is_image_space(space):
+            self.reader = NatureCNN(space)
+            inputs = self.reader.features_dim
+        else:
+            self.reader, inputs = nn.Sequential(nn.Flatten(), *mlp(get_flattened_obs_dim(space), Layers(widths=(64, 64)))), 64
+        self.projection = nn.Linear(inputs, width)
+
+    def forward(self, observations: Observations) -> Float[Tensor, "batch width"]:
+        """Features of a network that began as nothing."""
+        features: Tensor = self.projection(self.reader(observations))
+        return features
+
+
+class Pathways(nn.Module):
+    """The members of routing.
+
+    At the level of features every source is projected to a common width and a fresh pathway is a network of its own.
+    At the level of outputs the fresh pathway is the target's own actor, which the policy computes and hands in.
+
+    Args:
+        sources: The sources, in order.
+        target: What they have to fit.
+        fresh: Whether a fresh pathway is the last member.
+        width: Width of the features; the widest source's if not given. Without meaning at the level of outputs.
+
+    Raises:
+        SpaceMismatch: If a source does not fit the target.
+        BadConfig: If there is no member.
+    """
+
+    def __init__(self, sources: Sequence[Source], target: Target, *, fresh: bool, width: int | None = None) -> None:
+        super().__init__()
+        if not sources and not fresh:
+            raise BadConfig("A hub without sources was given; expected at least one source.")
+        for source in sources:
+            check_fit(source, target)
+        self.target = target
+        self.names = [source.name for source in sources] + [FRESH] * fresh
+        if target.level == "outputs":
+            assert target.action_space is not None
+            self.width = speech.width(target.action_space)
+        else:
+            self.width = width or max((source.width for source in sources), default=64)
+        self.sources = nn.ModuleList(SourcePathway(source, target, self.width) for source in sources)
+        self.fresh = FreshPathway(target.observation_space, self.width) if fresh and target.level == "features" else None
+
+    def speak(
+        self, observations: Observations, active: Bool[Tensor, "batch pathways"], fresh: Float[Tensor, "batch width"] | None = None
+    ) -> Float[Tensor, "batch pathways width"]:
+        """What the active pathways say; the others are not computed and are silent (zeros).
+
+        Args:
+            observations: As SB3 preprocesses them.
+            active: Who is to speak, row by row.
+            fresh: At the level of outputs, what the target's own actor says.
+        """
+        speakers: list[Any] = list(self.sources)
+        if self.fresh is not None:
+            speakers.append(self.fresh)
+        n_sources = len(self.sources)
+        if fresh is None or len(self.names) == n_sources:
+            return dispatch(speakers, observations, active, self.width)
+        said = fresh[:, None]
+        return said if not n_sources else torch.cat([dispatch(speakers, observations, active, self.width), said], dim=1)
+
+    def see_through(self, statistics: Statistics, epsilon: float) -> None:
+        """Let the sources see what was before the target's VecNormalize."""
+        for pathway in self.sources:
+            assert isinstance(pathway, SourcePathway)
+            pathway.original.learn(statistics, epsilon)
+
+
+def spec_sources(spec: HubSpec) -> list[Source]:
+    """The sources of a spec: shared and frozen, or copies to be tuned with a learning rate of their own."""
+    if not spec.tuned:
+        return [store.borrow(card) for card in spec.sources]
+    owned = [store.own(card) for card in spec.sources]
+    for source in owned:
+        for parameter in source.parameters():
+            parameter.lr_scale = spec.source_lr  # type: ignore[attr-defined]
+    return owned
+
+
+def check_fit(source: Source, target: Target) -> None:
+    """Refuse a source that cannot read the target's observations or, at the level of outputs, act in its actions.
+
+    Raises:
+        SpaceMismatch: Saying both spaces, and what to do.
+    """
+    if not source.accepts(target.observation_space):
+        raise SpaceMismatch(
+            f"The target observes {describe(target.observation_space)}, source {source.name!r} observes {describe(source.space)}; "
+            "leave it out, or give its card a preprocessing step that selects what it reads."
+        )
+    if target.level == "features":
+        return
+    assert target.action_space is not None
+    if source.actions is None:
+        raise SpaceMismatch(f"Source {source.name!r} is an encoder alone and has no outputs; use level='features'.")
+    if not fits(source.actions, target.action_space):
+        raise SpaceMismatch(
+            f"The target acts in {describe(target.action_space)}, source {source.name!r} in {describe(source.actions)}; use level='features'."
+        )

@@ -1,0 +1,186 @@
+"""The router and the pure functions of routing: replayable noise, stable top-k, pathway weights, dispatch.
+
+Equations [ours, after Hub-Pathway, NeurIPS 2022]: the router says one number `z` for every pathway; in training
+`z + noise * (softplus(N(x)) + 0.01)` with Gaussian noise; the `k` greatest are active, and a softmax over them gives
+the pathway weights.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Bool, Float
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hubrl.networks import Observations
+from hubrl.source import is_sb3_init
+
+NOISE_FLOOR = 1e-2
+
+
+class Weighted(NamedTuple):
+    """Who is active, and how much each contributes."""
+
+    weights: Float[Tensor, "batch pathways"]
+    active: Bool[Tensor, "batch pathways"]
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero and that SB3's orthogonal initialisation leaves there."""
+
+    def reset_parameters(self) -> None:
+        """Start at zero."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def apply(self, fn: Any) -> "ZeroLinear":
+        """`nn.Module.apply`, except for SB3's initialisation."""
+        if not is_sb3_init(fn):
+            super().apply(fn)
+        return self
+
+
+class Router(nn.Module):
+    """The pathway generator: from an observation to one number for every pathway, all zero at the start.
+
+    Flat observations are squashed by a symmetric logarithm, so that none of them saturates it whatever its unit;
+    images go through two small convolutions.
+    """
+
+    def __init__(self, space: spaces.Space[Any], n_pathways: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.keys = list(space.spaces) if isinstance(space, spaces.Dict) else [""]
+        parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
+        self.readers = nn.ModuleList(_image_reader(part) if _is_image(part) else SymLog() for part in parts)
+        inputs = sum(_read_width(part, reader) for part, reader in zip(parts, self.readers, strict=True))
+        self.hidden = nn.Sequential(nn.Linear(inputs, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh())
+        self.mean = ZeroLinear(hidden_dim, n_pathways)
+        self.spread = ZeroLinear(hidden_dim, n_pathways)
+
+    def forward(self, observations: Observations, noise_key: int | None) -> Float[Tensor, "batch pathways"]:
+        """The router's numbers, with replayable noise if a key is given."""
+        given = observations if isinstance(observations, dict) else {"": observations}
+        read = [reader(given[key]) for key, reader in zip(self.keys, self.readers, strict=True)]
+        hidden = self.hidden(torch.cat(read, dim=1))
+        z: Tensor = self.mean(hidden)
+        if noise_key is None:
+            return z
+        noise = replayable_noise(torch.cat([given[key].flatten(1) for key in self.keys], dim=1), noise_key, z.shape[1])
+        return z + noise * (functional.softplus(self.spread(hidden)) + NOISE_FLOOR)
+
+
+class SymLog(nn.Module):
+    """sign(x) log(1 + |x|), flat."""
+
+    def forward(self, observations: Float[Tensor, " batch *obs"]) -> Float[Tensor, "batch width"]:
+        """Squash and flatten."""
+        flat = observations.flatten(1)
+        return flat.sign() * flat.abs().log1p()
+
+
+def replayable_noise(rows: Float[Tensor, "batch width"], key: int, n: int) -> Float[Tensor, "batch n"]:
+    """Gaussian noise that is a function of the observation and a key, so that any buffer replays it.
+
+    The same row under the same key gives the same numbers to the last bit, in a rollout and in every epoch of the
+    update; another key gives others.
+
+    Args:
+        rows: Observations, flat; only their bits matter.
+        key: Changes once a rollout.
+        n: How many numbers a row.
+    """
+    bits = rows.detach().float().contiguous().view(torch.int32).to(torch.int64)
+    places = torch.arange(1, bits.shape[1] + 1, device=rows.device, dtype=torch.int64)
+    seeds = (_mix(bits + places * 0x9E3779B9) * (2 * places + 1)).sum(dim=1, keepdim=True) + key * 0x632BE59B
+    columns = torch.arange(1, 2 * n + 1, device=rows.device, dtype=torch.int64)
+    uniform = ((_mix(_mix(seeds + columns * 0x85EBCA6B) + columns) & 0xFFFFFF).double() + 0.5) / 2**24
+    radius, angle = (-2 * uniform[:, :n].log()).sqrt(), 2 * math.pi * uniform[:, n:]
+    return (radius * angle.cos()).to(rows.dtype)
+
+
+def stable_top_k(z: Float[Tensor, "batch pathways"], k: int) -> Bool[Tensor, "batch pathways"]:
+    """The `k` greatest of every row; of equals the first, which `torch.topk` does not promise."""
+    order = z.argsort(dim=1, descending=True, stable=True)
+    return torch.zeros_like(z, dtype=torch.bool).scatter(1, order[:, :k], True)
+
+
+def pathway_weights(z: Float[Tensor, "batch pathways"], k: int, trusted: Bool[Tensor, " pathways"]) -> Weighted:
+    """Pathway weights: a softmax over the `k` greatest among the trusted.
+
+    A softmax over all that is masked and renormalised gives the same weights, so there is no option for it.
+
+    Args:
+        z: The router's numbers.
+        k: How many are active in a row; fewer where fewer are trusted.
+        trusted: Who may be active at all.
+    """
+    z = z.masked_fill(~trusted, -torch.inf)
+    active = stable_top_k(z, k) & trusted
+    return Weighted(functional.softmax(z.masked_fill(~active, -torch.inf), dim=1), active)
+
+
+def log_weights(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, "batch pathways"]:
+    """Logarithms of pathway weights, minus infinity where not active, with gradients that stay finite."""
+    active = weights > 0
+    return torch.where(active, weights, 1.0).log().masked_fill(~active, -torch.inf)
+
+
+def dispatch(
+    speakers: Sequence[Callable[[Observations], Tensor]],
+    observations: Observations,
+    active: Bool[Tensor, "batch pathways"],
+    width: int,
+) -> Float[Tensor, "batch pathways width"]:
+    """What every active pathway says; only they are computed, row by row. Zeros for the others."""
+    columns = []
+    for index, speak in enumerate(speakers):
+        rows = active[:, index].nonzero().squeeze(1)
+        if len(rows) == len(active):
+            columns.append(speak(observations))
+        else:
+            silence = torch.zeros(len(active), width, device=active.device)
+            columns.append(silence.index_copy(0, rows, speak(_rows(observations, rows))) if len(rows) else silence)
+    return torch.stack(columns, dim=1)
+
+
+def aggregate(speech: Float[Tensor, "batch pathways width"], weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, "batch width"]:
+    """The weighted sum of what the pathways say."""
+    return torch.einsum("bpw,bp->bw", speech, weights)
+
+
+def _rows(observations: Observations, rows: Tensor) -> Observations:
+    if isinstance(observations, dict):
+        return {key: values[rows] for key, values in observations.items()}
+    return observations[rows]
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijective scramble of 32 bits held in 64 (multiply and shift)."""
+    x = x & 0xFFFFFFFF
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x5A6B9D35) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def _is_image(space: spaces.Space[Any]) -> bool:
+    return isinstance(space, spaces.Box) and is_image_space(space, check_channels=False)
+
+
+def _image_reader(space: spaces.Space[Any]) -> nn.Module:
+    assert space.shape is not None
+    channels = space.shape[0]
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 8, stride=4), nn.ReLU(), nn.Conv2d(16, 16, 4, stride=4), nn.ReLU(), nn.Flatten()
+    )
+
+
+@torch.no_grad()
+def _read_width(space: spaces.Space[Any], reader: nn.Module) -> int:
+    if isinstance(reader, SymLog):
+        return get_flattened_obs_dim(space)
+    assert space.shape is not None
+    return int(reader(torch.zeros(1, *space.shape)).shape[1])

@@ -1,0 +1,48 @@
+"""What a saved target freezes: the hub it learned from, as plain data in its keyword arguments."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from hubrl.cards import Plain, SourceCard, first_problem, parse_card
+from hubrl.errors import BadConfig, BadFile
+
+SPEC_FORMAT = 1
+
+
+class HubSpec(Plain):
+    """A hub, a method and its options; everything but weights."""
+
+    format: int = SPEC_FORMAT
+    sources: tuple[SourceCard, ...]
+    method: str
+    options: dict[str, Any] = {}
+    """Options of the method, by name."""
+    tuned: bool = False
+    """Whether the sources are trained further; otherwise they stay as they are, bit for bit."""
+    source_lr: float = 0.1
+    """Learning rate of tuned sources, as a factor on the algorithm's."""
+
+    def plain(self) -> dict[str, Any]:
+        """Data for keyword arguments: JSON holds it, and comparing it with another is unambiguous."""
+        return {**super().plain(), "sources": [card.plain() for card in self.sources]}
+
+
+def parse_spec(plain: object) -> HubSpec:
+    """The spec in a policy's keyword arguments.
+
+    Raises:
+        BadConfig: If it is not one.
+        BadFile: If it is of a newer format.
+    """
+    if isinstance(plain, HubSpec):
+        return plain
+    if not isinstance(plain, dict):
+        raise BadConfig(f"hub={plain!r} was given; expected what Hub.policy_kwargs or Hub.agent makes.")
+    if isinstance(plain.get("format"), int) and plain["format"] > SPEC_FORMAT:
+        raise BadFile(f"The model was saved with a hub of format {plain['format']}, this hubrl reads up to {SPEC_FORMAT}; update hubrl.")
+    cards = [parse_card(card, "a saved hub") for card in plain.get("sources", [])]
+    try:
+        return HubSpec.model_validate({**plain, "sources": cards})
+    except ValidationError as error:
+        raise BadConfig(f"The saved hub is not one: {first_problem(error)}.") from error
