@@ -1,6 +1,38 @@
 """Transfer in reinforcement learning: a new SB3 agent learns from a hub of pretrained ones."""
 
-from hubrl.hub import Hub
-from hubrl.source import Source
+from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["Hub", "Source"]
+from hubrl.callbacks import HubCallback
+from hubrl.errors import BadConfig, BadFile, HubrlError, OutputExists, SourcesNotLoaded, SpaceMismatch, UnknownName
+from hubrl.extractor import HubExtractor
+from hubrl.hub import Hub, pathway_weights
+from hubrl.networks import Networks, register_network
+from hubrl.policies import HubActorCriticPolicy
+from hubrl.reading import read_agent as load_agent
+from hubrl.source import Source
+from hubrl.trained import HubActor
+
+try:
+    __version__ = version("hubrl")
+except PackageNotFoundError:  # a checkout that was not installed
+    __version__ = "0.0.0"
+
+__all__ = [
+    "BadConfig",
+    "BadFile",
+    "Hub",
+    "HubActor",
+    "HubActorCriticPolicy",
+    "HubCallback",
+    "HubExtractor",
+    "HubrlError",
+    "Networks",
+    "OutputExists",
+    "Source",
+    "SourcesNotLoaded",
+    "SpaceMismatch",
+    "UnknownName",
+    "load_agent",
+    "pathway_weights",
+    "register_network",
+]

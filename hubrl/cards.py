@@ -5,6 +5,7 @@ its sources as plain data in its keyword arguments.
 """
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -97,6 +98,8 @@ class Declared(Plain):
     """The agent's own layers between the trunks and the heads."""
     action: ActionHead | None = None
     value: ValueHead | None = None
+    hub: dict[str, Any] | None = None
+    """For an agent that was itself trained on a hub's features: that hub, as plain data, in place of the trunks."""
 
 
 class Registered(Plain):
@@ -239,11 +242,23 @@ def read_yaml(path: Path) -> object:
         BadFile: If there is no such file or it is not YAML.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BadFile(f"There is no file {path}.") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadFile(f"{path} cannot be read as YAML ({' '.join(str(error).split())[:160]}).") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, except that `1e5` and `3e-4` are numbers, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain data from YAML; raises `yaml.YAMLError` if it is none."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
 
 
 def write_yaml(plain: dict[str, Any]) -> str:

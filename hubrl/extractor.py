@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hubrl.losses import inject
 from hubrl.methods import create
 from hubrl.methods.base import Method, Routed
-from hubrl.networks import Observations
+from hubrl.networks import Observations, register_hub_extractor
 from hubrl.pathways import Target, spec_sources
 from hubrl.spec import HubSpec, parse_spec
 
@@ -57,6 +57,9 @@ class HubExtractor(BaseFeaturesExtractor):
             features = inject(features, routed.loss)
         self.method.tally.count(routed.weights, routed.loss if learning else None)
         return torch.cat([features, observations], dim=1) if self.beside and isinstance(observations, Tensor) else features
+
+
+register_hub_extractor(HubExtractor)
 
 
 def methods_in(module: nn.Module) -> list[Method]:

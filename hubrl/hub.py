@@ -4,16 +4,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
+import torch
 from gymnasium import spaces
 from pydantic import Field, ValidationError
 from stable_baselines3.a2c import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.ppo import PPO
 
 from hubrl import speech, store
 from hubrl.cards import Plain, first_problem, read_yaml, write_yaml
 from hubrl.errors import BadConfig, BadFile, UnknownName, unknown
-from hubrl.extractor import HubExtractor
+from hubrl.extractor import HubExtractor, methods_in
 from hubrl.folders import new_folder
 from hubrl.methods import check_options, options_of
 from hubrl.methods.hub_pathway import check_top_k
@@ -241,3 +244,31 @@ def _outputs(options: dict[str, Any]) -> Outputs:
         return Outputs.model_validate(options)
     except ValidationError as error:
         raise BadConfig(f"An option of the outputs cannot be: {first_problem(error)}.") from error
+
+
+@torch.no_grad()
+def pathway_weights(model: BaseAlgorithm, observation: np.ndarray | dict[str, np.ndarray]) -> dict[str, float | np.ndarray]:
+    """Who speaks here: every pathway's weight by name, without the router's noise.
+
+    Args:
+        model: A model that learns through a hub.
+        observation: One observation, or a batch, as the model's `predict` takes it.
+
+    Returns:
+        One number a pathway for one observation, an array `(batch,)` for a batch; they sum to one.
+
+    Raises:
+        BadConfig: If the model learns through no hub.
+    """
+    policy = model.policy
+    hears = next((part for part in policy.modules() if isinstance(part, HubActorCriticPolicy | HubExtractor)), None)
+    if hears is None:
+        raise BadConfig(f"The {type(model).__name__} given learns through no hub; make one with Hub.agent or Hub.policy_kwargs.")
+    policy.set_training_mode(False)
+    tensor, batched = policy.obs_to_tensor(observation)
+    preprocessed: Any = preprocess_obs(tensor, policy.observation_space, normalize_images=policy.normalize_images)
+    method = methods_in(hears)[0]
+    weights = hears.route(preprocessed).weights.cpu().numpy()
+    if batched:
+        return {name: weights[:, index] for index, name in enumerate(method.pathways.names)}
+    return {name: float(weights[0, index]) for index, name in enumerate(method.pathways.names)}

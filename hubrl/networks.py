@@ -51,6 +51,12 @@ Builder = Callable[..., Networks]
 """Makes the networks of a card: `builder(card, **kwargs)`."""
 
 _builders: dict[str, Builder] = {}
+_hub_extractors: list[Callable[[spaces.Space[Any], dict[str, Any]], nn.Module]] = []
+
+
+def register_hub_extractor(build_extractor: Callable[[spaces.Space[Any], dict[str, Any]], nn.Module]) -> None:
+    """Let agents that were trained through a hub be sources themselves; the extractor above registers itself here."""
+    _hub_extractors[:] = [build_extractor]
 
 
 def register_network(name: str, builder: Builder) -> None:
@@ -138,12 +144,30 @@ class Trunks(nn.Module):
         return torch.cat([reader(observations[key]) for key, reader in zip(self.keys, self.readers, strict=True)], dim=1)
 
 
+class HubTrunk(nn.Module):
+    """The features of a hub that the agent was itself trained on."""
+
+    def __init__(self, space: spaces.Space[Any], hub: dict[str, Any]) -> None:
+        super().__init__()
+        self.extractor = _hub_extractors[0](space, hub)
+        self.width = int(self.extractor.features_dim)  # type: ignore[arg-type]
+
+    def forward(self, observations: Observations) -> Float[Tensor, "batch width"]:
+        """Features of all observations."""
+        read: Tensor = self.extractor(observations)
+        return read
+
+
+def _trunks(space: spaces.Space[Any], network: Declared) -> Trunks | HubTrunk:
+    return Trunks(space, network.trunks) if network.hub is None else HubTrunk(space, network.hub)
+
+
 class Encoder(nn.Module):
     """Trunks, then the agent's own hidden layers."""
 
     def __init__(self, space: spaces.Space[Any], network: Declared) -> None:
         super().__init__()
-        self.trunks = Trunks(space, network.trunks)
+        self.trunks = _trunks(space, network)
         self.hidden = mlp(self.trunks.width, network.hidden)
         self.width = [self.trunks.width, *network.hidden.widths][-1]
 
@@ -239,7 +263,7 @@ class StateValue(nn.Module):
     def __init__(self, space: spaces.Space[Any], network: Declared, trunk_width: int) -> None:
         super().__init__()
         head = _value_head(network)
-        self.trunks = Trunks(space, network.trunks) if head.trunk == "own" else None
+        self.trunks = _trunks(space, network) if head.trunk == "own" else None
         self.hidden = mlp(trunk_width, head.layers)
         self.value = nn.Linear([trunk_width, *head.layers.widths][-1], 1)
 
@@ -257,7 +281,7 @@ class ActionValue(nn.Module):
         super().__init__()
         head = _value_head(network)
         self.actions = actions
-        self.trunks = Trunks(space, network.trunks) if head.trunk == "own" else None
+        self.trunks = _trunks(space, network) if head.trunk == "own" else None
         inputs = trunk_width + get_action_dim(actions)
         last = [inputs, *head.layers.widths][-1]
         self.critics = nn.ModuleList(

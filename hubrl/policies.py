@@ -201,6 +201,14 @@ class HubActorCriticPolicy(ActorCriticPolicy):
             return nn.functional.log_softmax(said, dim=1)
         return torch.cat([said, self.log_std.expand_as(said)], dim=1)
 
+    def distribution_parameters(self, routed: Routed) -> Float[Tensor, "batch outputs"]:
+        """The aggregated action distribution as speech: log-probabilities, or mean and log standard deviation."""
+        if isinstance(self.action_space, spaces.Discrete):
+            distribution = self._distribution(routed.speech, routed.weights)
+            assert isinstance(distribution, CategoricalDistribution)
+            return distribution.distribution.logits
+        return aggregate(routed.speech, routed.weights)
+
     def _distribution(self, said: Float[Tensor, "batch pathways outputs"], weights: Float[Tensor, "batch pathways"]) -> Distribution:
         mean = aggregate(said, weights)
         if isinstance(self.action_space, spaces.Discrete):

@@ -216,6 +216,7 @@ class Source(nn.Module):
             BadFile: If they are not the card's: missing, superfluous, of another shape, or not finite.
         """
         own = self.state_dict()
+        tensors = {_spelt_as_in(own, name): tensor for name, tensor in tensors.items()}
         problems = [f"{name} is missing" for name in own if name not in tensors]
         problems += [f"{name} is not in its card" for name in tensors if name not in own]
         problems += [
@@ -227,7 +228,7 @@ class Source(nn.Module):
         if problems:
             raise BadFile(f"The weights of source {self.name!r} do not fit: {problems[0]}.")
         self.arrived = False
-        self.load_state_dict(dict(tensors))
+        self.load_state_dict(tensors)
 
     def apply(self, fn: Any) -> "Source":
         """`nn.Module.apply`, except that SB3's orthogonal initialisation leaves pretrained weights alone."""
@@ -277,13 +278,20 @@ class Source(nn.Module):
         """The width of the features, found by reading one observation of zeros."""
         self.eval()
         zeros = _zeros(self.space)
+        # The sources of an agent that was itself trained through a hub: they come with its weights, after this.
+        empty = [part for part in self.modules() if isinstance(part, Source) and not part.arrived]
         try:
+            for source in empty:
+                source.arrived = True
             features = self.encoder(zeros)
             width = int(features.shape[1])
             if self.action is not None and self.actions is not None:
                 said = int(self.action(features).shape[1])
         except (RuntimeError, TypeError, IndexError, AttributeError) as error:
             raise SpaceMismatch(f"The networks of source {self.name!r} do not read {describe(self.space)} ({error}).") from error
+        finally:
+            for source in empty:
+                source.arrived = False
         if self.action is not None and self.actions is not None and said != speech.width(self.actions):
             raise SpaceMismatch(f"The head of source {self.name!r} says {said} numbers, {describe(self.actions)} takes {speech.width(self.actions)}.")
         return width
@@ -423,6 +431,12 @@ def _finite(tensor: Tensor) -> bool:
 def _hide_running(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
     for name in [name for name in state if name.startswith(prefix) and "running_" in name]:
         state[name.replace("running_", "fixed_")] = state.pop(name)
+
+
+def _spelt_as_in(own: Mapping[str, Tensor], name: str) -> str:
+    """A weight's name as a source has it: frozen ones hide `running_`, tuned ones and SB3's zips do not."""
+    spellings = (name, name.replace("running_", "fixed_"), name.replace("fixed_", "running_"))
+    return next((spelling for spelling in spellings if spelling in own), name)
 
 
 def _restore_running(module: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:

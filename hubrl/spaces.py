@@ -1,5 +1,6 @@
 """Gymnasium spaces as plain data, and whether one fits another."""
 
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -9,6 +10,9 @@ from gymnasium import spaces
 from hubrl.errors import BadFile
 
 PlainSpace = dict[str, Any]
+
+MAX_NUMBERS = 2**26
+"""More numbers than any observation has; a file that says otherwise is refused before memory is."""
 
 
 def to_plain(space: spaces.Space[Any]) -> PlainSpace:
@@ -27,12 +31,15 @@ def to_plain(space: spaces.Space[Any]) -> PlainSpace:
             return {"type": "Box", "shape": [int(n) for n in space.shape], "dtype": str(space.dtype), **bounds}
         case spaces.Discrete():
             return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
-        case spaces.MultiDiscrete():
+        case spaces.MultiDiscrete() if len(space.shape) == 1:
             return {"type": "MultiDiscrete", "nvec": space.nvec.tolist()}
-        case spaces.MultiBinary():
-            return {"type": "MultiBinary", "n": int(space.n)}
+        case spaces.MultiBinary() if len(space.shape) == 1:
+            return {"type": "MultiBinary", "n": int(space.shape[0])}
         case _:
-            raise BadFile(f"A {type(space).__name__} space was given; hubrl reads Box, Discrete, MultiDiscrete, MultiBinary and Dict.")
+            raise BadFile(
+                f"A {type(space).__name__} space of shape {space.shape} was given; "
+                "hubrl reads Box, Discrete, Dict, and MultiDiscrete and MultiBinary of one axis."
+            )
 
 
 def from_plain(plain: PlainSpace) -> spaces.Space[Any]:
@@ -43,7 +50,7 @@ def from_plain(plain: PlainSpace) -> spaces.Space[Any]:
     """
     try:
         return _from_plain(plain)
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
+    except (KeyError, TypeError, ValueError, AssertionError, AttributeError, OverflowError, RecursionError) as error:
         raise BadFile(f"{plain!r} does not describe a space ({error!r}).") from error
 
 
@@ -54,16 +61,25 @@ def _from_plain(plain: PlainSpace) -> spaces.Space[Any]:
             return spaces.Dict(OrderedDict((key, _from_plain(part)) for key, part in plain["spaces"].items()))
         case "Box":
             shape, dtype = tuple(plain["shape"]), np.dtype(plain["dtype"])
+            _check_size(math.prod(shape))
             low, high = (np.broadcast_to(np.array(plain[end], dtype=float), shape) for end in ("low", "high"))
             return spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype.type)
         case "Discrete":
+            _check_size(int(plain["n"]))
             return spaces.Discrete(int(plain["n"]), start=int(plain.get("start", 0)))
         case "MultiDiscrete":
+            _check_size(sum(plain["nvec"]))
             return spaces.MultiDiscrete(np.array(plain["nvec"]))
         case "MultiBinary":
+            _check_size(int(plain["n"]))
             return spaces.MultiBinary(int(plain["n"]))
         case other:
             raise ValueError(other)
+
+
+def _check_size(numbers: int) -> None:
+    if not 0 < numbers <= MAX_NUMBERS:
+        raise ValueError(f"{numbers} numbers, expected 1 to {MAX_NUMBERS}")
 
 
 def describe(space: spaces.Space[Any]) -> str:
@@ -84,7 +100,9 @@ def describe(space: spaces.Space[Any]) -> str:
 
 
 def fits(one: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
-    """Whether what belongs to one space has the type and shape of the other; bounds may differ."""
+    """Whether what belongs to one space has the type and shape of the other; bounds and the order of keys may differ."""
+    if isinstance(one, spaces.Dict) and isinstance(other, spaces.Dict):
+        return set(one.spaces) == set(other.spaces) and all(fits(part, other.spaces[key]) for key, part in one.spaces.items())
     return describe(one) == describe(other)
 
 

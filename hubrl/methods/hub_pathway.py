@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from hubrl.errors import BadConfig
@@ -66,8 +67,14 @@ class HubPathway(Method):
         z = self.router(observations, noise_key if self.noise else None)
         weights, active = pathway_weights(z, self.top_k, trusted)
         speech = self.pathways.speak(observations, active, fresh)
+        return Routed(speech, weights, aggregate(speech, weights), self._exploration_loss(weights[:, trusted]))
+
+    def _exploration_loss(self, weights: Float[Tensor, "batch trusted"]) -> Float[Tensor, ""]:
+        if self.explore_coef == 0:
+            # Not even a zero may be injected where the gradient is differentiated again (TRPO).
+            return weights.new_zeros(())
         spread = exploration_entropy if self.exploration == "entropy" else load_balance
-        return Routed(speech, weights, aggregate(speech, weights), self.explore_coef * spread(weights[:, trusted]))
+        return self.explore_coef * spread(weights)
 
     @torch.no_grad()
     def trust(self, kept: Sequence[bool], start: Sequence[float]) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hubrl.cards import ActionHead, Declared, Registered, SourceCard, ValueHead
+from hubrl.cards import ActionHead, Layers, Declared, Registered, SourceCard, ValueHead
 from hubrl.errors import BadFile
 from hubrl.reading.printed_spaces import parse_space
-from hubrl.reading.weights import OWN_NETWORK, StateDict, layers
+from hubrl.reading.weights import OWN_NETWORK, StateDict
 from hubrl.spaces import PlainSpace
 
 MAX_BYTES = 4 * 2**30
@@ -175,8 +175,8 @@ def read_archive(path: Path | io.BytesIO, name: str) -> tuple[SourceCard, dict[s
         "seed": _whole(archive.data.get("seed")),
         "origin": path.name if isinstance(path, Path) else None,
     }
-    if has_hub(archive):
-        network = Registered(kind="registered", builder="hubrl", kwargs=hub_kwargs(archive))
+    if archive.policy_module == HUB_POLICY:
+        network = Registered(kind="registered", builder=HUB_POLICY, kwargs=hub_kwargs(archive))
         return SourceCard(network=network, **fields), {f"encoder.policy.{k}": v for k, v in archive.tensors.items()}
     _refuse_custom(archive)
     weights = StateDict(archive.tensors, str(archive.path))
@@ -184,24 +184,19 @@ def read_archive(path: Path | io.BytesIO, name: str) -> tuple[SourceCard, dict[s
     return SourceCard(network=network_card, **fields), weights.finish()
 
 
-def has_hub(archive: Archive) -> bool:
-    """Whether the agent was trained through a hub."""
-    return archive.policy_module == HUB_POLICY or "HubExtractor" in str(archive.policy_kwargs.get("features_extractor_class"))
-
-
 def hub_kwargs(archive: Archive) -> dict[str, Any]:
-    """What the registered builder of agents trained through a hub needs, as plain data.
+    """Keyword arguments of the policy that hears a hub's outputs, as plain data.
 
     Raises:
-        BadFile: If an argument of the policy is not plain data.
+        BadFile: If one of them is not plain data.
     """
-    kwargs = {key: value for key, value in archive.policy_kwargs.items() if not key.startswith(":") and "optimizer" not in key}
-    kwargs.pop("features_extractor_class", None)
+    kwargs = {key: value for key, value in archive.policy_kwargs.items() if not key.startswith((":", "optimizer"))}
     if "activation_fn" in kwargs:
         kwargs["activation_fn"] = archive.activation
-    if any(isinstance(value, str) and value.startswith("<") for value in kwargs.values()):
-        raise BadFile(f"{archive.path} was trained with policy arguments that are not plain data: {kwargs}.")
-    return {"algorithm": archive.algorithm, "policy_kwargs": kwargs}
+    odd = [key for key, value in kwargs.items() if isinstance(value, str) and value.startswith("<")]
+    if odd:
+        raise BadFile(f"{archive.path} was trained with the policy argument {odd[0]}={kwargs[odd[0]]}, which is not plain data; {OWN_NETWORK}.")
+    return kwargs
 
 
 def _refuse_custom(archive: Archive) -> None:
@@ -215,11 +210,13 @@ def read_network(weights: StateDict, archive: Archive, observation_space: PlainS
     keys = list(observation_space["spaces"]) if observation_space["type"] == "Dict" else [""]
     match archive.algorithm:
         case "DQN" | "QRDQN":
-            return _q_network(weights, archive, keys)
+            network = _q_network(weights, archive, keys)
         case "SAC" | "TQC" | "TD3" | "DDPG":
-            return _actor_critic(weights, archive, keys)
+            network = _actor_critic(weights, archive, keys)
         case _:
-            return _on_policy(weights, archive, keys)
+            network = _on_policy(weights, archive, keys)
+    hub = archive.policy_kwargs.get("features_extractor_kwargs")
+    return network.model_copy(update={"hub": hub["hub"]}) if isinstance(hub, dict) and "hub" in hub else network
 
 
 def _on_policy(weights: StateDict, archive: Archive, keys: list[str]) -> Declared:
@@ -237,9 +234,9 @@ def _on_policy(weights: StateDict, archive: Archive, keys: list[str]) -> Declare
     return Declared(
         kind="declared",
         trunks=trunks,
-        hidden=layers(hidden, activation),
+        hidden=Layers(widths=hidden, activation=activation),
         action=_on_policy_head(weights, archive),
-        value=ValueHead(kind="state", trunk="own" if own else "shared", layers=layers(value, activation)),
+        value=ValueHead(kind="state", trunk="own" if own else "shared", layers=Layers(widths=value, activation=activation)),
     )
 
 
@@ -273,7 +270,7 @@ def _q_network(weights: StateDict, archive: Archive, keys: list[str]) -> Declare
     actions = int(archive.space("action")["n"])
     quantiles = outputs // actions if archive.algorithm == "QRDQN" else None
     kind = "q-values" if quantiles is None else "quantiles"
-    return Declared(kind="declared", trunks=trunks, hidden=layers(hidden, archive.activation), action=ActionHead(kind=kind, quantiles=quantiles))
+    return Declared(kind="declared", trunks=trunks, hidden=Layers(widths=hidden, activation=archive.activation), action=ActionHead(kind=kind, quantiles=quantiles))
 
 
 def _actor_critic(weights: StateDict, archive: Archive, keys: list[str]) -> Declared:
@@ -285,7 +282,7 @@ def _actor_critic(weights: StateDict, archive: Archive, keys: list[str]) -> Decl
     action = _deterministic(weights, last) if deterministic else _squashed(weights, archive)
     value = _critics(weights, archive, keys, shared=bool(archive.policy_kwargs.get("share_features_extractor", False)))
     weights.ignore("critic_target.", "actor_target.", "critic.features_extractor.")
-    return Declared(kind="declared", trunks=trunks, hidden=layers(hidden, activation), action=action, value=value)
+    return Declared(kind="declared", trunks=trunks, hidden=Layers(widths=hidden, activation=activation), action=action, value=value)
 
 
 def _deterministic(weights: StateDict, last: str | None) -> ActionHead:
@@ -314,7 +311,7 @@ def _critics(weights: StateDict, archive: Archive, keys: list[str], *, shared: b
         quantiles = weights.linear(str(last), f"{new}.{2 * len(hidden)}")
         critics += 1
     trunk = "shared" if shared else "own"
-    return ValueHead(kind="action", trunk=trunk, layers=layers(hidden, archive.activation), critics=critics, quantiles=quantiles)
+    return ValueHead(kind="action", trunk=trunk, layers=Layers(widths=hidden, activation=archive.activation), critics=critics, quantiles=quantiles)
 
 
 def _whole(number: Any) -> int | None:

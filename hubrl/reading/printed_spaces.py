@@ -5,7 +5,9 @@ are elided in the middle: elided bounds are accepted where every number shown is
 the range shown.
 """
 
+import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from hubrl.errors import BadFile
 from hubrl.spaces import PlainSpace
 
 _NUMBER = re.compile(r"-?inf|-?\d+\.?\d*(?:e[+-]?\d+)?")
-_PART = re.compile(r"['\"]([^'\"]+)['\"],?:?\s*(Box|Discrete|MultiDiscrete|MultiBinary|Dict)\(")
+_PART = re.compile(r"""(['"])((?:(?!\1).)+)\1,?:?\s*(Box|Discrete|MultiDiscrete|MultiBinary|Dict)\(""")
 
 
 def parse_space(printed: Any, what: str) -> PlainSpace:
@@ -41,8 +43,8 @@ def _parse(kind: str, printed: dict[str, Any]) -> PlainSpace:
         case "Box":
             shape = [int(n) for n in printed.get("shape") or printed["_shape"]]
             dtype = str(printed["dtype"])
-            bounds = {end: _bound(str(printed[end]), shape) for end in ("low", "high")}
-            return {"type": "Box", "shape": shape, "dtype": dtype, **bounds}
+            low, high = (_numbers(str(printed[end])) for end in ("low", "high"))
+            return {"type": "Box", "shape": shape, "dtype": dtype, "low": _bound(low, shape, min), "high": _bound(high, shape, max)}
         case "Discrete":
             return {"type": "Discrete", "n": int(printed["n"]), "start": int(printed.get("start") or 0)}
         case "MultiDiscrete":
@@ -59,7 +61,7 @@ def _dict_parts(text: str) -> dict[str, PlainSpace]:
     """The parts of a Dict space from its `repr`, in its order."""
     parts = {}
     for match in _PART.finditer(text):
-        key, kind = match.groups()
+        _, key, kind = match.groups()
         inside = _until_closed(text, match.end())
         parts[key] = _from_repr(kind, inside)
     if not parts:
@@ -75,12 +77,15 @@ def _from_repr(kind: str, inside: str) -> PlainSpace:
                 raise ValueError(inside)
             bounds, shape_text, dtype = found.groups()
             shape = [int(n) for n in re.findall(r"\d+", shape_text)]
-            low, high = _split_bounds(bounds)
-            return {"type": "Box", "shape": shape, "dtype": dtype, "low": _bound(low, shape), "high": _bound(high, shape)}
-        case "Discrete" | "MultiBinary":
-            return {"type": kind, "n": int(inside.split(",")[0])}
+            low, high = (_numbers(bound) for bound in _split_bounds(bounds))
+            return {"type": "Box", "shape": shape, "dtype": dtype, "low": _bound(low, shape, min), "high": _bound(high, shape, max)}
+        case "Discrete":
+            n, _, start = inside.partition(", start=")
+            return {"type": kind, "n": int(n), "start": int(start or 0)}
+        case "MultiBinary":
+            return {"type": kind, "n": int(inside)}
         case "MultiDiscrete":
-            return {"type": kind, "nvec": [int(n) for n in re.findall(r"\d+", inside)]}
+            return {"type": kind, "nvec": [int(n) for n in re.findall(r"\d+", inside.partition("start=")[0])]}
         case _:
             raise ValueError("a Dict inside a Dict")
 
@@ -104,14 +109,18 @@ def _until_closed(text: str, start: int) -> str:
     raise ValueError("unbalanced parentheses")
 
 
-def _bound(text: str, shape: list[int]) -> Any:
+def _numbers(text: str) -> list[float]:
     numbers = [float(number) for number in _NUMBER.findall(text)]
     if not numbers:
         raise ValueError(f"no bound in {text[:40]!r}")
+    return numbers
+
+
+def _bound(numbers: list[float], shape: list[int], widest: Callable[[list[float]], float]) -> Any:
     if len(set(numbers)) == 1:
         return _finite(numbers[0])
-    if len(numbers) != int(np.prod(shape)):
-        return _finite(min(numbers) if min(numbers) < 0 else max(numbers))
+    if len(numbers) != math.prod(shape):
+        return _finite(widest(numbers))
     return np.array([_finite(number) for number in numbers], dtype=object).reshape(shape).tolist()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from hubrl.cards import Activation, Conv, Layers, Trunk
+from hubrl.cards import Conv, Trunk
 from hubrl.errors import BadFile
 
 NATURE_STRIDES = {8: 4, 4: 2, 3: 1}
@@ -85,7 +85,11 @@ class StateDict:
         return Trunk(convs=tuple(convs), linear=self.linear(f"{old}.linear.0", f"{new}.linear.0"))
 
     def trunks(self, old: str, new: str, keys: list[str]) -> dict[str, Trunk]:
-        """Move a features extractor: NatureCNN, SB3's combined one, or one that only flattens and has no weights."""
+        """Move a features extractor: NatureCNN, SB3's combined one, a hub's, or one that only flattens and has no weights."""
+        if self.has(f"{old}.method."):
+            for name in [name for name in self.tensors if name.startswith(f"{old}.")]:
+                self.take(name, f"{new}.extractor.{name.removeprefix(old + '.')}")
+            return {}
         if keys == [""]:
             found = self.has(f"{old}.cnn.")
             return {"": self.conv_trunk(old, f"{new}.readers.0") if found else Trunk()}
@@ -110,7 +114,3 @@ class StateDict:
             raise BadFile(f"{self.where} holds weights that SB3's networks do not have ({left[0]!r}); {OWN_NETWORK}.")
         return self.renamed
 
-
-def layers(widths: tuple[int, ...], activation: Activation) -> Layers:
-    """Hidden layers of these widths."""
-    return Layers(widths=widths, activation=activation)

@@ -1,0 +1,36 @@
+# The verbs of this repository. Each builds the virtual environment it needs.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test check format docs clean
+
+quickstart: $(VENV)/.installed  ## transfer from the bundled hub, print a table, draw the curves
+	$(BIN)/python -m agents.quickstart
+
+test: $(VENV)/.installed  ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed  ## lint, types, layering
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed  ## format in place
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.installed  ## run every code block of README and docs
+	$(BIN)/python -m pytest tests/test_docs.py
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist

@@ -1,0 +1,5 @@
+"""`python -m hubrl`."""
+
+from hubrl.cli import main
+
+main()

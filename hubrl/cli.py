@@ -1,0 +1,242 @@
+"""The command line: verbs that call the library and print what it says."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hubrl import runs
+from hubrl.config import assign
+from hubrl.errors import HubrlError, SpaceMismatch
+from hubrl.evaluation import Played, check_hub, play, try_hub
+from hubrl.hub import Hub
+from hubrl.methods import available, find, options_of
+from hubrl.reading import read_agent
+from hubrl.source import Source
+from hubrl.spaces import describe
+from hubrl.tasks import make_env
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Transfer in RL from a hub of pretrained agents.")
+hub_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build, show, try and check hubs.")
+app.add_typer(hub_app, name="hub")
+
+# Tables in a file or a pipe keep their columns whole.
+console = Console(width=None if sys.stdout.isatty() else 160)
+
+Episodes = Annotated[int, typer.Option(min=1, help="Episodes, played deterministically.")]
+Kwargs = Annotated[list[str] | None, typer.Option("--kwargs", help="name=value for the task, repeatable; values are YAML.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the episodes.")]
+Atari = Annotated[bool, typer.Option("--atari", help="Put SB3's Atari preprocessing around the task.")]
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A config's YAML file, or an interrupted run's folder to go on with.")],
+    changes: Annotated[list[str] | None, typer.Option("--set", help="field=value, repeatable; values are YAML.")] = None,
+    folder: Annotated[Path, typer.Option("--runs", help="Where runs live.")] = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="The run's name; otherwise the config's, numbered.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print SB3's table.")] = False,
+) -> None:
+    """Train from a config, or go on with an interrupted run."""
+    run = config if config.is_dir() else runs.start_run(config, changes or [], folder, name)
+    console.print(f"Run {run}; watch it with: tensorboard --logdir {folder}", soft_wrap=True)
+    result = runs.train(run, progress=True, verbose=int(verbose))
+    _print_table(["", ""], [(key, _short(value)) for key, value in result.items()])
+
+
+@app.command()
+def evaluate(
+    agent: Annotated[Path, typer.Argument(help="A run, a hub's source (hubs/cheetah/sac), or an agent's zip.")],
+    episodes: Episodes = 10,
+    task: Annotated[str | None, typer.Option(help="Gymnasium id; the run's or the card's own task if not given.")] = None,
+    kwargs: Kwargs = None,
+    seed: Seed = runs.EVALUATION_SEED,
+    atari: Atari = False,
+) -> None:
+    """Play an agent's episodes; nothing in its files is executed."""
+    if task is None and (agent / "config.yaml").exists():
+        with _progress(f"{agent}", episodes) as on_step:
+            played = runs.evaluate_run(agent, episodes, seed, on_step)
+    else:
+        source = runs.run_agent(agent) if (agent / "model.zip").exists() else read_agent(agent)
+        named, named_kwargs = _task_of(source, task, kwargs)
+        env = make_env(named, named_kwargs, seed=seed, preprocessing="atari" if atari else "none")
+        with _progress(source.name, episodes) as on_step:
+            played = play(source, env, episodes, name=source.name, on_step=on_step)
+    _print_played([played])
+
+
+@app.command()
+def methods() -> None:
+    """List the methods and their options."""
+    for name in available():
+        console.print(f"{name}: {find(name).summary}", highlight=False)
+        for option, parameter in options_of(name).items():
+            console.print(f"    {option}: {_annotation(parameter.annotation)} = {parameter.default!r}", highlight=False, markup=False)
+
+
+@hub_app.command("build")
+def hub_build(
+    folder: Annotated[Path, typer.Argument(help="The hub's folder, which must not exist.")],
+    agent: Annotated[list[str], typer.Option("--agent", help="A zip, folder, card or weights; `agent.zip,statistics.pkl` names a companion.")],
+    name: Annotated[list[str] | None, typer.Option("--name", help="What to call the agents, in order.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a hub that is there.")] = False,
+) -> None:
+    """Make a hub's folder from agents in whatever form they come."""
+    Hub.from_agents([runs.split_agent(text) for text in agent], name or None).save(folder, overwrite=overwrite)
+    hub_show(folder)
+
+
+@hub_app.command("add")
+def hub_add(
+    folder: Annotated[Path, typer.Argument(help="The hub's folder.")],
+    agent: Annotated[str, typer.Option("--agent", help="A zip, folder, run, card or weights.")],
+    name: Annotated[str | None, typer.Option("--name", help="What to call it.")] = None,
+) -> None:
+    """Add a source at the end of a saved hub."""
+    Hub.load(folder).add(runs.split_agent(agent), name).save(folder, overwrite=True)
+    hub_show(folder)
+
+
+@hub_app.command("show")
+def hub_show(folder: Annotated[Path, typer.Argument(help="The hub's folder.")]) -> None:
+    """Show a hub's sources."""
+    rows = []
+    for source in Hub.load(folder):
+        card = source.card
+        acts = "none: an encoder alone" if source.actions is None else describe(source.actions)
+        worth = "" if card.return_mean is None else f"{card.return_mean:.1f} ± {card.return_std or 0:.1f}"
+        normalises = "yes" if card.normalisation else "no"
+        rows.append((source.name, card.algorithm, describe(source.space), acts, normalises, _short(card.task), worth, _short(card.steps)))
+    _print_table(["source", "algorithm", "observes", "acts", "normalises", "task", "return", "steps"], rows)
+
+
+@hub_app.command("try")
+def hub_try(
+    folder: Annotated[Path, typer.Argument(help="The hub's folder.")],
+    task: Annotated[str, typer.Option(help="Gymnasium id; `module:id` where a module registers it.")],
+    kwargs: Kwargs = None,
+    episodes: Episodes = 10,
+    seed: Seed = 0,
+    atari: Atari = False,
+) -> None:
+    """Play a task with each source, untouched: what each is worth there before any training."""
+    hub = Hub.load(folder)
+    named_kwargs = _kwargs(kwargs)
+    with _bars(hub, episodes) as on_step:
+        tried = list(
+            try_hub(hub, task, named_kwargs, episodes=episodes, seed=seed, preprocessing="atari" if atari else "none", on_step=on_step)
+        )
+    _print_played([played for played in tried if isinstance(played, Played)])
+    refused = [str(mismatch) for mismatch in tried if isinstance(mismatch, SpaceMismatch)]
+    for sentence in refused:
+        console.print(sentence, soft_wrap=True)
+    if len(refused) == len(tried):
+        raise SpaceMismatch("No source of the hub fits the task.")
+
+
+@hub_app.command("check")
+def hub_check(
+    folder: Annotated[Path, typer.Argument(help="The hub's folder.")],
+    episodes: Annotated[int | None, typer.Option(min=1, help="Episodes each; the card's own number if not given.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Replay each source on its own task and compare with its card; exit code 1 if one differs."""
+    hub = Hub.load(folder)
+    with _bars(hub, episodes or max((source.card.episodes or 10) for source in hub)) as on_step:
+        checks = list(check_hub(hub, episodes=episodes, seed=seed, on_step=on_step))
+    verdicts = {True: "agrees", False: "DIFFERS", None: "not replayed"}
+    rows = [
+        (check.name, "" if check.played is None else f"{check.played.mean:.1f} ± {check.played.std:.1f}", verdicts[check.agrees], check.sentence)
+        for check in checks
+    ]
+    _print_table(["source", "replayed", "", "because"], rows)
+    if any(check.agrees is False for check in checks):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line: mistakes end in one sentence and exit code 2, anything else in exit code 1."""
+    # Tasks are named `module:id`; a user's modules lie where the command is given.
+    sys.path.insert(0, str(Path.cwd()))
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        sys.exit(app(arguments, standalone_mode=False) or 0)
+    except HubrlError as error:
+        _fail(str(error), 2, debug=debug)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("Interrupted.", 130, debug=False)
+    except Exception as error:  # noqa: BLE001 - the last resort; `--debug` shows everything
+        # Typer's own usage errors, wherever this version of it has their class, can format their message.
+        usage = getattr(error, "format_message", None)
+        sentence = usage() if usage else f"{type(error).__name__}: {error} (`hubrl --debug ...` shows where)"
+        _fail(sentence, 2 if usage else 1, debug=debug)
+
+
+def _fail(sentence: str, code: int, *, debug: bool) -> None:
+    if debug:
+        raise
+    print(" ".join(sentence.split()), file=sys.stderr)  # noqa: T201 - stderr is for people
+    sys.exit(code)
+
+
+def _task_of(source: Source, task: str | None, kwargs: list[str] | None) -> tuple[str, dict[str, Any]]:
+    if task is not None:
+        return task, _kwargs(kwargs)
+    if source.card.task is None:
+        raise typer.BadParameter(f"The card of {source.name!r} names no task; name one with --task.")
+    return source.card.task, {**source.card.task_kwargs, **_kwargs(kwargs)}
+
+
+def _kwargs(given: list[str] | None) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for text in given or []:
+        assign(plain, text)
+    return plain
+
+
+@contextmanager
+def _progress(name: str, episodes: int) -> Iterator[Callable[[int], None]]:
+    with _bar() as bars:
+        bar = bars.add_task(name, total=episodes)
+        yield lambda done: bars.update(bar, completed=done)
+
+
+@contextmanager
+def _bars(hub: Hub, episodes: int) -> Iterator[Callable[[str, int], None]]:
+    with _bar() as bars:
+        by_name = {source.name: bars.add_task(source.name, total=episodes) for source in hub}
+        yield lambda name, done: bars.update(by_name[name], completed=done)
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _print_played(played: list[Played]) -> None:
+    rows = [(one.name, f"{one.mean:.1f}", f"{one.std:.1f}", str(len(one.returns)), f"{sum(one.lengths) / len(one.lengths):.0f}") for one in played]
+    if rows:
+        _print_table(["agent", "mean return", "± std", "episodes", "mean length"], rows)
+
+
+def _print_table(columns: list[str], rows: list[tuple[str, ...]]) -> None:
+    table = Table(*columns, show_header=any(columns), box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _short(value: object) -> str:
+    return "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _annotation(annotation: Any) -> str:
+    return getattr(annotation, "__name__", str(annotation)).replace("typing.", "") if isinstance(annotation, type) else str(annotation).replace("typing.", "")

@@ -1,0 +1,332 @@
+"""A training and its folder: everything needed to repeat it, watch it, resume it and judge it.
+
+    runs/<name>_<k>/
+        config.yaml         resolved; `hubrl train <run>/config.yaml` repeats the run
+        hub/                the sources it learned from
+        command.txt         the command line
+        versions.json       of Python and packages, and the git commit of the working directory
+        tensorboard/        what TensorBoard shows
+        monitor/            SB3's Monitor, one CSV an environment
+        evaluations.npz     as SB3's EvalCallback writes it
+        checkpoints/        the last two, until the run is finished
+        model.zip           the agent, and vecnormalize.pkl beside it
+        result.json         what came out; its presence says that the run is finished
+"""
+
+import importlib
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from hubrl.callbacks import HubCallback
+from hubrl.cards import write_yaml
+from hubrl.checkpoints import CheckpointFolder, checkpoints_in, model_bytes, restore_checkpoint
+from hubrl.config import RunConfig, read_config
+from hubrl.errors import BadConfig, BadFile, OutputExists
+from hubrl.evaluation import Played, play
+from hubrl.folders import new_folder, write_atomically
+from hubrl.hub import Hub
+from hubrl.networks import ACTIVATIONS
+from hubrl.reading import read_agent
+from hubrl.source import Source
+from hubrl.tasks import make_env, normalised
+
+EVALUATION_SEED = 10_000
+"""Added to a run's seed for the environments of its evaluations."""
+
+SB3_PACKAGES = {"ppo": "PPO", "a2c": "A2C", "dqn": "DQN", "sac": "SAC", "td3": "TD3", "ddpg": "DDPG"}
+CONTRIB_PACKAGES = {
+    "qrdqn": "QRDQN",
+    "tqc": "TQC",
+    "trpo": "TRPO",
+    "recurrent_ppo": "RecurrentPPO",
+    "maskable_ppo": "MaskablePPO",
+}
+
+PACKAGES = ("hubrl", "stable-baselines3", "sb3-contrib", "torch", "gymnasium", "numpy", "ale-py", "mujoco")
+
+
+def start_run(config_path: Path, overrides: Sequence[str], folder: Path, name: str | None = None) -> Path:
+    """Make the folder of a new run from a config; nothing is trained yet.
+
+    Args:
+        config_path: The YAML file.
+        overrides: `field=value` to put in.
+        folder: Where runs live.
+        name: The run's name; otherwise its config's with a number behind it.
+
+    Raises:
+        BadConfig: If the config cannot be what the user meant.
+        BadFile: If the config, its hub or an agent cannot be read.
+        OutputExists: If a run of the name exists.
+    """
+    config = read_config(config_path, list(overrides))
+    hub = _hub_of(config)
+    stem = config_path.resolve().parent.name.rsplit("_", 1)[0] if config_path.stem == "config" else config_path.stem
+    run = folder / name if name else _numbered(folder, stem)
+    with new_folder(run) as making:
+        if hub is not None:
+            hub.save(making / "hub")
+        resolved = config.model_copy(update={"hub": None if hub is None else Path("hub"), "agents": ()})
+        (making / "config.yaml").write_text(write_yaml(resolved.plain()), encoding="utf-8")
+        (making / "command.txt").write_text(shlex.join(sys.argv) + "\n", encoding="utf-8")
+        (making / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+    return run
+
+
+def train(run: Path, callbacks: Sequence[BaseCallback] = (), *, progress: bool = False, verbose: int = 0) -> dict[str, Any]:
+    """Train a run, from its last checkpoint if it was interrupted.
+
+    Args:
+        run: The run's folder.
+        callbacks: Callbacks beside the run's own.
+        progress: Whether to show a progress bar.
+        verbose: 1 for SB3's table.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        OutputExists: If the run is finished.
+        BadConfig: If the task or the algorithm cannot be made.
+        BadFile: If the folder is no run.
+    """
+    if (run / "result.json").exists():
+        raise OutputExists(f"{run} is finished; `hubrl train {run / 'config.yaml'}` repeats it, `hubrl evaluate {run}` plays it.")
+    if not (run / "config.yaml").exists():
+        raise BadFile(f"{run} is no run: it has no config.yaml.")
+    config = read_config(run / "config.yaml")
+    torch.set_num_threads(config.threads)
+    set_random_seed(config.seed)
+    saved = checkpoints_in(run / "checkpoints")
+    # Monitor overwrites what is there: a resumed run goes on in a folder of its own.
+    env = _training_env(config, run / (f"monitor-from-{saved[-1].name}" if saved else "monitor"))
+    model = build_model(config, env, _hub_of(config), tensorboard=run, verbose=verbose)
+    if saved:
+        restore_checkpoint(model, saved[-1])
+    began = time.perf_counter()
+    started_at = model.num_timesteps
+    watcher = HubCallback(probe_share=0.0 if saved else config.probe_share, verbose=1)
+    own = [watcher, _evaluations(config, run), CheckpointFolder(run / "checkpoints", config.checkpoint_every or _tenth(config))]
+    model.learn(
+        config.steps - model.num_timesteps if saved else config.steps,
+        callback=[*callbacks, *own],
+        reset_num_timesteps=not saved,
+        tb_log_name="tensorboard",
+        progress_bar=progress,
+    )
+    wall = time.perf_counter() - began
+    return _finish(config, run, model, watcher, steps_here=model.num_timesteps - started_at, wall=wall)
+
+
+def evaluate_run(run: Path, episodes: int, seed: int = EVALUATION_SEED, on_step: Callable[[int], None] = lambda done: None) -> Played:
+    """Episodes of a finished run's agent on its own task, played deterministically; nothing is unpickled.
+
+    Raises:
+        BadFile: If the run is not finished, or its agent cannot be read.
+    """
+    config = read_config(run / "config.yaml")
+    agent = run_agent(run)
+    env = _plain_env(config, n_envs=1, seed=seed, monitor=None)
+    try:
+        return play(agent, env, episodes, name=run.name, on_step=on_step)
+    finally:
+        env.close()
+
+
+def run_agent(run: Path) -> Source:
+    """A finished run's agent as a source, with its statistics.
+
+    Raises:
+        BadFile: If the run is not finished, or its agent cannot be read.
+    """
+    if not (run / "model.zip").exists():
+        raise BadFile(f"{run} has no model.zip; finish it with `hubrl train {run}`.")
+    return read_agent(run / "model.zip")
+
+
+def build_model(config: RunConfig, env: VecEnv, hub: Hub | None, *, tensorboard: Path | None = None, verbose: int = 0) -> BaseAlgorithm:
+    """The algorithm of a config, over its hub if its method has one.
+
+    Raises:
+        BadConfig: If the algorithm's package is missing or refuses its arguments.
+    """
+    algorithm = algorithm_class(config.algorithm)
+    kwargs = dict(config.algorithm_kwargs)
+    given = dict(kwargs.pop("policy_kwargs", None) or {})
+    if isinstance(given.get("activation_fn"), str):
+        given["activation_fn"] = activation(given["activation_fn"])
+    if hub is None:
+        made: dict[str, Any] = {"policy": _plain_policy(env), "policy_kwargs": {}}
+    else:
+        made = hub.agent(
+            algorithm, config.method, level=config.level, tuned=config.tuned, source_lr=config.source_lr, **config.options
+        )
+    if config.algorithm == "recurrent_ppo":
+        made["policy"] = made["policy"].replace("Policy", "LstmPolicy")
+    log = None if tensorboard is None else str(tensorboard)
+    common = {"env": env, "seed": config.seed, "device": config.device, "tensorboard_log": log, "verbose": verbose}
+    try:
+        return algorithm(made["policy"], policy_kwargs={**given, **made["policy_kwargs"]}, **common, **kwargs)
+    except TypeError as error:
+        raise BadConfig(f"{algorithm.__name__} does not take algorithm_kwargs {kwargs} ({error}).") from error
+
+
+def algorithm_class(name: str) -> type[BaseAlgorithm]:
+    """An algorithm by the name of its package.
+
+    Raises:
+        BadConfig: If it is sb3-contrib's, which is not installed.
+    """
+    if name in SB3_PACKAGES:
+        found: type[BaseAlgorithm] = getattr(importlib.import_module("stable_baselines3"), SB3_PACKAGES[name])
+        return found
+    try:
+        found = getattr(importlib.import_module("sb3_contrib"), CONTRIB_PACKAGES[name])
+    except ImportError as error:
+        raise BadConfig(f"Algorithm {name!r} is sb3-contrib's; install hubrl[contrib].") from error
+    return found
+
+
+def activation(name: str) -> type[torch.nn.Module]:
+    """An activation by its name in torch or in a card."""
+    lowered = {**ACTIVATIONS, **{kind.__name__.lower(): kind for kind in ACTIVATIONS.values()}}
+    if name.lower() not in lowered:
+        raise BadConfig(f"activation_fn={name!r} was given; expected one of {', '.join(ACTIVATIONS)}.")
+    return lowered[name.lower()]
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and the packages that matter, and the git commit of the working directory."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603, S607
+    found["commit"] = commit.stdout.strip() or None
+    return found
+
+
+def _finish(config: RunConfig, run: Path, model: BaseAlgorithm, watcher: HubCallback, *, steps_here: int, wall: float) -> dict[str, Any]:
+    """Save the agent, judge it, and write the result last."""
+    write_atomically(run / "model.zip", model_bytes(model))
+    vec = model.get_vec_normalize_env()
+    if vec is not None:
+        vec.save(str(run / "vecnormalize.pkl"))
+    env = _plain_env(config, n_envs=1, seed=config.seed + EVALUATION_SEED, monitor=None)
+    played = play(Judge(model, vec), env, config.eval_episodes)
+    env.close()
+    result = {
+        "task": config.task,
+        "method": config.method,
+        "algorithm": config.algorithm,
+        "seed": config.seed,
+        "steps": model.num_timesteps,
+        "probe_steps": watcher.verdict.steps if watcher.verdict else 0,
+        "probe_kept": watcher.verdict.kept if watcher.verdict else None,
+        "eval_mean": played.mean,
+        "eval_std": played.std,
+        "eval_episodes": config.eval_episodes,
+        "train_returns_last_100": _recent(model),
+        "wall_s": round(wall, 1),
+        "steps_per_s": round(steps_here / wall, 1),
+    }
+    write_atomically(run / "result.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+class Judge:
+    """A model that normalises raw observations itself, so that it can play in an environment without VecNormalize."""
+
+    def __init__(self, model: BaseAlgorithm, vec: VecNormalize | None) -> None:
+        self.model, self.vec = model, vec
+
+    def predict(self, observation: Any, **kwargs: Any) -> Any:
+        """SB3's `predict` on observations as the task has them."""
+        return self.model.predict(observation if self.vec is None else self.vec.normalize_obs(observation), **kwargs)
+
+
+def _recent(model: BaseAlgorithm) -> float | None:
+    buffer = model.ep_info_buffer
+    return float(np.mean([episode["r"] for episode in buffer])) if buffer else None
+
+
+def _evaluations(config: RunConfig, run: Path) -> EvalCallback:
+    env = _plain_env(config, n_envs=1, seed=config.seed + EVALUATION_SEED, monitor=None)
+    if config.normalize:
+        env = VecNormalize(env, training=False, norm_reward=False)
+    every = config.eval_every or _tenth(config)
+    evaluations = EvalCallback(
+        env,
+        n_eval_episodes=config.eval_episodes,
+        eval_freq=max(every // config.n_envs, 1),
+        log_path=str(run),
+        deterministic=True,
+        verbose=0,
+    )
+    _remember(evaluations, run / "evaluations.npz")
+    return evaluations
+
+
+def _remember(evaluations: EvalCallback, path: Path) -> None:
+    """Let the evaluations of a resumed run go on behind those that it made before."""
+    if path.exists():
+        before = np.load(path, allow_pickle=False)
+        evaluations.evaluations_timesteps = before["timesteps"].tolist()
+        evaluations.evaluations_results = before["results"].tolist()
+        evaluations.evaluations_length = before["ep_lengths"].tolist()
+
+
+def _training_env(config: RunConfig, monitor: Path) -> VecEnv:
+    env = _plain_env(config, config.n_envs, config.seed, monitor)
+    return normalised(env, config.algorithm_kwargs.get("gamma", 0.99)) if config.normalize else env
+
+
+def _plain_env(config: RunConfig, n_envs: int, seed: int, monitor: Path | None) -> VecEnv:
+    return make_env(config.task, config.task_kwargs, n_envs=n_envs, seed=seed, preprocessing=config.preprocessing, monitor=monitor)
+
+
+def _plain_policy(env: VecEnv) -> str:
+    shape, keys = env.observation_space.shape, getattr(env.observation_space, "spaces", None)
+    if keys is not None:
+        return "MultiInputPolicy"
+    return "CnnPolicy" if shape is not None and len(shape) == 3 else "MlpPolicy"
+
+
+def _hub_of(config: RunConfig) -> Hub | None:
+    if not config.needs_hub:
+        return None
+    if config.hub is not None:
+        return Hub.load(config.hub)
+    return Hub.from_agents([split_agent(text) for text in config.agents])
+
+
+def split_agent(text: str) -> str | tuple[str, str]:
+    """An agent from the command line or a config: a path, or `path,companion`."""
+    path, comma, companion = text.partition(",")
+    return (path, companion) if comma else path
+
+
+def _numbered(folder: Path, stem: str) -> Path:
+    taken = [int(path.name.rsplit("_", 1)[1]) for path in folder.glob(f"{stem}_*") if path.name.rsplit("_", 1)[1].isdigit()]
+    return folder / f"{stem}_{max(taken, default=0) + 1}"
+
+
+def _tenth(config: RunConfig) -> int:
+    return max(config.steps // 10, 1)

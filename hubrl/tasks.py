@@ -1,0 +1,77 @@
+"""From a Gymnasium id to the vectorised environment that SB3 trains on, with mistakes put into sentences."""
+
+import importlib
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+from gymnasium import error as gym_error
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+
+from hubrl.errors import BadConfig, unknown
+
+Preprocessing = Literal["none", "atari"]
+
+
+def make_env(
+    task: str,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    n_envs: int = 1,
+    seed: int = 0,
+    preprocessing: Preprocessing = "none",
+    monitor: Path | None = None,
+) -> VecEnv:
+    """Parallel environments of a task, each under a Monitor.
+
+    Args:
+        task: Gymnasium id; `module:id` where importing a module registers it.
+        kwargs: The task's keyword arguments.
+        n_envs: How many.
+        seed: Seed of the first; the others follow.
+        preprocessing: `atari` for SB3's AtariWrapper and four stacked frames.
+        monitor: Folder for Monitor's CSV files.
+
+    Raises:
+        BadConfig: If the task is not known, its module cannot be imported, or it refuses its arguments.
+    """
+    check_task(task)
+    build = make_atari_env if preprocessing == "atari" else make_vec_env
+    folder = None if monitor is None else str(monitor)
+    try:
+        env = build(task, n_envs=n_envs, seed=seed, monitor_dir=folder, env_kwargs=kwargs or {})
+    except (TypeError, ValueError, AssertionError, gym_error.Error) as error:
+        raise BadConfig(f"Task {task!r} cannot be made with {kwargs or {}}: {_first_line(error)}") from error
+    except (ImportError, gym_error.DependencyNotInstalled) as error:
+        raise BadConfig(f"Task {task!r} needs a package that is not installed: {_first_line(error)}") from error
+    return VecFrameStack(env, 4) if preprocessing == "atari" else env
+
+
+def check_task(task: str) -> None:
+    """Refuse a task that is not registered.
+
+    Raises:
+        BadConfig: Naming the nearest one that is.
+    """
+    module, colon, name = task.rpartition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise BadConfig(f"The module {module!r} of task {task!r} cannot be imported ({_first_line(error)}).") from error
+    try:
+        gym.spec(name)
+    except gym_error.Error as error:
+        near = unknown("task", name, gym.registry).split(" Known:")[0]
+        raise BadConfig(f"{near} Tasks are Gymnasium ids, `module:id` where a module registers them.") from error
+
+
+def normalised(env: VecEnv, gamma: float) -> VecNormalize:
+    """The environments under VecNormalize, observations and rewards."""
+    return VecNormalize(env, gamma=gamma)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

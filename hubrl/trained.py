@@ -1,0 +1,58 @@
+"""Agents that were trained through a hub's outputs, as sources of the next hub."""
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hubrl.cards import SourceCard
+from hubrl.networks import ACTIVATIONS, Networks, Observations, register_network
+from hubrl.policies import HubActorCriticPolicy
+from hubrl.speech import width
+
+
+class HubActor(nn.Module):
+    """The encoder of an agent that hears a hub: its own features, then what its hub would do."""
+
+    def __init__(self, policy: HubActorCriticPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observations: Observations) -> Float[Tensor, "batch width"]:
+        """The actor's last hidden layer beside the parameters of the likeliest pathway's distribution."""
+        policy = self.policy
+        latent = policy.mlp_extractor.forward_actor(policy.pi_features_extractor(observations))
+        routed = policy.route(observations)
+        if isinstance(policy.action_space, spaces.Discrete) or policy.outputs.aggregation == "mean":
+            said = policy.distribution_parameters(routed)
+        else:
+            best = routed.weights.argmax(dim=1)
+            said = routed.speech[torch.arange(len(best), device=best.device), best]
+        return torch.cat([latent, said], dim=1)
+
+
+class LastColumns(nn.Module):
+    """The head of an agent whose features end with what it says."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns = columns
+
+    def forward(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch columns"]:
+        """The last columns."""
+        return features[:, -self.columns :]
+
+
+def build_hub_actor(card: SourceCard, **policy_kwargs: Any) -> Networks:
+    """The networks of an agent that was trained through a hub's outputs."""
+    if "activation_fn" in policy_kwargs:
+        policy_kwargs["activation_fn"] = ACTIVATIONS[policy_kwargs["activation_fn"]]
+    actions = card.actions
+    assert actions is not None
+    policy = HubActorCriticPolicy(card.observations, actions, lambda _: 0.0, **policy_kwargs)
+    return Networks(HubActor(policy), LastColumns(width(actions)))
+
+
+register_network(HubActorCriticPolicy.__module__, build_hub_actor)

@@ -1,0 +1,176 @@
+"""The checkout's own tasks: robots with other physics, and Atari games with modes."""
+
+import importlib
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+ROBOTS = ("HalfCheetah", "Walker2d", "Hopper")
+
+PHYSICS = {
+    "gravity": lambda model: model.opt.gravity,
+    "mass": lambda model: np.concatenate([model.body_mass, model.body_inertia.ravel()]),
+    "friction": lambda model: model.geom_friction[:, 0],
+    "motors": lambda model: model.actuator_gear[:, 0],
+}
+
+
+def make_robot(robot="HalfCheetah", **kwargs):
+    pytest.importorskip("mujoco")
+    return gym.make(f"envs.mujoco:hubrl/{robot}-v5", **kwargs)
+
+
+def make_game(game, **kwargs):
+    pytest.importorskip("ale_py")
+    return gym.make(f"envs.atari:hubrl/{game}-v0", **kwargs)
+
+
+def physics(**kwargs):
+    model = make_robot(**kwargs).unwrapped.model
+    return {name: read(model).copy() for name, read in PHYSICS.items()}
+
+
+def played(env, n_steps, seed=0):
+    """Everything that an environment says to the same actions."""
+    env.action_space.seed(seed)
+    said = [env.reset(seed=seed)[0]]
+    for _ in range(n_steps):
+        observation, reward, *_ = env.step(env.action_space.sample())
+        said += [observation, reward]
+    return np.concatenate([np.ravel(part) for part in said])
+
+
+def screen(game, n_steps=60, **kwargs):
+    """What a game shows after doing nothing for a while."""
+    env = make_game(game, **kwargs)
+    observation, _ = env.reset(seed=0)
+    for _ in range(n_steps):
+        observation, *_ = env.step(0)
+    return observation
+
+
+@pytest.mark.filterwarnings("ignore:.*infinity:UserWarning")
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_robots_pass_gymnasiums_checker(robot):
+    check_env(make_robot(robot, gravity=1.5, motors=0.5, direction="backward").unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_default_physics_are_gymnasiums_bit_for_bit(robot):
+    ours = played(make_robot(robot), n_steps=50)
+    np.testing.assert_array_equal(ours, played(gym.make(f"{robot}-v5"), n_steps=50))
+
+
+@pytest.mark.parametrize("changed", PHYSICS)
+def test_a_factor_changes_its_own_physics_and_no_other(changed):
+    before, after = physics(), physics(**{changed: 1.5})
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value * 1.5 if name == changed else value)
+
+
+def test_every_motor_can_have_a_factor_of_its_own():
+    factors = [1, 0, 0.5, -1, 2, 1]
+    np.testing.assert_array_equal(physics(motors=factors)["motors"], physics()["motors"] * factors)
+
+
+@pytest.mark.parametrize("changed", PHYSICS)
+def test_other_physics_are_felt(changed):
+    assert not np.array_equal(played(make_robot(**{changed: 0.5}), n_steps=50), played(make_robot(), n_steps=50))
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_backward_turns_the_forward_reward_round_and_nothing_else(robot):
+    said = {}
+    for direction in ("forward", "backward"):
+        env = make_robot(robot, direction=direction)
+        env.reset(seed=0)
+        observation, _, _, _, info = env.step(np.ones(env.action_space.shape, np.float32))
+        said[direction] = (observation, info)
+    np.testing.assert_array_equal(said["forward"][0], said["backward"][0])
+    forward, backward = (info.pop("reward_forward") for _, info in said.values())
+    assert forward == -backward != 0
+    assert said["forward"][1] == said["backward"][1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"gravity": 0}, "gravity=0 is not a positive factor"),
+        ({"mass": -1.0}, "mass=-1.0 is not a positive factor"),
+        ({"friction": float("nan")}, "friction=nan is not a positive factor"),
+        ({"motors": [1, 0]}, "gives 2 factors, the robot has 6 motors"),
+        ({"direction": "sideways"}, "direction='sideways' is neither 'forward' nor 'backward'"),
+    ],
+)
+def test_wrong_physics_are_answered_with_a_sentence(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make_robot(**arguments)
+
+
+@pytest.mark.parametrize(("game", "arguments"), [("Pong", {"mode": 1, "difficulty": 3}), ("Freeway", {"full_action_space": True})])
+def test_games_pass_gymnasiums_checker(game, arguments):
+    check_env(make_game(game, **arguments).unwrapped, skip_render_check=True)
+
+
+def test_every_game_for_one_player_has_an_id_of_ours():
+    pytest.importorskip("ale_py")
+    importlib.import_module("envs.atari")
+    games = [spec.name for spec in gym.registry.values() if spec.namespace == "ALE"]
+    assert len(games) > 50
+    assert all(f"hubrl/{game}-v0" in gym.registry for game in games)
+
+
+@pytest.mark.parametrize(("game", "arguments"), [("Freeway", {"mode": 3}), ("SpaceInvaders", {"mode": 9}), ("Pong", {"difficulty": 1})])
+def test_modes_and_difficulties_reach_the_emulator(game, arguments):
+    default = screen(game)
+    np.testing.assert_array_equal(default, screen(game, mode=0, difficulty=0))
+    assert not np.array_equal(default, screen(game, **arguments))
+
+
+def test_a_game_keeps_its_mode_when_it_is_seeded_again():
+    env = make_game("Freeway", mode=3)
+    first, _ = env.reset(seed=0)
+    again, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(again, make_game("Freeway").reset(seed=0)[0])
+
+
+def test_a_step_of_the_bare_game_is_one_frame_without_sticky_actions():
+    ale = (env := make_game("Pong")).unwrapped.ale
+    env.reset(seed=0)
+    before = ale.getFrameNumber()
+    env.step(0)
+    assert ale.getFrameNumber() == before + 1
+    assert ale.getFloat("repeat_action_probability") == 0
+
+
+@pytest.mark.parametrize("arguments", [{"mode": 99}, {"difficulty": 9}])
+def test_a_mode_that_a_game_does_not_have_is_answered_with_those_it_has(arguments):
+    with pytest.raises(ValueError, match=r"for freeway; its modes are \[0, 1, .*its difficulties \[0, 1\]"):
+        make_game("Freeway", **arguments)
+
+
+def test_atari_vec_env_is_sb3s_stack_of_four_small_grey_frames():
+    pytest.importorskip("cv2")
+    task = make_game("Pong").spec.id
+    env = importlib.import_module("envs.atari").make_atari_vec_env(task, n_envs=2, seed=0, env_kwargs={"full_action_space": True})
+    observations = env.reset()
+    assert observations.shape == (2, 84, 84, 4)
+    assert observations.dtype == np.uint8
+    assert env.observation_space == gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
+    assert env.action_space == gym.spaces.Discrete(18)
+    before = [ale.getFrameNumber() for ale in env.get_attr("ale")]
+    observations, *_ = env.step(np.zeros(2, dtype=int))
+    assert [ale.getFrameNumber() for ale in env.get_attr("ale")] == [frames + 4 for frames in before]
+    assert observations[..., -1].any()
+    env.close()
+
+
+def test_without_ale_py_a_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ale_py.env", None)
+    monkeypatch.delitem(sys.modules, "envs.atari", raising=False)
+    with pytest.raises(ImportError, match=r"install hubrl\[atari\]"):
+        importlib.import_module("envs.atari")
