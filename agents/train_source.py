@@ -2,11 +2,13 @@
 
     python -m agents.train_source low-gravity --kwargs '{"gravity": 0.6}' --seed 1
 
-writes `runs/sources/low-gravity/agent.zip` and `vecnormalize.pkl` beside it; `hubrl hub build` makes a hub of such agents.
-The hyperparameters are the RL Zoo's for PPO on HalfCheetah.
+writes `runs/sources/low-gravity/agent.zip`, `vecnormalize.pkl` beside it, and `training.json`, from which
+`python -m agents.bundle` makes the source's card. The hyperparameters are the RL Zoo's for PPO on HalfCheetah.
 """
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +60,14 @@ def main(
     torch.set_num_threads(1)
     here = folder / name
     here.mkdir(parents=True, exist_ok=True)
-    env = make_vec_env(task, n_envs=1, seed=seed, env_kwargs=json.loads(kwargs), monitor_dir=str(here))
+    command = shlex.join(["python", "-m", "agents.train_source", *sys.argv[1:]])
+    training = {"name": name, "task": task, "task_kwargs": json.loads(kwargs), "seed": seed, "command": command}
+    (here / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
+    env = make_vec_env(task, n_envs=1, seed=seed, env_kwargs=training["task_kwargs"], monitor_dir=str(here))
     model, vec_env = resume(here, env, seed)
     checkpoint = CheckpointCallback(50_000, str(here / "checkpoints"), name_prefix="agent", save_vecnormalize=True)
-    model.learn(steps - model.num_timesteps, callback=checkpoint, reset_num_timesteps=False, tb_log_name="tensorboard")
+    if model.num_timesteps < steps:
+        model.learn(steps - model.num_timesteps, callback=checkpoint, reset_num_timesteps=False, tb_log_name="tensorboard")
     model.save(here / "agent.zip")
     vec_env.save(str(here / "vecnormalize.pkl"))
 

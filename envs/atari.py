@@ -59,4 +59,4 @@ def make_atari_vec_env(
 
 for _spec in [spec for spec in gym.registry.values() if spec.namespace == "ALE"]:
     _bare = {**_spec.kwargs, "frameskip": 1, "repeat_action_probability": 0.0}
-    gym.register(f"hubrl/{_spec.name}-v0", entry_point=atari, kwargs=_bare)
+    gym.register(f"hubrl/{_spec.name}-v0", entry_point="envs.atari:atari", kwargs=_bare)

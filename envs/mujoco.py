@@ -72,7 +72,7 @@ def _build(robot: type[MujocoEnv], direction: Direction, kwargs: dict[str, Any])
         raise ValueError(f"direction={direction!r} is neither 'forward' nor 'backward'.")
     physics = {name: kwargs.pop(name) for name in ("gravity", "mass", "friction", "motors") if name in kwargs}
     sign = 1.0 if direction == "forward" else -1.0
-    env = robot(forward_reward_weight=sign * kwargs.pop("forward_reward_weight", 1.0), **kwargs)
+    env = robot(**{**kwargs, "forward_reward_weight": sign * kwargs.get("forward_reward_weight", 1.0)})
     return with_physics(env, **physics)
 
 

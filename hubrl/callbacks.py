@@ -111,7 +111,10 @@ class HubCallback(BaseCallback):
             "method": spec.method,
             "sources": ", ".join(source.name for source in spec.sources),
             "tuned": spec.tuned,
-            **{f"options/{key}": value if isinstance(value, bool | int | float | str) else str(value) for key, value in spec.options.items()},
+            **{
+                f"options/{key}": value if isinstance(value, bool | int | float | str) else str(value)
+                for key, value in spec.options.items()
+            },
         }
         metrics: dict[str, float] = {"rollout/ep_rew_mean": 0.0, "pathway/entropy_nats": 0.0}
         self.logger.record("hparams", HParam(hparams, metrics), exclude=TENSORBOARD_ONLY)

@@ -4,7 +4,6 @@ The card says everything but the weights: a source is rebuilt from its card, and
 its sources as plain data in its keyword arguments.
 """
 
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,10 @@ from hubrl.spaces import from_plain
 
 CARD_FORMAT = 1
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+Size = Annotated[int, Field(gt=0, le=2**16)]
+
 Activation = Literal["tanh", "relu", "elu", "gelu", "silu", "leaky_relu", "sigmoid", "mish", "softplus", "selu", "identity"]
 
 
@@ -28,25 +31,25 @@ class Plain(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """This model as data that YAML and JSON hold: defaults left out, but never the format."""
-        version = {"format": getattr(self, "format")} if "format" in type(self).model_fields else {}
+        version = {"format": dict(self)["format"]} if "format" in type(self).model_fields else {}
         return {**version, **self.model_dump(mode="json", exclude_defaults=True)}
 
 
 class Conv(Plain):
     """One convolution and the activation behind it."""
 
-    channels: int
+    channels: Size
     """Output channels."""
-    kernel: int
-    stride: int
-    padding: int = 0
+    kernel: Size
+    stride: Size
+    padding: int = Field(default=0, ge=0, le=2**16)
 
 
 class Trunk(Plain):
     """From one observation to a flat vector: convolutions, then perhaps one linear layer; with neither, just flattened."""
 
     convs: tuple[Conv, ...] = ()
-    linear: int | None = None
+    linear: Size | None = None
     """Width of the linear layer behind the convolutions."""
     activation: Activation = "relu"
 
@@ -54,7 +57,7 @@ class Trunk(Plain):
 class Layers(Plain):
     """A multilayer perceptron: hidden widths and the activation after each."""
 
-    widths: tuple[int, ...] = ()
+    widths: tuple[Size, ...] = ()
     activation: Activation = "tanh"
 
 
@@ -65,13 +68,13 @@ class ActionHead(Plain):
     """`deterministic` is TD3's and DDPG's: a tanh that spans the bounds."""
     log_std: Literal["parameter", "linear", "sde"] | None = None
     """Where a Gaussian has its standard deviation from; `sde` is SB3's state-dependent exploration."""
-    log_std_width: int | None = None
+    log_std_width: Size | None = None
     """Columns of the `sde` matrix; one if the standard deviation is the same for every action."""
     expln: bool = False
     """Whether `sde` turns its matrix into standard deviations by SB3's `expln` instead of `exp`."""
     mean_clip: float | None = None
     """Symmetric bound on the mean before the tanh (SAC with state-dependent exploration)."""
-    quantiles: int | None = None
+    quantiles: Size | None = None
     """Quantiles of every action's return (QR-DQN)."""
 
 
@@ -83,8 +86,8 @@ class ValueHead(Plain):
     trunk: Literal["shared", "own"] = "shared"
     """Whether it reads the encoder's trunk or has one of its own."""
     layers: Layers = Layers()
-    critics: int = 1
-    quantiles: int = 1
+    critics: Size = 1
+    quantiles: Size = 1
     """Quantiles of every critic (TQC)."""
 
 
@@ -116,23 +119,23 @@ class Frames(Plain):
     """Keep the last channels of a stack of frames."""
 
     op: Literal["frames"]
-    last: int
+    last: Size
 
 
 class Crop(Plain):
     """Keep rows `top` to `bottom` (excluded) of an image."""
 
     op: Literal["crop"]
-    top: int
-    bottom: int
+    top: int = Field(ge=0)
+    bottom: Size
 
 
 class Resize(Plain):
     """Resize an image bilinearly."""
 
     op: Literal["resize"]
-    height: int
-    width: int
+    height: Size
+    width: Size
 
 
 class Stretch(Plain):
@@ -156,8 +159,8 @@ class Normalisation(Plain):
 
     keys: tuple[str, ...] = ("",)
     """The keys of a Dict observation that are normalised; one empty key otherwise."""
-    clip: float = 10.0
-    epsilon: float = 1e-8
+    clip: float = Field(default=10.0, gt=0)
+    epsilon: float = Field(default=1e-8, ge=0)
 
 
 class SourceCard(Plain):
@@ -165,7 +168,7 @@ class SourceCard(Plain):
 
     format: int = CARD_FORMAT
     """Version of this format."""
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME_PATTERN)
     """How the source is called in its hub, in logs and in files."""
     algorithm: str
     """What it was trained with, as SB3 and sb3-contrib name their classes."""
@@ -226,12 +229,11 @@ def parse_card(plain: object, where: str) -> SourceCard:
         raise BadFile(f"{where} is a card of format {plain['format']}, this hubrl reads up to {CARD_FORMAT}; update hubrl.")
     try:
         card = SourceCard.model_validate(plain)
-        shapes = [card.observations, card.actions]
     except ValidationError as error:
         raise BadFile(f"{where} is not a source card: {first_problem(error)}.") from error
-    sizes = [math.prod(space.shape) for space in shapes if isinstance(space, spaces.Box)]
-    if any(size == 0 for size in sizes):
-        raise BadFile(f"{where} is not a source card: a space of no numbers.")
+    for space in (card.observation_space, card.action_space):
+        if space is not None:
+            from_plain(space)
     return card
 
 
@@ -245,7 +247,7 @@ def read_yaml(path: Path) -> object:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BadFile(f"There is no file {path}.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise BadFile(f"{path} cannot be read as YAML ({' '.join(str(error).split())[:160]}).") from error
 
 
@@ -258,7 +260,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d[\
 
 def parse_yaml(text: str) -> Any:
     """Plain data from YAML; raises `yaml.YAMLError` if it is none."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
+    return yaml.load(text, Loader=_Loader)
 
 
 def write_yaml(plain: dict[str, Any]) -> str:

@@ -63,9 +63,9 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
         model.save(making / "model.zip")
         vec = model.get_vec_normalize_env()
         if vec is not None:
-            np.savez(making / "vecnormalize.npz", **_vec_arrays(vec))
+            _save_arrays(making / "vecnormalize.npz", _vec_arrays(vec))
         if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
-            np.savez(making / "replay.npz", **_replay_arrays(model.replay_buffer))
+            _save_arrays(making / "replay.npz", _replay_arrays(model.replay_buffer))
 
 
 def restore_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
@@ -100,6 +100,10 @@ def _set_variable(model: Any, name: str, value: Any) -> None:
     for part in path:
         model = getattr(model, part)
     getattr(model, last).data.copy_(value.data)
+
+
+def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def _vec_arrays(vec: VecNormalize) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """The command line: verbs that call the library and print what it says."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,7 +84,9 @@ def methods() -> None:
 @hub_app.command("build")
 def hub_build(
     folder: Annotated[Path, typer.Argument(help="The hub's folder, which must not exist.")],
-    agent: Annotated[list[str], typer.Option("--agent", help="A zip, folder, card or weights; `agent.zip,statistics.pkl` names a companion.")],
+    agent: Annotated[
+        list[str], typer.Option("--agent", help="A zip, folder, card or weights; `agent.zip,statistics.pkl` names a companion.")
+    ],
     name: Annotated[list[str] | None, typer.Option("--name", help="What to call the agents, in order.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a hub that is there.")] = False,
 ) -> None:
@@ -153,7 +155,12 @@ def hub_check(
         checks = list(check_hub(hub, episodes=episodes, seed=seed, on_step=on_step))
     verdicts = {True: "agrees", False: "DIFFERS", None: "not replayed"}
     rows = [
-        (check.name, "" if check.played is None else f"{check.played.mean:.1f} ± {check.played.std:.1f}", verdicts[check.agrees], check.sentence)
+        (
+            check.name,
+            "" if check.played is None else f"{check.played.mean:.1f} ± {check.played.std:.1f}",
+            verdicts[check.agrees],
+            check.sentence,
+        )
         for check in checks
     ]
     _print_table(["source", "replayed", "", "because"], rows)
@@ -173,7 +180,7 @@ def main() -> None:
         _fail(str(error), 2, debug=debug)
     except (typer.Abort, KeyboardInterrupt):
         _fail("Interrupted.", 130, debug=False)
-    except Exception as error:  # noqa: BLE001 - the last resort; `--debug` shows everything
+    except Exception as error:
         # Typer's own usage errors, wherever this version of it has their class, can format their message.
         usage = getattr(error, "format_message", None)
         sentence = usage() if usage else f"{type(error).__name__}: {error} (`hubrl --debug ...` shows where)"
@@ -222,12 +229,15 @@ def _bar() -> Progress:
 
 
 def _print_played(played: list[Played]) -> None:
-    rows = [(one.name, f"{one.mean:.1f}", f"{one.std:.1f}", str(len(one.returns)), f"{sum(one.lengths) / len(one.lengths):.0f}") for one in played]
+    rows = [
+        (one.name, f"{one.mean:.1f}", f"{one.std:.1f}", str(len(one.returns)), f"{sum(one.lengths) / len(one.lengths):.0f}")
+        for one in played
+    ]
     if rows:
         _print_table(["agent", "mean return", "± std", "episodes", "mean length"], rows)
 
 
-def _print_table(columns: list[str], rows: list[tuple[str, ...]]) -> None:
+def _print_table(columns: list[str], rows: Sequence[tuple[str, ...]]) -> None:
     table = Table(*columns, show_header=any(columns), box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
@@ -239,4 +249,8 @@ def _short(value: object) -> str:
 
 
 def _annotation(annotation: Any) -> str:
-    return getattr(annotation, "__name__", str(annotation)).replace("typing.", "") if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+    return (
+        getattr(annotation, "__name__", str(annotation)).replace("typing.", "")
+        if isinstance(annotation, type)
+        else str(annotation).replace("typing.", "")
+    )

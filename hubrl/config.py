@@ -132,4 +132,3 @@ def assign(plain: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict):
             raise BadConfig(f"{override!r}: {part!r} holds no fields.")
     place[last] = value
-

@@ -1,12 +1,13 @@
 """Playing episodes: what an agent, or every source of a hub, is worth on a task."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from hubrl.errors import BadConfig, SpaceMismatch
@@ -38,7 +39,7 @@ class Played(NamedTuple):
 
 
 def play(
-    agent: Source | BaseAlgorithm,
+    agent: Source | PolicyPredictor,
     env: VecEnv,
     episodes: int,
     *,
@@ -69,7 +70,7 @@ def play(
         on_step(done)
 
     returns, lengths = evaluate_policy(
-        agent,  # type: ignore[arg-type]
+        agent,
         env,
         n_eval_episodes=episodes,
         deterministic=deterministic,
@@ -114,7 +115,7 @@ def try_hub(
     for source in hub:
         env = make_env(task, kwargs, n_envs=1, seed=seed, preprocessing=preprocessing)
         try:
-            yield play(source, env, episodes, name=source.name, on_step=lambda done, name=source.name: on_step(name, done))
+            yield play(source, env, episodes, name=source.name, on_step=partial(on_step, source.name))
         except SpaceMismatch as mismatch:
             yield mismatch
         finally:
@@ -152,7 +153,7 @@ def check_hub(
         count = episodes or card.episodes or 10
         try:
             env = make_env(card.task, card.task_kwargs, seed=seed, preprocessing="atari" if len(source.space.shape or ()) == 3 else "none")
-            played = play(source, env, count, name=source.name, on_step=lambda done, name=source.name: on_step(name, done))
+            played = play(source, env, count, name=source.name, on_step=partial(on_step, source.name))
             env.close()
         except (BadConfig, SpaceMismatch) as error:
             yield Check(source.name, None, None, str(error))

@@ -124,9 +124,7 @@ class Hub(Sequence[Source]):
         """The sources' names, in order."""
         return [source.name for source in self._sources]
 
-    def policy_kwargs(
-        self, method: str = "hub-pathway", *, tuned: bool = False, source_lr: float = 0.1, **options: Any
-    ) -> dict[str, Any]:
+    def policy_kwargs(self, method: str = "hub-pathway", *, tuned: bool = False, source_lr: float = 0.1, **options: Any) -> dict[str, Any]:
         """What any torch algorithm of SB3 takes as `policy_kwargs`: the sources' features, through an extractor.
 
         Args:

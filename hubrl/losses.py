@@ -36,7 +36,8 @@ def load_balance(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, ""]:
 
 def entropy_nats(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, " batch"]:
     """Entropy of every row of pathway weights, in nats: zero for one pathway, `log(pathways)` for equal ones."""
-    return -torch.special.xlogy(weights, weights).sum(dim=1)
+    entropy: Tensor = -torch.special.xlogy(weights, weights).sum(dim=1)
+    return entropy
 
 
 class _Inject(torch.autograd.Function):
@@ -50,8 +51,7 @@ class _Inject(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled():
             raise BadConfig(
-                "This algorithm differentiates its gradient (TRPO does), through which a loss cannot be injected; "
-                "set explore_coef=0."
+                "This algorithm differentiates its gradient (TRPO does), through which a loss cannot be injected; set explore_coef=0."
             )
         gradient = gradients[0]
         return gradient, gradient.new_ones(())
@@ -65,5 +65,5 @@ def inject(carrier: Float[Tensor, "*any"], loss: Float[Tensor, ""]) -> Float[Ten
     Raises:
         BadConfig: In the backward pass, if the algorithm differentiates its gradient.
     """
-    injected: Tensor = _Inject.apply(carrier, loss)
+    injected: Tensor = _Inject.apply(carrier, loss)  # type: ignore[no-untyped-call]
     return injected

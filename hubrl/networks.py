@@ -84,12 +84,13 @@ def build(card: SourceCard) -> Networks:
         BadFile: If the card names a builder that this process has not registered, or describes no network.
     """
     network = card.network
-    if isinstance(network, Declared):
-        return _declared(card, network)
-    if network.builder not in _builders:
+    if not isinstance(network, Declared) and network.builder not in _builders:
         sentence = unknown("network builder", network.builder, _builders)
         raise BadFile(f"Source {card.name!r} needs a registered network. {sentence} Call hubrl.register_network first.")
-    return _builders[network.builder](card, **network.kwargs)
+    try:
+        return _declared(card, network) if isinstance(network, Declared) else _builders[network.builder](card, **network.kwargs)
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError, MemoryError) as error:
+        raise BadFile(f"The networks that the card of source {card.name!r} describes cannot be built ({error}).") from error
 
 
 def mlp(inputs: int, layers: Layers) -> nn.Sequential:
@@ -134,7 +135,7 @@ class Trunks(nn.Module):
             raise BadFile(f"The card has trunks for {sorted(trunks)}, its observation space has {sorted(parts)}.")
         self.keys = list(parts)
         self.readers = nn.ModuleList(Reader(parts[key], trunks[key]) for key in self.keys)
-        self.width = sum(int(reader.width) for reader in self.readers)
+        self.width = sum(reader.width for reader in self.readers if isinstance(reader, Reader))
 
     def forward(self, observations: Observations) -> Float[Tensor, "batch width"]:
         """Features of all observations."""
@@ -284,9 +285,7 @@ class ActionValue(nn.Module):
         self.trunks = _trunks(space, network) if head.trunk == "own" else None
         inputs = trunk_width + get_action_dim(actions)
         last = [inputs, *head.layers.widths][-1]
-        self.critics = nn.ModuleList(
-            mlp(inputs, head.layers).append(nn.Linear(last, head.quantiles)) for _ in range(head.critics)
-        )
+        self.critics = nn.ModuleList(mlp(inputs, head.layers).append(nn.Linear(last, head.quantiles)) for _ in range(head.critics))
 
     def forward(self, observations: Observations, trunk: Tensor, action: Tensor) -> Float[Tensor, " batch"]:
         """What each observation is worth with the agent's own action, `action` in the environment's units."""

@@ -27,7 +27,7 @@ class ScaledStep(torch.optim.Optimizer):
         given = [group["lr"] for group in self.param_groups]
         for group in self.param_groups:
             group["lr"] = group["lr"] * group["lr_scale"]
-        done = super().step(closure)  # type: ignore[arg-type]
+        done = super().step(closure)
         for group, rate in zip(self.param_groups, given, strict=True):
             group["lr"] = rate
         return done

@@ -68,10 +68,10 @@ class SourcePathway(nn.Module):
             self.source = store.on(self.source, like)
             for module in (self.projection, self.original):
                 if module is not None:
-                    module._apply(fn)
-            super()._apply(fn, recurse=False)
+                    module._apply(fn)  # type: ignore[no-untyped-call]
+            super()._apply(fn, recurse=False)  # type: ignore[no-untyped-call]
         else:
-            super()._apply(fn, recurse)
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
 
@@ -218,5 +218,6 @@ def check_fit(source: Source, target: Target) -> None:
         raise SpaceMismatch(f"Source {source.name!r} is an encoder alone and has no outputs; use level='features'.")
     if not fits(source.actions, target.action_space):
         raise SpaceMismatch(
-            f"The target acts in {describe(target.action_space)}, source {source.name!r} in {describe(source.actions)}; use level='features'."
+            f"The target acts in {describe(target.action_space)}, source {source.name!r} in {describe(source.actions)}; "
+            "use level='features'."
         )

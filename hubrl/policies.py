@@ -82,7 +82,9 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         if kwargs.get("use_sde"):
             raise BadConfig("use_sde=True was given; pathways have standard deviations of their own, leave it out.")
         if not isinstance(action_space, spaces.Box | spaces.Discrete):
-            raise SpaceMismatch(f"The target acts in {describe(action_space)}; outputs are mixed for Box and Discrete, use level='features'.")
+            raise SpaceMismatch(
+                f"The target acts in {describe(action_space)}; outputs are mixed for Box and Discrete, use level='features'."
+            )
         self.spec = parse_spec(hub)
         self.outputs = outputs if isinstance(outputs, Outputs) else Outputs.model_validate(outputs or {})
         self._hearing: Hearing | None = None
@@ -132,7 +134,7 @@ class HubActorCriticPolicy(ActorCriticPolicy):
     def train(self, mode: bool = True) -> "HubActorCriticPolicy":
         """`nn.Module.train`; going back to a rollout after an update draws new noise."""
         if self.training and not mode and hasattr(self, "noise_key"):
-            self.noise_key += 1
+            self.get_buffer("noise_key").add_(1)
         return super().train(mode)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -175,7 +177,7 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         return self._distribution(routed.speech, weights)
 
     def _route(self, hearing: Hearing, latent_pi: Tensor) -> Routed:
-        key = int(self.noise_key) if hearing.exploring else None
+        key = int(self.get_buffer("noise_key")) if hearing.exploring else None
         routed: Routed = self.method(hearing.observations, fresh=self._fresh_speech(latent_pi), noise_key=key)
         return routed._replace(speech=self._with_residual(routed.speech, latent_pi))
 
@@ -227,7 +229,7 @@ class MixtureDistribution(Distribution):
     """
 
     def __init__(self, action_dim: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.action_dim = action_dim
 
     def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
@@ -261,7 +263,7 @@ class MixtureDistribution(Distribution):
         """The mean of the pathway with the greatest weight."""
         return self._of(self.log_weights.argmax(dim=1), self.mean)
 
-    def actions_from_params(self, speech: Tensor, weights: Tensor, deterministic: bool = False) -> Tensor:  # type: ignore[override]
+    def actions_from_params(self, speech: Tensor, weights: Tensor, deterministic: bool = False) -> Tensor:
         """Actions for what pathways say."""
         return self.proba_distribution(speech, weights).get_actions(deterministic=deterministic)
 

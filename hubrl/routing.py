@@ -173,9 +173,7 @@ def _is_image(space: spaces.Space[Any]) -> bool:
 def _image_reader(space: spaces.Space[Any]) -> nn.Module:
     assert space.shape is not None
     channels = space.shape[0]
-    return nn.Sequential(
-        nn.Conv2d(channels, 16, 8, stride=4), nn.ReLU(), nn.Conv2d(16, 16, 4, stride=4), nn.ReLU(), nn.Flatten()
-    )
+    return nn.Sequential(nn.Conv2d(channels, 16, 8, stride=4), nn.ReLU(), nn.Conv2d(16, 16, 4, stride=4), nn.ReLU(), nn.Flatten())
 
 
 @torch.no_grad()

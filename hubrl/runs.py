@@ -1,16 +1,16 @@
 """A training and its folder: everything needed to repeat it, watch it, resume it and judge it.
 
-    runs/<name>_<k>/
-        config.yaml         resolved; `hubrl train <run>/config.yaml` repeats the run
-        hub/                the sources it learned from
-        command.txt         the command line
-        versions.json       of Python and packages, and the git commit of the working directory
-        tensorboard/        what TensorBoard shows
-        monitor/            SB3's Monitor, one CSV an environment
-        evaluations.npz     as SB3's EvalCallback writes it
-        checkpoints/        the last two, until the run is finished
-        model.zip           the agent, and vecnormalize.pkl beside it
-        result.json         what came out; its presence says that the run is finished
+runs/<name>_<k>/
+    config.yaml         resolved; `hubrl train <run>/config.yaml` repeats the run
+    hub/                the sources it learned from
+    command.txt         the command line
+    versions.json       of Python and packages, and the git commit of the working directory
+    tensorboard/        what TensorBoard shows
+    monitor/            SB3's Monitor, one CSV an environment
+    evaluations.npz     as SB3's EvalCallback writes it
+    checkpoints/        the last two, until the run is finished
+    model.zip           the agent, and vecnormalize.pkl beside it
+    result.json         what came out; its presence says that the run is finished
 """
 
 import importlib
@@ -173,13 +173,11 @@ def build_model(config: RunConfig, env: VecEnv, hub: Hub | None, *, tensorboard:
     if hub is None:
         made: dict[str, Any] = {"policy": _plain_policy(env), "policy_kwargs": {}}
     else:
-        made = hub.agent(
-            algorithm, config.method, level=config.level, tuned=config.tuned, source_lr=config.source_lr, **config.options
-        )
+        made = hub.agent(algorithm, config.method, level=config.level, tuned=config.tuned, source_lr=config.source_lr, **config.options)
     if config.algorithm == "recurrent_ppo":
         made["policy"] = made["policy"].replace("Policy", "LstmPolicy")
     log = None if tensorboard is None else str(tensorboard)
-    common = {"env": env, "seed": config.seed, "device": config.device, "tensorboard_log": log, "verbose": verbose}
+    common: dict[str, Any] = {"env": env, "seed": config.seed, "device": config.device, "tensorboard_log": log, "verbose": verbose}
     try:
         return algorithm(made["policy"], policy_kwargs={**given, **made["policy_kwargs"]}, **common, **kwargs)
     except TypeError as error:
@@ -218,7 +216,7 @@ def versions() -> dict[str, str | None]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = None
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603, S607
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     found["commit"] = commit.stdout.strip() or None
     return found
 
@@ -257,9 +255,16 @@ class Judge:
     def __init__(self, model: BaseAlgorithm, vec: VecNormalize | None) -> None:
         self.model, self.vec = model, vec
 
-    def predict(self, observation: Any, **kwargs: Any) -> Any:
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """SB3's `predict` on observations as the task has them."""
-        return self.model.predict(observation if self.vec is None else self.vec.normalize_obs(observation), **kwargs)
+        seen = observation if self.vec is None else self.vec.normalize_obs(observation)
+        return self.model.predict(seen, state, episode_start, deterministic)
 
 
 def _recent(model: BaseAlgorithm) -> float | None:

@@ -148,17 +148,22 @@ class Source(nn.Module):
             SourcesNotLoaded: If the weights never arrived.
             SpaceMismatch: If the source has no value or Q head.
         """
-        if self.critic is None or self.action is None:
+        if self.critic is None:
             raise SpaceMismatch(f"Source {self.name!r} has no value or Q head.")
         read = self._read(observations)
         trunk = self.encoder.trunks(read) if isinstance(self.encoder, networks.Encoder) else self.encoder(read)
         features = self.encoder.hidden(trunk) if isinstance(self.encoder, networks.Encoder) else trunk
-        if isinstance(self.action, networks.GreedyAction):
-            action = self.action.q_values(features)
-        else:
-            action = self.action(features).chunk(2, dim=1)[0]
-        worth: Tensor = self.critic(read, trunk, action)
+        worth: Tensor = self.critic(read, trunk, self._valued(features))
         return worth
+
+    def _valued(self, features: Tensor) -> Tensor:
+        """What a value head is asked about: an action's Q-values, the deterministic action, or nothing."""
+        if isinstance(self.action, networks.GreedyAction):
+            return self.action.q_values(features)
+        if isinstance(self.critic, networks.ActionValue) and self.action is not None:
+            mean: Tensor = self.action(features).chunk(2, dim=1)[0]
+            return mean
+        return features.new_empty(len(features), 0)
 
     @torch.no_grad()
     def predict(
@@ -185,7 +190,7 @@ class Source(nn.Module):
         if self.actions is None:
             raise SpaceMismatch(f"Source {self.name!r} is an encoder alone and has no actions; use its features.")
         batch, batched = self._batch(observation)
-        said = self.outputs(cast("Observations", preprocess_obs(batch, self.space, self.card.normalize_images)))
+        said = self.outputs(preprocess_obs(batch, self.space, self.card.normalize_images))
         actions = speech.act(said, self.actions, deterministic=deterministic)
         return (actions if batched else actions[0]), None
 
@@ -197,7 +202,7 @@ class Source(nn.Module):
             return False
         try:
             row = preprocessed(torch.zeros(1, *space.shape), self.card.preprocessing)
-        except (RuntimeError, IndexError):
+        except (RuntimeError, IndexError, ValueError):
             return False
         return tuple(row.shape[1:]) == self.space.shape
 
@@ -257,20 +262,22 @@ class Source(nn.Module):
     def _batch(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[Any, bool]:
         """A batch of tensors, and whether it was one already."""
         if isinstance(self.space, spaces.Dict):
-            if not isinstance(observation, dict):
-                raise SpaceMismatch(f"Source {self.name!r} reads {describe(self.space)}, it was given an array.")
+            if not isinstance(observation, dict) or not set(self.space.spaces) <= set(observation):
+                given = f"a dict of {sorted(observation)}" if isinstance(observation, dict) else "an array"
+                raise SpaceMismatch(f"Source {self.name!r} reads {describe(self.space)}, it was given {given}.")
             parts = {key: self._rows(np.asarray(observation[key]), part) for key, part in self.space.spaces.items()}
             return {key: rows for key, (rows, _) in parts.items()}, all(batched for _, batched in parts.values())
         return self._rows(np.asarray(observation), self.space)
 
     def _rows(self, array: np.ndarray, space: spaces.Space[Any]) -> tuple[Tensor, bool]:
-        array = maybe_transpose(array, space)
         shape = tuple(space.shape or ())
+        if array.ndim - len(shape) in (0, 1):
+            array = maybe_transpose(array, space)
         batched = array.ndim > len(shape)
         rows = array if batched else array[None]
         if not self.card.preprocessing and rows.shape[1:] != shape:
             raise SpaceMismatch(f"Source {self.name!r} reads {describe(space)}, it was given an observation of shape {array.shape}.")
-        device = next(iter(self.state_dict().values())).device
+        device = next((tensor.device for tensor in self.state_dict().values()), None)
         return torch.as_tensor(rows, device=device), batched
 
     @torch.no_grad()
@@ -293,7 +300,9 @@ class Source(nn.Module):
             for source in empty:
                 source.arrived = False
         if self.action is not None and self.actions is not None and said != speech.width(self.actions):
-            raise SpaceMismatch(f"The head of source {self.name!r} says {said} numbers, {describe(self.actions)} takes {speech.width(self.actions)}.")
+            raise SpaceMismatch(
+                f"The head of source {self.name!r} says {said} numbers, {describe(self.actions)} takes {speech.width(self.actions)}."
+            )
         return width
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -306,7 +315,9 @@ class Source(nn.Module):
                 "the file being loaded is damaged or claims a source it does not hold."
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.arrived = self.arrived or len(found) == len(own)
+        # SB3 fills a target network from its online network, which shares this very source: that brings nothing.
+        brings = not own or any(found[name].data_ptr() != own[name].data_ptr() for name in found)
+        self.arrived = self.arrived or (brings and len(found) == len(own))
 
 
 class Normaliser(nn.Module):
@@ -319,8 +330,9 @@ class Normaliser(nn.Module):
             part = space.spaces.get(key) if isinstance(space, spaces.Dict) else space
             if part is None:
                 raise BadFile(f"Statistics are given for {key!r}, the source observes {describe(space)}.")
-            mean, var = (np.zeros(part.shape), np.ones(part.shape)) if statistics is None else statistics[key]
-            if np.shape(mean) != part.shape:
+            shape = tuple(part.shape or ())
+            mean, var = (np.zeros(shape), np.ones(shape)) if statistics is None else statistics[key]
+            if np.shape(mean) != shape:
                 raise SpaceMismatch(f"The statistics are of shape {np.shape(mean)}, the source observes {describe(part)}.")
             # Twice float32's digits: SB3 normalises in float64.
             self.register_buffer(f"mean_{index}", torch.as_tensor(np.asarray(mean), dtype=torch.float64))
@@ -355,7 +367,7 @@ class OwnHead(nn.Module):
             return speech.categorical(said, self.space)
         if 2 * said.shape[1] == speech.width(self.space):
             return speech.gaussian(said, said.new_full((1, said.shape[1]), np.log(0.1)), self.space)
-        return speech.gaussian(*said.chunk(2, dim=1), self.space)
+        return speech.gaussian(said.chunk(2, dim=1)[0], said.chunk(2, dim=1)[1], self.space)
 
 
 class OwnValue(nn.Module):

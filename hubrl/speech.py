@@ -40,12 +40,14 @@ def width(space: spaces.Space[Any]) -> int:
         case spaces.MultiDiscrete():
             return int(space.nvec.sum())
         case spaces.MultiBinary():
-            return int(space.n)
+            return math.prod(space.shape or ())
         case _:
             raise SpaceMismatch(f"Actions of {describe(space)} cannot be spoken; Box, Discrete, MultiDiscrete and MultiBinary can.")
 
 
-def gaussian(mean: Float[Tensor, "batch actions"], log_std: Float[Tensor, "batch actions"], space: spaces.Box) -> Float[Tensor, "batch outputs"]:
+def gaussian(
+    mean: Float[Tensor, "batch actions"], log_std: Float[Tensor, "batch actions"], space: spaces.Box
+) -> Float[Tensor, "batch outputs"]:
     """Speech of a Gaussian; its mean is clipped to the bounds, as SB3 clips the action."""
     low, high = _bounds(space, mean)
     return torch.cat([mean.clamp(low, high), log_std.clamp(*LOG_STD_RANGE).expand_as(mean)], dim=1)
@@ -87,7 +89,8 @@ def act(speech: Float[Tensor, "batch outputs"], space: spaces.Space[Any], *, det
             mean, log_std = speech.chunk(2, dim=1)
             drawn = mean if deterministic else torch.normal(mean, log_std.exp())
             actions = drawn.cpu().numpy().reshape(-1, *space.shape)
-            return np.clip(actions, space.low, space.high).astype(space.dtype)
+            clipped: np.ndarray = np.clip(actions, space.low, space.high).astype(space.dtype)
+            return clipped
         case spaces.MultiBinary():
             drawn = (speech > 0).float() if deterministic else torch.bernoulli(torch.sigmoid(speech))
             return drawn.cpu().numpy().astype(space.dtype)

@@ -55,14 +55,15 @@ def on(source: Source, like: torch.Tensor) -> Source:
 
 
 def _on(source: Source, like: torch.Tensor) -> Source:
-    own = next(iter(source.state_dict().values()), like)
-    if own.device == like.device and (own.dtype == like.dtype or not own.is_floating_point()):
+    own = next((tensor for tensor in source.state_dict().values() if tensor.is_floating_point()), like)
+    if own.device == like.device and own.dtype == like.dtype:
         _shared.setdefault(_key(source.card, like), source)
         return source
     key = _key(source.card, like)
     moved = _shared.get(key)
     if moved is None or moved.arrived != source.arrived:
-        moved = copy.deepcopy(source).to(device=like.device, dtype=like.dtype)
+        # Not to a precision it has already: statistics are held in float64 beside weights in float32.
+        moved = copy.deepcopy(source).to(like.device if own.dtype == like.dtype else like)
         _shared[key] = moved
     return moved
 

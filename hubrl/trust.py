@@ -114,7 +114,7 @@ def probe(model: OnPolicyAlgorithm, budget: int, on_step: Callable[[int], None] 
         steps += segment * env.num_envs
         if all(len(returns[name]) >= 2 for name in racing):
             survivors = still_racing({name: returns[name] for name in racing})
-            racing = [name for name in racing if name in survivors or name == FRESH and len(survivors) > 1]
+            racing = [name for name in racing if name in survivors or (name == FRESH and len(survivors) > 1)]
     kept, start = judge(returns)
     policy.method.trust(list(kept.values()), list(start.values()))
     return Verdict(returns, kept, start, segment, steps)

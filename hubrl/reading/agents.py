@@ -13,13 +13,16 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
-from hubrl.cards import Normalisation, SourceCard, read_card
-from hubrl.errors import BadFile
+from hubrl.cards import NAME_PATTERN, Normalisation, SourceCard, read_card
+from hubrl.errors import BadConfig, BadFile
 from hubrl.reading.archive import load_weights, read_archive
 from hubrl.reading.statistics import VecNormalizeStatistics, read_statistics
 from hubrl.source import Source
 
 STATISTICS_NAMES = ("vecnormalize.pkl", "vec_normalize.pkl")
+
+NO_AGENTS = ("train_eval_metrics.zip",)
+"""What the RL Zoo uploads to Hugging Face beside an agent."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 
@@ -38,8 +41,10 @@ def read_agent(path: str | Path, companion: str | Path | None = None, *, name: s
 
     Raises:
         BadFile: If a file is missing, damaged, hostile, or not what its card says.
+        BadConfig: If a source cannot have the name.
         SpaceMismatch: If the statistics are of another shape than the observations.
     """
+    _check_name(name)
     path = Path(path)
     path = _agent_in(path) if path.is_dir() else path
     if path.suffix == ".zip":
@@ -64,7 +69,9 @@ def read_live(model: BaseAlgorithm, name: str, *, frozen: bool = True) -> Source
 
     Raises:
         BadFile: If its network is not one of SB3's.
+        BadConfig: If a source cannot have the name.
     """
+    _check_name(name)
     saved = io.BytesIO()
     model.save(saved)
     saved.seek(0)
@@ -111,6 +118,11 @@ def tidy(stem: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "agent"
 
 
+def _check_name(name: str | None) -> None:
+    if name is not None and not re.fullmatch(NAME_PATTERN, name):
+        raise BadConfig(f"A source cannot be called {name!r}; use letters, digits, '.', '_' and '-', and begin with a letter or a digit.")
+
+
 def _bare(path: Path, card_path: Path, name: str | None, *, frozen: bool) -> Source:
     card = read_card(card_path)
     tensors = read_weights(path, card.sha256)
@@ -136,7 +148,7 @@ def _normalised(card: SourceCard, tensors: dict[str, Tensor], read: VecNormalize
 
 def _agent_in(folder: Path) -> Path:
     """The agent's zip in a folder: the one that has a folder of its own name (RL Zoo), the only one, or the usual names."""
-    zips = sorted(folder.glob("*.zip"))
+    zips = _zips(folder)
     named = [path for path in zips if path.with_suffix("").is_dir()]
     usual = [folder / f"{stem}.zip" for stem in ("model", "agent", "best_model") if (folder / f"{stem}.zip").exists()]
     for candidates in (named, zips if len(zips) == 1 else [], usual):
@@ -145,12 +157,16 @@ def _agent_in(folder: Path) -> Path:
     raise BadFile(f"The folder {folder} holds {len(zips)} zips and none that says it is the agent; name the zip itself.")
 
 
+def _zips(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.zip") if path.name not in NO_AGENTS)
+
+
 def _statistics_beside(path: Path) -> Path | None:
     """VecNormalize's file that belongs to a zip, by the names in use; a general name only where there is no other agent."""
     folder, stem = path.parent, path.stem
     checkpoint = re.sub(r"^(.*)_(\d+_steps)$", r"\1_vecnormalize_\2.pkl", stem)
     named = [folder / f"{stem}.{name}" for name in STATISTICS_NAMES] + [folder / stem / name for name in STATISTICS_NAMES]
     zoo = [found for name in STATISTICS_NAMES for found in folder.glob(f"*/{name}")] if stem == "best_model" else []
-    alone = len(list(folder.glob("*.zip"))) == 1
+    alone = len(_zips(folder)) == 1
     general = [folder / name for name in STATISTICS_NAMES] if alone or stem in ("model", "agent") else []
     return next((found for found in [folder / checkpoint, *named, *zoo, *general] if found.is_file() and found != path), None)

@@ -3,13 +3,14 @@
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hubrl.cards import ActionHead, Layers, Declared, Registered, SourceCard, ValueHead
+from hubrl.cards import ActionHead, Declared, Layers, Registered, SourceCard, ValueHead
 from hubrl.errors import BadFile
 from hubrl.reading.printed_spaces import parse_space
 from hubrl.reading.weights import OWN_NETWORK, StateDict
@@ -45,7 +46,12 @@ ACTIVATION_NAMES = {
     "Identity": "identity",
 }
 
-KNOWN_EXTRACTORS = ("NatureCNN", "FlattenExtractor", "CombinedExtractor", "HubExtractor")
+KNOWN_EXTRACTORS = (
+    "stable_baselines3.common.torch_layers.FlattenExtractor",
+    "stable_baselines3.common.torch_layers.NatureCNN",
+    "stable_baselines3.common.torch_layers.CombinedExtractor",
+    "hubrl.extractor.HubExtractor",
+)
 
 
 class Archive:
@@ -68,7 +74,7 @@ class Archive:
                 raw = archive.read("policy.pth")
         except FileNotFoundError as error:
             raise BadFile(f"There is no file {path}.") from error
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
             raise BadFile(f"{path} is damaged or not an SB3 zip ({error}).") from error
         if not isinstance(self.data, dict):
             raise BadFile(f"{path} is not an SB3 zip: its data is not an object.")
@@ -121,9 +127,12 @@ class Archive:
         given = self.policy_kwargs.get("activation_fn")
         if given is None:
             return "tanh" if self.algorithm in ("PPO", "A2C", "TRPO", "MaskablePPO") else "relu"
-        name = str(given).rsplit(".", 1)[-1].strip("'> ")
-        if name not in ACTIVATION_NAMES:
-            raise BadFile(f"{self.path} has the activation {name}; hubrl declares {', '.join(ACTIVATION_NAMES)}. For another, {OWN_NETWORK}.")
+        printed = _class_name(given)
+        name = printed.rsplit(".", 1)[-1]
+        if name not in ACTIVATION_NAMES or not printed.startswith("torch.nn."):
+            raise BadFile(
+                f"{self.path} has the activation {printed}; hubrl declares {', '.join(ACTIVATION_NAMES)}. For another, {OWN_NETWORK}."
+            )
         return ACTIVATION_NAMES[name]
 
     def space(self, which: str) -> PlainSpace:
@@ -132,7 +141,12 @@ class Archive:
 
 
 def _module_in_type(policy: dict[str, Any]) -> str:
-    return str(policy.get(":type:", "")).strip("<>class ' ").rsplit(".", 1)[0]
+    return _class_name(policy.get(":type:", "")).rpartition(".")[0]
+
+
+def _class_name(printed: Any) -> str:
+    """`module.Name` from `<class 'module.Name'>`."""
+    return str(printed).removeprefix("<class '").removesuffix("'>")
 
 
 def load_weights(raw: bytes, path: str) -> dict[str, Tensor]:
@@ -143,12 +157,14 @@ def load_weights(raw: bytes, path: str) -> dict[str, Tensor]:
     """
     try:
         loaded = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - a damaged or hostile file can raise anything
+    except Exception as error:
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise BadFile(f"The weights in {path} are damaged or hold more than tensors, and were refused ({reason}).") from error
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
         raise BadFile(f"{path} does not hold tensors by name.")
     for name, tensor in loaded.items():
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
+            raise BadFile(f"The weights {name!r} in {path} are no plain numbers ({tensor.layout}, {tensor.dtype}).")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise BadFile(f"The weights {name!r} in {path} hold NaN or infinity.")
     return loaded
@@ -165,6 +181,14 @@ def read_archive(path: Path | io.BytesIO, name: str) -> tuple[SourceCard, dict[s
         BadFile: If the file is missing, damaged, hostile, or holds a network that SB3 does not have.
     """
     archive = Archive(path, name)
+    try:
+        return _read(archive, path, name)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise BadFile(f"{archive.path} says of its agent what cannot be ({type(error).__name__}: {reason}).") from error
+
+
+def _read(archive: Archive, path: Path | io.BytesIO, name: str) -> tuple[SourceCard, dict[str, Tensor]]:
     fields: dict[str, Any] = {
         "name": name,
         "algorithm": archive.algorithm,
@@ -195,13 +219,15 @@ def hub_kwargs(archive: Archive) -> dict[str, Any]:
         kwargs["activation_fn"] = archive.activation
     odd = [key for key, value in kwargs.items() if isinstance(value, str) and value.startswith("<")]
     if odd:
-        raise BadFile(f"{archive.path} was trained with the policy argument {odd[0]}={kwargs[odd[0]]}, which is not plain data; {OWN_NETWORK}.")
+        raise BadFile(
+            f"{archive.path} was trained with the policy argument {odd[0]}={kwargs[odd[0]]}, which is not plain data; {OWN_NETWORK}."
+        )
     return kwargs
 
 
 def _refuse_custom(archive: Archive) -> None:
-    extractor = str(archive.policy_kwargs.get("features_extractor_class", "FlattenExtractor"))
-    if not any(known in extractor for known in KNOWN_EXTRACTORS):
+    extractor = _class_name(archive.policy_kwargs.get("features_extractor_class", KNOWN_EXTRACTORS[0]))
+    if extractor not in KNOWN_EXTRACTORS:
         raise BadFile(f"{archive.path} has a features extractor of its own ({extractor}), which hubrl cannot declare; {OWN_NETWORK}.")
 
 
@@ -230,7 +256,7 @@ def _on_policy(weights: StateDict, archive: Archive, keys: list[str]) -> Declare
         weights.trunks("vf_features_extractor", "critic.trunks", keys)
     value, _ = weights.linears((shared, "mlp_extractor.value_net"), "critic.hidden")
     weights.linear("value_net", "critic.value")
-    weights.ignore("features_extractor.", "pi_features_extractor.", "vf_features_extractor.")
+    weights.ignore_copies(policy_trunk, "features_extractor", "pi_features_extractor", "vf_features_extractor")
     return Declared(
         kind="declared",
         trunks=trunks,
@@ -270,7 +296,12 @@ def _q_network(weights: StateDict, archive: Archive, keys: list[str]) -> Declare
     actions = int(archive.space("action")["n"])
     quantiles = outputs // actions if archive.algorithm == "QRDQN" else None
     kind = "q-values" if quantiles is None else "quantiles"
-    return Declared(kind="declared", trunks=trunks, hidden=Layers(widths=hidden, activation=archive.activation), action=ActionHead(kind=kind, quantiles=quantiles))
+    return Declared(
+        kind="declared",
+        trunks=trunks,
+        hidden=Layers(widths=hidden, activation=archive.activation),
+        action=ActionHead(kind=kind, quantiles=quantiles),
+    )
 
 
 def _actor_critic(weights: StateDict, archive: Archive, keys: list[str]) -> Declared:
@@ -281,7 +312,8 @@ def _actor_critic(weights: StateDict, archive: Archive, keys: list[str]) -> Decl
     hidden, last = weights.linears((stack,), "encoder.hidden", drop_last=deterministic)
     action = _deterministic(weights, last) if deterministic else _squashed(weights, archive)
     value = _critics(weights, archive, keys, shared=bool(archive.policy_kwargs.get("share_features_extractor", False)))
-    weights.ignore("critic_target.", "actor_target.", "critic.features_extractor.")
+    weights.ignore("critic_target.", "actor_target.")
+    weights.ignore_copies("actor.features_extractor", "critic.features_extractor")
     return Declared(kind="declared", trunks=trunks, hidden=Layers(widths=hidden, activation=activation), action=action, value=value)
 
 
@@ -304,14 +336,17 @@ def _squashed(weights: StateDict, archive: Archive) -> ActionHead:
 def _critics(weights: StateDict, archive: Archive, keys: list[str], *, shared: bool) -> ValueHead:
     if not shared:
         weights.trunks("critic.features_extractor", "critic.trunks", keys)
-    critics, hidden, quantiles = 0, (), 1
+    critics, quantiles = 0, 1
+    hidden: tuple[int, ...] = ()
     while weights.has(f"critic.qf{critics}."):
         new = f"critic.critics.{critics}"
         hidden, last = weights.linears((f"critic.qf{critics}",), new, drop_last=True)
         quantiles = weights.linear(str(last), f"{new}.{2 * len(hidden)}")
         critics += 1
     trunk = "shared" if shared else "own"
-    return ValueHead(kind="action", trunk=trunk, layers=Layers(widths=hidden, activation=archive.activation), critics=critics, quantiles=quantiles)
+    return ValueHead(
+        kind="action", trunk=trunk, layers=Layers(widths=hidden, activation=archive.activation), critics=critics, quantiles=quantiles
+    )
 
 
 def _whole(number: Any) -> int | None:

@@ -58,6 +58,8 @@ ALLOWED_RECORDS = {
     ("numpy.random._pickle", "__randomstate_ctor"),
     ("numpy.random._pickle", "__generator_ctor"),
     ("numpy.random._pickle", "__bit_generator_ctor"),
+    ("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"),
+    ("numpy.random.bit_generator", "SeedSequence"),
     ("numpy.random._pcg64", "PCG64"),
     ("numpy.random._mt19937", "MT19937"),
     *(
@@ -124,15 +126,18 @@ def read_statistics(path: Path) -> VecNormalizeStatistics:
         raise BadFile(f"{path} has {len(raw)} bytes, statistics have fewer than {MAX_BYTES}.")
     try:
         read = _Reader(io.BytesIO(raw)).load()
-    except Exception as error:  # noqa: BLE001 - a damaged pickle can raise anything
+    except Exception as error:
         raise BadFile(f"{path} was refused as statistics of VecNormalize: {error}.") from error
     if not isinstance(read, Record) or "norm_obs" not in read.__dict__:
         raise BadFile(f"{path} holds no VecNormalize.")
-    return _statistics(read, path)
+    try:
+        return _statistics(read, path)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise BadFile(f"{path} holds a VecNormalize without statistics ({error}).") from error
 
 
 def _statistics(read: Record, path: Path) -> VecNormalizeStatistics:
-    clip, epsilon = float(read.get("clip_obs") or 10.0), float(read.get("epsilon") or 1e-8)
+    clip, epsilon = float(read.get("clip_obs")), float(read.get("epsilon"))
     means = read.get("obs_rms")
     if not read.get("norm_obs") or means is None:
         return VecNormalizeStatistics(None, clip, epsilon)
@@ -144,4 +149,3 @@ def _statistics(read: Record, path: Path) -> VecNormalizeStatistics:
             raise BadFile(f"{path} holds statistics that are not finite.")
         statistics[str(key)] = (mean, var)
     return VecNormalizeStatistics(statistics, clip, epsilon)
-

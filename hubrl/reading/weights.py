@@ -99,6 +99,11 @@ class StateDict:
             trunks[key] = self.conv_trunk(part, f"{new}.readers.{n}") if self.has(f"{part}.cnn.") else Trunk()
         return trunks
 
+    def ignore_copies(self, trunk: str, *copies: str) -> None:
+        """Leave out the other names under which SB3 holds a features extractor that was moved."""
+        moved = [name.removeprefix(trunk) for name in self.taken if name.startswith(f"{trunk}.")]
+        self.taken |= {copy + name for copy in copies for name in moved}
+
     def ignore(self, *prefixes: str) -> None:
         """Leave out what no source needs."""
         self.taken |= {name for name in self.tensors if name.startswith(prefixes)}
@@ -113,4 +118,3 @@ class StateDict:
         if left:
             raise BadFile(f"{self.where} holds weights that SB3's networks do not have ({left[0]!r}); {OWN_NETWORK}.")
         return self.renamed
-

@@ -1,0 +1,190 @@
+"""The quickstart: every source untouched, training from scratch, and training through the hub, side by side.
+
+    python -m agents.quickstart
+
+Prints a table, draws `runs/quickstart/curves.png` and writes `runs/quickstart/summary.json`.
+"""
+
+import json
+import multiprocessing
+import shutil
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.managers import DictProxy
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from stable_baselines3.common.callbacks import BaseCallback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hubrl import Hub
+from hubrl.config import RunConfig, read_config
+from hubrl.evaluation import Played, play
+from hubrl.runs import start_run, train
+from hubrl.tasks import make_env
+
+mpl.use("Agg")
+
+from matplotlib import pyplot as plt
+
+METHODS = ("scratch", "hub-pathway")
+
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+class Report(BaseCallback):
+    """Tells another process how far a training is."""
+
+    def __init__(self, done: "DictProxy[str, int]", name: str) -> None:
+        super().__init__()
+        self.done, self.name = done, name
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self.done[self.name] = self.model.num_timesteps
+
+
+def main(config: Path = Path("configs/quickstart.yaml"), steps: int | None = None, folder: Path = Path("runs/quickstart")) -> None:
+    """Compare, print, draw, and write the summary.
+
+    Args:
+        config: The training; its method is varied.
+        steps: Environment steps, if other than the config's.
+        folder: Where everything is written; what an earlier quickstart left there is replaced.
+    """
+    began = time.perf_counter()
+    settings = read_config(config, [f"steps={steps}"] if steps else [])
+    shutil.rmtree(folder, ignore_errors=True)
+    results = train_side_by_side(config, settings, folder)
+    hub = Hub.load(folder / "hub-pathway" / "hub")
+    console = Console()
+    with console.status("Playing the sources, untouched"):
+        untouched = [untouched_play(source_name, hub, settings) for source_name in hub.names]
+    summary = summarise(untouched, results, folder, settings, time.perf_counter() - began)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    draw(untouched, folder, settings)
+    console.print(table(summary))
+    console.print(
+        f"One seed, a first look: for claims see the studies. Curves: {folder / 'curves.png'}. Numbers: {folder / 'summary.json'}."
+    )
+    console.print(f"Look further: tensorboard --logdir {folder}")
+
+
+def train_side_by_side(config: Path, settings: RunConfig, folder: Path) -> dict[str, dict[str, Any]]:
+    """Train every method in a process of its own, with live progress."""
+    with multiprocessing.Manager() as manager:
+        done: DictProxy[str, int] = manager.dict()
+        with ProcessPoolExecutor(len(METHODS), mp_context=multiprocessing.get_context("spawn")) as pool:
+            futures = {name: pool.submit(train_one, config, name, settings.steps, folder, done) for name in METHODS}
+            watch(futures, done, settings.steps)
+            return {name: future.result() for name, future in futures.items()}
+
+
+def watch(futures: "dict[str, Future[dict[str, Any]]]", done: "DictProxy[str, int]", steps: int) -> None:
+    """Show bars until every training is done."""
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn(), TextColumn("{task.completed:.0f} steps"))
+    with Progress(*columns) as bars:
+        tasks = {name: bars.add_task(name, total=steps) for name in futures}
+        while not all(future.done() for future in futures.values()):
+            for name, task in tasks.items():
+                bars.update(task, completed=steps if futures[name].done() else done.get(name, 0))
+            time.sleep(0.5)
+        for task in tasks.values():
+            bars.update(task, completed=steps)
+
+
+def train_one(config: Path, method: str, steps: int, folder: Path, done: "DictProxy[str, int]") -> dict[str, Any]:
+    """One training, in its own process."""
+    run = start_run(config, [f"method={method}", f"steps={steps}", *(["options={}"] if method == "scratch" else [])], folder, method)
+    return train(run, [Report(done, method)])
+
+
+def untouched_play(name: str, hub: Hub, settings: RunConfig) -> Played:
+    """What a source is worth on the target before any training."""
+    env = make_env(settings.task, settings.task_kwargs, n_envs=5, seed=settings.seed)
+    played = play(hub[name], env, 5, name=name)
+    env.close()
+    return played
+
+
+def summarise(
+    untouched: list[Played], results: dict[str, dict[str, Any]], folder: Path, settings: RunConfig, wall: float
+) -> dict[str, Any]:
+    """Everything the table shows, as plain data."""
+    return {
+        "task": settings.task,
+        "task_kwargs": settings.task_kwargs,
+        "steps": settings.steps,
+        "seed": settings.seed,
+        "untouched": {one.name: {"mean": round(one.mean, 1), "std": round(one.std, 1), "episodes": len(one.returns)} for one in untouched},
+        "trained": {
+            name: {
+                "curve_mean": round(float(np.mean(evaluations(folder / name)[1])), 1),
+                "final_mean": round(result["eval_mean"], 1),
+                "final_std": round(result["eval_std"], 1),
+                "episodes": result["eval_episodes"],
+                "probe_steps": result["probe_steps"],
+                "steps_per_s": result["steps_per_s"],
+            }
+            for name, result in results.items()
+        },
+        "wall_s": round(wall, 1),
+    }
+
+
+def table(summary: dict[str, Any]) -> Table:
+    """The summary for people."""
+    made = Table(
+        "", "steps", "mean of the curve", "return at the end", "± std", "steps/s", title=f"{summary['task']} {summary['task_kwargs']}"
+    )
+    for name, one in summary["untouched"].items():
+        made.add_row(f"{name}, untouched", "0", "", f"{one['mean']:.0f}", f"{one['std']:.0f}", "")
+    for name, one in summary["trained"].items():
+        steps, speed = str(summary["steps"]), f"{one['steps_per_s']:.0f}"
+        made.add_row(name, steps, f"{one['curve_mean']:.0f}", f"{one['final_mean']:.0f}", f"{one['final_std']:.0f}", speed)
+    return made
+
+
+def evaluations(run: Path) -> Curve:
+    """Steps and mean returns of a run's evaluations."""
+    saved = np.load(run / "evaluations.npz")
+    return saved["timesteps"], saved["results"].mean(axis=1)
+
+
+def weights(run: Path) -> dict[str, Curve]:
+    """Mean pathway weights over training, from the run's TensorBoard log."""
+    events = EventAccumulator(str(next((run).glob("tensorboard_*"))), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("pathway/weight/")]
+    curves = {tag.removeprefix("pathway/weight/"): events.Scalars(tag) for tag in tags}
+    return {name: (np.array([e.step for e in curve]), np.array([e.value for e in curve])) for name, curve in curves.items()}
+
+
+def draw(untouched: list[Played], folder: Path, settings: RunConfig) -> None:
+    """The curves, and under them who spoke."""
+    figure, (above, below) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, height_ratios=(3, 2), layout="constrained")
+    for name in METHODS:
+        steps, returns = evaluations(folder / name)
+        above.plot(steps, returns, marker="o", markersize=3, label=name)
+    for index, one in enumerate(untouched):
+        above.axhline(one.mean, color=f"C{index + len(METHODS)}", linestyle=":", label=f"{one.name}, untouched")
+    above.set(ylabel="return (deterministic)", title=f"{settings.task.split(':')[-1]} {settings.task_kwargs}, seed {settings.seed}")
+    above.legend(fontsize="small")
+    spoken = weights(folder / "hub-pathway")
+    steps = next(iter(spoken.values()))[0]
+    below.stackplot(steps, *(curve for _, curve in spoken.values()), labels=list(spoken), alpha=0.8)
+    below.set(xlabel="environment steps", ylabel="mean pathway weight", ylim=(0, 1))
+    below.legend(fontsize="small", loc="center right")
+    figure.savefig(folder / "curves.png", dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    typer.run(main)
