@@ -8,6 +8,7 @@ writes `agents/sources/cheetah`; `hubrl hub check agents/sources/cheetah` plays 
 import json
 from pathlib import Path
 
+import torch
 import typer
 
 from hubrl import Hub, Source, load_agent
@@ -35,7 +36,8 @@ def completed(here: Path, name: str, episodes: int) -> Source:
     """One source, its card completed by what it was trained on and what it earns there."""
     source = load_agent(here / "agent.zip", name=name)
     training = json.loads((here / "training.json").read_text(encoding="utf-8"))
-    env = make_env(training["task"], training["task_kwargs"], seed=training["seed"] + 1000)
+    torch.set_num_threads(1)
+    env = make_env(training["task"], training["task_kwargs"], n_envs=min(episodes, 10), seed=training["seed"] + 1000)
     played = play(source, env, episodes, name=name)
     print(f"{name}: {played.mean:.1f} ± {played.std:.1f} over {episodes} episodes")
     card = source.card.model_copy(

@@ -1,16 +1,14 @@
-"""Atari games whose mode and difficulty are keyword arguments, and SB3's stack on top of them.
+"""Atari games whose mode and difficulty are keyword arguments.
 
 Importing this module registers `hubrl/<Game>-v0` for every game of ale-py that one can play alone; through Gymnasium's
 own notation one line does both: `gym.make("envs.atari:hubrl/Pong-v0", mode=0, difficulty=1, full_action_space=True)`.
 The ids are the bare game, one frame a step and no sticky actions: skipping, scaling and stacking are SB3's
-(`make_atari_vec_env`), which would skip 16 frames a step on top of ale-py's own `ALE/<Game>-v5`.
+(`preprocessing: atari` in a config), which would skip 16 frames a step on top of ale-py's own `ALE/<Game>-v5`.
 """
 
 from typing import Any
 
 import gymnasium as gym
-from stable_baselines3.common.env_util import make_atari_env
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 try:
     from ale_py.env import AtariEnv
@@ -36,25 +34,6 @@ def atari(game: str, mode: int | None = None, difficulty: int | None = None, **k
         ale = AtariEnv(game).ale
         known = f"modes are {ale.getAvailableModes()}, its difficulties {ale.getAvailableDifficulties()}"
         raise ValueError(f"mode={mode}, difficulty={difficulty} was given for {game}; its {known}.") from error
-
-
-def make_atari_vec_env(
-    task: str,
-    n_envs: int = 1,
-    seed: int | None = None,
-    env_kwargs: dict[str, Any] | None = None,
-    monitor_dir: str | None = None,
-) -> VecEnv:
-    """Parallel games under SB3's AtariWrapper, four frames stacked: observations `(n_envs, 84, 84, 4)`, rewards clipped.
-
-    Args:
-        task: Gymnasium id of a game of this module; `module:id` where it is not imported yet.
-        n_envs: How many games.
-        seed: Seed of the first; the others follow.
-        env_kwargs: Keyword arguments of the game, such as its mode.
-        monitor_dir: Folder for Monitor's files, which hold the game's own score.
-    """
-    return VecFrameStack(make_atari_env(task, n_envs=n_envs, seed=seed, env_kwargs=env_kwargs, monitor_dir=monitor_dir), n_stack=4)
 
 
 for _spec in [spec for spec in gym.registry.values() if spec.namespace == "ALE"]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -172,6 +173,8 @@ def main() -> None:
     """Run the command line: mistakes end in one sentence and exit code 2, anything else in exit code 1."""
     # Tasks are named `module:id`; a user's modules lie where the command is given.
     sys.path.insert(0, str(Path.cwd()))
+    # Small networks are fastest on one thread; a training sets what its config says.
+    torch.set_num_threads(1)
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

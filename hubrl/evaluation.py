@@ -19,6 +19,9 @@ from hubrl.tasks import Preprocessing, make_env
 TOLERANCE = 3.0
 """Standard errors of the difference within which a replayed return agrees with its card."""
 
+PARALLEL = 10
+"""Environments that play at once; each plays its share of the episodes."""
+
 
 class Played(NamedTuple):
     """Returns of some episodes."""
@@ -113,7 +116,7 @@ def try_hub(
         The episodes of each source in order, or why it cannot play.
     """
     for source in hub:
-        env = make_env(task, kwargs, n_envs=1, seed=seed, preprocessing=preprocessing)
+        env = make_env(task, kwargs, n_envs=min(episodes, PARALLEL), seed=seed, preprocessing=preprocessing)
         try:
             yield play(source, env, episodes, name=source.name, on_step=partial(on_step, source.name))
         except SpaceMismatch as mismatch:
@@ -152,7 +155,14 @@ def check_hub(
             continue
         count = episodes or card.episodes or 10
         try:
-            env = make_env(card.task, card.task_kwargs, seed=seed, preprocessing="atari" if len(source.space.shape or ()) == 3 else "none")
+            atari = len(source.space.shape or ()) == 3
+            env = make_env(
+                card.task,
+                card.task_kwargs,
+                n_envs=min(count, PARALLEL),
+                seed=seed,
+                preprocessing="atari" if atari else "none",
+            )
             played = play(source, env, count, name=source.name, on_step=partial(on_step, source.name))
             env.close()
         except (BadConfig, SpaceMismatch) as error:

@@ -102,6 +102,7 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         latent_pi = self.mlp_extractor.forward_actor(features)
         return self._route(Hearing(observations, exploring=False), latent_pi)
 
+    @torch.no_grad()
     def act_as(self, obs: PyTorchObs, pathway: Int[Tensor, " batch"]) -> np.ndarray:
         """Actions that one pathway a row would take, drawn with its own standard deviation.
 
@@ -166,6 +167,7 @@ class HubActorCriticPolicy(ActorCriticPolicy):
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         if self.fresh_alone:
+            self.method.tally.count(_all_for_last(len(latent_pi), len(self.method.pathways.names)))
             return super()._get_action_dist_from_latent(latent_pi)
         assert self._hearing is not None
         routed = self._route(self._hearing, latent_pi)
@@ -280,6 +282,11 @@ class MixtureDistribution(Distribution):
 def get_action_width(space: spaces.Space[Any]) -> int:
     """How many numbers a correction of what a source says has: one an action dimension, or one a choice."""
     return int(space.n) if isinstance(space, spaces.Discrete) else get_action_dim(space)
+
+
+def _all_for_last(n_rows: int, n_pathways: int) -> Float[Tensor, "batch pathways"]:
+    """Pathway weights where the last has all the say."""
+    return torch.eye(n_pathways)[-1].expand(n_rows, -1)
 
 
 def _categorical(speech: Tensor, weights: Tensor, mean: Tensor, *, mixture: bool) -> Distribution:

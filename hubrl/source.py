@@ -190,7 +190,8 @@ class Source(nn.Module):
         if self.actions is None:
             raise SpaceMismatch(f"Source {self.name!r} is an encoder alone and has no actions; use its features.")
         batch, batched = self._batch(observation)
-        said = self.outputs(preprocess_obs(batch, self.space, self.card.normalize_images))
+        seen = batch if self.card.preprocessing else preprocess_obs(batch, self.space, self.card.normalize_images)
+        said = self.outputs(seen)
         actions = speech.act(said, self.actions, deterministic=deterministic)
         return (actions if batched else actions[0]), None
 
@@ -200,11 +201,7 @@ class Source(nn.Module):
             return fits(space, self.space)
         if not isinstance(space, spaces.Box):
             return False
-        try:
-            row = preprocessed(torch.zeros(1, *space.shape), self.card.preprocessing)
-        except (RuntimeError, IndexError, ValueError):
-            return False
-        return tuple(row.shape[1:]) == self.space.shape
+        return self._preprocesses(space.shape)
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights by name, as copies on the CPU."""
@@ -267,7 +264,30 @@ class Source(nn.Module):
                 raise SpaceMismatch(f"Source {self.name!r} reads {describe(self.space)}, it was given {given}.")
             parts = {key: self._rows(np.asarray(observation[key]), part) for key, part in self.space.spaces.items()}
             return {key: rows for key, (rows, _) in parts.items()}, all(batched for _, batched in parts.values())
-        return self._rows(np.asarray(observation), self.space)
+        array = np.asarray(observation)
+        return self._raw_rows(array) if self.card.preprocessing else self._rows(array, self.space)
+
+    def _raw_rows(self, array: np.ndarray) -> tuple[Tensor, bool]:
+        """Observations of a target that the preprocessing still has to fit; images channel last or first."""
+        batched = array.ndim > len(self.space.shape or ())
+        rows = array if batched else array[None]
+        orientations = [rows, np.moveaxis(rows, -1, 1)] if rows.ndim == 4 else [rows]
+        fitting = [found for found in orientations if self._preprocesses(found.shape[1:])]
+        if not fitting:
+            raise SpaceMismatch(f"Source {self.name!r} cannot preprocess an observation of shape {array.shape} to {describe(self.space)}.")
+        tensor = torch.as_tensor(fitting[0].copy(), device=self._device())
+        return tensor.float() / 255 if tensor.dtype == torch.uint8 and self.card.normalize_images else tensor.float(), batched
+
+    def _device(self) -> torch.device | None:
+        return next((tensor.device for tensor in self.state_dict().values()), None)
+
+    def _preprocesses(self, shape: tuple[int, ...]) -> bool:
+        """Whether the preprocessing makes of this shape what the network reads."""
+        try:
+            row = preprocessed(torch.zeros(1, *shape), self.card.preprocessing)
+        except (RuntimeError, IndexError, ValueError):
+            return False
+        return tuple(row.shape[1:]) == self.space.shape
 
     def _rows(self, array: np.ndarray, space: spaces.Space[Any]) -> tuple[Tensor, bool]:
         shape = tuple(space.shape or ())
@@ -277,8 +297,7 @@ class Source(nn.Module):
         rows = array if batched else array[None]
         if not self.card.preprocessing and rows.shape[1:] != shape:
             raise SpaceMismatch(f"Source {self.name!r} reads {describe(space)}, it was given an observation of shape {array.shape}.")
-        device = next((tensor.device for tensor in self.state_dict().values()), None)
-        return torch.as_tensor(rows, device=device), batched
+        return torch.as_tensor(rows, device=self._device()), batched
 
     @torch.no_grad()
     def _probe(self) -> int:
@@ -326,8 +345,9 @@ class Normaliser(nn.Module):
     def __init__(self, space: spaces.Space[Any], how: Normalisation, statistics: Statistics | None) -> None:
         super().__init__()
         self.how = how
+        parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
         for index, key in enumerate(how.keys):
-            part = space.spaces.get(key) if isinstance(space, spaces.Dict) else space
+            part = parts.get(key)
             if part is None:
                 raise BadFile(f"Statistics are given for {key!r}, the source observes {describe(space)}.")
             shape = tuple(part.shape or ())
@@ -403,8 +423,12 @@ def preprocessed(images: Float[Tensor, " batch *obs"], steps: tuple[Step, ...]) 
             case Select():
                 images = images[:, list(step.indices)]
             case Frames():
+                if images.shape[1] < step.last:
+                    raise ValueError(f"{step.last} frames of {images.shape[1]}")
                 images = images[:, -step.last :]
             case Crop():
+                if images.shape[2] < step.bottom:
+                    raise ValueError(f"row {step.bottom} of {images.shape[2]}")
                 images = images[:, :, step.top : step.bottom]
             case Resize():
                 images = functional.interpolate(images, (step.height, step.width), mode="bilinear", antialias=True)

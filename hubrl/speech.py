@@ -23,7 +23,11 @@ from hubrl.spaces import describe
 
 Level = Literal["features", "outputs"]
 
-LOG_STD_RANGE = (-20.0, 2.0)
+LOG_STD_RANGE = (-20.0, 20.0)
+"""Of what is said, in the environment's units; wider than any agent is."""
+
+SQUASHED_LOG_STD_RANGE = (-20.0, 2.0)
+"""SAC's and TQC's own, before the tanh."""
 
 
 def width(space: spaces.Space[Any]) -> int:
@@ -64,7 +68,8 @@ def squashed_gaussian(
     squashed = torch.tanh(mean)
     slope = (1 - squashed.square()) * (high - low) / 2
     action = low + (squashed + 1) * (high - low) / 2
-    return torch.cat([action, (log_std + slope.clamp_min(1e-8).log()).clamp(*LOG_STD_RANGE)], dim=1)
+    log_std = log_std.clamp(*SQUASHED_LOG_STD_RANGE) + slope.clamp_min(1e-8).log()
+    return torch.cat([action, log_std.clamp(*LOG_STD_RANGE)], dim=1)
 
 
 def categorical(logits: Float[Tensor, "batch outputs"], space: spaces.Space[Any]) -> Float[Tensor, "batch outputs"]:

@@ -62,8 +62,9 @@ def _on(source: Source, like: torch.Tensor) -> Source:
     key = _key(source.card, like)
     moved = _shared.get(key)
     if moved is None or moved.arrived != source.arrived:
+        moved = copy.deepcopy(source).to(like.device)
         # Not to a precision it has already: statistics are held in float64 beside weights in float32.
-        moved = copy.deepcopy(source).to(like.device if own.dtype == like.dtype else like)
+        moved = moved if own.dtype == like.dtype else moved.to(like.dtype)
         _shared[key] = moved
     return moved
 

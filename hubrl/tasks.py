@@ -74,4 +74,4 @@ def normalised(env: VecEnv, gamma: float) -> VecNormalize:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0] if lines else f"it failed a check ({type(error).__name__})"

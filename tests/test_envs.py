@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from hubrl.tasks import make_env
+
 ROBOTS = ("HalfCheetah", "Walker2d", "Hopper")
 
 PHYSICS = {
@@ -156,7 +158,7 @@ def test_a_mode_that_a_game_does_not_have_is_answered_with_those_it_has(argument
 def test_atari_vec_env_is_sb3s_stack_of_four_small_grey_frames():
     pytest.importorskip("cv2")
     task = make_game("Pong").spec.id
-    env = importlib.import_module("envs.atari").make_atari_vec_env(task, n_envs=2, seed=0, env_kwargs={"full_action_space": True})
+    env = make_env(task, {"full_action_space": True}, n_envs=2, preprocessing="atari")
     observations = env.reset()
     assert observations.shape == (2, 84, 84, 4)
     assert observations.dtype == np.uint8

@@ -54,7 +54,7 @@ def read_agent(path: str | Path, companion: str | Path | None = None, *, name: s
     if path.suffix in WEIGHT_SUFFIXES:
         return _bare(path, Path(companion) if companion is not None else path.with_suffix(".yaml"), name, frozen=frozen)
     card_path = path if path.suffix in (".yaml", ".yml") else path.with_name(f"{path.name}.yaml")
-    if not card_path.exists():
+    if card_path != path and not card_path.exists():
         raise BadFile(f"{path} is no agent: expected an SB3 zip, a folder with one, a source's card, or weights with a card.")
     return _bare(card_path.with_suffix(".safetensors"), card_path, name, frozen=frozen)
 

@@ -3,7 +3,6 @@
 import io
 import json
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,9 @@ class Archive:
                 raw = archive.read("policy.pth")
         except FileNotFoundError as error:
             raise BadFile(f"There is no file {path}.") from error
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
+        except BadFile:
+            raise
+        except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
             raise BadFile(f"{path} is damaged or not an SB3 zip ({error}).") from error
         if not isinstance(self.data, dict):
             raise BadFile(f"{path} is not an SB3 zip: its data is not an object.")
@@ -269,6 +270,11 @@ def _on_policy(weights: StateDict, archive: Archive, keys: list[str]) -> Declare
 def _on_policy_head(weights: StateDict, archive: Archive) -> ActionHead:
     if "log_std" not in weights:
         weights.linear("action_net", "action.logits")
+        if archive.algorithm == "MaskablePPO" and archive.space("action")["type"] == "MultiBinary":
+            # sb3-contrib gives every bit two logits (`maskable/distributions.py`); only their difference counts.
+            for name in ("action.logits.weight", "action.logits.bias"):
+                pairs = weights.renamed[name]
+                weights.renamed[name] = pairs[1::2] - pairs[::2]
         return ActionHead(kind="categorical")
     weights.linear("action_net", "action.mean")
     log_std = weights.take("log_std", "action.log_std")

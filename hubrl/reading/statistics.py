@@ -138,6 +138,8 @@ def read_statistics(path: Path) -> VecNormalizeStatistics:
 
 def _statistics(read: Record, path: Path) -> VecNormalizeStatistics:
     clip, epsilon = float(read.get("clip_obs")), float(read.get("epsilon"))
+    if not (clip > 0 and 0 <= epsilon < np.inf):
+        raise BadFile(f"{path} clips at {clip} with an epsilon of {epsilon}; expected both to be positive.")
     means = read.get("obs_rms")
     if not read.get("norm_obs") or means is None:
         return VecNormalizeStatistics(None, clip, epsilon)

@@ -1,0 +1,360 @@
+"""The extractor is a well-behaved guest in every torch algorithm: what it was given stays as it was."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from sb3_contrib import TRPO
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from toys import IMAGE, PARTS, SETTINGS, Toy, target, tiny, tiny_hub, toy_for
+
+import hubrl
+from hubrl import BadConfig, Hub, HubExtractor, Source, SourcesNotLoaded, SpaceMismatch, store
+from hubrl.optimizers import HubAdam, HubRMSprop
+
+ALGORITHMS = list(SETTINGS)
+NEW_PROCESS = """
+import json, sys
+import numpy as np, stable_baselines3, torch
+torch.set_num_threads(1)
+rows = np.load(sys.argv[1] + "/rows.npy")
+models = [getattr(stable_baselines3, name).load(f"{sys.argv[1]}/{name}.zip", device="cpu") for name in sys.argv[2:]]
+print(json.dumps([model.predict(rows, deterministic=True)[0].tolist() for model in models]))
+"""
+
+
+def features_target(algorithm, env, hub=None, method="hub-pathway", seed=0, tuned=False, settings=None, **options):
+    options |= {"explore_coef": 0.0} if algorithm is TRPO else {}
+    made = {"policy": "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"}
+    made["policy_kwargs"] = (hub or tiny_hub(env)).policy_kwargs(method, tuned=tuned, **options)
+    return target(algorithm, env, made, seed, **(settings or {}))
+
+
+def frozen(module):
+    """Weights of every source in every network, target networks too."""
+    return {name: tensor.clone() for name, tensor in module.state_dict().items() if ".source." in name}
+
+
+def assert_same(one, other):
+    assert set(one) == set(other)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def assert_is_source(weights, hub):
+    for name, tensor in weights.items():
+        place, own = name.split(".pathways.sources.")[1].split(".source.")
+        assert torch.equal(tensor, hub[int(place)].state_dict()[own]), name
+
+
+def observe(space, count=6, seed=0):
+    space.seed(seed)
+    if isinstance(space, spaces.Dict):
+        return {key: observe(part, count, seed) for key, part in space.spaces.items()}
+    return np.stack([space.sample() for _ in range(count)])
+
+
+class Learned(NamedTuple):
+    """A target of one algorithm after 128 steps, and what it was before."""
+
+    algorithm: Any
+    env: Toy
+    hub: Hub
+    model: Any
+    sources: dict
+    parameters: dict
+
+
+@pytest.fixture(scope="module", params=ALGORITHMS, ids=lambda algorithm: algorithm.__name__)
+def learned(request):
+    env = toy_for(request.param)
+    hub = tiny_hub(env)
+    model = features_target(request.param, env, hub)
+    parameters = {name: tensor.detach().clone() for name, tensor in model.policy.named_parameters()}
+    return Learned(request.param, env, hub, model, frozen(model.policy), parameters)._replace(model=model.learn(128))
+
+
+def test_construction_leaves_the_sources_as_they_were(learned):
+    assert len(learned.sources) >= 10
+    assert_is_source(learned.sources, learned.hub)
+
+
+def test_training_leaves_the_sources_as_they_were_in_target_networks_too(learned):
+    assert_same(learned.sources, frozen(learned.model.policy))
+
+
+def test_routers_start_at_zero_and_learn(learned):
+    routers = [name for name in learned.parameters if ".router.mean." in name]
+    now = dict(learned.model.policy.named_parameters())
+    assert routers
+    assert all((learned.parameters[name] == 0).all() for name in routers)
+    assert any((now[name] != 0).any() for name in routers)
+
+
+def test_a_saved_model_acts_as_before(learned, tmp_path):
+    learned.model.save(tmp_path / "model.zip")
+    loaded = learned.algorithm.load(tmp_path / "model.zip", device="cpu")
+    rows = observe(learned.env.observation_space)
+    assert np.array_equal(learned.model.predict(rows, deterministic=True)[0], loaded.predict(rows, deterministic=True)[0])
+    assert_same(learned.sources, frozen(loaded.policy))
+
+
+def test_optimizers_hold_routers_and_no_source(learned):
+    policy = learned.model.policy
+    optimizers = [part.optimizer for part in policy.modules() if getattr(part, "optimizer", None) is not None]
+    held = {parameter.data_ptr() for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
+    sources = {tensor.data_ptr() for name, tensor in policy.state_dict().items() if ".source." in name}
+    assert held
+    assert not sources & held
+    assert not sources & {parameter.data_ptr() for parameter in policy.parameters()}
+    assert any(parameter.data_ptr() in held for name, parameter in policy.named_parameters() if ".router.mean." in name)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, DQN, SAC, TD3], ids=lambda algorithm: algorithm.__name__)
+def test_all_networks_of_a_model_and_all_models_share_one_copy_of_a_source(algorithm):
+    env = toy_for(algorithm)
+    hub = tiny_hub(env)
+    apart = {"share_features_extractor": False} if algorithm is PPO else {}
+    made = {"policy": "MlpPolicy", "policy_kwargs": hub.policy_kwargs() | apart}
+    models = [target(algorithm, env, made, seed) for seed in (0, 1)]
+    places = {}
+    for model in models:
+        for name, tensor in model.policy.state_dict().items():
+            if ".source." in name:
+                places.setdefault(name.split(".pathways.sources.")[1], set()).add(tensor.data_ptr())
+    assert places
+    assert all(len(copies) == 1 for copies in places.values())
+    extractors = [part for part in models[0].policy.modules() if isinstance(part, HubExtractor)]
+    assert len(extractors) == {PPO: 2, DQN: 2, SAC: 3, TD3: 4}[algorithm]
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_features_extractor_kwargs_are_json(tuned):
+    kwargs = tiny_hub(Toy()).policy_kwargs(tuned=tuned, top_k=1)["features_extractor_kwargs"]
+    assert json.loads(json.dumps(kwargs)) == kwargs
+
+
+def test_models_load_in_a_new_process_without_their_sources(tmp_path):
+    command, expected = [sys.executable, "-c", NEW_PROCESS], []
+    for algorithm, level in ((PPO, "outputs"), (DQN, "features"), (SAC, "features")):
+        env = toy_for(algorithm)
+        model = target(algorithm, env, tiny_hub(env).agent(algorithm, level=level)).learn(32)
+        model.save(tmp_path / f"{algorithm.__name__}.zip")
+        np.save(tmp_path / "rows.npy", observe(env.observation_space))
+        expected.append(model.predict(np.load(tmp_path / "rows.npy"), deterministic=True)[0])
+    package = Path(hubrl.__file__).parents[1]
+    ran = subprocess.run([*command, str(tmp_path), "PPO", "DQN", "SAC"], capture_output=True, text=True, check=False, cwd=package)
+    assert ran.returncode == 0, ran.stderr
+    for answer, actions in zip(json.loads(ran.stdout), expected, strict=True):
+        np.testing.assert_array_equal(np.array(answer, np.float32), actions)
+
+
+def test_an_algorithm_that_differentiates_its_gradient_is_refused_an_exploration_loss():
+    env = Toy()
+    model = target(TRPO, env, {"policy": "MlpPolicy", "policy_kwargs": tiny_hub(env).policy_kwargs(explore_coef=0.01)})
+    with pytest.raises(BadConfig, match=r"TRPO does.*set explore_coef=0"):
+        model.learn(32)
+
+
+def never_offered(made):
+    """The same hub by another digest, so that nobody has its weights."""
+    made = copy.deepcopy(made)
+    kwargs = made["policy_kwargs"]
+    spec = kwargs.get("features_extractor_kwargs", kwargs)["hub"]
+    for number, card in enumerate(spec["sources"]):
+        card["sha256"] = f"{number:064x}"
+    return made
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN, SAC, TD3], ids=lambda algorithm: algorithm.__name__)
+def test_a_hub_whose_weights_never_arrived_refuses_to_run(algorithm):
+    env = toy_for(algorithm)
+    model = target(algorithm, env, never_offered(tiny_hub(env).agent(algorithm)))
+    with pytest.raises(SourcesNotLoaded, match=r"'ppo-0' never arrived; load a saved model"):
+        model.predict(observe(env.observation_space), deterministic=True)
+    with pytest.raises(SourcesNotLoaded):
+        model.learn(64)
+
+
+def test_a_tuned_hub_whose_weights_never_arrived_refuses_to_run():
+    env = toy_for(DQN)
+    model = target(DQN, env, never_offered(tiny_hub(env).agent(DQN, tuned=True)))
+    with pytest.raises(SourcesNotLoaded):
+        model.predict(observe(env.observation_space), deterministic=True)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN, SAC], ids=lambda algorithm: algorithm.__name__)
+@pytest.mark.parametrize("level", ["features", "outputs"])
+def test_tuned_sources_learn_in_the_model_and_stay_as_they_were_in_the_hub(algorithm, level, tmp_path):
+    if level == "outputs" and algorithm not in (PPO, A2C):
+        pytest.skip("it hears features")
+    env = toy_for(algorithm)
+    hub = tiny_hub(env)
+    before = [source.tensors() for source in hub]
+    made = hub.agent(algorithm, level=level, tuned=True, source_lr=0.5)
+    model = target(algorithm, env, made)
+    assert_is_source(frozen(model.policy), hub)
+    model.learn(128)
+    after = frozen(model.policy)
+    changed = {name.split(".pathways.sources.")[1][0] for name in after if not _is_source(name, after[name], hub)}
+    assert changed == {"0", "1"}
+    for source, tensors in zip(hub, before, strict=True):
+        assert_same(tensors, source.tensors())
+    model.save(tmp_path / "model.zip")
+    loaded = algorithm.load(tmp_path / "model.zip", env=env, device="cpu")
+    rows = observe(env.observation_space)
+    assert np.array_equal(model.predict(rows, deterministic=True)[0], loaded.predict(rows, deterministic=True)[0])
+    assert_same(after, frozen(loaded.policy))
+    loaded.learn(32)
+
+
+def _is_source(name, tensor, hub):
+    place, own = name.split(".pathways.sources.")[1].split(".source.")
+    return torch.equal(tensor, hub[int(place)].state_dict()[own])
+
+
+def test_tuned_sources_are_in_the_optimizer_at_their_own_rate():
+    env = Toy()
+    model = target(PPO, env, tiny_hub(env).agent(PPO, tuned=True, source_lr=0.25))
+    scales = {parameter: group["lr_scale"] for group in model.policy.optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in model.policy.named_parameters():
+        assert scales[parameter] == (0.25 if ".source." in name else 1.0)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(HubAdam, torch.optim.Adam), (HubRMSprop, torch.optim.RMSprop)])
+def test_a_step_is_exactly_that_of_the_plain_optimizer_at_the_scaled_rate(ours, theirs):
+    starts = [torch.randn(3), torch.randn(3), torch.randn(3)]
+    mixed, plain = ([torch.nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    mixed[1].lr_scale = 0.125
+    extra = {} if ours is HubAdam else {"alpha": 0.99, "eps": 1e-5}
+    scaled = ours(mixed, lr=0.01)
+    alone = [theirs([parameter], lr=rate, **extra) for parameter, rate in zip(plain, (0.01, 0.00125, 0.01), strict=True)]
+    for step in range(5):
+        for group in scaled.param_groups:
+            group["lr"] = 0.01  # as SB3 does before every update
+        for parameters in (mixed, plain):
+            for number, parameter in enumerate(parameters):
+                parameter.grad = torch.sin(parameter.detach() * (number + step + 1))
+        scaled.step()
+        for optimizer in alone:
+            optimizer.step()
+        assert all(torch.equal(one, other) for one, other in zip(mixed, plain, strict=True))
+        assert all(group["lr"] == 0.01 for group in scaled.param_groups)
+
+
+def test_an_optimizer_goes_on_where_it_was_saved():
+    def parameters():
+        made = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))]
+        made[1].lr_scale = 0.5
+        return made
+
+    def step(optimizer, members):
+        for member in members:
+            member.grad = member.detach() * 2
+        optimizer.step()
+
+    members = parameters()
+    optimizer = HubAdam(members, lr=0.1)
+    step(optimizer, members)
+    again = parameters()
+    resumed = HubAdam(again, lr=0.1)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for member, saved in zip(again, members, strict=True):
+        member.data.copy_(saved)
+    for held, held_by in ((members, optimizer), (again, resumed)):
+        step(held_by, held)
+    assert all(torch.equal(one, other) for one, other in zip(members, again, strict=True))
+
+
+@pytest.mark.parametrize("observations", [IMAGE, PARTS], ids=["image", "dict"])
+@pytest.mark.parametrize("algorithm", [PPO, DQN, SAC], ids=lambda algorithm: algorithm.__name__)
+def test_images_and_dicts_are_heard_through(algorithm, observations, tmp_path):
+    env = toy_for(algorithm, observations)
+    hub = Hub.from_agents([tiny(PPO, env)])
+    small = {"buffer_size": 50, "learning_starts": 8} if algorithm is not PPO else {"n_steps": 16, "n_epochs": 1}
+    model = features_target(algorithm, env, hub, settings=small)
+    built = frozen(model.policy)
+    assert_is_source(built, hub)
+    model.learn(24)
+    assert_same(built, frozen(model.policy))
+    model.save(tmp_path / "model.zip")
+    rows = observe(env.observation_space, 3)
+    loaded = algorithm.load(tmp_path / "model.zip", device="cpu")
+    assert np.array_equal(model.predict(rows, deterministic=True)[0], loaded.predict(rows, deterministic=True)[0])
+
+
+def test_flat_observations_are_passed_on_beside_the_features():
+    env = Toy()
+    extractor = HubExtractor(env.observation_space, **tiny_hub(env).policy_kwargs(width=5)["features_extractor_kwargs"])
+    rows = torch.randn(3, 4)
+    assert extractor.features_dim == 9
+    assert torch.equal(extractor(rows)[:, 5:], rows)
+    assert torch.equal(extractor(rows)[:, :5], extractor.route(rows).features)
+
+
+def test_the_loss_rides_on_features_in_a_gradient_step_alone():
+    env = Toy()
+    extractor = HubExtractor(env.observation_space, **tiny_hub(env).policy_kwargs(explore_coef=1.0)["features_extractor_kwargs"])
+    torch.nn.init.normal_(extractor.method.router.mean.weight)
+    rows = torch.randn(8, 4)
+    gradients = []
+    for training in (True, False):
+        extractor.train(training)
+        extractor.zero_grad()
+        (0 * extractor(rows).sum()).backward()
+        gradients.append(extractor.method.router.mean.weight.grad.abs().sum())
+    assert gradients[0] > 0
+    assert gradients[1] == 0
+
+
+def test_sources_of_other_observations_are_refused_in_a_sentence():
+    hub = tiny_hub(Toy())
+    with pytest.raises(SpaceMismatch, match=r"The target observes Box\(7,\), source 'ppo-0' observes Box\(4,\)"):
+        features_target(PPO, Toy(spaces.Box(-1, 1, (7,))), hub)
+
+
+def test_a_model_in_use_is_not_changed_by_a_file_that_claims_its_source(tmp_path):
+    env = toy_for(PPO)
+    hub = tiny_hub(env)
+    model = features_target(PPO, env, hub)
+    built = frozen(model.policy)
+    parameters = model.get_parameters()
+    claimed = next(name for name in parameters["policy"] if ".source." in name)
+    parameters["policy"] = {name: tensor.clone() for name, tensor in parameters["policy"].items()}
+    parameters["policy"][claimed] += 1
+    with pytest.raises(hubrl.BadFile, match="Other weights of source 'ppo-0'"):
+        model.set_parameters(parameters)
+    assert_same(built, frozen(model.policy))
+
+
+def test_a_source_moves_to_another_device_with_its_statistics_in_full_precision():
+    encoder = torch.nn.Linear(4, 3)
+    statistics = {"": (np.full(4, 1 / 3), np.full(4, 2 / 3))}
+    source = Source(encoder=encoder, name="normalised", observation_space=Toy().observation_space, statistics=statistics)
+    moved = store.on(source, torch.empty(0, device="meta"))
+    assert {name: tensor.dtype for name, tensor in moved.state_dict().items()} == {
+        name: tensor.dtype for name, tensor in source.state_dict().items()
+    }
+    assert moved.state_dict()["normaliser.mean_0"].dtype == torch.float64
+    assert store.on(source, torch.empty(0, device="meta")) is moved
+    assert store.on(source, torch.empty(0, dtype=torch.float64)).encoder.weight.dtype == torch.float64
+    assert store.on(source, torch.empty(0)) is source
+
+
+def test_batch_norm_in_a_source_stays_fixed_in_online_and_target_networks():
+    encoder = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    encoder[1].running_mean.fill_(0.5)
+    env = toy_for(DQN)
+    hub = Hub([Source(encoder=encoder, name="normed", observation_space=env.observation_space)])
+    model = features_target(DQN, env, hub, settings={"tau": 0.5})
+    built = frozen(model.policy)
+    assert any("fixed_mean" in name for name in built)
+    model.learn(64)
+    assert_same(built, frozen(model.policy))
+    assert (next(part for part in model.policy.modules() if isinstance(part, torch.nn.BatchNorm1d)).running_mean == 0.5).all()

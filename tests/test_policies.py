@@ -1,0 +1,348 @@
+"""PPO and A2C that hear the sources' own heads: exact ratios, noise in rollouts alone, SB3 bit for bit where all are dropped."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from toys import CHOOSE, IMAGE, PARTS, SETTINGS, STEER, TINY, Toy, target, tiny, tiny_hub
+
+from hubrl import BadConfig, Hub, HubActorCriticPolicy, SpaceMismatch, UnknownName
+from hubrl.policies import MixtureDistribution
+
+ACTIONS = pytest.mark.parametrize("actions", [STEER, CHOOSE], ids=["box", "discrete"])
+AGGREGATIONS = pytest.mark.parametrize("aggregation", ["mixture", "mean"])
+ALGORITHMS = pytest.mark.parametrize("algorithm", [PPO, A2C], ids=["ppo", "a2c"])
+
+
+def hears(algorithm, env, seed=0, hub=None, method="hub-pathway", settings=None, **options):
+    """A target that hears a hub's outputs; the router's last layer is not zero, so that routing depends on what is seen."""
+    hub = hub or tiny_hub(env if isinstance(env, Toy) else Toy(env.observation_space, env.action_space))
+    model = target(algorithm, env, hub.agent(algorithm, method, **options), seed, **(settings or {}))
+    assert isinstance(model.policy, HubActorCriticPolicy)
+    if method == "hub-pathway":
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(model.policy.method.router.mean.weight)
+    return model
+
+
+class FirstRatios(BaseCallback):
+    """Log-ratios of a rollout before the first step of its update, as the update itself will see them."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_ratios, self.keys = [], []
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        buffer, policy = self.model.rollout_buffer, self.model.policy
+        policy.set_training_mode(True)
+        observations = torch.as_tensor(buffer.observations.reshape(-1, *buffer.obs_shape))
+        actions = torch.as_tensor(buffer.actions.reshape(-1, buffer.action_dim))
+        actions = actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else actions
+        _, log_prob, _ = policy.evaluate_actions(observations, actions)
+        assert log_prob.requires_grad
+        self.log_ratios.append((log_prob.detach() - torch.as_tensor(buffer.log_probs.flatten())).abs().max().item())
+        self.keys.append(int(policy.noise_key))
+
+
+@ACTIONS
+@AGGREGATIONS
+@ALGORITHMS
+@pytest.mark.parametrize("top_k", [None, 1], ids=["all", "top-1"])
+def test_the_ratio_is_one_at_the_start_of_every_update(actions, aggregation, algorithm, top_k):
+    env = make_vec_env(lambda: Toy(actions=actions), n_envs=2, seed=0)
+    model = hears(algorithm, env, aggregation=aggregation, top_k=top_k)
+    watch = FirstRatios()
+    model.learn(192, callback=watch)
+    assert len(watch.log_ratios) >= 3
+    assert max(watch.log_ratios) < 1e-5
+    assert watch.keys == sorted(set(watch.keys)), "every rollout has noise of its own"
+
+
+def test_without_the_rollouts_noise_the_ratio_would_not_be_one():
+    model = hears(PPO, Toy(), top_k=1)
+    watch = FirstRatios()
+    model.learn(32, callback=watch)
+    model.policy.noise_key += 1
+    watch._on_rollout_end()
+    assert watch.log_ratios[-1] > 0.1
+
+
+@ACTIONS
+@AGGREGATIONS
+def test_deterministic_predictions_are_without_noise_and_repeat(actions, aggregation):
+    model = hears(PPO, Toy(actions=actions), aggregation=aggregation, top_k=1)
+    rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    expected, _ = model.predict(rows, deterministic=True)
+    for key in range(3):
+        model.policy.noise_key.fill_(key)
+        assert np.array_equal(model.predict(rows, deterministic=True)[0], expected)
+    routed = model.policy.route(torch.as_tensor(rows))
+    if actions is STEER and aggregation == "mixture":
+        best = routed.speech[torch.arange(50), routed.weights.argmax(dim=1)].chunk(2, dim=1)[0]
+        np.testing.assert_allclose(expected, best.detach().clamp(-1, 1), atol=1e-6)
+    likeliest = model.policy.distribution_parameters(routed)
+    if actions is CHOOSE:
+        assert np.array_equal(expected, likeliest.argmax(dim=1))
+    elif aggregation == "mean":
+        np.testing.assert_allclose(expected, likeliest.detach().chunk(2, dim=1)[0].clamp(-1, 1), atol=1e-6)
+
+
+def mixture():
+    mean = torch.tensor([[[0.0, 1.0], [2.0, -1.0], [50.0, 50.0]]])
+    std = torch.tensor([[[1.0, 0.5], [0.1, 0.2], [1.0, 1.0]]])
+    weights = torch.tensor([[0.75, 0.25, 0.0]])
+    return MixtureDistribution(2).proba_distribution(torch.cat([mean, std.log()], dim=2), weights)
+
+
+def test_the_likelihood_is_that_of_the_mixture():
+    def density(x, mean, std):
+        return math.exp(-((x - mean) ** 2) / (2 * std**2)) / (std * math.sqrt(2 * math.pi))
+
+    for x, y in ((0.3, 0.7), (1.95, -0.9), (0.0, 0.0)):
+        expected = 0.75 * density(x, 0, 1) * density(y, 1, 0.5) + 0.25 * density(x, 2, 0.1) * density(y, -1, 0.2)
+        log_prob = mixture().log_prob(torch.tensor([[x, y]], dtype=torch.float64))
+        assert log_prob.item() == pytest.approx(math.log(expected), rel=1e-5)
+
+
+def test_the_mode_is_the_mean_of_the_heaviest_pathway_and_never_an_average():
+    assert mixture().mode().tolist() == [[0.0, 1.0]]
+
+
+def test_samples_come_from_pathways_by_their_weights():
+    torch.manual_seed(0)
+    one = mixture()
+    many = MixtureDistribution(2)
+    many.mean, many.log_std = one.mean.expand(20_000, -1, -1), one.log_std.expand(20_000, -1, -1)
+    many.log_weights = one.log_weights.expand(20_000, -1)
+    drawn = many.sample()
+    torch.testing.assert_close(drawn.mean(dim=0), torch.tensor([0.5, 0.5]), atol=0.03, rtol=0)
+    from_second = (drawn[:, 1] < -0.4) & (drawn[:, 0] > 1.4)
+    assert from_second.float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert drawn.abs().max() < 10, "a pathway of no weight is never drawn"
+
+
+def test_gradients_of_a_mixture_are_finite_with_pathways_of_no_weight():
+    speech = torch.randn(4, 3, 4, requires_grad=True)
+    z = torch.randn(4, 3, requires_grad=True)
+    weights = z.masked_fill(torch.tensor([False, True, False]), -torch.inf).softmax(dim=1)
+    MixtureDistribution(2).proba_distribution(speech, weights).log_prob(torch.randn(4, 2)).sum().backward()
+    assert torch.isfinite(speech.grad).all()
+    assert torch.isfinite(z.grad).all()
+    assert (speech.grad[:, 1] == 0).all()
+
+
+def test_discrete_pathways_are_mixed_by_their_probabilities_or_averaged_by_their_logits():
+    env = Toy(actions=CHOOSE)
+    rows = torch.randn(5, 4)
+    for aggregation in ("mixture", "mean"):
+        policy = hears(PPO, env, aggregation=aggregation).policy
+        routed = policy.route(rows)
+        each = routed.speech.log_softmax(dim=2)
+        mixed = (routed.weights[:, :, None] * each.exp()).sum(dim=1)
+        averaged = (routed.weights[:, :, None] * each).sum(dim=1).softmax(dim=1)
+        probabilities = policy.get_distribution(rows).distribution.probs
+        torch.testing.assert_close(probabilities, mixed if aggregation == "mixture" else averaged)
+
+
+class Rewards(BaseCallback):
+    """Rewards of every rollout."""
+
+    def __init__(self, drop=False):
+        super().__init__()
+        self.drop, self.rewards = drop, []
+
+    def _on_training_start(self):
+        if self.drop:
+            self.model.policy.method.trust([False, False, True], [0.0, 0.0, 0.0])
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        self.rewards.append(self.model.rollout_buffer.rewards.copy())
+
+
+@ACTIONS
+@ALGORITHMS
+@pytest.mark.parametrize("method", ["hub-pathway", "scratch"])
+def test_with_every_source_dropped_training_is_sb3s_bit_for_bit(actions, algorithm, method):
+    env = Toy(actions=actions)
+    hub = tiny_hub(env)
+    expected, seen = Rewards(), Rewards(drop=method == "hub-pathway")
+    steps = 2 * SETTINGS[algorithm]["n_steps"]
+    plain = algorithm("MlpPolicy", env, seed=3, device="cpu", policy_kwargs=dict(TINY), **SETTINGS[algorithm])
+    plain.learn(steps, callback=expected)
+    ours = target(algorithm, env, hub.agent(algorithm, method), seed=3)
+    ours.learn(steps, callback=seen)
+    assert ours.policy.fresh_alone
+    assert len(expected.rewards) == 2
+    assert all(np.array_equal(one, other) for one, other in zip(expected.rewards, seen.rewards, strict=True))
+    parameters = ours.policy.state_dict()
+    for name, tensor in plain.policy.state_dict().items():
+        assert torch.equal(tensor, parameters[name]), name
+    rows = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    assert np.array_equal(plain.predict(rows, deterministic=True)[0], ours.predict(rows, deterministic=True)[0])
+
+
+@ALGORITHMS
+def test_one_seed_gives_one_result_and_another_another(algorithm):
+    env = Toy()
+    hub = tiny_hub(env)
+    runs = [hears(algorithm, Toy(), seed, hub).learn(64).policy.state_dict() for seed in (1, 1, 2)]
+    assert all(torch.equal(tensor, runs[1][name]) for name, tensor in runs[0].items())
+    assert any(not torch.equal(tensor, runs[2][name]) for name, tensor in runs[0].items())
+
+
+@ALGORITHMS
+@ACTIONS
+def test_learning_leaves_the_sources_as_they_were_and_the_model_survives_saving(algorithm, actions, tmp_path):
+    env = Toy(actions=actions)
+    hub = tiny_hub(env)
+    model = hears(algorithm, env, hub=hub)
+    fresh = model.policy.action_net.weight.detach().clone()
+    model.learn(64)
+    assert not torch.equal(fresh, model.policy.action_net.weight)
+    for place, source in enumerate(hub):
+        heard = model.policy.method.pathways.sources[place].source.state_dict()
+        assert all(torch.equal(heard[name], tensor) for name, tensor in source.state_dict().items())
+        assert all(heard[name].data_ptr() == tensor.data_ptr() for name, tensor in source.state_dict().items())
+    model.save(tmp_path / "model.zip")
+    loaded = algorithm.load(tmp_path / "model.zip", env=env, device="cpu")
+    rows = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    assert np.array_equal(loaded.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0])
+    assert int(loaded.policy.noise_key) == int(model.policy.noise_key)
+    loaded.learn(32)
+
+
+def test_a_policy_alone_survives_saving(tmp_path):
+    model = hears(PPO, Toy(), aggregation="mean")
+    model.policy.save(tmp_path / "policy.pth")
+    loaded = HubActorCriticPolicy.load(tmp_path / "policy.pth", device="cpu")
+    rows = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    assert np.array_equal(loaded.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0])
+
+
+def test_the_router_learns_from_the_task_and_from_the_exploration_loss():
+    for explore_coef in (0.0, 1.0):
+        model = hears(PPO, Toy(), explore_coef=explore_coef)
+        rows = torch.randn(16, 4)
+        model.policy.set_training_mode(True)
+        router = model.policy.method.router.mean.weight
+        _, log_prob, _ = model.policy.evaluate_actions(rows, torch.zeros(16, 2))
+        (0 * log_prob.sum()).backward(retain_graph=True)
+        assert (router.grad.abs().sum() > 0) == (explore_coef > 0)
+        log_prob.sum().backward()
+        assert router.grad.abs().sum() > 0
+
+
+def test_a_sources_pathway_starts_with_its_means_and_the_given_deviation():
+    env = Toy()
+    hub = tiny_hub(env)
+    rows = torch.randn(6, 4)
+    for source_std in (0.05, None):
+        routed = target(PPO, env, hub.agent(PPO, source_std=source_std)).policy.route(rows)
+        for place, source in enumerate(hub):
+            mean, log_std = source.outputs(rows).chunk(2, dim=1)
+            heard_mean, heard_log_std = routed.speech[:, place].chunk(2, dim=1)
+            torch.testing.assert_close(heard_mean, mean)
+            torch.testing.assert_close(heard_log_std, log_std if source_std is None else torch.full_like(log_std, math.log(0.05)))
+
+
+def test_each_pathway_can_be_asked_to_act():
+    torch.manual_seed(0)
+    env = Toy()
+    hub = tiny_hub(env)
+    policy = target(PPO, env, hub.agent(PPO, source_std=1e-6)).policy
+    rows = torch.randn(6, 4)
+    acted = policy.act_as(rows, torch.tensor([0, 1, 0, 1, 2, 2]))
+    np.testing.assert_allclose(acted[[0, 2]], hub[0].outputs(rows[[0, 2]])[:, :2], atol=1e-4)
+    np.testing.assert_allclose(acted[[1, 3]], hub[1].outputs(rows[[1, 3]])[:, :2], atol=1e-4)
+
+
+def test_state_dependent_exploration_is_refused():
+    env = Toy()
+    with pytest.raises(BadConfig, match="use_sde=True was given.*leave it out"):
+        PPO(env=env, use_sde=True, device="cpu", **tiny_hub(env).agent(PPO))
+
+
+def test_actions_that_are_neither_box_nor_discrete_are_refused():
+    env = Toy(actions=spaces.MultiDiscrete([2, 3]))
+    hub = Hub.from_agents([tiny(PPO, env)])
+    with pytest.raises(SpaceMismatch, match=r"The target acts in MultiDiscrete\(2, 3\).*use level='features'"):
+        PPO(env=env, device="cpu", **hub.agent(PPO))
+
+
+def test_sources_that_act_otherwise_or_not_at_all_are_refused():
+    env = Toy()
+    with pytest.raises(SpaceMismatch, match=r"The target acts in Discrete\(3\), source 'ppo-0' in Box\(2,\); use level='features'"):
+        PPO(env=Toy(actions=CHOOSE), device="cpu", **tiny_hub(env).agent(PPO))
+
+
+@pytest.mark.parametrize("level", ["features", "outputs"])
+@pytest.mark.parametrize(
+    ("method", "options", "error", "message"),
+    [
+        ("hub-pathway", {"top_k": 3}, BadConfig, "top_k=3 was given for a hub of 2 sources; expected 1 to 2"),
+        ("hub-pathway", {"top_k": 0}, BadConfig, "top_k=0 was given"),
+        ("hub-pathwey", {}, UnknownName, "Unknown method 'hub-pathwey'. Did you mean 'hub-pathway'"),
+        (
+            "hub-pathway",
+            {"explore_coeff": 1},
+            UnknownName,
+            "Unknown option of method 'hub-pathway' 'explore_coeff'. Did you mean 'explore_coef'",
+        ),
+    ],
+)
+def test_a_hub_that_cannot_be_is_refused_in_a_sentence(level, method, options, error, message):
+    with pytest.raises(error, match=message):
+        tiny_hub(Toy()).agent(PPO, method, level=level, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"aggregation": "max"}, "aggregation: .*'mixture' or 'mean'"),
+        ({"source_std": "wide"}, "source_std: "),
+        ({"residual": []}, "residual: "),
+    ],
+)
+def test_an_option_of_the_outputs_that_cannot_be_is_refused(options, message):
+    with pytest.raises(BadConfig, match=message):
+        tiny_hub(Toy()).agent(PPO, **options)
+
+
+@pytest.mark.parametrize("observations", [IMAGE, PARTS], ids=["image", "dict"])
+@ACTIONS
+def test_images_and_dicts_are_heard_through(observations, actions, tmp_path):
+    env = Toy(observations, actions)
+    hub = Hub.from_agents([tiny(PPO, env), tiny(DQN, env)] if actions is CHOOSE else [tiny(PPO, env)])
+    small = "cnn_output_dim" if observations is PARTS else "features_dim"
+    made = hub.agent(PPO)
+    made["policy_kwargs"]["features_extractor_kwargs"] = {small: 8}
+    watch = FirstRatios() if observations is IMAGE else None
+    model = target(PPO, env, made, n_steps=16, n_epochs=1).learn(32, callback=watch)
+    model.save(tmp_path / "model.zip")
+    env.observation_space.seed(0)
+    row = env.observation_space.sample()
+    loaded = PPO.load(tmp_path / "model.zip", device="cpu")
+    assert np.array_equal(loaded.predict(row, deterministic=True)[0], model.predict(row, deterministic=True)[0])
+    assert watch is None or max(watch.log_ratios) < 1e-5
+
+
+def test_a_dqn_source_speaks_epsilon_greedily():
+    env = Toy(actions=CHOOSE)
+    dqn = tiny(DQN, env)
+    policy = target(PPO, env, Hub.from_agents([dqn]).agent(PPO, residual=False)).policy
+    rows = torch.randn(20, 4)
+    said = policy.route(rows).speech[:, 0].exp()
+    expected = torch.full((20, 3), 0.05 / 3)
+    greedy = torch.as_tensor(dqn.predict(rows.numpy(), deterministic=True)[0])
+    torch.testing.assert_close(said, expected.scatter(1, greedy[:, None], 1 - 0.05 + 0.05 / 3))

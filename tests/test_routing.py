@@ -1,0 +1,159 @@
+"""Routing by hand: noise that replays, top-k that is stable, weights, dispatch."""
+
+import math
+
+import pytest
+import torch
+from gymnasium import spaces
+from toys import PARTS, VECTOR
+
+from hubrl.routing import Router, aggregate, dispatch, log_weights, pathway_weights, replayable_noise, stable_top_k
+
+ALL = torch.ones(3, dtype=torch.bool)
+
+
+def test_noise_is_standard_normal():
+    noise = replayable_noise(torch.randn(50_000, 3), key=5, n=2).double()
+    assert noise.mean().abs() < 0.015
+    assert abs(noise.var() - 1) < 0.03
+    assert (noise**3).mean().abs() < 0.05
+    assert abs((noise**4).mean() - 3) < 0.15
+    assert abs((noise.abs() < 1).double().mean() - math.erf(1 / math.sqrt(2))) < 0.01
+
+
+def test_noise_of_neighbouring_rows_is_normal_too():
+    rows = torch.arange(100_000, dtype=torch.float32)[:, None] / 1000
+    noise = replayable_noise(rows, key=0, n=1).double()
+    assert noise.mean().abs() < 0.015
+    assert abs(noise.var() - 1) < 0.03
+    assert torch.corrcoef(torch.stack([noise[:-1, 0], noise[1:, 0]]))[0, 1].abs() < 0.015
+
+
+def test_noise_replays_for_the_same_row_and_key_wherever_the_row_stands():
+    rows = torch.randn(20, 4)
+    noise = replayable_noise(rows, key=3, n=3)
+    turned = torch.randperm(20)
+    assert torch.equal(replayable_noise(rows.clone(), key=3, n=3), noise)
+    assert torch.equal(replayable_noise(rows[turned], key=3, n=3), noise[turned])
+    assert torch.equal(replayable_noise(rows[:1], key=3, n=3), noise[:1])
+
+
+def test_noise_differs_for_another_key_and_for_another_row():
+    rows = torch.randn(1000, 4)
+    noise = replayable_noise(rows, key=3, n=2)
+    nudged = rows.clone()
+    nudged[:, 2] = torch.nextafter(nudged[:, 2], torch.tensor(torch.inf))
+    for other in (replayable_noise(rows, key=4, n=2), replayable_noise(nudged, key=3, n=2), replayable_noise(rows.flip(1), key=3, n=2)):
+        assert (other != noise).float().mean() > 0.999
+        assert torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1].abs() < 0.1
+
+
+def test_noise_columns_are_independent_of_one_another():
+    noise = replayable_noise(torch.randn(100_000, 2), key=1, n=4)
+    off_diagonal = torch.corrcoef(noise.T) - torch.eye(4)
+    assert off_diagonal.abs().max() < 0.015
+    squares = torch.corrcoef(noise.square().T) - torch.eye(4)
+    assert squares.abs().max() < 0.015
+
+
+def test_top_k_takes_the_first_of_equals():
+    z = torch.tensor([[1.0, 1.0, 1.0], [0.0, 2.0, 2.0], [3.0, 1.0, 3.0]])
+    assert stable_top_k(z, 1).tolist() == [[True, False, False], [False, True, False], [True, False, False]]
+    assert stable_top_k(z, 2).tolist() == [[True, True, False], [False, True, True], [True, False, True]]
+    assert stable_top_k(z, 3).all()
+
+
+def test_pathway_weights_are_a_softmax_over_the_active():
+    weights, active = pathway_weights(torch.tensor([[0.0, math.log(3.0), -5.0]]), 2, ALL)
+    torch.testing.assert_close(weights, torch.tensor([[0.25, 0.75, 0.0]]))
+    assert active.tolist() == [[True, True, False]]
+
+
+def test_pathway_weights_sum_to_one_and_are_zero_for_the_distrusted():
+    trusted = torch.tensor([True, False, True])
+    for k in (1, 2, 3):
+        weights, active = pathway_weights(torch.randn(50, 3) * 10, k, trusted)
+        torch.testing.assert_close(weights.sum(dim=1), torch.ones(50))
+        assert (weights[:, 1] == 0).all()
+        assert not active[:, 1].any()
+        assert (active.sum(dim=1) == min(k, 2)).all()
+
+
+def test_distrusted_pathways_do_not_use_up_the_top_k():
+    weights, active = pathway_weights(torch.tensor([[9.0, 1.0, 2.0]]), 1, torch.tensor([False, True, True]))
+    assert active.tolist() == [[False, False, True]]
+    assert weights.tolist() == [[0.0, 0.0, 1.0]]
+
+
+def test_gradients_of_pathway_weights_are_finite_where_pathways_are_not_active():
+    z = torch.randn(8, 3, requires_grad=True)
+    weights, _ = pathway_weights(z, 2, torch.tensor([True, False, True]))
+    (weights * torch.randn(8, 3)).sum().backward()
+    assert torch.isfinite(z.grad).all()
+
+
+def test_log_weights_have_finite_gradients_where_weights_are_zero():
+    weights = torch.tensor([[0.25, 0.75, 0.0]], requires_grad=True)
+    logs = log_weights(weights)
+    assert logs.tolist() == [[pytest.approx(math.log(0.25)), pytest.approx(math.log(0.75)), -math.inf]]
+    torch.logsumexp(logs, dim=1).sum().backward()
+    torch.testing.assert_close(weights.grad, torch.tensor([[1.0, 1.0, 0.0]]))
+
+
+def test_dispatch_computes_active_rows_alone():
+    seen = {"a": 0, "b": 0, "c": 0}
+
+    def speaker(name, factor):
+        def speak(rows):
+            seen[name] += len(rows)
+            return rows * factor
+
+        return speak
+
+    observations = torch.arange(1.0, 9.0).view(4, 2)
+    active = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 1, 0], [0, 1, 0]]).bool()
+    speech = dispatch([speaker("a", 1), speaker("b", 10), speaker("c", 100)], observations, active, 2)
+    assert seen == {"a": 2, "b": 4, "c": 0}
+    assert speech[:, 0].tolist() == [[1, 2], [0, 0], [5, 6], [0, 0]]
+    assert torch.equal(speech[:, 1], observations * 10)
+    assert (speech[:, 2] == 0).all()
+
+
+def test_dispatch_takes_rows_of_every_part_of_a_dict():
+    observations = {"x": torch.arange(3.0)[:, None], "y": torch.arange(3.0, 6.0)[:, None]}
+    active = torch.tensor([[True], [False], [True]])
+    speech = dispatch([lambda parts: parts["x"] + parts["y"]], observations, active, 1)
+    assert speech.flatten().tolist() == [3.0, 0.0, 7.0]
+
+
+def test_gradients_reach_a_speaker_from_its_rows_alone():
+    layer = torch.nn.Linear(2, 1, bias=False)
+    rows = torch.tensor([[1.0, 0.0], [10.0, 0.0]])
+    dispatch([layer], rows, torch.tensor([[True], [False]]), 1).sum().backward()
+    assert layer.weight.grad.tolist() == [[1.0, 0.0]]
+
+
+def test_aggregation_is_the_weighted_sum():
+    speech = torch.tensor([[[1.0, 2.0], [3.0, 6.0]]])
+    torch.testing.assert_close(aggregate(speech, torch.tensor([[0.25, 0.75]])), torch.tensor([[2.5, 5.0]]))
+
+
+@pytest.mark.parametrize("space", [VECTOR, PARTS, spaces.Discrete(4)])
+def test_a_new_router_prefers_nobody(space):
+    channel_first = spaces.Box(0, 255, (3, 36, 36), "uint8")
+    space = spaces.Dict({"camera": channel_first, "joints": VECTOR}) if isinstance(space, spaces.Dict) else space
+    router = Router(space, n_pathways=3, hidden_dim=8)
+    rows = {"camera": torch.rand(5, 3, 36, 36), "joints": torch.randn(5, 4)} if isinstance(space, spaces.Dict) else torch.randn(5, 4)
+    assert (router(rows, None) == 0).all()
+    noisy = router(rows, 1)
+    assert noisy.abs().min() > 0
+    assert torch.equal(noisy, router(rows, 1))
+    assert not torch.equal(noisy, router(rows, 2))
+
+
+def test_observations_of_any_unit_leave_the_router_sensitive():
+    router = Router(VECTOR, n_pathways=2, hidden_dim=8)
+    torch.nn.init.normal_(router.mean.weight)
+    far = torch.tensor([[1e4, -1e4, 1e3, 0.0], [2e4, -1e4, 1e3, 0.0]])
+    z = router(far, None)
+    assert not torch.equal(z[0], z[1])
