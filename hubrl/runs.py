@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -114,23 +115,23 @@ def train(run: Path, callbacks: Sequence[BaseCallback] = (), *, progress: bool =
     set_random_seed(config.seed)
     saved = checkpoints_in(run / "checkpoints")
     # Monitor overwrites what is there: a resumed run goes on in a folder of its own.
-    env = _training_env(config, run / (f"monitor-from-{saved[-1].name}" if saved else "monitor"))
-    model = build_model(config, env, _hub_of(config), tensorboard=run, verbose=verbose)
-    if saved:
-        restore_checkpoint(model, saved[-1])
-    began = time.perf_counter()
-    started_at = model.num_timesteps
-    watcher = HubCallback(probe_share=0.0 if saved else config.probe_share, verbose=1)
-    own = [watcher, _evaluations(config, run), CheckpointFolder(run / "checkpoints", config.checkpoint_every or _tenth(config))]
-    model.learn(
-        config.steps - model.num_timesteps if saved else config.steps,
-        callback=[*callbacks, *own],
-        reset_num_timesteps=not saved,
-        tb_log_name="tensorboard",
-        progress_bar=progress,
-    )
-    wall = time.perf_counter() - began
-    return _finish(config, run, model, watcher, steps_here=model.num_timesteps - started_at, wall=wall)
+    monitor = run / (f"monitor-from-{saved[-1].name}" if saved else "monitor")
+    with closing(_training_env(config, monitor)) as env, closing(_evaluation_env(config)) as evaluation_env:
+        model = build_model(config, env, _hub_of(config), tensorboard=run, verbose=verbose)
+        if saved:
+            restore_checkpoint(model, saved[-1])
+        began, started_at = time.perf_counter(), model.num_timesteps
+        watcher = HubCallback(probe_share=0.0 if saved else config.probe_share, verbose=1)
+        checkpoint = CheckpointFolder(run / "checkpoints", config.checkpoint_every or _tenth(config))
+        model.learn(
+            config.steps - started_at,
+            callback=[*callbacks, watcher, _evaluations(config, run, evaluation_env), checkpoint],
+            reset_num_timesteps=not saved,
+            tb_log_name="tensorboard",
+            progress_bar=progress,
+        )
+        wall = time.perf_counter() - began
+        return _finish(config, run, model, watcher, steps_here=model.num_timesteps - started_at, wall=wall)
 
 
 def evaluate_run(run: Path, episodes: int, seed: int = EVALUATION_SEED, on_step: Callable[[int], None] = lambda done: None) -> Played:
@@ -141,11 +142,8 @@ def evaluate_run(run: Path, episodes: int, seed: int = EVALUATION_SEED, on_step:
     """
     config = read_config(run / "config.yaml")
     agent = run_agent(run)
-    env = _plain_env(config, n_envs=1, seed=seed, monitor=None)
-    try:
+    with closing(_plain_env(config, n_envs=1, seed=seed, monitor=None)) as env:
         return play(agent, env, episodes, name=run.name, on_step=on_step)
-    finally:
-        env.close()
 
 
 def run_agent(run: Path) -> Source:
@@ -227,9 +225,8 @@ def _finish(config: RunConfig, run: Path, model: BaseAlgorithm, watcher: HubCall
     vec = model.get_vec_normalize_env()
     if vec is not None:
         vec.save(str(run / "vecnormalize.pkl"))
-    env = _plain_env(config, n_envs=1, seed=config.seed + EVALUATION_SEED, monitor=None)
-    played = play(Judge(model, vec), env, config.eval_episodes)
-    env.close()
+    with closing(_plain_env(config, n_envs=1, seed=config.seed + EVALUATION_SEED, monitor=None)) as env:
+        played = play(Judge(model, vec), env, config.eval_episodes)
     result = {
         "task": config.task,
         "method": config.method,
@@ -272,10 +269,12 @@ def _recent(model: BaseAlgorithm) -> float | None:
     return float(np.mean([episode["r"] for episode in buffer])) if buffer else None
 
 
-def _evaluations(config: RunConfig, run: Path) -> EvalCallback:
+def _evaluation_env(config: RunConfig) -> VecEnv:
     env = _plain_env(config, n_envs=1, seed=config.seed + EVALUATION_SEED, monitor=None)
-    if config.normalize:
-        env = VecNormalize(env, training=False, norm_reward=False)
+    return VecNormalize(env, training=False, norm_reward=False) if config.normalize else env
+
+
+def _evaluations(config: RunConfig, run: Path, env: VecEnv) -> EvalCallback:
     every = config.eval_every or _tenth(config)
     evaluations = EvalCallback(
         env,

@@ -92,9 +92,6 @@ def cut(path, share=0.6):
     path.write_bytes(raw[: int(len(raw) * share)])
 
 
-# --- hostile
-
-
 @pytest.mark.parametrize("form", ["torch", "pickle"])
 def test_weights_that_would_run_code_are_refused(agent, marker, form):
     saved = io.BytesIO()
@@ -152,9 +149,6 @@ def test_a_card_that_would_run_code_is_refused(hub, marker):
         Hub.load(hub)
 
 
-# --- missing
-
-
 @pytest.mark.parametrize("name", ["no.zip", "no.pth", "no.safetensors", "no.yaml", "no/where.zip"])
 def test_a_file_that_is_not_there_is_named(name, tmp_path):
     with pytest.raises(BadFile, match=r"There is no (readable )?file .*no"):
@@ -188,9 +182,6 @@ def test_weights_without_their_card_are_refused(hub):
     (hub / "good.yaml").unlink()
     with pytest.raises(BadFile, match=r"There is no file .*good\.yaml"):
         read_agent(hub / "good.safetensors")
-
-
-# --- damaged
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
@@ -303,9 +294,6 @@ def test_statistics_of_keys_are_refused_by_an_agent_without_keys(agent):
     normalised(spaces.Dict(a=FLAT)).save(agent.with_name("agent.vecnormalize.pkl"))
     with pytest.raises(BadFile, match=r"Statistics are given for 'a', the source observes Box\(4,\)"):
         read_agent(agent)
-
-
-# --- not what it should be
 
 
 @pytest.mark.parametrize(("member", "others"), [("data", "policy.pth"), ("policy.pth", "data")])
@@ -429,9 +417,6 @@ def test_a_q_network_for_actions_that_are_no_choice_is_refused(tmp_path):
         read_agent(tmp_path / "agent.zip")
 
 
-# --- networks that hubrl cannot declare
-
-
 class MyNatureCNN(NatureCNN):
     """Its name says NatureCNN and its weights fit; what it computes is another thing."""
 
@@ -491,9 +476,6 @@ def test_a_policy_class_of_ones_own_is_refused(agent):
     rewrite(agent, data=lambda data: {**data, "policy_class": None})
     with pytest.raises(BadFile, match="holds a policy it does not name; hubrl reads PPO"):
         read_agent(agent)
-
-
-# --- cards and hubs
 
 
 def test_a_card_of_a_newer_format_asks_for_an_update(hub):
@@ -573,7 +555,7 @@ def test_a_card_with_a_space_that_cannot_be_is_refused(hub, change):
             r"encoder\.hidden\.0\.weight has shape \(8, 4\), the card says \(9, 4\)",
         ),
         (lambda card: card["network"]["hidden"].update(widths=[8, 8]), r"encoder\.hidden\.2\.weight is missing"),
-        (lambda card: card["network"].pop("value"), r"critic\..*weight is not in its card"),
+        (lambda card: card["network"].pop("value"), r"critic\..* is not in its card"),
         (
             lambda card: card["network"].update(trunks={"": {"convs": [{"channels": 4, "kernel": 8, "stride": 4}]}}),
             "cannot be built|do not read",

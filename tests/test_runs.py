@@ -1,0 +1,177 @@
+"""Runs: a folder that holds everything, repeats, resumes, and is judged without unpickling."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+
+from hubrl import Hub, load_agent
+from hubrl.cards import write_yaml
+from hubrl.checkpoints import checkpoints_in
+from hubrl.errors import BadConfig, BadFile, OutputExists
+from hubrl.runs import evaluate_run, start_run, train
+
+TINY = {
+    "ppo": {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "policy_kwargs": {"net_arch": [8]}},
+    "dqn": {"learning_starts": 16, "buffer_size": 200, "policy_kwargs": {"net_arch": [8]}},
+    "sac": {"learning_starts": 16, "buffer_size": 200, "policy_kwargs": {"net_arch": [8]}},
+}
+
+
+class Interrupt(BaseCallback):
+    """Stops a training in its tracks, as a killed process would."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def _on_step(self):
+        if self.num_timesteps >= self.at:
+            raise KeyboardInterrupt
+        return True
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hubs") / "cartpole"
+    agents = [PPO("MlpPolicy", "CartPole-v1", seed=seed, policy_kwargs={"net_arch": [8]}, device="cpu") for seed in (0, 1)]
+    Hub.from_agents(agents, names=["one", "two"]).save(folder)
+    return folder
+
+
+def config_of(tmp_path, hub, algorithm="ppo", **fields):
+    task = "Pendulum-v1" if algorithm == "sac" else "CartPole-v1"
+    plain = {"task": task, "algorithm": algorithm, "algorithm_kwargs": TINY[algorithm], "steps": 256, "seed": 3, "eval_episodes": 2}
+    plain |= {"method": "scratch"} if algorithm == "sac" else {"hub": str(hub)}
+    path = tmp_path / f"{algorithm}.yaml"
+    path.write_text(write_yaml({**plain, **fields}))
+    return path
+
+
+def weights_of(run):
+    return load_agent(run / "model.zip").tensors()
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
+def test_a_run_folder_holds_everything_and_repeats_to_the_bit(tmp_path, hub, algorithm):
+    run = start_run(config_of(tmp_path, hub, algorithm), [], tmp_path / "runs")
+    result = train(run)
+    for name in ("config.yaml", "command.txt", "versions.json", "result.json", "model.zip", "hub/hub.yaml", "monitor/0.monitor.csv", "evaluations.npz"):
+        assert (run / name).exists(), name
+    assert list(run.glob("tensorboard_*/events*"))
+    assert json.loads((run / "result.json").read_text()) == result
+    assert json.loads((run / "versions.json").read_text())["torch"] == torch.__version__
+    again = start_run(run / "config.yaml", [], tmp_path / "elsewhere")
+    repeated = train(again)
+    assert same(weights_of(run), weights_of(again))
+    assert repeated["eval_mean"] == result["eval_mean"]
+
+
+def test_runs_are_numbered_and_never_overwritten(tmp_path, hub):
+    config = config_of(tmp_path, hub)
+    runs = [start_run(config, [], tmp_path / "runs") for _ in range(2)]
+    assert [run.name for run in runs] == ["ppo_1", "ppo_2"]
+    start_run(config, [], tmp_path / "runs", "mine")
+    with pytest.raises(OutputExists, match="mine exists"):
+        start_run(config, [], tmp_path / "runs", "mine")
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "dqn", "sac"])
+def test_an_interrupted_run_goes_on_from_its_last_checkpoint(tmp_path, hub, algorithm):
+    normalize = {"normalize": True} if algorithm == "ppo" else {}
+    run = start_run(config_of(tmp_path, hub, algorithm, checkpoint_every=64, eval_every=64, **normalize), [], tmp_path / "runs")
+    with pytest.raises(KeyboardInterrupt):
+        train(run, [Interrupt(200)])
+    assert not (run / "result.json").exists()
+    assert 1 <= len(checkpoints_in(run / "checkpoints")) <= 2
+    saved = int(checkpoints_in(run / "checkpoints")[-1].name)
+    assert 64 <= saved < 200
+    seen = []
+
+    class See(BaseCallback):
+        def _on_training_start(self):
+            seen.append(self.model.num_timesteps)
+
+        def _on_step(self):
+            return True
+
+    result = train(run, [See()])
+    assert seen == [saved]
+    assert result["steps"] >= 256
+    timesteps = np.load(run / "evaluations.npz")["timesteps"]
+    assert timesteps[0] <= 64 + 1
+    assert (np.diff(timesteps) >= 0).all()
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, hub):
+    run = start_run(config_of(tmp_path, hub), [], tmp_path / "runs")
+    train(run)
+    with pytest.raises(OutputExists, match="is finished"):
+        train(run)
+
+
+def test_a_run_is_evaluated_without_unpickling_anything(tmp_path, hub, monkeypatch):
+    run = start_run(config_of(tmp_path, hub, normalize=True), [], tmp_path / "runs")
+    train(run)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("something was unpickled")
+
+    monkeypatch.setattr(pickle, "loads", refuse)
+    monkeypatch.setattr(pickle, "load", refuse)
+    monkeypatch.setattr("cloudpickle.loads", refuse)
+    first, second = (evaluate_run(run, 3, seed=7).returns for _ in range(2))
+    assert first == second
+    assert len(first) == 3
+
+
+def test_the_agent_of_a_run_is_a_source_of_the_next(tmp_path, hub):
+    run = start_run(config_of(tmp_path, hub, "dqn"), [], tmp_path / "runs")
+    train(run)
+    grown = Hub.load(hub).add(run, "three")
+    grown.save(tmp_path / "grown")
+    assert Hub.load(tmp_path / "grown").names == ["one", "two", "three"]
+    next_run = start_run(config_of(tmp_path, tmp_path / "grown", "ppo"), [], tmp_path / "runs")
+    assert train(next_run)["steps"] >= 256
+
+
+def test_what_is_no_run_is_refused(tmp_path, hub):
+    with pytest.raises(BadFile, match="is no run"):
+        train(tmp_path)
+    run = start_run(config_of(tmp_path, hub), [], tmp_path / "runs")
+    with pytest.raises(BadFile, match="finish it with"):
+        evaluate_run(run, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"task": "CartPol-v1"}, "Unknown task 'CartPol-v1'. Did you mean 'CartPole-v1'"),
+        ({"task": "nowhere:CartPole-v1"}, "module 'nowhere' of task"),
+        ({"task_kwargs": {"gravitas": 1}}, "cannot be made with"),
+        ({"algorithm_kwargs": {"n_stepps": 32}}, "PPO does not take algorithm_kwargs"),
+        ({"algorithm_kwargs": {"policy_kwargs": {"activation_fn": "bump"}}}, "activation_fn='bump' was given"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_with_a_sentence(tmp_path, hub, fields, sentence):
+    run = start_run(config_of(tmp_path, hub, **fields), [], tmp_path / "runs")
+    with pytest.raises(BadConfig) as caught:
+        train(run)
+    assert sentence in str(caught.value)
+
+
+def test_a_hub_that_does_not_fit_the_task_makes_no_half_written_run(tmp_path, hub):
+    damaged = tmp_path / "damaged"
+    Hub.load(hub).save(damaged)
+    (damaged / "one.safetensors").write_bytes(b"nothing")
+    with pytest.raises(BadFile, match="sha256"):
+        start_run(config_of(tmp_path, damaged), [], tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,193 @@
+"""The probe: statistics on numbers made by hand, and races whose outcome is known."""
+
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+from toys import VECTOR, Toy, target, tiny_hub
+
+from hubrl import BadConfig, Hub, HubCallback, Source
+from hubrl.pathways import FRESH
+from hubrl.trust import DISTRUST, behind, judge, play_segment, probe, still_racing
+
+LEVER = spaces.Box(-1.0, 1.0, (1,))
+AIM = 0.8
+
+
+class Aim(gym.Env):
+    """The reward is how near the action comes to 0.8, one at most; episodes last 40 steps."""
+
+    observation_space = VECTOR
+    action_space = LEVER
+    total = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.played = 0
+        return self.np_random.normal(size=4).astype(np.float32), {}
+
+    def step(self, action):
+        self.played += 1
+        self.total += 1
+        return self.np_random.normal(size=4).astype(np.float32), 1 - abs(float(action[0]) - AIM), False, self.played >= 40, {}
+
+
+def always(name, action):
+    """A source that does one thing."""
+    head = torch.nn.Linear(4, 1)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.constant_(head.bias, action)
+    return Source(encoder=torch.nn.Flatten(), head=head, name=name, observation_space=VECTOR, action_space=LEVER)
+
+
+def racer(*sources, algorithm=PPO, n_envs=1, **options):
+    env = make_vec_env(Aim, n_envs=n_envs, seed=0)
+    return target(algorithm, env, Hub(sources).agent(algorithm, **options))
+
+
+def test_behind_counts_standard_errors_of_the_difference():
+    assert behind([1.0, 3.0], [4.0, 6.0]) == pytest.approx(3 / math.sqrt(2))
+    assert behind([4.0, 6.0], [1.0, 3.0]) == pytest.approx(-3 / math.sqrt(2))
+    assert behind([0.0, 2.0, 4.0], [10.0, 10.0]) == pytest.approx(8 / math.sqrt(4 / 3))
+
+
+def test_behind_is_zero_for_equal_means_and_for_samples_of_one():
+    assert behind([1.0, 3.0], [2.0, 2.0]) == 0.0
+    assert behind([1.0], [100.0, 101.0]) == 0.0
+    assert behind([1.0, 2.0], [100.0]) == 0.0
+    assert behind([], []) == 0.0
+
+
+def test_behind_is_infinite_where_nothing_varies_and_zero_for_ties():
+    assert behind([1.0, 1.0], [2.0, 2.0]) == math.inf
+    assert behind([2.0, 2.0], [1.0, 1.0]) == -math.inf
+    assert behind([2.0, 2.0], [2.0, 2.0]) == 0.0
+
+
+def test_those_that_are_clearly_worse_than_the_best_leave_the_race():
+    returns = {"low": [0.0, 0.1], "best": [10.0, 11.0], "near": [9.0, 11.0], "once": [0.0]}
+    assert still_racing(returns) == ["best", "near", "once"]
+
+
+def test_a_tie_without_variance_keeps_everybody_in_the_race():
+    assert still_racing({"one": [2.0, 2.0], "two": [2.0, 2.0], "less": [1.0, 1.0]}) == ["one", "two"]
+
+
+def test_a_source_that_beats_the_fresh_pathway_is_kept_and_starts_above_it():
+    kept, start = judge({"good": [10.0, 11.0], "bad": [0.0, 1.0], FRESH: [4.0, 5.0]})
+    assert kept == {"good": True, "bad": False, FRESH: True}
+    assert start == {"good": 0.0, "bad": 0.0, FRESH: -DISTRUST}
+
+
+def test_a_source_that_only_ties_with_the_fresh_pathway_is_dropped():
+    kept, start = judge({"same": [2.0, 2.0], FRESH: [2.0, 2.0]})
+    assert kept == {"same": False, FRESH: True}
+    assert start == {"same": 0.0, FRESH: 0.0}
+
+
+def test_a_source_that_beats_the_fresh_pathway_less_clearly_than_two_errors_is_dropped():
+    kept, _ = judge({"noisy": [0.0, 10.0], FRESH: [1.0, 2.0]})
+    assert not kept["noisy"]
+
+
+def test_one_sample_is_not_enough_to_be_trusted():
+    kept, _ = judge({"once": [100.0], FRESH: [0.0, 0.1]})
+    assert not kept["once"]
+
+
+def test_without_a_fresh_pathway_whoever_is_racing_is_kept():
+    kept, start = judge({"good": [10.0, 11.0], "bad": [0.0, 1.0]})
+    assert kept == {"good": True, "bad": False}
+    assert start == {"good": 0.0, "bad": 0.0}
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_a_probe_keeps_the_good_source_and_drops_the_bad_one(n_envs):
+    model = racer(always("bad", -0.9), always("good", 0.75), n_envs=n_envs)
+    counted = []
+    verdict = probe(model, 1500, counted.append)
+    assert verdict.kept == {"bad": False, "good": True, FRESH: True}
+    assert verdict.steps == sum(counted) <= 1500
+    assert all(len(returns) >= 2 for returns in verdict.returns.values())
+    assert np.mean(verdict.returns["good"]) > np.mean(verdict.returns[FRESH]) > np.mean(verdict.returns["bad"])
+    method = model.policy.method
+    assert method.get_buffer("trusted").tolist() == [False, True, True]
+    assert method.router.mean.bias.tolist() == [0.0, 0.0, -DISTRUST]
+    weights = model.policy.route(torch.randn(5, 4)).weights
+    assert (weights[:, 0] == 0).all()
+    assert (weights[:, 1] > 0.97).all()
+
+
+def test_where_all_sources_are_bad_the_fresh_pathway_stays_alone():
+    model = racer(always("bad", -0.9), always("worse", -1.0))
+    verdict = probe(model, 1500)
+    assert verdict.kept == {"bad": False, "worse": False, FRESH: True}
+    assert model.policy.fresh_alone
+    model.learn(64)
+
+
+def test_a_race_that_is_decided_early_leaves_steps_to_training():
+    verdict = probe(racer(always("bad", -1.0), always("good", 0.8)), 3000)
+    assert verdict.steps < 3000
+
+
+def test_a_budget_too_small_for_a_race_changes_nothing():
+    model = racer(always("bad", -0.9), always("good", 0.75))
+    assert probe(model, 4 * 3 * 25 - 1) is None
+    assert model.policy.method.awaits_probe
+    assert probe(model, 4 * 3 * 25) is not None
+    assert not model.policy.method.awaits_probe
+
+
+def test_a_model_that_hears_features_cannot_be_probed():
+    env = Toy()
+    with pytest.raises(BadConfig, match="A probe needs a model that hears the sources' outputs"):
+        probe(target(PPO, env, tiny_hub(env).agent(PPO, level="features")), 1000)
+
+
+def test_a_segments_return_ends_with_the_episode_and_is_in_true_rewards():
+    model = racer(always("good", AIM), source_std=1e-6)
+    (alone,) = play_segment(model.policy, model.get_env(), ["good"], 100, lambda steps: None)
+    assert alone == pytest.approx(40.0, abs=1e-3)
+    env = VecNormalize(make_vec_env(Aim, n_envs=2, seed=0))
+    model = target(PPO, env, Hub([always("good", AIM), always("bad", -0.2)]).agent(PPO, source_std=1e-6))
+    returns = play_segment(model.policy, env, ["good", "bad"], 30, lambda steps: None)
+    assert returns == pytest.approx([30.0, 0.0], abs=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C], ids=["ppo", "a2c"])
+def test_the_callback_probes_once_and_counts_the_steps(algorithm):
+    model = racer(always("bad", -0.9), always("good", 0.75), algorithm=algorithm)
+    watch = HubCallback(probe_share=0.5)
+    model.learn(1024, callback=watch)
+    assert 0 < watch.verdict.steps <= 512
+    assert watch.verdict.kept["good"]
+    assert not watch.verdict.kept["bad"]
+    assert 1024 <= model.num_timesteps < 1024 + 32
+    assert model.get_env().get_attr("total") == [model.num_timesteps]
+    again = HubCallback(probe_share=0.5)
+    model.learn(64, callback=again, reset_num_timesteps=False)
+    assert again.verdict is None
+
+
+def test_no_share_means_no_probe():
+    model = racer(always("bad", -0.9), always("good", 0.75))
+    watch = HubCallback(probe_share=0)
+    model.learn(64, callback=watch)
+    assert watch.verdict is None
+    assert model.policy.method.awaits_probe
+
+
+def test_a_probe_prints_what_it_found_out_if_asked(capsys):
+    racer(always("bad", -0.9), always("good", 0.75)).learn(1024, callback=HubCallback(probe_share=0.5, verbose=1))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Probe: ")
+    assert [line.split(":")[0].strip() for line in lines[1:4]] == ["bad", "good", FRESH]
+    assert lines[1].endswith("dropped")
+    assert lines[2].endswith("kept")
