@@ -7,6 +7,7 @@ The sources are trained on the spot, which takes half a minute: use agents of yo
 
 from pathlib import Path
 
+import torch
 import typer
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
@@ -17,6 +18,7 @@ from hubrl import Hub, HubCallback
 
 def main(steps: int = 20_000, source_steps: int = 20_000, seed: int = 1, save: Path = Path("runs/transfer_dqn.zip")) -> None:
     """Train two sources, make a hub of them, train DQN through it, evaluate, save."""
+    torch.set_num_threads(1)  # fastest for small networks
     agents = [algorithm("MlpPolicy", "CartPole-v1", seed=seed).learn(source_steps) for algorithm in (PPO, A2C)]
     hub = Hub.from_agents(agents, names=["ppo", "a2c"])
     env = make_vec_env("CartPole-v1", seed=seed)

@@ -6,6 +6,7 @@ python -m agents.transfer_ppo --steps 50000
 from pathlib import Path
 
 import numpy as np
+import torch
 import typer
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
@@ -18,6 +19,7 @@ def main(
     hub: Path = Path("agents/sources/cheetah"), steps: int = 50_000, seed: int = 1, save: Path = Path("runs/transfer_ppo.zip")
 ) -> None:
     """Train, evaluate, save; what is saved needs the sources' files no more."""
+    torch.set_num_threads(1)  # fastest for small networks
     sources = Hub.load(hub)
     env = make_vec_env("envs.mujoco:hubrl/HalfCheetah-v5", n_envs=8, seed=seed, env_kwargs={"gravity": 1.5})
     model = PPO(env=env, **sources.agent(PPO, "hub-pathway"), n_steps=256, seed=seed, tensorboard_log="runs")

@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from stable_baselines3.common.callbacks import BaseCallback
 
 from hubrl import runs
-from hubrl.config import assign
+from hubrl.config import assign, read_config
 from hubrl.errors import HubrlError, SpaceMismatch
 from hubrl.evaluation import Played, check_hub, play, try_hub
 from hubrl.hub import Hub
@@ -36,6 +37,18 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of the episodes.")]
 Atari = Annotated[bool, typer.Option("--atari", help="Put SB3's Atari preprocessing around the task.")]
 
 
+class StepsBar(BaseCallback):
+    """A bar of environment steps."""
+
+    def __init__(self, bars: Progress, name: str, steps: int) -> None:
+        super().__init__()
+        self.bars, self.bar = bars, bars.add_task(name, total=steps)
+
+    def _on_step(self) -> bool:
+        self.bars.update(self.bar, completed=self.num_timesteps)
+        return True
+
+
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="A config's YAML file, or an interrupted run's folder to go on with.")],
@@ -47,7 +60,8 @@ def train(
     """Train from a config, or go on with an interrupted run."""
     run = config if config.is_dir() else runs.start_run(config, changes or [], folder, name)
     console.print(f"Run {run}; watch it with: tensorboard --logdir {folder}", soft_wrap=True)
-    result = runs.train(run, progress=True, verbose=int(verbose))
+    with _bar() as bars:
+        result = runs.train(run, [StepsBar(bars, run.name, read_config(run / "config.yaml").steps)], verbose=int(verbose))
     _print_table(["", ""], [(key, _short(value)) for key, value in result.items()])
 
 

@@ -180,7 +180,9 @@ class Pathways(nn.Module):
         if fresh is None or len(self.names) == n_sources:
             return dispatch(speakers, observations, active, self.width)
         said = fresh[:, None]
-        return said if not n_sources else torch.cat([dispatch(speakers, observations, active, self.width), said], dim=1)
+        if not n_sources:
+            return said
+        return torch.cat([dispatch(speakers, observations, active[:, :n_sources], self.width), said], dim=1)
 
     def see_through(self, statistics: Statistics, epsilon: float) -> None:
         """Let the sources see what was before the target's VecNormalize."""

@@ -117,10 +117,10 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         rows = said.gather(1, pathway[:, None, None].expand(-1, 1, said.shape[2])).squeeze(1)
         return speech.act(rows, self.action_space, deterministic=False)
 
-    def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, values and log-probabilities for a rollout."""
         with self._hear(obs, exploring=True):
-            return super().forward(obs, deterministic)
+            return super().forward(obs, deterministic)  # type: ignore[arg-type]
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values, log-probabilities and entropy for an update, under the rollout's noise."""

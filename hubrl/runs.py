@@ -89,13 +89,12 @@ def start_run(config_path: Path, overrides: Sequence[str], folder: Path, name: s
     return run
 
 
-def train(run: Path, callbacks: Sequence[BaseCallback] = (), *, progress: bool = False, verbose: int = 0) -> dict[str, Any]:
+def train(run: Path, callbacks: Sequence[BaseCallback] = (), *, verbose: int = 0) -> dict[str, Any]:
     """Train a run, from its last checkpoint if it was interrupted.
 
     Args:
         run: The run's folder.
         callbacks: Callbacks beside the run's own.
-        progress: Whether to show a progress bar.
         verbose: 1 for SB3's table.
 
     Returns:
@@ -128,7 +127,6 @@ def train(run: Path, callbacks: Sequence[BaseCallback] = (), *, progress: bool =
             callback=[*callbacks, watcher, _evaluations(config, run, evaluation_env), checkpoint],
             reset_num_timesteps=not saved,
             tb_log_name="tensorboard",
-            progress_bar=progress,
         )
         wall = time.perf_counter() - began
         return _finish(config, run, model, watcher, steps_here=model.num_timesteps - started_at, wall=wall)

@@ -78,6 +78,8 @@ class Source(nn.Module):
             encoder, head, value = copy.deepcopy((encoder, head, value))
         self.space = card.observations
         self.actions = card.actions
+        if card.preprocessing and not isinstance(self.space, spaces.Box):
+            raise SpaceMismatch(f"The preprocessing of source {card.name!r} ends in {describe(self.space)}; expected a Box.")
         if not isinstance(card.network, Declared):
             head = None if head is None or self.actions is None else OwnHead(head, self.actions)
             value = None if value is None else OwnValue(value)

@@ -9,12 +9,12 @@ import torch
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).parents[1]
+CHECKPOINTS = Path(os.environ.get("HUBRL_CHECKPOINTS", REPOSITORY.parent / "shared" / "checkpoints"))
 
 
 @pytest.fixture(scope="session")
 def checkpoints():
     """The folder of public agents."""
-    folder = Path(os.environ.get("HUBRL_CHECKPOINTS", REPOSITORY.parent / "shared" / "checkpoints"))
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not there; HUBRL_CHECKPOINTS names the folder with sb3-zoo/ and baby-a3c/")
-    return folder
+    if not CHECKPOINTS.is_dir():
+        pytest.skip(f"{CHECKPOINTS} is not there; HUBRL_CHECKPOINTS names the folder with sb3-zoo/ and baby-a3c/")
+    return CHECKPOINTS

@@ -204,6 +204,12 @@ def test_a_zip_with_a_flipped_byte_is_refused(agent, compression):
         read_agent(agent)
 
 
+def test_a_zip_that_unpacks_to_more_than_agents_have_is_refused(agent, monkeypatch):
+    monkeypatch.setattr("hubrl.reading.archive.MAX_BYTES", 1000)
+    with pytest.raises(BadFile, match=r"agent\.zip unpacks to more than 1000 bytes; agents do not"):
+        read_agent(agent)
+
+
 def test_a_zip_with_a_password_is_refused(agent):
     raw = bytearray(agent.read_bytes())
     for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):

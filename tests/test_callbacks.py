@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.logger import KVWriter, Logger, configure
 from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny, tiny_hub, toy_for
@@ -23,7 +23,7 @@ from hubrl.reading import read_live
 FAR = spaces.Box(-1000.0, 1000.0, (4,))
 
 
-class Memory:
+class Memory(KVWriter):
     """Every scalar that was logged, by tag."""
 
     def __init__(self):
@@ -97,6 +97,7 @@ def test_tensorboard_shows_scalars_distributions_the_card_and_hyperparameters(tm
     env = toy_for(PPO)
     kwargs = tiny_hub(env).agent(PPO, top_k=1)
     model = target(PPO, env, kwargs, tensorboard_log=str(tmp_path)).learn(128, callback=HubCallback(log_every=1))
+    model.logger.close()
     events = EventAccumulator(model.logger.dir).Reload()
     tags = events.Tags()
     scalars = {"pathway/entropy_nats", "pathway/active_sources", "loss/exploration", "router/gradient_norm", "rollout/ep_rew_mean"}
@@ -114,6 +115,7 @@ def test_long_similar_names_collide_neither_in_the_table_nor_in_files(tmp_path, 
     model = target(PPO, env, hub.agent(PPO))
     model.set_logger(configure(str(tmp_path), ["stdout", "log", "csv", "json"]))
     model.learn(1024, callback=HubCallback(probe_share=0.5, log_every=1))
+    model.logger.close()
     assert "active_sources" in capsys.readouterr().out
     with (tmp_path / "progress.csv").open() as file:
         columns = next(csv.reader(file))
@@ -138,6 +140,13 @@ class Far(Toy):
 
     def _observe(self, space):
         return (self.np_random.normal(size=4) * [100.0, 1.0, 0.1, 10.0] + [50.0, -3.0, 0.0, 7.0]).astype(np.float32)
+
+
+def see_some(env):
+    """Let statistics settle."""
+    env.reset()
+    for _ in range(50):
+        env.step(np.array([env.action_space.sample()]))
 
 
 class SeesOriginals(BaseCallback):
@@ -174,10 +183,11 @@ def test_sources_see_what_was_before_the_targets_vecnormalize(algorithm, level, 
     actions = CHOOSE if algorithm is DQN else STEER
     hub = Hub.from_agents([tiny(PPO, Far(actions)), tiny(DQN if algorithm is DQN else SAC, Far(actions))])
     env = VecNormalize(make_vec_env(lambda: Far(actions), n_envs=1, seed=0))
+    see_some(env)
     outputs = {"source_std": None, "residual": False} if level == "outputs" else {}
     model = target(algorithm, env, hub.agent(algorithm, level=level, **outputs))
     compare = SeesOriginals(level)
-    model.learn(128, callback=[HubCallback(probe_share=0), compare])
+    model.learn(128, callback=[HubCallback(probe_share=0.0), compare])
     n_networks = {DQN: 2, SAC: 3}.get(algorithm, 1)
     assert compare.compared >= 2 * 2 * n_networks
     model.save(tmp_path / "model.zip")
@@ -196,11 +206,11 @@ def test_without_vecnormalize_nothing_is_undone():
 def test_a_source_that_learned_through_a_hub_keeps_its_own_statistics():
     """The target's statistics are none of its business: they would change frozen weights that others share."""
     far = VecNormalize(make_vec_env(Far, n_envs=1, seed=0))
-    first = target(PPO, far, Hub.from_agents([tiny(PPO, Far())]).agent(PPO)).learn(64, callback=HubCallback(probe_share=0))
+    first = target(PPO, far, Hub.from_agents([tiny(PPO, Far())]).agent(PPO)).learn(64, callback=HubCallback(probe_share=0.0))
     nested = read_live(first, "nested")
     before = nested.tensors()
     env = VecNormalize(make_vec_env(lambda: Toy(FAR), n_envs=1, seed=0))
-    model = target(PPO, env, Hub([nested]).agent(PPO)).learn(64, callback=HubCallback(probe_share=0))
+    model = target(PPO, env, Hub([nested]).agent(PPO)).learn(64, callback=HubCallback(probe_share=0.0))
     assert all(torch.equal(before[name], tensor) for name, tensor in nested.tensors().items())
     assert len(methods_in(model.policy)) == 1
     see_through_normalisation(model.policy, env)
@@ -210,7 +220,7 @@ def test_a_source_that_learned_through_a_hub_keeps_its_own_statistics():
 def test_statistics_of_a_dict_are_undone_key_by_key():
     space = spaces.Dict({"near": VECTOR, "far": FAR})
     env = VecNormalize(make_vec_env(lambda: Toy(space), n_envs=1, seed=0), norm_obs_keys=["far"])
-    model = target(PPO, env, Hub.from_agents([tiny(PPO, Toy(space))]).agent(PPO)).learn(32, callback=HubCallback(probe_share=0))
+    model = target(PPO, env, Hub.from_agents([tiny(PPO, Toy(space))]).agent(PPO)).learn(32, callback=HubCallback(probe_share=0.0))
     see_through_normalisation(model.policy, env)
     rows = {key: np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32) for key in ("near", "far")}
     seen = {key: torch.as_tensor(values, dtype=torch.float32) for key, values in env.normalize_obs(rows).items()}

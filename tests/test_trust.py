@@ -178,7 +178,7 @@ def test_the_callback_probes_once_and_counts_the_steps(algorithm):
 
 def test_no_share_means_no_probe():
     model = racer(always("bad", -0.9), always("good", 0.75))
-    watch = HubCallback(probe_share=0)
+    watch = HubCallback(probe_share=0.0)
     model.learn(64, callback=watch)
     assert watch.verdict is None
     assert model.policy.method.awaits_probe

@@ -63,19 +63,13 @@ class Archive:
     def __init__(self, path: Path | io.BytesIO, name: str) -> None:
         self.path = path if isinstance(path, Path) else f"the model {name!r}"
         try:
-            with zipfile.ZipFile(path) as archive:
-                if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
-                    raise BadFile(f"{path} unpacks to more than {MAX_BYTES} bytes; agents do not.")
-                missing = {"data", "policy.pth"} - set(archive.namelist())
-                if missing:
-                    raise BadFile(f"{path} is a zip without {' and '.join(sorted(missing))}; SB3 saves both in an agent's zip.")
-                self.data: dict[str, Any] = json.loads(archive.read("data"))
-                raw = archive.read("policy.pth")
+            data, raw = _unzip(path)
+            self.data: dict[str, Any] = json.loads(data)
         except FileNotFoundError as error:
             raise BadFile(f"There is no file {path}.") from error
         except BadFile:
             raise
-        except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
+        except Exception as error:  # a damaged file can raise anything
             raise BadFile(f"{path} is damaged or not an SB3 zip ({error}).") from error
         if not isinstance(self.data, dict):
             raise BadFile(f"{path} is not an SB3 zip: its data is not an object.")
@@ -139,6 +133,16 @@ class Archive:
     def space(self, which: str) -> PlainSpace:
         """The `observation` or `action` space, as plain data."""
         return parse_space(self.data.get(f"{which}_space"), f"{which} space")
+
+
+def _unzip(path: Path | io.BytesIO) -> tuple[bytes, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
+            raise BadFile(f"{path} unpacks to more than {MAX_BYTES} bytes; agents do not.")
+        missing = {"data", "policy.pth"} - set(archive.namelist())
+        if missing:
+            raise BadFile(f"{path} is a zip without {' and '.join(sorted(missing))}; SB3 saves both in an agent's zip.")
+        return archive.read("data"), archive.read("policy.pth")
 
 
 def _module_in_type(policy: dict[str, Any]) -> str:

@@ -1,0 +1,115 @@
+"""README and docs: every block of code runs, every command works, every list agrees with the code."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import KVWriter, Logger
+
+from hubrl import Hub, HubCallback
+from hubrl.methods import available
+
+REPOSITORY = Path(__file__).parents[1]
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+
+
+def blocks(page, language):
+    return [code for kind, code in BLOCK.findall(page.read_text(encoding="utf-8")) if kind == language]
+
+
+def shortened(text):
+    """The same trainings and evaluations, over in a moment."""
+    text = re.sub(r"learn\([\d_]+", "learn(256", text)
+    text = re.sub(r"--set steps=[\d_]+", "--set steps=512 --set eval_every=512 --set eval_episodes=1", text)
+    return re.sub(r"--(steps|source-steps|episodes) [\d_]+", lambda found: f"--{found[1]} {1 if found[1] == 'episodes' else 512}", text)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A folder that looks like the checkout, to write in."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("agents", "envs", "configs"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    return folder
+
+
+def execute(command, folder):
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=one_thread, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, checkout):
+    pytest.importorskip("mujoco")
+    code = "import torch; torch.set_num_threads(1)\n" + shortened("\n".join(blocks(page, "python")))
+    execute([sys.executable, "-W", "ignore", "-c", code], checkout)
+
+
+def test_the_commands_of_the_readme_work_in_their_order(checkout):
+    pytest.importorskip("mujoco")
+    for seed, name in enumerate(("ppo", "dqn")):
+        PPO("MlpPolicy", "CartPole-v1", seed=seed, device="cpu").save(checkout / f"{name}-CartPole-v1.zip")
+    lines = [line for block in blocks(REPOSITORY / "README.md", "sh") for line in block.splitlines() if line.startswith("hubrl ")]
+    assert len(lines) > 5
+    for line in lines:
+        if "hub check" in line:
+            # Twenty whole episodes of each source: `make test` has no time for it.
+            line = line + " --help"
+        words = shlex.split(shortened(line), comments=True)
+        execute([sys.executable, "-m", "hubrl", *words[1:]], checkout)
+
+
+@pytest.mark.parametrize(("script", "arguments"), [("transfer_ppo", "--steps 512"), ("transfer_dqn", "--steps 512 --source-steps 256")])
+def test_the_scripts_to_copy_run(checkout, script, arguments):
+    pytest.importorskip("mujoco")
+    assert "Return" in execute([sys.executable, "-W", "ignore", "-m", f"agents.{script}", *arguments.split()], checkout)
+
+
+class Tags(KVWriter):
+    """Remembers every tag that is written."""
+
+    def __init__(self):
+        self.seen = set()
+
+    def write(self, key_values, key_excluded, step=0):
+        self.seen |= set(key_values)
+
+    def close(self):
+        pass
+
+
+def test_the_metrics_page_names_exactly_the_tags_that_a_run_writes():
+    page = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
+    told = {tag for tag in re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)}
+    sources = [PPO("MlpPolicy", "CartPole-v1", seed=seed, device="cpu") for seed in (1, 2)]
+    hub = Hub.from_agents(sources, names=["one", "two"])
+    tags = Tags()
+    # A probe drops these untrained sources, and with them the router's gradient: one training with it, one without.
+    for probe_share in (0.2, 0.0):
+        model = PPO(env="CartPole-v1", **hub.agent(PPO), n_steps=256, n_epochs=1, device="cpu", seed=0)
+        model.set_logger(Logger(None, [tags]))
+        model.learn(2_000, callback=HubCallback(probe_share=probe_share, log_every=100))
+    ours = {tag for tag in tags.seen if tag.split("/")[0] in ("pathway", "loss", "router", "probe", "hub", "hparams")}
+    named = {re.sub(r"/(one|two|fresh)$", "/<pathway>", tag) for tag in ours}
+    assert named == told
+
+
+def test_the_methods_page_names_every_method():
+    page = (REPOSITORY / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert all(name in page for name in available())
+
+
+def test_links_in_the_pages_lead_somewhere():
+    for page in [*PAGES, REPOSITORY / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,0 +1,38 @@
+"""The point of it all: with sources that fit, a hub learns what scratch does not in the same steps."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hubrl.cards import write_yaml
+from hubrl.config import read_config
+from hubrl.runs import start_run, train
+
+REPOSITORY = Path(__file__).parents[1]
+
+QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
+
+
+@pytest.mark.slow
+def test_a_hub_beats_scratch_by_a_wide_margin_on_a_cheetah_that_no_source_saw(tmp_path):
+    pytest.importorskip("mujoco")
+    short = ["steps=8_000", "eval_every=8_000", "eval_episodes=2"]
+    hub = train(start_run(QUICKSTART, short, tmp_path, "hub"))
+    scratch = train(start_run(QUICKSTART, [*short, "method=scratch"], tmp_path, "scratch"))
+    assert hub["probe_steps"] == 0 or hub["probe_steps"] <= 160
+    assert hub["eval_mean"] > scratch["eval_mean"] + 1000
+
+
+@pytest.mark.slow
+def test_the_quickstart_compares_draws_and_writes_its_summary(tmp_path):
+    pytest.importorskip("mujoco")
+    quickstart = pytest.importorskip("agents.quickstart")
+    config = tmp_path / "short.yaml"
+    plain = read_config(QUICKSTART, ["steps=4_096", "eval_every=2_048", "eval_episodes=1"]).plain()
+    config.write_text(write_yaml(plain))
+    quickstart.main(config, None, tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert set(summary["trained"]) == {"scratch", "hub-pathway"}
+    assert len(summary["untouched"]) == len(list((REPOSITORY / "agents" / "sources" / "cheetah").glob("*.safetensors")))
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
