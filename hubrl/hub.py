@@ -1,5 +1,6 @@
 """A hub: an ordered, immutable set of sources, and what it hands to SB3's algorithms."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -111,8 +112,11 @@ class Hub(Sequence[Source]):
         """
         with new_folder(Path(folder), overwrite=overwrite) as making:
             for source in self._sources:
-                (making / f"{source.name}.safetensors").write_bytes(source.to_bytes())
-                (making / f"{source.name}.yaml").write_text(write_yaml(source.card.plain()), encoding="utf-8")
+                raw = source.to_bytes()
+                # A source that was trained meanwhile is no longer the one its card was made for.
+                card = source.card.model_copy(update={"sha256": hashlib.sha256(raw).hexdigest()})
+                (making / f"{source.name}.safetensors").write_bytes(raw)
+                (making / f"{source.name}.yaml").write_text(write_yaml(card.plain()), encoding="utf-8")
             (making / HUB_FILE).write_text(write_yaml(HubCard(sources=tuple(self.names)).plain()), encoding="utf-8")
 
     def add(self, agent: Agent, name: str | None = None) -> "Hub":

@@ -37,21 +37,24 @@ def borrow(card: SourceCard) -> Source:
     key = _key(card, torch.empty(0))
     shared = _shared.get(key)
     if shared is None:
-        shared = Source.from_card(card)
+        shared = Source.from_card(card, _offered_weights(card))
         _shared[key] = shared
     return shared
 
 
 def own(card: SourceCard) -> Source:
     """A copy of a card's source for the caller alone, to be trained; empty if it was not offered."""
-    offered = _offered.get(_identity(card))
-    tensors = None if offered is None or not offered.arrived else offered.tensors()
-    return Source.from_card(card, tensors, frozen=False)
+    return Source.from_card(card, _offered_weights(card), frozen=False)
 
 
 def on(source: Source, like: torch.Tensor) -> Source:
     """The shared copy of a frozen source on the device and in the precision of a tensor."""
     return _on(source, like)
+
+
+def _offered_weights(card: SourceCard) -> dict[str, torch.Tensor] | None:
+    offered = _offered.get(_identity(card))
+    return None if offered is None or not offered.arrived else offered.tensors()
 
 
 def _on(source: Source, like: torch.Tensor) -> Source:

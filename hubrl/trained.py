@@ -52,6 +52,7 @@ def build_hub_actor(card: SourceCard, **policy_kwargs: Any) -> Networks:
     actions = card.actions
     assert actions is not None
     policy = HubActorCriticPolicy(card.observations, actions, lambda _: 0.0, **policy_kwargs)
+    del policy.optimizer  # it would keep a second copy of the weights that freezing replaces
     return Networks(HubActor(policy), LastColumns(width(actions)))
 
 

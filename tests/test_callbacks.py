@@ -39,7 +39,7 @@ class Memory(KVWriter):
         return [record[tag] for record in self.records if tag in record]
 
 
-def watched(algorithm, level=None, env=None, callback=None, steps=200, **options):
+def watched(algorithm, level=None, env=None, callback=None, steps=128, **options):
     """A short training under the callback, and everything it logged."""
     env = env or toy_for(algorithm)
     memory = Memory()
@@ -68,7 +68,7 @@ def test_who_speaks_is_logged_for_every_pathway(algorithm, level):
 
 
 def test_counts_start_anew_after_every_record():
-    _, memory = watched(PPO, steps=320)
+    _, memory = watched(PPO, steps=192)
     assert len(memory.values("pathway/entropy_nats")) >= 3
     assert all(value == pytest.approx(1.0) for value in memory.values(f"pathway/active/{FRESH}"))
 
@@ -86,8 +86,8 @@ def test_where_all_sources_were_dropped_the_fresh_pathway_carries_all():
 
 
 def test_a_probe_is_logged():
-    _, memory = watched(PPO, callback=HubCallback(probe_share=0.5, log_every=50), steps=1024)
-    assert 0 < memory.values("probe/steps")[0] <= 512
+    _, memory = watched(PPO, callback=HubCallback(probe_share=0.5, log_every=50), steps=640)
+    assert 0 < memory.values("probe/steps")[0] <= 320
     for name in ("ppo-0", "sac-1", FRESH):
         assert isinstance(memory.values(f"probe/return/{name}")[0], float)
         assert memory.values(f"probe/kept/{name}")[0] in (0.0, 1.0)
@@ -114,7 +114,7 @@ def test_long_similar_names_collide_neither_in_the_table_nor_in_files(tmp_path, 
     hub = Hub.from_agents([tiny(PPO, env), tiny(SAC, env)], names=[f"{long}-1", f"{long}-2"])
     model = target(PPO, env, hub.agent(PPO))
     model.set_logger(configure(str(tmp_path), ["stdout", "log", "csv", "json"]))
-    model.learn(1024, callback=HubCallback(probe_share=0.5, log_every=1))
+    model.learn(640, callback=HubCallback(probe_share=0.5, log_every=1))
     model.logger.close()
     assert "active_sources" in capsys.readouterr().out
     with (tmp_path / "progress.csv").open() as file:
@@ -197,7 +197,7 @@ def test_sources_see_what_was_before_the_targets_vecnormalize(algorithm, level, 
 
 
 def test_without_vecnormalize_nothing_is_undone():
-    model, _ = watched(PPO)
+    model = target(PPO, Toy(), tiny_hub(Toy()).agent(PPO)).learn(32, callback=HubCallback(probe_share=0.0))
     original = model.policy.method.pathways.sources[0].original
     rows = torch.randn(5, 4)
     assert torch.equal(original(rows), rows)

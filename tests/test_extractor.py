@@ -18,6 +18,7 @@ from toys import IMAGE, PARTS, SETTINGS, Toy, target, tiny, tiny_hub, toy_for
 import hubrl
 from hubrl import BadConfig, Hub, HubExtractor, Source, SourcesNotLoaded, SpaceMismatch, store
 from hubrl.optimizers import HubAdam, HubRMSprop
+from hubrl.reading import read_live
 
 ALGORITHMS = list(SETTINGS)
 NEW_PROCESS = """
@@ -331,6 +332,17 @@ def test_a_model_in_use_is_not_changed_by_a_file_that_claims_its_source(tmp_path
     with pytest.raises(hubrl.BadFile, match="Other weights of source 'ppo-0'"):
         model.set_parameters(parameters)
     assert_same(built, frozen(model.policy))
+
+
+def test_sources_that_are_not_frozen_themselves_are_heard_frozen_too():
+    env = Toy()
+    hub = Hub([read_live(tiny(PPO, env), "loose", frozen=False)])
+    model = features_target(PPO, env, hub)
+    built = frozen(model.policy)
+    assert_is_source(built, hub)
+    model.learn(32)
+    assert_same(built, frozen(model.policy))
+    assert not any(".source." in name for name, _ in model.policy.named_parameters())
 
 
 def test_a_source_moves_to_another_device_with_its_statistics_in_full_precision():

@@ -65,7 +65,7 @@ def assert_alike(source, model, rows=ROWS, atol=1e-5):
         (PPO, "outputs", STEER, {"tuned": True}),
         (DQN, "features", CHOOSE, {"tuned": True}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_an_agent_that_learned_through_a_hub_is_read_from_its_zip(algorithm, level, actions, options, tmp_path):
     model = trained(algorithm, level, actions, **options)
