@@ -15,7 +15,6 @@ from hubrl.methods import create
 from hubrl.methods.base import Method, Routed
 from hubrl.networks import Observations, register_hub_extractor
 from hubrl.pathways import Target, spec_sources
-from hubrl.source import Source
 from hubrl.spec import HubSpec, parse_spec
 
 
@@ -67,8 +66,7 @@ def methods_in(module: nn.Module) -> list[Method]:
     """The methods inside a module, each once, in order; not those that its sources were themselves trained with."""
     if isinstance(module, Method):
         return [module]
-    parts = [] if isinstance(module, Source) else module.children()
-    return list(dict.fromkeys(method for part in parts for method in methods_in(part)))
+    return list(dict.fromkeys(method for part in module.children() for method in methods_in(part)))
 
 
 def see_through_normalisation(module: nn.Module, env: VecEnv) -> None:

@@ -195,7 +195,7 @@ class Source(nn.Module):
         seen = batch if self.card.preprocessing else preprocess_obs(batch, self.space, self.card.normalize_images)
         said = self.outputs(seen)
         actions = speech.act(said, self.actions, deterministic=deterministic)
-        return (actions if batched else actions[0]), None
+        return (actions if batched else actions.squeeze(axis=0)), None
 
     def accepts(self, space: spaces.Space[Any]) -> bool:
         """Whether the source can read observations of a target's space, after its preprocessing."""
@@ -210,7 +210,12 @@ class Source(nn.Module):
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
 
     def to_bytes(self) -> bytes:
-        """The weights as the content of a `.safetensors` file; the card's sha256 is this content's digest."""
+        """The weights as the content of a `.safetensors` file; the card's sha256 is this content's digest.
+
+        Raises:
+            SourcesNotLoaded: If the weights never arrived.
+        """
+        self._check_arrived()
         return safetensors.torch.save(self.tensors())
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
@@ -244,15 +249,18 @@ class Source(nn.Module):
         """`nn.Module.train`, except that a frozen source stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
-    def _seal(self) -> None:
-        self.card = self.card.model_copy(update={"sha256": hashlib.sha256(self.to_bytes()).hexdigest()})
-
-    def _read(self, observations: Observations) -> Observations:
+    def _check_arrived(self) -> None:
         if not self.arrived:
             raise SourcesNotLoaded(
                 f"The weights of source {self.name!r} never arrived; load a saved model, or make the keyword arguments "
                 "with Hub.policy_kwargs or Hub.agent."
             )
+
+    def _seal(self) -> None:
+        self.card = self.card.model_copy(update={"sha256": hashlib.sha256(self.to_bytes()).hexdigest()})
+
+    def _read(self, observations: Observations) -> Observations:
+        self._check_arrived()
         if self.card.preprocessing:
             assert isinstance(observations, Tensor)
             observations = preprocessed(observations, self.card.preprocessing)

@@ -50,7 +50,7 @@ def width(space: spaces.Space[Any]) -> int:
 
 
 def gaussian(
-    mean: Float[Tensor, "batch actions"], log_std: Float[Tensor, "batch actions"], space: spaces.Box
+    mean: Float[Tensor, "batch actions"], log_std: Float[Tensor, "#batch actions"], space: spaces.Box
 ) -> Float[Tensor, "batch outputs"]:
     """Speech of a Gaussian; its mean is clipped to the bounds, as SB3 clips the action."""
     low, high = _bounds(space, mean)
@@ -58,7 +58,7 @@ def gaussian(
 
 
 def squashed_gaussian(
-    mean: Float[Tensor, "batch actions"], log_std: Float[Tensor, "batch actions"], space: spaces.Box
+    mean: Float[Tensor, "batch actions"], log_std: Float[Tensor, "#batch actions"], space: spaces.Box
 ) -> Float[Tensor, "batch outputs"]:
     """Speech of a Gaussian behind a tanh that spans the bounds, as SAC's, TQC's and TD3's.
 

@@ -68,7 +68,8 @@ def test_who_speaks_is_logged_for_every_pathway(algorithm, level):
 
 
 def test_counts_start_anew_after_every_record():
-    _, memory = watched(PPO, steps=192)
+    model, memory = watched(PPO, steps=192, callback=HubCallback(log_every=1))
+    assert model.policy.method.tally.rows == 2 * 32, "what went through since the last record: one update of two epochs"
     assert len(memory.values("pathway/entropy_nats")) >= 3
     assert all(value == pytest.approx(1.0) for value in memory.values(f"pathway/active/{FRESH}"))
 

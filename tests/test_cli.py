@@ -51,7 +51,13 @@ def test_a_hub_is_built_shown_tried_checked_and_grown(run, agents):
     code, out, _ = run("hub", "build", "hubs/mine", "--agent", agents / "one.zip", "--agent", agents / "two.zip")
     assert code == 0
     assert "PPO" in out
-    assert sorted(path.name for path in Path("hubs/mine").iterdir()) == ["hub.yaml", "one.safetensors", "one.yaml", "two.safetensors", "two.yaml"]
+    assert sorted(path.name for path in Path("hubs/mine").iterdir()) == [
+        "hub.yaml",
+        "one.safetensors",
+        "one.yaml",
+        "two.safetensors",
+        "two.yaml",
+    ]
     code, out, _ = run("hub", "try", "hubs/mine", "--task", "CartPole-v1", "--episodes", 2)
     assert code == 0
     assert "one" in out
@@ -73,7 +79,13 @@ def test_check_tells_a_source_that_is_not_what_its_card_says(run, hub):
 
 
 def test_a_run_is_trained_evaluated_and_repeated(run, hub, tmp_path):
-    config = {"task": "CartPole-v1", "hub": str(hub), "steps": 128, "algorithm_kwargs": {"n_steps": 32, "batch_size": 32}, "eval_episodes": 1}
+    config = {
+        "task": "CartPole-v1",
+        "hub": str(hub),
+        "steps": 128,
+        "algorithm_kwargs": {"n_steps": 32, "batch_size": 32},
+        "eval_episodes": 1,
+    }
     (tmp_path / "mine.yaml").write_text(write_yaml(config))
     code, out, _ = run("train", "mine.yaml", "--set", "seed=3", "--set", "steps=64")
     assert code == 0
@@ -107,7 +119,10 @@ MISTAKES = {
     "unknown task": (("evaluate", "{hub}/one", "--task", "CartPol-v1"), "Did you mean 'CartPole-v1'?"),
     "unfitting task": (("hub", "try", "{hub}", "--task", "Pendulum-v1"), "No source of the hub fits the task."),
     "folder exists": (("hub", "build", "{hub}", "--agent", "{agents}/one.zip"), "exists; choose another name"),
-    "one name twice": (("hub", "build", "new", "--agent", "{agents}/one.zip", "--agent", "{agents}/one.zip"), "Two sources are called 'one'"),
+    "one name twice": (
+        ("hub", "build", "new", "--agent", "{agents}/one.zip", "--agent", "{agents}/one.zip"),
+        "Two sources are called 'one'",
+    ),
     "bad change": (("train", "{config}", "--set", "seed"), "expected name=value"),
     "bad field": (("train", "{config}", "--set", "sed=1"), "Unknown field 'sed'. Did you mean 'seed'?"),
     "bad method": (("train", "{config}", "--set", "method=hub"), "Unknown method 'hub'"),

@@ -64,7 +64,16 @@ def same(one, other):
 def test_a_run_folder_holds_everything_and_repeats_to_the_bit(tmp_path, hub, algorithm):
     run = start_run(config_of(tmp_path, hub, algorithm), [], tmp_path / "runs")
     result = train(run)
-    for name in ("config.yaml", "command.txt", "versions.json", "result.json", "model.zip", "hub/hub.yaml", "monitor/0.monitor.csv", "evaluations.npz"):
+    for name in (
+        "config.yaml",
+        "command.txt",
+        "versions.json",
+        "result.json",
+        "model.zip",
+        "hub/hub.yaml",
+        "monitor/0.monitor.csv",
+        "evaluations.npz",
+    ):
         assert (run / name).exists(), name
     assert list(run.glob("tensorboard_*/events*"))
     assert json.loads((run / "result.json").read_text()) == result

@@ -1,7 +1,6 @@
 """Hub-Pathway: a noisy router decides which pathways speak, and how much each counts."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,6 +13,8 @@ from hubrl.networks import Observations
 from hubrl.pathways import FRESH, Pathways, Target
 from hubrl.routing import Router, aggregate, pathway_weights
 from hubrl.source import Source
+
+EXPLORATION_LOSSES = {"entropy": exploration_entropy, "load": load_balance}
 
 
 @register("hub-pathway")
@@ -47,16 +48,17 @@ class HubPathway(Method):
         width: int | None = None,
         hidden_dim: int = 64,
         noise: bool = True,
-        exploration: Literal["entropy", "load"] = "entropy",
+        exploration: str = "entropy",
         explore_coef: float = 0.01,
     ) -> None:
         super().__init__(Pathways(sources, target, fresh=fresh, width=width))
         n_pathways = len(self.pathways.names)
         check_top_k(top_k, len(sources))
-        if exploration not in ("entropy", "load"):
-            raise BadConfig(f"exploration={exploration!r} was given; expected 'entropy' or 'load'.")
+        if exploration not in EXPLORATION_LOSSES:
+            raise BadConfig(f"exploration={exploration!r} was given; expected {' or '.join(map(repr, EXPLORATION_LOSSES))}.")
         self.top_k = top_k or n_pathways
-        self.noise, self.exploration, self.explore_coef = noise, exploration, explore_coef
+        self.noise, self.explore_coef = noise, explore_coef
+        self.exploration = EXPLORATION_LOSSES[exploration]
         self.router = Router(target.observation_space, n_pathways, hidden_dim)
         self.register_buffer("trusted", torch.ones(n_pathways, dtype=torch.bool))
         self.register_buffer("probed", torch.zeros((), dtype=torch.bool))
@@ -73,8 +75,8 @@ class HubPathway(Method):
         if self.explore_coef == 0:
             # Not even a zero may be injected where the gradient is differentiated again (TRPO).
             return weights.new_zeros(())
-        spread = exploration_entropy if self.exploration == "entropy" else load_balance
-        return self.explore_coef * spread(weights)
+        loss: Tensor = self.explore_coef * self.exploration(weights)
+        return loss
 
     @torch.no_grad()
     def trust(self, kept: Sequence[bool], start: Sequence[float]) -> None:
