@@ -107,7 +107,7 @@ class Reader(nn.Module):
         super().__init__()
         activation = ACTIVATIONS[trunk.activation]
         self.convs = nn.Sequential()
-        self.width = get_flattened_obs_dim(space)
+        self.width = int(get_flattened_obs_dim(space))
         shape = tuple(space.shape or ())
         for conv in trunk.convs:
             self.convs.append(nn.Conv2d(shape[0], conv.channels, conv.kernel, conv.stride, conv.padding))
@@ -301,6 +301,38 @@ class GreedyValue(nn.Module):
     def forward(self, observations: Observations, trunk: Tensor, action: Tensor) -> Float[Tensor, " batch"]:
         """The greatest Q-value of each observation; `action` holds the Q-values."""
         return action.max(dim=1).values
+
+
+class OwnHead(nn.Module):
+    """A user's head, made to speak as every other."""
+
+    def __init__(self, head: nn.Module, space: spaces.Space[Any]) -> None:
+        super().__init__()
+        self.head, self.space = head, space
+
+    def forward(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch outputs"]:
+        """Speech from the head's means, means and log standard deviations, or logits."""
+        said: Tensor = self.head(features)
+        if isinstance(self.space, spaces.MultiBinary):
+            return said
+        if not isinstance(self.space, spaces.Box):
+            return speech.categorical(said, self.space)
+        if 2 * said.shape[1] == speech.width(self.space):
+            return speech.gaussian(said, said.new_full((1, said.shape[1]), math.log(0.1)), self.space)
+        return speech.gaussian(said.chunk(2, dim=1)[0], said.chunk(2, dim=1)[1], self.space)
+
+
+class OwnValue(nn.Module):
+    """A user's value head, called as every other."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, observations: Observations, trunk: Tensor, action: Tensor) -> Float[Tensor, " batch"]:
+        """What each observation is worth, read from the encoder's features."""
+        worth: Tensor = self.head(trunk)
+        return worth.reshape(-1)
 
 
 def _declared(card: SourceCard, network: Declared) -> Networks:

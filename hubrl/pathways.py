@@ -15,8 +15,9 @@ from hubrl import speech, store
 from hubrl.cards import Layers
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.networks import Observations, mlp
+from hubrl.preprocessing import Statistics
 from hubrl.routing import dispatch
-from hubrl.source import Source, Statistics
+from hubrl.source import Source
 from hubrl.spaces import describe, fits
 from hubrl.spec import HubSpec
 

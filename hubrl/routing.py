@@ -16,8 +16,8 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_ima
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hubrl.freezing import is_sb3_init
 from hubrl.networks import Observations
-from hubrl.source import is_sb3_init
 
 NOISE_FLOOR = 1e-2
 
@@ -179,6 +179,6 @@ def _image_reader(space: spaces.Space[Any]) -> nn.Module:
 @torch.no_grad()
 def _read_width(space: spaces.Space[Any], reader: nn.Module) -> int:
     if isinstance(reader, SymLog):
-        return get_flattened_obs_dim(space)
+        return int(get_flattened_obs_dim(space))
     assert space.shape is not None
     return int(reader(torch.zeros(1, *space.shape)).shape[1])

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -13,24 +12,17 @@ from gymnasium import spaces
 from jaxtyping import Float
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, maybe_transpose, preprocess_obs
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hubrl import networks, speech
-from hubrl.cards import Crop, Declared, Frames, Normalisation, Registered, Resize, Select, SourceCard, Step
+from hubrl.cards import Declared, Normalisation, Registered, SourceCard
 from hubrl.errors import BadConfig, BadFile, SourcesNotLoaded, SpaceMismatch
-from hubrl.networks import Networks, Observations
+from hubrl.freezing import freeze, is_sb3_init, spelt_as_in
+from hubrl.networks import Observations, OwnHead, OwnValue
+from hubrl.preprocessing import Normaliser, Statistics, preprocessed
 from hubrl.spaces import describe, fits, to_plain
 
 MEMORY_BUILDER = "in-memory"
 """Builder named by sources made from a user's own modules without a registered one: they live in their process only."""
-
-Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Mean and variance of VecNormalize, by key of a Dict observation; one empty key otherwise."""
-
-
-def is_sb3_init(fn: Any) -> bool:
-    """Whether a function handed to `apply` is SB3's orthogonal initialisation (`ActorCriticPolicy._build`)."""
-    return isinstance(fn, partial) and getattr(fn.func, "__name__", "") == "init_weights"
 
 
 class Source(nn.Module):
@@ -225,7 +217,7 @@ class Source(nn.Module):
             BadFile: If they are not the card's: missing, superfluous, of another shape, or not finite.
         """
         own = self.state_dict()
-        tensors = {_spelt_as_in(own, name): tensor for name, tensor in tensors.items()}
+        tensors = {spelt_as_in(own, name): tensor for name, tensor in tensors.items()}
         problems = [f"{name} is missing" for name in own if name not in tensors]
         problems += [f"{name} is not in its card" for name in tensors if name not in own]
         problems += [
@@ -349,105 +341,6 @@ class Source(nn.Module):
         self.arrived = self.arrived or (brings and len(found) == len(own))
 
 
-class Normaliser(nn.Module):
-    """What VecNormalize did when the source was trained, with its statistics held fixed."""
-
-    def __init__(self, space: spaces.Space[Any], how: Normalisation, statistics: Statistics | None) -> None:
-        super().__init__()
-        self.how = how
-        parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-        for index, key in enumerate(how.keys):
-            part = parts.get(key)
-            if part is None:
-                raise BadFile(f"Statistics are given for {key!r}, the source observes {describe(space)}.")
-            shape = tuple(part.shape or ())
-            mean, var = (np.zeros(shape), np.ones(shape)) if statistics is None else statistics[key]
-            if np.shape(mean) != shape:
-                raise SpaceMismatch(f"The statistics are of shape {np.shape(mean)}, the source observes {describe(part)}.")
-            # Twice float32's digits: SB3 normalises in float64.
-            self.register_buffer(f"mean_{index}", torch.as_tensor(np.asarray(mean), dtype=torch.float64))
-            self.register_buffer(f"var_{index}", torch.as_tensor(np.asarray(var), dtype=torch.float64))
-
-    def forward(self, observations: Observations) -> Observations:
-        """Observations as the source was trained on them."""
-        if isinstance(observations, Tensor):
-            return self._normalised(0, observations)
-        done = {key: self._normalised(index, observations[key]) for index, key in enumerate(self.how.keys)}
-        return {**observations, **done}
-
-    def _normalised(self, index: int, values: Tensor) -> Tensor:
-        mean, var = self.get_buffer(f"mean_{index}"), self.get_buffer(f"var_{index}")
-        normal = (values - mean) / (var + self.how.epsilon).sqrt()
-        return normal.clamp(-self.how.clip, self.how.clip).float()
-
-
-class OwnHead(nn.Module):
-    """A user's head, made to speak as every other."""
-
-    def __init__(self, head: nn.Module, space: spaces.Space[Any]) -> None:
-        super().__init__()
-        self.head, self.space = head, space
-
-    def forward(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch outputs"]:
-        """Speech from the head's means, means and log standard deviations, or logits."""
-        said: Tensor = self.head(features)
-        if isinstance(self.space, spaces.MultiBinary):
-            return said
-        if not isinstance(self.space, spaces.Box):
-            return speech.categorical(said, self.space)
-        if 2 * said.shape[1] == speech.width(self.space):
-            return speech.gaussian(said, said.new_full((1, said.shape[1]), np.log(0.1)), self.space)
-        return speech.gaussian(said.chunk(2, dim=1)[0], said.chunk(2, dim=1)[1], self.space)
-
-
-class OwnValue(nn.Module):
-    """A user's value head, called as every other."""
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, observations: Observations, trunk: Tensor, action: Tensor) -> Float[Tensor, " batch"]:
-        """What each observation is worth, read from the encoder's features."""
-        worth: Tensor = self.head(trunk)
-        return worth.reshape(-1)
-
-
-def freeze(module: nn.Module) -> None:
-    """Turn every parameter into a buffer: bit for bit out of reach of optimizers, clipping and Polyak averages."""
-    for part in module.modules():
-        for name, parameter in list(part._parameters.items()):
-            if parameter is not None:
-                del part._parameters[name]
-                part.register_buffer(name, parameter.detach().clone())
-    module.requires_grad_(False).eval()
-    # SB3 copies every buffer named `running_` to the target network, in place and averaged: hide a batch norm's.
-    module.register_state_dict_post_hook(_hide_running)
-    module.register_load_state_dict_pre_hook(_restore_running)
-
-
-def preprocessed(images: Float[Tensor, " batch *obs"], steps: tuple[Step, ...]) -> Float[Tensor, " batch *read"]:
-    """Observations of the target as a source's network reads them."""
-    for step in steps:
-        match step:
-            case Select():
-                images = images[:, list(step.indices)]
-            case Frames():
-                if images.shape[1] < step.last:
-                    raise ValueError(f"{step.last} frames of {images.shape[1]}")
-                images = images[:, -step.last :]
-            case Crop():
-                if images.shape[2] < step.bottom:
-                    raise ValueError(f"row {step.bottom} of {images.shape[2]}")
-                images = images[:, :, step.top : step.bottom]
-            case Resize():
-                images = functional.interpolate(images, (step.height, step.width), mode="bilinear", antialias=True)
-            case _:
-                low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
-                images = (images - low) / (high - low).clamp_min(1e-6)
-    return images
-
-
 def _describe_card(description: dict[str, Any], statistics: Statistics | None) -> SourceCard:
     fields = {"name": "custom", "algorithm": "custom", **description}
     network = Registered(kind="registered", builder=fields.pop("builder", MEMORY_BUILDER), kwargs=fields.pop("kwargs", {}))
@@ -472,25 +365,3 @@ def _zeros(space: spaces.Space[Any]) -> Observations:
 
 def _finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-
-
-def _hide_running(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    for name in [name for name in state if name.startswith(prefix) and "running_" in name]:
-        state[name.replace("running_", "fixed_")] = state.pop(name)
-
-
-def _spelt_as_in(own: Mapping[str, Tensor], name: str) -> str:
-    """A weight's name as a source has it: frozen ones hide `running_`, tuned ones and SB3's zips do not."""
-    spellings = (name, name.replace("running_", "fixed_"), name.replace("fixed_", "running_"))
-    return next((spelling for spelling in spellings if spelling in own), name)
-
-
-def _restore_running(module: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
-    names = {name for name, _ in module.named_buffers() if "running_" in name}
-    for name in names:
-        hidden = prefix + name.replace("running_", "fixed_")
-        if hidden in state:
-            state[prefix + name] = state.pop(hidden)
-
-
-__all__ = ["MEMORY_BUILDER", "Networks", "Source", "Statistics", "freeze", "is_sb3_init", "preprocessed"]

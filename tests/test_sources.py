@@ -14,8 +14,8 @@ from untrained import ARM, FLAT, IMAGE, KEYS, Noise, draw, untrained
 from hubrl import Hub, Networks, Source, register_network
 from hubrl.cards import Crop, Frames, Resize, Select, Stretch
 from hubrl.errors import BadConfig, BadFile, OutputExists, SourcesNotLoaded, SpaceMismatch, UnknownName
+from hubrl.preprocessing import preprocessed
 from hubrl.reading import read_agent
-from hubrl.source import preprocessed
 from hubrl.speech import squashed_gaussian
 
 CAMERA = spaces.Box(0, 255, (3, 8, 8), np.uint8)

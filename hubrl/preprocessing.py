@@ -1,0 +1,72 @@
+"""From the target's observations to what a source's network reads: selecting, resizing, normalising."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hubrl.cards import Crop, Frames, Normalisation, Resize, Select, Step
+from hubrl.errors import BadFile, SpaceMismatch
+from hubrl.networks import Observations
+from hubrl.spaces import describe
+
+Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Mean and variance of VecNormalize, by key of a Dict observation; one empty key otherwise."""
+
+
+def preprocessed(images: Float[Tensor, " batch *obs"], steps: tuple[Step, ...]) -> Float[Tensor, " batch *read"]:
+    """Observations of the target as a source's network reads them."""
+    for step in steps:
+        match step:
+            case Select():
+                images = images[:, list(step.indices)]
+            case Frames():
+                if images.shape[1] < step.last:
+                    raise ValueError(f"{step.last} frames of {images.shape[1]}")
+                images = images[:, -step.last :]
+            case Crop():
+                if images.shape[2] < step.bottom:
+                    raise ValueError(f"row {step.bottom} of {images.shape[2]}")
+                images = images[:, :, step.top : step.bottom]
+            case Resize():
+                images = functional.interpolate(images, (step.height, step.width), mode="bilinear", antialias=True)
+            case _:
+                low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+                images = (images - low) / (high - low).clamp_min(1e-6)
+    return images
+
+
+class Normaliser(nn.Module):
+    """What VecNormalize did when the source was trained, with its statistics held fixed."""
+
+    def __init__(self, space: spaces.Space[Any], how: Normalisation, statistics: Statistics | None) -> None:
+        super().__init__()
+        self.how = how
+        parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+        for index, key in enumerate(how.keys):
+            part = parts.get(key)
+            if part is None:
+                raise BadFile(f"Statistics are given for {key!r}, the source observes {describe(space)}.")
+            shape = tuple(part.shape or ())
+            mean, var = (np.zeros(shape), np.ones(shape)) if statistics is None else statistics[key]
+            if np.shape(mean) != shape:
+                raise SpaceMismatch(f"The statistics are of shape {np.shape(mean)}, the source observes {describe(part)}.")
+            # Twice float32's digits: SB3 normalises in float64.
+            self.register_buffer(f"mean_{index}", torch.as_tensor(np.asarray(mean), dtype=torch.float64))
+            self.register_buffer(f"var_{index}", torch.as_tensor(np.asarray(var), dtype=torch.float64))
+
+    def forward(self, observations: Observations) -> Observations:
+        """Observations as the source was trained on them."""
+        if isinstance(observations, Tensor):
+            return self._normalised(0, observations)
+        done = {key: self._normalised(index, observations[key]) for index, key in enumerate(self.how.keys)}
+        return {**observations, **done}
+
+    def _normalised(self, index: int, values: Tensor) -> Tensor:
+        mean, var = self.get_buffer(f"mean_{index}"), self.get_buffer(f"var_{index}")
+        normal = (values - mean) / (var + self.how.epsilon).sqrt()
+        return normal.clamp(-self.how.clip, self.how.clip).float()
