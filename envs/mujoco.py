@@ -5,15 +5,22 @@ Gymnasium's own notation one line does both: `gym.make("envs.mujoco:hubrl/HalfCh
 With every argument at its default the task is Gymnasium's, bit for bit.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
+
+# Gymnasium's own HalfCheetah uses an attribute that MuJoCo 4 deprecates, and MuJoCo would print a line and write a log
+# file for every environment made. Its other warnings are printed as before.
+if hasattr(mujoco, "set_mju_user_warning") and mujoco.get_mju_user_warning() is None:
+    mujoco.set_mju_user_warning(lambda message: None if "settotalmass" in message else sys.stderr.write(f"{message}\n"))
 
 Direction = Literal["forward", "backward"]
 

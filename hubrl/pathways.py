@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float
 from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim, is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 from torch import Tensor, nn
 
 from hubrl import speech, store
@@ -114,15 +114,14 @@ class FreshPathway(nn.Module):
 
     def __init__(self, space: spaces.Space[Any], width: int) -> None:
         super().__init__()
-        self.reader: BaseFeaturesExtractor | nn.Sequential
-        if isinstance(space, spaces.Dict):
-            self.reader, inputs = CombinedExtractor(space), 0
-            inputs = self.reader.features_dim
-        elif isinstance(space, spaces.Box) and is_image_space(space):
-            self.reader = NatureCNN(space)
-            inputs = self.reader.features_dim
+        if isinstance(space, spaces.Dict) or (isinstance(space, spaces.Box) and is_image_space(space)):
+            extractor = CombinedExtractor(space) if isinstance(space, spaces.Dict) else NatureCNN(space)
+            self.reader: nn.Module = extractor
+            inputs = extractor.features_dim
         else:
-            self.reader, inputs = nn.Sequential(nn.Flatten(), *mlp(get_flattened_obs_dim(space), Layers(widths=(64, 64)))), 64
+            layers = Layers(widths=(64, 64))
+            self.reader = nn.Sequential(nn.Flatten(), *mlp(int(get_flattened_obs_dim(space)), layers))
+            inputs = layers.widths[-1]
         self.projection = nn.Linear(inputs, width)
 
     def forward(self, observations: Observations) -> Float[Tensor, "batch width"]:

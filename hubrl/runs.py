@@ -38,7 +38,7 @@ from hubrl.cards import write_yaml
 from hubrl.checkpoints import CheckpointFolder, checkpoints_in, model_bytes, restore_checkpoint
 from hubrl.config import RunConfig, read_config
 from hubrl.errors import BadConfig, BadFile, OutputExists
-from hubrl.evaluation import Played, play
+from hubrl.evaluation import PARALLEL, Played, play
 from hubrl.folders import new_folder, write_atomically
 from hubrl.hub import Hub
 from hubrl.networks import ACTIVATIONS
@@ -140,7 +140,7 @@ def evaluate_run(run: Path, episodes: int, seed: int = EVALUATION_SEED, on_step:
     """
     config = read_config(run / "config.yaml")
     agent = run_agent(run)
-    with closing(_plain_env(config, n_envs=1, seed=seed, monitor=None)) as env:
+    with closing(_plain_env(config, min(episodes, PARALLEL), seed, monitor=None)) as env:
         return play(agent, env, episodes, name=run.name, on_step=on_step)
 
 
@@ -223,7 +223,7 @@ def _finish(config: RunConfig, run: Path, model: BaseAlgorithm, watcher: HubCall
     vec = model.get_vec_normalize_env()
     if vec is not None:
         vec.save(str(run / "vecnormalize.pkl"))
-    with closing(_plain_env(config, n_envs=1, seed=config.seed + EVALUATION_SEED, monitor=None)) as env:
+    with closing(_plain_env(config, min(config.eval_episodes, PARALLEL), config.seed + EVALUATION_SEED, monitor=None)) as env:
         played = play(Judge(model, vec), env, config.eval_episodes)
     result = {
         "task": config.task,
@@ -268,7 +268,7 @@ def _recent(model: BaseAlgorithm) -> float | None:
 
 
 def _evaluation_env(config: RunConfig) -> VecEnv:
-    env = _plain_env(config, n_envs=1, seed=config.seed + EVALUATION_SEED, monitor=None)
+    env = _plain_env(config, min(config.eval_episodes, PARALLEL), config.seed + EVALUATION_SEED, monitor=None)
     return VecNormalize(env, training=False, norm_reward=False) if config.normalize else env
 
 

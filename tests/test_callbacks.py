@@ -87,8 +87,8 @@ def test_where_all_sources_were_dropped_the_fresh_pathway_carries_all():
 
 
 def test_a_probe_is_logged():
-    _, memory = watched(PPO, callback=HubCallback(probe_share=0.5, log_every=50), steps=640)
-    assert 0 < memory.values("probe/steps")[0] <= 320
+    _, memory = watched(PPO, callback=HubCallback(probe_share=0.9, log_every=50), steps=350)
+    assert 0 < memory.values("probe/steps")[0] <= 315
     for name in ("ppo-0", "sac-1", FRESH):
         assert isinstance(memory.values(f"probe/return/{name}")[0], float)
         assert memory.values(f"probe/kept/{name}")[0] in (0.0, 1.0)
@@ -115,7 +115,7 @@ def test_long_similar_names_collide_neither_in_the_table_nor_in_files(tmp_path, 
     hub = Hub.from_agents([tiny(PPO, env), tiny(SAC, env)], names=[f"{long}-1", f"{long}-2"])
     model = target(PPO, env, hub.agent(PPO))
     model.set_logger(configure(str(tmp_path), ["stdout", "log", "csv", "json"]))
-    model.learn(640, callback=HubCallback(probe_share=0.5, log_every=1))
+    model.learn(350, callback=HubCallback(probe_share=0.9, log_every=1))
     model.logger.close()
     assert "active_sources" in capsys.readouterr().out
     with (tmp_path / "progress.csv").open() as file:

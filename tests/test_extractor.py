@@ -206,7 +206,7 @@ def test_tuned_sources_learn_in_the_model_and_stay_as_they_were_in_the_hub(algor
     made = hub.agent(algorithm, level=level, tuned=True, source_lr=0.5)
     model = target(algorithm, env, made)
     assert not differs(frozen(model.policy), held)
-    model.learn(128)
+    model.learn(64)
     after = frozen(model.policy)
     assert {name.split(".pathways.sources.")[1][0] for name in differs(after, held)} == {"0", "1"}
     assert_same(held, held_by(hub))

@@ -64,7 +64,7 @@ def test_every_method_learns_and_leaves_the_sources_as_they_were(name, level, tm
     made = hub.agent(algorithm, name, level=level, **OPTIONS.get(name, {}))
     model = target(algorithm, env, made)
     parameters = [parameter.detach().clone() for parameter in model.policy.parameters()]
-    model.learn(64)
+    model.learn(32)
     assert any(not torch.equal(old, new) for old, new in zip(parameters, model.policy.parameters(), strict=True))
     for source, tensors in zip(hub, before, strict=True):
         assert all(torch.equal(tensors[key], tensor) for key, tensor in source.tensors().items())
@@ -81,7 +81,7 @@ def test_one_seed_gives_one_result(name, level):
     env = toy_for(algorithm)
     hub = tiny_hub(env)
     made = [hub.agent(algorithm, name, level=level, **OPTIONS.get(name, {})) for _ in range(2)]
-    one, other = (target(algorithm, toy_for(algorithm), kwargs, seed=5).learn(64).policy.state_dict() for kwargs in made)
+    one, other = (target(algorithm, toy_for(algorithm), kwargs, seed=5).learn(32).policy.state_dict() for kwargs in made)
     assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 

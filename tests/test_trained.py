@@ -33,7 +33,7 @@ print(json.dumps([agent.predict(rows, deterministic=True)[0].tolist() for agent 
 ROWS = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
 
 
-def trained(algorithm, level, actions=None, steps=64, method="hub-pathway", **options):
+def trained(algorithm, level, actions=None, steps=32, method="hub-pathway", **options):
     env = Toy(actions=actions) if actions is not None else toy_for(algorithm)
     model = target(algorithm, env, tiny_hub(env).agent(algorithm, method, level=level, **options))
     for name, parameter in model.policy.named_parameters():
@@ -89,7 +89,7 @@ def test_it_is_a_source_of_the_next_hub_which_is_saved_and_loaded(algorithm, lev
     assert loaded.names == hub.names
     assert_alike(loaded[0], first)
     before = [source.tensors() for source in loaded]
-    second = target(algorithm, env, loaded.agent(algorithm, level=level)).learn(64)
+    second = target(algorithm, env, loaded.agent(algorithm, level=level)).learn(32)
     for source, tensors in zip(loaded, before, strict=True):
         assert all(torch.equal(tensors[name], tensor) for name, tensor in source.tensors().items())
     heard = [parameter for name, parameter in second.policy.named_parameters() if ".source." in name]

@@ -1,19 +1,11 @@
-"""Transfer methods, one file each; importing this package registers them all."""
+"""Transfer methods, one file each: adding a file here is adding a method."""
 
-from hubrl.methods import hub_pathway, scratch, single, uniform
+import importlib
+import pkgutil
+
 from hubrl.methods.base import Method, Routed, available, check_options, create, find, options_of, register
 
-__all__ = [
-    "Method",
-    "Routed",
-    "available",
-    "check_options",
-    "create",
-    "find",
-    "hub_pathway",
-    "options_of",
-    "register",
-    "scratch",
-    "single",
-    "uniform",
-]
+for _file in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_file.name}")
+
+__all__ = ["Method", "Routed", "available", "check_options", "create", "find", "options_of", "register"]
