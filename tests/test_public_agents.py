@@ -107,7 +107,7 @@ class Rebuilt:
 @public
 def test_a_public_agent_acts_as_its_network_does(path):
     source, rebuilt = read_agent(path), Rebuilt(path)
-    observations = rebuilt.observations(200)
+    observations = rebuilt.observations(1000)
     expected = rebuilt.act(observations).numpy()
     acted, _ = source.predict(observations, deterministic=True)
     if isinstance(source.actions, spaces.Discrete):
@@ -121,7 +121,7 @@ def test_a_public_agent_acts_as_its_network_does(path):
 @public
 def test_a_public_agent_values_as_its_network_does(path):
     source, rebuilt = read_agent(path), Rebuilt(path)
-    observations = rebuilt.observations(200)
+    observations = rebuilt.observations(1000)
     expected = rebuilt.value(observations)
     scale = expected.abs().max().item()
     torch.testing.assert_close(source.value(torch.as_tensor(observations)), expected, atol=1e-5 * scale, rtol=1e-4)
