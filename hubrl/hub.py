@@ -11,6 +11,7 @@ from gymnasium import spaces
 from pydantic import Field, ValidationError
 from stable_baselines3.a2c import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.ppo import PPO
 
@@ -175,20 +176,16 @@ class Hub(Sequence[Source]):
         can_hear = issubclass(algorithm, PPO | A2C)
         level = level or ("outputs" if can_hear and all(source.actions is not None for source in self) else "features")
         if level == "features":
-            multi = isinstance(self[0].space, spaces.Dict)
             kwargs = self.policy_kwargs(method, tuned=tuned, source_lr=source_lr, **options)
-            return {"policy": "MultiInputPolicy" if multi else "MlpPolicy", "policy_kwargs": kwargs}
+            made = policy_name(algorithm, self[0].space)
+            return {"policy": made, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if tuned else {})}}
         if not can_hear:
             raise BadConfig(f"{algorithm.__name__} cannot hear outputs; PPO and A2C can, for others use level='features'.")
         said = {name: options.pop(name) for name in list(options) if name in Outputs.model_fields}
         outputs = _outputs(said)
         spec = self._spec(method, tuned, source_lr, options, also=tuple(Outputs.model_fields))
         kwargs = {"hub": spec.plain(), "outputs": outputs.plain()}
-        if tuned and issubclass(algorithm, A2C):
-            kwargs["optimizer_class"] = HubRMSprop
-        elif tuned:
-            kwargs |= {"optimizer_class": HubAdam, "optimizer_kwargs": {"eps": 1e-5}}
-        return {"policy": HubActorCriticPolicy, "policy_kwargs": kwargs}
+        return {"policy": HubActorCriticPolicy, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if tuned else {})}}
 
     def _spec(self, method: str, tuned: bool, source_lr: float, options: dict[str, Any], also: tuple[str, ...] = ()) -> HubSpec:
         known = options_of(method)
@@ -239,6 +236,21 @@ def _inside(folder: Path, name: str) -> Path:
     if Path(name).name != name:
         raise BadFile(f"{folder / HUB_FILE} names a source {name!r}, which is not a name.")
     return folder / f"{name}.yaml"
+
+
+def policy_name(algorithm: type[BaseAlgorithm], space: spaces.Space[Any]) -> str:
+    """The name under which an algorithm knows its policy for such observations; recurrent ones have names of their own."""
+    name = "MultiInput" if isinstance(space, spaces.Dict) else "Mlp"
+    aliases = getattr(algorithm, "policy_aliases", {})
+    return next((alias for alias in (f"{name}Policy", f"{name}LstmPolicy") if alias in aliases), f"{name}Policy")
+
+
+def _optimizer(algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
+    """The algorithm's own optimizer, with learning rates of their own for tuned sources."""
+    if issubclass(algorithm, A2C):
+        return {"optimizer_class": HubRMSprop}
+    # SB3 gives Adam this epsilon in on-policy algorithms, but only to the class itself.
+    return {"optimizer_class": HubAdam, **({"optimizer_kwargs": {"eps": 1e-5}} if issubclass(algorithm, OnPolicyAlgorithm) else {})}
 
 
 def _outputs(options: dict[str, Any]) -> Outputs:

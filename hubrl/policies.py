@@ -147,7 +147,7 @@ class HubActorCriticPolicy(ActorCriticPolicy):
     def _build_hub(self) -> None:
         target = Target(self.observation_space, "outputs", self.action_space, self.outputs.source_std)
         self.method: Method = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
-        self.register_buffer("noise_key", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("noise_key", torch.randint(2**31, ()))
         self.residual = None
         if self.outputs.residual and len(self.method.pathways.sources):
             self.residual = ZeroLinear(self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space))

@@ -21,6 +21,9 @@ from hubrl.networks import Observations
 
 NOISE_FLOOR = 1e-2
 
+SMALLEST_IMAGE = 20
+"""Pixels a side that the router's two convolutions need."""
+
 
 class Weighted(NamedTuple):
     """Who is active, and how much each contributes."""
@@ -167,7 +170,8 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _is_image(space: spaces.Space[Any]) -> bool:
-    return isinstance(space, spaces.Box) and is_image_space(space, check_channels=False)
+    """Whether a part is an image large enough for the router's convolutions; smaller ones are read flat."""
+    return isinstance(space, spaces.Box) and is_image_space(space, check_channels=False) and min(space.shape[1:]) >= SMALLEST_IMAGE
 
 
 def _image_reader(space: spaces.Space[Any]) -> nn.Module:

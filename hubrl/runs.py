@@ -40,7 +40,7 @@ from hubrl.config import RunConfig, read_config
 from hubrl.errors import BadConfig, BadFile, OutputExists
 from hubrl.evaluation import PARALLEL, Played, play
 from hubrl.folders import new_folder, write_atomically
-from hubrl.hub import Hub
+from hubrl.hub import Hub, policy_name
 from hubrl.networks import ACTIVATIONS
 from hubrl.reading import read_agent
 from hubrl.source import Source
@@ -167,11 +167,9 @@ def build_model(config: RunConfig, env: VecEnv, hub: Hub | None, *, tensorboard:
     if isinstance(given.get("activation_fn"), str):
         given["activation_fn"] = activation(given["activation_fn"])
     if hub is None:
-        made: dict[str, Any] = {"policy": _plain_policy(env), "policy_kwargs": {}}
+        made: dict[str, Any] = {"policy": _plain_policy(algorithm, env), "policy_kwargs": {}}
     else:
         made = hub.agent(algorithm, config.method, level=config.level, tuned=config.tuned, source_lr=config.source_lr, **config.options)
-    if config.algorithm == "recurrent_ppo":
-        made["policy"] = made["policy"].replace("Policy", "LstmPolicy")
     log = None if tensorboard is None else str(tensorboard)
     common: dict[str, Any] = {"env": env, "seed": config.seed, "device": config.device, "tensorboard_log": log, "verbose": verbose}
     try:
@@ -304,11 +302,10 @@ def _plain_env(config: RunConfig, n_envs: int, seed: int, monitor: Path | None) 
     return make_env(config.task, config.task_kwargs, n_envs=n_envs, seed=seed, preprocessing=config.preprocessing, monitor=monitor)
 
 
-def _plain_policy(env: VecEnv) -> str:
-    shape, keys = env.observation_space.shape, getattr(env.observation_space, "spaces", None)
-    if keys is not None:
-        return "MultiInputPolicy"
-    return "CnnPolicy" if shape is not None and len(shape) == 3 else "MlpPolicy"
+def _plain_policy(algorithm: type[BaseAlgorithm], env: VecEnv) -> str:
+    """SB3's own policy for the task, without a hub."""
+    image = env.observation_space.shape is not None and len(env.observation_space.shape) == 3
+    return policy_name(algorithm, env.observation_space).replace("Mlp", "Cnn" if image else "Mlp")
 
 
 def _hub_of(config: RunConfig) -> Hub | None:
