@@ -168,18 +168,20 @@ def weights(run: Path) -> dict[str, Curve]:
 
 
 def draw(untouched: list[Played], folder: Path, settings: RunConfig) -> None:
-    """The curves, and under them who spoke."""
+    """The curves, and under them who spoke; a source has one colour in both."""
+    colours = {name: f"C{index}" for index, name in enumerate([*METHODS, *(one.name for one in untouched), "fresh"])}
     figure, (above, below) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, height_ratios=(3, 2), layout="constrained")
     for name in METHODS:
         steps, returns = evaluations(folder / name)
-        above.plot(steps, returns, marker="o", markersize=3, label=name)
-    for index, one in enumerate(untouched):
-        above.axhline(one.mean, color=f"C{index + len(METHODS)}", linestyle=":", label=f"{one.name}, untouched")
+        above.plot(steps, returns, color=colours[name], marker="o", markersize=3, label=name)
+    for one in untouched:
+        above.axhline(one.mean, color=colours[one.name], linestyle=":", label=f"{one.name}, untouched")
     above.set(ylabel="return (deterministic)", title=f"{settings.task.split(':')[-1]} {settings.task_kwargs}, seed {settings.seed}")
     above.legend(fontsize="small")
     spoken = weights(folder / "hub-pathway")
-    steps = next(iter(spoken.values()))[0]
-    below.stackplot(steps, *(curve for _, curve in spoken.values()), labels=list(spoken), alpha=0.8)
+    names = [name for name in colours if name in spoken]
+    curves = [spoken[name][1] for name in names]
+    below.stackplot(spoken[names[0]][0], *curves, labels=names, colors=[colours[name] for name in names], alpha=0.8)
     below.set(xlabel="environment steps", ylabel="mean pathway weight", ylim=(0, 1))
     below.legend(fontsize="small", loc="center right")
     figure.savefig(folder / "curves.png", dpi=150)
