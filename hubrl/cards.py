@@ -260,7 +260,11 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d[\
 
 def parse_yaml(text: str) -> Any:
     """Plain data from YAML; raises `yaml.YAMLError` if it is none."""
-    return yaml.load(text, Loader=_Loader)
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def write_yaml(plain: dict[str, Any]) -> str:

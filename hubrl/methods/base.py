@@ -1,6 +1,7 @@
 """What a transfer method is, and the register of them."""
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -30,7 +31,7 @@ class Routed(NamedTuple):
     """What the method adds to the task's loss."""
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """How several sources become one: which speak, what each counts, and what is added to the loss.
 
     A subclass builds its `pathways` and defines `forward`. Its keyword-only arguments are its options, in
@@ -45,6 +46,7 @@ class Method(nn.Module):
         self.features_dim = pathways.width
         self.tally = Tally(pathways.names)
 
+    @abstractmethod
     def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
         """Route a batch.
 
@@ -53,7 +55,6 @@ class Method(nn.Module):
             fresh: At the level of outputs, what the target's own actor says `(batch, width)`.
             noise_key: Key of the replayable noise; none for no noise.
         """
-        raise NotImplementedError  # every registered method defines it; the contract test holds them to it
 
     def trust(self, kept: Sequence[bool], start: Sequence[float]) -> None:
         """Take over what a probe found out; methods without a router have nothing to take over.
