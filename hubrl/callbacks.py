@@ -59,8 +59,10 @@ class HubCallback(BaseCallback):
             return
         self._logged_at = self.model.num_timesteps
         for method in methods_in(self.model.policy)[:1]:
-            self._record(method)
-            method.tally.reset()
+            # Off-policy algorithms act at random for a while, and nothing passes through the router.
+            if method.tally.rows:
+                self._record(method)
+                method.tally.reset()
 
     def _on_step(self) -> bool:
         return True
