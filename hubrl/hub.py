@@ -20,7 +20,7 @@ from hubrl.cards import Plain, first_problem, read_yaml, write_yaml
 from hubrl.errors import BadConfig, BadFile, UnknownName, unknown
 from hubrl.extractor import HubExtractor, methods_in
 from hubrl.folders import new_folder
-from hubrl.methods import check_options, options_of
+from hubrl.methods import options_of
 from hubrl.methods.hub_pathway import check_top_k
 from hubrl.optimizers import HubAdam, HubRMSprop
 from hubrl.policies import HubActorCriticPolicy, Outputs
@@ -192,7 +192,6 @@ class Hub(Sequence[Source]):
         for option in options:
             if option not in known:
                 raise UnknownName(unknown(f"option of method {method!r}", option, [*known, *also]))
-        check_options(method, options)
         check_top_k(options.get("top_k"), len(self))
         for source in self._sources:
             store.offer(source)
