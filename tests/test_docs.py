@@ -28,7 +28,7 @@ def blocks(page, language):
 def shortened(text):
     """The same trainings and evaluations, over in a moment."""
     text = re.sub(r"learn\([\d_]+", "learn(256", text)
-    text = re.sub(r"--set steps=[\d_]+", "--set steps=512 --set eval_every=512 --set eval_episodes=1", text)
+    text = re.sub(r"^(hubrl train .*)$", r"\1 --set steps=512 --set eval_every=512 --set eval_episodes=1", text, flags=re.MULTILINE)
     return re.sub(r"--(steps|source-steps|episodes) [\d_]+", lambda found: f"--{found[1]} {1 if found[1] == 'episodes' else 512}", text)
 
 
@@ -65,7 +65,7 @@ def test_the_commands_of_the_readme_work_in_their_order(checkout):
         if "hub check" in line:
             # Twenty whole episodes of each source: `make test` has no time for it.
             line = line + " --help"
-        words = shlex.split(shortened(line), comments=True)
+        words = shlex.split(shortened(line.split(" #")[0]), comments=True)
         execute([sys.executable, "-m", "hubrl", *words[1:]], checkout)
 
 
