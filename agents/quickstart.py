@@ -73,7 +73,7 @@ def main(config: Path = Path("configs/quickstart.yaml"), steps: int | None = Non
     draw(untouched, folder, settings)
     console.print(table(summary))
     console.print(
-        f"One seed, a first look: for claims see the studies. Curves: {folder / 'curves.png'}. Numbers: {folder / 'summary.json'}."
+        f"One seed: a first look, and no claim. Curves: {folder / 'curves.png'}. Numbers: {folder / 'summary.json'}."
     )
     console.print(f"Look further: tensorboard --logdir {folder}")
 
