@@ -72,9 +72,7 @@ def main(config: Path = Path("configs/quickstart.yaml"), steps: int | None = Non
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     draw(untouched, folder, settings)
     console.print(table(summary))
-    console.print(
-        f"One seed: a first look, and no claim. Curves: {folder / 'curves.png'}. Numbers: {folder / 'summary.json'}."
-    )
+    console.print(f"One seed: a first look, and no claim. Curves: {folder / 'curves.png'}. Numbers: {folder / 'summary.json'}.")
     console.print(f"Look further: tensorboard --logdir {folder}")
 
 
