@@ -20,7 +20,7 @@ def test_a_hub_beats_scratch_by_a_wide_margin_on_a_cheetah_that_no_source_saw(tm
     short = ["steps=8_000", "eval_every=8_000", "eval_episodes=2"]
     hub = train(start_run(QUICKSTART, short, tmp_path, "hub"))
     scratch = train(start_run(QUICKSTART, [*short, "method=scratch"], tmp_path, "scratch"))
-    assert hub["probe_steps"] == 0 or hub["probe_steps"] <= 160
+    assert hub["probe_steps"] <= 160
     assert hub["eval_mean"] > scratch["eval_mean"] + 1000
 
 
