@@ -50,9 +50,6 @@ class HubCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         see_through_normalisation(self.model.policy, self.training_env)
-        # The gradients of the last update are still there; SB3 clears them before the next.
-        for method in methods_in(self.model.policy)[:1]:
-            self._record_gradient(method)
 
     def _on_rollout_end(self) -> None:
         if self.model.num_timesteps - self._logged_at < self.log_every:
@@ -62,6 +59,8 @@ class HubCallback(BaseCallback):
             # Off-policy algorithms act at random for a while, and nothing passes through the router.
             if method.tally.rows:
                 self._record(method)
+                # Those of the last update are still there; SB3 clears them before the next.
+                self._record_gradient(method)
                 method.tally.reset()
 
     def _on_step(self) -> bool:
