@@ -8,6 +8,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from hubrl.buffers import remember_steps
 from hubrl.cards import write_yaml
 from hubrl.extractor import HubExtractor, methods_in, see_through_normalisation
 from hubrl.methods.base import Method
@@ -44,9 +45,11 @@ class HubCallback(BaseCallback):
         see_through_normalisation(self.model.policy, self.training_env)
         self._log_cards()
         self._logged_at = self.model.num_timesteps
-        on_policy = isinstance(self.model, OnPolicyAlgorithm) and isinstance(self.model.policy, HubActorCriticPolicy)
-        if on_policy and self.probe_share > 0 and methods[0].awaits_probe:
-            self._probe()
+        if isinstance(self.model, OnPolicyAlgorithm) and isinstance(self.model.policy, HubActorCriticPolicy):
+            self.model.policy.remembers = remember_steps(self.model, self.model.policy)
+            self.model.policy.release(np.ones(self.training_env.num_envs, dtype=bool))
+            if self.probe_share > 0 and methods[0].awaits_probe:
+                self._probe()
 
     def _on_rollout_start(self) -> None:
         see_through_normalisation(self.model.policy, self.training_env)
@@ -64,6 +67,8 @@ class HubCallback(BaseCallback):
                 method.tally.reset()
 
     def _on_step(self) -> bool:
+        if isinstance(self.model.policy, HubActorCriticPolicy):
+            self.model.policy.release(self.locals["dones"])
         return True
 
     def _probe(self) -> None:

@@ -148,10 +148,26 @@ class Select(Plain):
     """Keep some entries of a flat observation, in this order."""
 
     op: Literal["select"]
-    indices: tuple[int, ...]
+    indices: tuple[Annotated[int, Field(ge=0)], ...]
 
 
-Step = Annotated[Frames | Crop | Resize | Stretch | Select, Field(discriminator="op")]
+class Key(Plain):
+    """Read one part of a Dict observation."""
+
+    op: Literal["key"]
+    name: str
+
+
+Step = Annotated[Frames | Crop | Resize | Stretch | Select | Key, Field(discriminator="op")]
+
+
+class ActionMap(Plain):
+    """From the source's own actions to the target's, where the two differ in order or in sign (a mirrored gait)."""
+
+    order: tuple[int, ...] | None = None
+    """For every entry of the target's action (or every choice), the source's that stands for it; a permutation."""
+    signs: tuple[Literal[-1, 1], ...] | None = None
+    """For every entry of the target's action its sign; Box alone."""
 
 
 class Normalisation(Plain):
@@ -179,6 +195,8 @@ class SourceCard(Plain):
     network: Annotated[Declared | Registered, Field(discriminator="kind")]
     preprocessing: tuple[Step, ...] = ()
     """Steps from the target's observation to the one its network reads."""
+    action_map: ActionMap | None = None
+    """From its own head's actions to the target's; none where they are the same."""
     normalize_images: bool = True
     """Whether images were divided by 255, as SB3 does unless told otherwise."""
     normalisation: Normalisation | None = None

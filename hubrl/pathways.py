@@ -1,8 +1,9 @@
 """The members of routing: sources in the hub's order, then perhaps a fresh pathway, all speaking alike."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from gymnasium import spaces
@@ -51,9 +52,16 @@ class SourcePathway(nn.Module):
 
     def forward(self, observations: Observations) -> Float[Tensor, "batch width"]:
         """What the source says of the target's observations."""
+        return self.voiced(self.listen(observations))
+
+    def listen(self, observations: Observations) -> Float[Tensor, "batch said"]:
+        """What the source itself says; if it is frozen, the same for the same observations for ever."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.source.frozen):
             seen = self.original(observations)
-            said = self.source.features(seen) if self.projection is not None else self.source.outputs(seen)
+            return self.source.features(seen) if self.projection is not None else self.source.outputs(seen)
+
+    def voiced(self, said: Float[Tensor, "batch said"]) -> Float[Tensor, "batch width"]:
+        """What the pathway makes of it: projected features, or outputs with the pathway's own standard deviation."""
         if self.projection is not None:
             projected: Tensor = self.projection(said)
             return projected
@@ -162,6 +170,33 @@ class Pathways(nn.Module):
             self.width = width or max((source.width for source in sources), default=64)
         self.sources = nn.ModuleList(SourcePathway(source, target, self.width) for source in sources)
         self.fresh = FreshPathway(target.observation_space, self.width) if fresh and target.level == "features" else None
+        self._heard: Tensor | None = None
+
+    def listen(self, observations: Observations, wanted: Sequence[bool]) -> Float[Tensor, "batch sources said"]:
+        """What the wanted sources themselves say, to be remembered; zeros for the others.
+
+        Args:
+            observations: As SB3 preprocesses them.
+            wanted: For every pathway, whether it may speak at all.
+        """
+        n_rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+        said = torch.zeros(n_rows, len(self.sources), self.width)
+        with torch.no_grad():
+            for index, pathway in enumerate(self.sources):
+                if wanted[index]:
+                    spoken = cast("SourcePathway", pathway).listen(observations)
+                    said = said.to(spoken.device)
+                    said[:, index] = spoken
+        return said
+
+    @contextmanager
+    def reminded(self, heard: Float[Tensor, "batch sources said"] | None) -> Iterator[None]:
+        """Inside, sources are not computed: `listen` said this of the same observations before."""
+        self._heard = heard
+        try:
+            yield
+        finally:
+            self._heard = None
 
     def speak(
         self, observations: Observations, active: Bool[Tensor, "batch pathways"], fresh: Float[Tensor, "batch width"] | None = None
@@ -178,11 +213,19 @@ class Pathways(nn.Module):
             speakers.append(self.fresh)
         n_sources = len(self.sources)
         if fresh is None or len(self.names) == n_sources:
-            return dispatch(speakers, observations, active, self.width)
+            return self._spoken(speakers, observations, active)
         said = fresh[:, None]
         if not n_sources:
             return said
-        return torch.cat([dispatch(speakers, observations, active[:, :n_sources], self.width), said], dim=1)
+        return torch.cat([self._spoken(speakers, observations, active[:, :n_sources]), said], dim=1)
+
+    def _spoken(
+        self, speakers: list[Any], observations: Observations, active: Bool[Tensor, "batch speakers"]
+    ) -> Float[Tensor, "batch speakers width"]:
+        if self._heard is None:
+            return dispatch(speakers, observations, active, self.width)
+        voiced = [cast("SourcePathway", pathway).voiced(self._heard[:, index]) for index, pathway in enumerate(self.sources)]
+        return torch.stack(voiced, dim=1) * active[:, :, None]
 
     def see_through(self, statistics: Statistics, epsilon: float) -> None:
         """Let the sources see what was before the target's VecNormalize."""

@@ -1,30 +1,34 @@
 """The policy for PPO and A2C in which the sources' own heads speak."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
-from torch.distributions import Categorical
 
 from hubrl import speech
+from hubrl.buffers import Memory
 from hubrl.cards import Plain
+from hubrl.distributions import CommittedDistribution, MixtureDistribution, PathwayDistribution, held, mixed_categorical
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.losses import inject
 from hubrl.methods import create
 from hubrl.methods.base import Method, Routed
 from hubrl.networks import Observations
 from hubrl.pathways import FRESH, Target, spec_sources
-from hubrl.routing import ZeroLinear, aggregate, log_weights
+from hubrl.routing import ZeroLinear, aggregate
 from hubrl.spaces import describe
 from hubrl.spec import HubSpec, parse_spec
 
@@ -38,14 +42,45 @@ class Outputs(Plain):
     """Whether a learned correction, zero at the start, is added to what the sources say."""
     source_std: float | None = 0.05
     """Standard deviation at which each source's pathway starts, learned from there; none: the source's own."""
+    hold: Annotated[float, Field(ge=1)] = 1
+    """How many steps a pathway that was drawn acts (a mixture's commitment), in the mean where it is random or learned."""
+    release: Literal["fixed", "random", "learned"] = "random"
+    """How a held pathway lets go: after `hold` steps, at random, or by a learned rule that starts there."""
+    recall: bool = True
+    """Whether what frozen sources said in a rollout is stored with it and not computed again in its update."""
 
 
+@dataclass
 class Hearing:
-    """The observations that an action distribution is being asked for, and whether exploration is on."""
+    """What an action distribution is being asked for."""
 
-    def __init__(self, observations: Observations, *, exploring: bool) -> None:
-        self.observations = observations
-        self.exploring = exploring
+    observations: Observations
+    exploring: bool
+    """Whether the router's noise is on."""
+    heard: Float[Tensor, "batch sources outputs"] | None = None
+    """What the sources said of these observations, where that is remembered."""
+    previous: Int[Tensor, " batch"] | None = None
+    """Who acted before; -1 where nobody is held."""
+    acted: Int[Tensor, " batch"] | None = None
+    """Who acted, in an update."""
+
+
+class Holding:
+    """Who is held in each of some environments, and for how many steps."""
+
+    def __init__(self, n_envs: int) -> None:
+        self.pathway = torch.full((n_envs,), -1)
+        self.steps = torch.zeros(n_envs, dtype=torch.long)
+
+    def release(self, rows: Bool[Tensor, " envs"]) -> None:
+        """Nobody is held any more in these."""
+        self.pathway = torch.where(rows, -1, self.pathway)
+
+    def acted(self, drawn: Int[Tensor, " envs"]) -> None:
+        """These acted in the last step."""
+        drawn = drawn.cpu()
+        self.steps = torch.where(drawn == self.pathway, self.steps + 1, 1)
+        self.pathway = drawn
 
 
 class HubActorCriticPolicy(ActorCriticPolicy):
@@ -87,7 +122,17 @@ class HubActorCriticPolicy(ActorCriticPolicy):
             )
         self.spec = parse_spec(hub)
         self.outputs = outputs if isinstance(outputs, Outputs) else Outputs.model_validate(outputs or {})
+        if self.outputs.hold > 1 and self.outputs.aggregation == "mean":
+            raise BadConfig(
+                f"hold={self.outputs.hold:g} and aggregation='mean' were given; a mean holds nobody, use aggregation='mixture'."
+            )
+        self.remembers = False
+        """Whether a buffer stores `memory` and brings it back by `recall`; a callback sees to it."""
+        self.memory: Memory = {}
+        self._recalled: tuple[Any, Memory] | None = None
         self._hearing: Hearing | None = None
+        self._distributed: Distribution | None = None
+        self._holding: Holding | None = None
         kwargs.setdefault("features_extractor_class", _extractor_for(observation_space))
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 
@@ -95,6 +140,11 @@ class HubActorCriticPolicy(ActorCriticPolicy):
     def fresh_alone(self) -> bool:
         """Whether every source was dropped, so that this is SB3's policy and nothing else."""
         return self.method.fresh_alone
+
+    @property
+    def holds(self) -> bool:
+        """Whether a pathway that was drawn acts for a while."""
+        return self.outputs.hold > 1 and not self.fresh_alone
 
     def route(self, observations: Observations) -> Routed:
         """What the hub makes of observations as SB3 preprocesses them, without noise."""
@@ -118,19 +168,73 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         return speech.act(rows, self.action_space, deterministic=False)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions, values and log-probabilities for a rollout."""
-        with self._hear(obs, exploring=True):
-            return super().forward(obs, deterministic)  # type: ignore[arg-type]
+        """Actions, values and log-probabilities for a rollout.
+
+        Raises:
+            BadConfig: If pathways are to be held and no buffer stores who acted.
+        """
+        with self._hear(obs, exploring=True) as hearing:
+            if not self.fresh_alone:
+                self._remember(hearing)
+            acted = super().forward(obs, deterministic)  # type: ignore[arg-type]
+        self._note()
+        return acted
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values, log-probabilities and entropy for an update, under the rollout's noise."""
-        with self._hear(obs, exploring=True):
+        with self._hear(obs, exploring=True) as hearing:
+            memory = self._recalled[1] if self._recalled is not None and self._recalled[0] is obs else {}
+            hearing.heard = memory.get("heard")
+            if "choice" in memory:
+                hearing.previous, hearing.acted = memory["choice"].unbind(dim=1)
             return super().evaluate_actions(obs, actions)
+
+    def recall(self, observations: Any, memory: Memory) -> None:
+        """Be reminded of a rollout's steps, before `evaluate_actions` is called with these very observations."""
+        self._recalled = (observations, memory)
+
+    def release(self, ended: np.ndarray) -> None:
+        """Hold nobody any more in environments whose episode ended."""
+        if self._holding is not None:
+            self._holding.release(torch.as_tensor(ended, dtype=torch.bool))
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """The action distribution without the router's noise, as `predict` uses it."""
-        with self._hear(obs, exploring=False):
+        with self._hear(obs, exploring=False) as hearing:
+            if self.holds and self._holding is not None:
+                hearing.previous = self._previous(self._holding)
             return super().get_distribution(obs)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """SB3's `predict`; where pathways are held, the state says who is, and for how long.
+
+        Args:
+            observation: One observation, or a batch.
+            state: What the last call returned; none at the start.
+            episode_start: Where an episode begins and nobody is held.
+            deterministic: Whether to take the likeliest action of the likeliest pathway.
+        """
+        if not self.holds:
+            return super().predict(observation, state, episode_start, deterministic)
+        n_rows = self._n_rows(observation)
+        training, self._holding = self._holding, Holding(n_rows)
+        if state is not None:
+            self._holding.pathway, self._holding.steps = (torch.as_tensor(part) for part in state)
+        if episode_start is not None:
+            self._holding.release(torch.as_tensor(episode_start, dtype=torch.bool))
+        try:
+            actions, _ = super().predict(observation, state, episode_start, deterministic)
+            if isinstance(self._distributed, CommittedDistribution):
+                self._holding.acted(self._distributed.drawn)
+            return actions, (self._holding.pathway.numpy(), self._holding.steps.numpy())
+        finally:
+            self._holding = training
 
     def train(self, mode: bool = True) -> "HubActorCriticPolicy":
         """`nn.Module.train`; going back to a rollout after an update draws new noise."""
@@ -148,6 +252,12 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         target = Target(self.observation_space, "outputs", self.action_space, self.outputs.source_std)
         self.method: Method = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
         self.register_buffer("noise_key", torch.randint(2**31, ()))
+        n_pathways = len(self.method.pathways.names)
+        self.stickiness = None
+        if self.outputs.hold > 1 and self.outputs.release == "learned" and n_pathways > 1:
+            self.stickiness = ZeroLinear(self.mlp_extractor.latent_dim_pi, n_pathways)
+            # Equal weights then let go once in `hold` steps.
+            nn.init.constant_(self.stickiness.bias, math.log((self.outputs.hold - 1) * (n_pathways - 1)))
         self.residual = None
         if self.outputs.residual and len(self.method.pathways.sources):
             self.residual = ZeroLinear(self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space))
@@ -156,14 +266,49 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         return {**super()._get_constructor_parameters(), "hub": self.spec.plain(), "outputs": self.outputs.plain()}
 
     @contextmanager
-    def _hear(self, obs: PyTorchObs, *, exploring: bool) -> Iterator[None]:
+    def _hear(self, obs: PyTorchObs, *, exploring: bool) -> Iterator[Hearing]:
         """Keep the observations at hand while SB3's code asks for the distribution that follows from them."""
         preprocessed: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
         self._hearing = Hearing(preprocessed, exploring=exploring)
         try:
-            yield
+            yield self._hearing
         finally:
             self._hearing = None
+
+    def _remember(self, hearing: Hearing) -> None:
+        """Begin a step's memory: what the sources say, and who is held."""
+        self.memory = {}
+        if self.remembers and self.outputs.recall and not self.spec.tuned:
+            heard = self.method.pathways.listen(hearing.observations, self.method.trusted_pathways)
+            hearing.heard = self.memory["heard"] = heard
+        if not self.holds:
+            return
+        if not self.remembers:
+            raise BadConfig(f"hold={self.outputs.hold:g} was given and nothing stores who acted; pass HubCallback() to learn.")
+        n_rows = len(next(iter(hearing.observations.values())) if isinstance(hearing.observations, dict) else hearing.observations)
+        if self._holding is None or len(self._holding.pathway) != n_rows:
+            self._holding = Holding(n_rows)
+        previous = self._previous(self._holding)
+        hearing.previous = self.memory["choice"] = previous
+
+    def _note(self) -> None:
+        """Complete a step's memory: who acted."""
+        if "choice" in self.memory and self._holding is not None:
+            assert isinstance(self._distributed, CommittedDistribution)
+            drawn = self._distributed.drawn
+            self.memory["choice"] = torch.stack([self.memory["choice"], drawn], dim=1)
+            self._holding.acted(drawn)
+
+    def _previous(self, holding: Holding) -> Int[Tensor, " batch"]:
+        """Who acted before, as far as that binds."""
+        previous = holding.pathway
+        if self.outputs.release == "fixed":
+            previous = torch.where(holding.steps >= self.outputs.hold, -1, previous)
+        return previous.to(self.device)
+
+    def _n_rows(self, observation: Any) -> int:
+        tensor, _ = self.obs_to_tensor(observation)
+        return len(next(iter(tensor.values())) if isinstance(tensor, dict) else tensor)
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         if self.fresh_alone:
@@ -176,11 +321,13 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         if learning and routed.loss.requires_grad:
             weights = inject(weights, routed.loss)
         self.method.tally.count(routed.weights, routed.loss if learning else None)
-        return self._distribution(routed.speech, weights)
+        self._distributed = self._distribution(routed.speech, weights, latent_pi, self._hearing)
+        return self._distributed
 
     def _route(self, hearing: Hearing, latent_pi: Tensor) -> Routed:
         key = int(self.get_buffer("noise_key")) if hearing.exploring else None
-        routed: Routed = self.method(hearing.observations, fresh=self._fresh_speech(latent_pi), noise_key=key)
+        with self.method.pathways.reminded(hearing.heard):
+            routed: Routed = self.method(hearing.observations, fresh=self._fresh_speech(latent_pi), noise_key=key)
         return routed._replace(speech=self._with_residual(routed.speech, latent_pi))
 
     def _with_residual(self, said: Float[Tensor, "batch pathways outputs"], latent_pi: Tensor) -> Tensor:
@@ -207,76 +354,48 @@ class HubActorCriticPolicy(ActorCriticPolicy):
 
     def distribution_parameters(self, routed: Routed) -> Float[Tensor, "batch outputs"]:
         """The aggregated action distribution as speech: log-probabilities, or mean and log standard deviation."""
-        if isinstance(self.action_space, spaces.Discrete):
-            distribution = self._distribution(routed.speech, routed.weights)
-            assert isinstance(distribution, CategoricalDistribution)
-            return distribution.distribution.logits
+        if isinstance(self.action_space, spaces.Discrete) and self.outputs.aggregation == "mixture":
+            return mixed_categorical(routed.speech, routed.weights).distribution.logits
         return aggregate(routed.speech, routed.weights)
 
-    def _distribution(self, said: Float[Tensor, "batch pathways outputs"], weights: Float[Tensor, "batch pathways"]) -> Distribution:
-        mean = aggregate(said, weights)
+    def _distribution(
+        self,
+        said: Float[Tensor, "batch pathways outputs"],
+        weights: Float[Tensor, "batch pathways"],
+        latent_pi: Float[Tensor, "batch latent"],
+        hearing: Hearing,
+    ) -> Distribution:
+        assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
+        if self.holds:
+            weights = self._transition(weights, latent_pi, hearing)
+            made: PathwayDistribution = CommittedDistribution(self.action_space).of(hearing.acted)
+            return made.proba_distribution(said, weights)
+        if self.outputs.aggregation == "mean":
+            return self._mean_distribution(aggregate(said, weights))
         if isinstance(self.action_space, spaces.Discrete):
-            return _categorical(said, weights, mean, mixture=self.outputs.aggregation == "mixture")
-        if self.outputs.aggregation == "mixture":
-            return MixtureDistribution(get_action_dim(self.action_space)).proba_distribution(said, weights)
+            return mixed_categorical(said, weights)
+        return MixtureDistribution(self.action_space).proba_distribution(said, weights)
+
+    def _mean_distribution(self, mean: Float[Tensor, "batch outputs"]) -> Distribution:
+        if isinstance(self.action_space, spaces.Discrete):
+            return CategoricalDistribution(mean.shape[1]).proba_distribution(mean)
         centre, log_std = mean.chunk(2, dim=1)
         return DiagGaussianDistribution(get_action_dim(self.action_space)).proba_distribution(centre, log_std)
 
-
-class MixtureDistribution(Distribution):
-    """A mixture of Gaussians: one pathway is drawn by its weight and acts with its own standard deviation.
-
-    The likelihood is that of the mixture, summed over pathways, so that ratios are exact without storing who acted.
-    The mode is the mean of the pathway with the greatest weight: good gaits are chosen between, never averaged.
-    """
-
-    def __init__(self, action_dim: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.action_dim = action_dim
-
-    def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """There is none: the pathways speak for themselves."""
-        raise BadConfig("A mixture of pathways has no network of its own.")
-
-    def proba_distribution(
-        self, speech: Float[Tensor, "batch pathways outputs"], weights: Float[Tensor, "batch pathways"]
-    ) -> "MixtureDistribution":
-        """The mixture of what the pathways say, by their weights."""
-        self.mean, self.log_std = speech.chunk(2, dim=2)
-        self.log_weights = log_weights(weights)
-        return self
-
-    def log_prob(self, actions: Float[Tensor, "batch actions"]) -> Float[Tensor, " batch"]:
-        """Logarithm of the mixture's density."""
-        each = torch.distributions.Normal(self.mean, self.log_std.exp()).log_prob(actions[:, None]).sum(dim=2)
-        return torch.logsumexp(self.log_weights + each, dim=1)
-
-    def entropy(self) -> Tensor | None:
-        """None: there is no closed form, and SB3 then estimates it by the mean negative log-probability."""
-        return None
-
-    def sample(self) -> Float[Tensor, "batch actions"]:
-        """Draw a pathway, then its action."""
-        drawn = Categorical(logits=self.log_weights).sample()
-        mean, log_std = self._of(drawn, self.mean), self._of(drawn, self.log_std)
-        return torch.normal(mean, log_std.exp())
-
-    def mode(self) -> Float[Tensor, "batch actions"]:
-        """The mean of the pathway with the greatest weight."""
-        return self._of(self.log_weights.argmax(dim=1), self.mean)
-
-    def actions_from_params(self, speech: Tensor, weights: Tensor, deterministic: bool = False) -> Tensor:
-        """Actions for what pathways say."""
-        return self.proba_distribution(speech, weights).get_actions(deterministic=deterministic)
-
-    def log_prob_from_params(self, speech: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions for what pathways say, and their log-probabilities."""
-        actions = self.actions_from_params(speech, weights)
-        return actions, self.log_prob(actions)
-
-    @staticmethod
-    def _of(pathway: Tensor, values: Tensor) -> Tensor:
-        return values.gather(1, pathway[:, None, None].expand(-1, 1, values.shape[2])).squeeze(1)
+    def _transition(
+        self, weights: Float[Tensor, "batch pathways"], latent_pi: Float[Tensor, "batch latent"], hearing: Hearing
+    ) -> Float[Tensor, "batch pathways"]:
+        """Weights given who acted before; without a record of it, as if nobody was held."""
+        if hearing.previous is None:
+            return weights
+        match self.outputs.release:
+            case "fixed":
+                release: float | Tensor = 0.0
+            case "random":
+                release = 1 / self.outputs.hold
+            case _:
+                release = weights.new_zeros(()) if self.stickiness is None else self.stickiness(latent_pi)
+        return held(weights, hearing.previous, release)
 
 
 def get_action_width(space: spaces.Space[Any]) -> int:
@@ -287,13 +406,6 @@ def get_action_width(space: spaces.Space[Any]) -> int:
 def _all_for_last(n_rows: int, n_pathways: int) -> Float[Tensor, "batch pathways"]:
     """Pathway weights where the last has all the say."""
     return torch.eye(n_pathways)[-1].expand(n_rows, -1)
-
-
-def _categorical(speech: Tensor, weights: Tensor, mean: Tensor, *, mixture: bool) -> Distribution:
-    """Discrete actions: a mixture of the pathways' probabilities, or the weighted mean of their logits."""
-    normal = nn.functional.log_softmax(speech, dim=2)
-    logits = torch.logsumexp(log_weights(weights)[:, :, None] + normal, dim=1) if mixture else mean
-    return CategoricalDistribution(logits.shape[1]).proba_distribution(logits)
 
 
 def _extractor_for(space: spaces.Space[Any]) -> type:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hubrl.cards import Crop, Frames, Normalisation, Resize, Select, Step
+from hubrl.cards import Crop, Frames, Key, Normalisation, Resize, Select, Step
 from hubrl.errors import BadFile, SpaceMismatch
 from hubrl.networks import Observations
 from hubrl.spaces import describe
@@ -18,26 +18,41 @@ Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
 """Mean and variance of VecNormalize, by key of a Dict observation; one empty key otherwise."""
 
 
-def preprocessed(images: Float[Tensor, " batch *obs"], steps: tuple[Step, ...]) -> Float[Tensor, " batch *read"]:
-    """Observations of the target as a source's network reads them."""
+def preprocessed(observations: Observations, steps: tuple[Step, ...]) -> Observations:
+    """Observations of the target as a source's network reads them.
+
+    Raises:
+        ValueError: If they have not what a step asks for.
+    """
     for step in steps:
-        match step:
-            case Select():
-                images = images[:, list(step.indices)]
-            case Frames():
-                if images.shape[1] < step.last:
-                    raise ValueError(f"{step.last} frames of {images.shape[1]}")
-                images = images[:, -step.last :]
-            case Crop():
-                if images.shape[2] < step.bottom:
-                    raise ValueError(f"row {step.bottom} of {images.shape[2]}")
-                images = images[:, :, step.top : step.bottom]
-            case Resize():
-                images = functional.interpolate(images, (step.height, step.width), mode="bilinear", antialias=True)
-            case _:
-                low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
-                images = (images - low) / (high - low).clamp_min(1e-6)
-    return images
+        if isinstance(step, Key):
+            if not isinstance(observations, dict) or step.name not in observations:
+                raise ValueError(f"no part {step.name!r}")
+            observations = observations[step.name]
+            continue
+        if isinstance(observations, dict):
+            raise ValueError("a Dict observation")  # noqa: TRY004 - a mismatch of spaces, as the other steps'
+        observations = _done(observations, step)
+    return observations
+
+
+def _done(images: Float[Tensor, " batch *obs"], step: Step) -> Float[Tensor, " batch *read"]:
+    match step:
+        case Select():
+            return images[:, list(step.indices)]
+        case Frames():
+            if images.shape[1] < step.last:
+                raise ValueError(f"{step.last} frames of {images.shape[1]}")
+            return images[:, -step.last :]
+        case Crop():
+            if images.shape[2] < step.bottom:
+                raise ValueError(f"row {step.bottom} of {images.shape[2]}")
+            return images[:, :, step.top : step.bottom]
+        case Resize():
+            return functional.interpolate(images, (step.height, step.width), mode="bilinear", antialias=True)
+        case _:
+            low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+            return (images - low) / (high - low).clamp_min(1e-6)
 
 
 class Normaliser(nn.Module):

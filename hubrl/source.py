@@ -2,7 +2,8 @@
 
 import copy
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +15,7 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, maybe_
 from torch import Tensor, nn
 
 from hubrl import networks, speech
-from hubrl.cards import Declared, Normalisation, Registered, SourceCard
+from hubrl.cards import Declared, Key, Normalisation, Registered, SourceCard
 from hubrl.errors import BadConfig, BadFile, SourcesNotLoaded, SpaceMismatch
 from hubrl.freezing import freeze, is_sb3_init, spelt_as_in
 from hubrl.networks import Observations, OwnHead, OwnValue
@@ -69,11 +70,11 @@ class Source(nn.Module):
         if described:
             encoder, head, value = copy.deepcopy((encoder, head, value))
         self.space = card.observations
-        self.actions = card.actions
+        self.actions = _target_actions(card)
         if card.preprocessing and not isinstance(self.space, spaces.Box):
             raise SpaceMismatch(f"The preprocessing of source {card.name!r} ends in {describe(self.space)}; expected a Box.")
         if not isinstance(card.network, Declared):
-            head = None if head is None or self.actions is None else OwnHead(head, self.actions)
+            head = None if head is None or card.actions is None else OwnHead(head, card.actions)
             value = None if value is None else OwnValue(value)
         self.encoder, self.action, self.critic = encoder, head, value
         self.normaliser = None
@@ -114,6 +115,44 @@ class Source(nn.Module):
         """What the source is called."""
         return self.card.name
 
+    def adapted(
+        self,
+        name: str | None = None,
+        *,
+        observes: str | Sequence[int] | None = None,
+        order: Sequence[int] | None = None,
+        signs: Sequence[int] | None = None,
+    ) -> "Source":
+        """The same agent for a target that observes more than it, or acts in another order or with other signs.
+
+        Args:
+            name: What to call it; as before if not given.
+            observes: The entries of the target's flat observation that are this source's, in its order, or the key of
+                the target's Dict observation.
+            order: For every entry of the target's action (or every choice) the source's that stands for it.
+            signs: For every entry of the target's action 1 or -1; a mirrored gait has some of the latter.
+
+        Raises:
+            BadConfig: If the card that follows cannot be.
+            SourcesNotLoaded: If the weights never arrived.
+        """
+        self._check_arrived()
+        first: list[dict[str, Any]] = []
+        if observes is not None:
+            first = [{"op": "key", "name": observes} if isinstance(observes, str) else {"op": "select", "indices": list(observes)}]
+        plain = {**self.card.plain(), "name": name or self.name}
+        if first:
+            plain["preprocessing"] = [*first, *plain.get("preprocessing", [])]
+        if order is not None or signs is not None:
+            if self.card.action_map is not None:
+                raise BadConfig(f"Source {self.name!r} has an action map already; adapt the source that it was made from.")
+            plain["action_map"] = {"order": order and list(order), "signs": signs and list(signs)}
+        try:
+            card = SourceCard.model_validate(plain)
+        except ValueError as error:
+            raise BadConfig(f"Source {self.name!r} cannot be adapted so: {' '.join(str(error).split())[:200]}") from error
+        return Source.from_card(card, self.tensors(), frozen=self.frozen)
+
     def features(self, observations: Observations) -> Float[Tensor, "batch width"]:
         """What the source's own head reads, for observations as SB3 preprocesses them.
 
@@ -133,6 +172,8 @@ class Source(nn.Module):
         if self.action is None:
             raise SpaceMismatch(f"Source {self.name!r} is an encoder alone and has no actions; use its features.")
         said: Tensor = self.action(self.features(observations))
+        if self.card.action_map is not None and self.actions is not None:
+            said = speech.mapped(said, self.actions, self.card.action_map.order, self.card.action_map.signs)
         return said
 
     def value(self, observations: Observations) -> Float[Tensor, " batch"]:
@@ -193,9 +234,7 @@ class Source(nn.Module):
         """Whether the source can read observations of a target's space, after its preprocessing."""
         if not self.card.preprocessing:
             return fits(space, self.space)
-        if not isinstance(space, spaces.Box):
-            return False
-        return self._preprocesses(space.shape)
+        return isinstance(space, spaces.Box | spaces.Dict) and self._preprocesses(_zeros(space))
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights by name, as copies on the CPU."""
@@ -254,12 +293,17 @@ class Source(nn.Module):
     def _read(self, observations: Observations) -> Observations:
         self._check_arrived()
         if self.card.preprocessing:
-            assert isinstance(observations, Tensor)
             observations = preprocessed(observations, self.card.preprocessing)
         return observations if self.normaliser is None else self.normaliser(observations)
 
     def _batch(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[Any, bool]:
         """A batch of tensors, and whether it was one already."""
+        steps = self.card.preprocessing
+        if steps and isinstance(steps[0], Key):
+            if not isinstance(observation, dict) or steps[0].name not in observation:
+                raise SpaceMismatch(f"Source {self.name!r} reads part {steps[0].name!r} of a Dict observation, which it was not given.")
+            rows, batched = self._rows(np.asarray(observation[steps[0].name]), self.space)
+            return {steps[0].name: rows}, batched
         if isinstance(self.space, spaces.Dict):
             if not isinstance(observation, dict) or not set(self.space.spaces) <= set(observation):
                 given = f"a dict of {sorted(observation)}" if isinstance(observation, dict) else "an array"
@@ -267,14 +311,14 @@ class Source(nn.Module):
             parts = {key: self._rows(np.asarray(observation[key]), part) for key, part in self.space.spaces.items()}
             return {key: rows for key, (rows, _) in parts.items()}, all(batched for _, batched in parts.values())
         array = np.asarray(observation)
-        return self._raw_rows(array) if self.card.preprocessing else self._rows(array, self.space)
+        return self._raw_rows(array) if steps else self._rows(array, self.space)
 
     def _raw_rows(self, array: np.ndarray) -> tuple[Tensor, bool]:
         """Observations of a target that the preprocessing still has to fit; images channel last or first."""
         batched = array.ndim > len(self.space.shape or ())
         rows = array if batched else array[None]
         orientations = [rows, np.moveaxis(rows, -1, 1)] if rows.ndim == 4 else [rows]
-        fitting = [found for found in orientations if self._preprocesses(found.shape[1:])]
+        fitting = [found for found in orientations if self._preprocesses(torch.zeros(1, *found.shape[1:]))]
         if not fitting:
             raise SpaceMismatch(f"Source {self.name!r} cannot preprocess an observation of shape {array.shape} to {describe(self.space)}.")
         tensor = torch.as_tensor(fitting[0].copy(), device=self._device())
@@ -283,13 +327,13 @@ class Source(nn.Module):
     def _device(self) -> torch.device | None:
         return next((tensor.device for tensor in self.state_dict().values()), None)
 
-    def _preprocesses(self, shape: tuple[int, ...]) -> bool:
-        """Whether the preprocessing makes of this shape what the network reads."""
+    def _preprocesses(self, observation: Observations) -> bool:
+        """Whether the preprocessing makes of such an observation what the network reads."""
         try:
-            row = preprocessed(torch.zeros(1, *shape), self.card.preprocessing)
+            row = preprocessed(observation, self.card.preprocessing)
         except (RuntimeError, IndexError, ValueError):
             return False
-        return tuple(row.shape[1:]) == self.space.shape
+        return isinstance(row, Tensor) and tuple(row.shape[1:]) == self.space.shape
 
     def _rows(self, array: np.ndarray, space: spaces.Space[Any]) -> tuple[Tensor, bool]:
         shape = tuple(space.shape or ())
@@ -353,6 +397,29 @@ def _describe_card(description: dict[str, Any], statistics: Statistics | None) -
         return SourceCard(network=network, **fields)
     except ValueError as error:
         raise BadConfig(f"A source cannot be described so: {' '.join(str(error).split())[:200]}") from error
+
+
+def _target_actions(card: SourceCard) -> spaces.Space[Any] | None:
+    """The actions in which a source speaks: its own head's, mapped.
+
+    Raises:
+        SpaceMismatch: If the card's action map does not fit the head's actions.
+    """
+    own, how = card.actions, card.action_map
+    if own is None or how is None:
+        return own
+    size = int(own.n) if isinstance(own, spaces.Discrete) else math.prod(own.shape) if isinstance(own, spaces.Box) else 0
+    if how.order is not None and sorted(how.order) != list(range(size)):
+        raise SpaceMismatch(f"The action map of source {card.name!r} orders {list(how.order)}, {describe(own)} has {size} to order.")
+    if how.signs is not None and (not isinstance(own, spaces.Box) or len(how.signs) != size):
+        raise SpaceMismatch(f"The action map of source {card.name!r} has {len(how.signs)} signs for {describe(own)}.")
+    if not isinstance(own, spaces.Box):
+        return own
+    order = list(how.order or range(size))
+    signs = np.array(how.signs or [1] * size)
+    low, high = own.low.ravel()[order] * signs, own.high.ravel()[order] * signs
+    shaped = (np.minimum(low, high).reshape(own.shape), np.maximum(low, high).reshape(own.shape))
+    return spaces.Box(*(bound.astype(own.dtype) for bound in shaped), dtype=own.dtype.type)
 
 
 def _zeros(space: spaces.Space[Any]) -> Observations:

@@ -9,6 +9,7 @@ distribution, in the units of the environment:
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -85,6 +86,27 @@ def greedy(q_values: Float[Tensor, "batch actions"], epsilon: float = 0.05) -> F
     best = math.log(1 - epsilon + epsilon / n_actions)
     speech = torch.full_like(q_values, others)
     return speech.scatter(1, q_values.argmax(dim=1, keepdim=True), best)
+
+
+def mapped(
+    speech: Float[Tensor, "batch outputs"], space: spaces.Space[Any], order: Sequence[int] | None, signs: Sequence[int] | None
+) -> Float[Tensor, "batch outputs"]:
+    """What is said in other actions: entry `i` becomes entry `order[i]` times `signs[i]`.
+
+    Args:
+        speech: What a source says, as above.
+        space: The actions of its speech: Box or Discrete.
+        order: For every entry (or choice) of the mapped action the source's; as they are if not given.
+        signs: For every entry 1 or -1; all 1 if not given.
+    """
+    if not isinstance(space, spaces.Box):
+        return speech if order is None else speech[:, list(order)]
+    mean, log_std = speech.chunk(2, dim=1)
+    if order is not None:
+        mean, log_std = mean[:, list(order)], log_std[:, list(order)]
+    if signs is not None:
+        mean = mean * mean.new_tensor(list(signs))
+    return torch.cat([mean, log_std], dim=1)
 
 
 def act(speech: Float[Tensor, "batch outputs"], space: spaces.Space[Any], *, deterministic: bool) -> np.ndarray:

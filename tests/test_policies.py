@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from toys import CHOOSE, IMAGE, PARTS, SETTINGS, STEER, TINY, Toy, target, tiny, tiny_hub
 
 from hubrl import BadConfig, Hub, HubActorCriticPolicy, SpaceMismatch, UnknownName
-from hubrl.policies import MixtureDistribution
+from hubrl.distributions import MixtureDistribution
 
 ACTIONS = pytest.mark.parametrize("actions", [STEER, CHOOSE], ids=["box", "discrete"])
 AGGREGATIONS = pytest.mark.parametrize("aggregation", ["mixture", "mean"])
@@ -98,7 +98,7 @@ def mixture():
     mean = torch.tensor([[[0.0, 1.0], [2.0, -1.0], [50.0, 50.0]]])
     std = torch.tensor([[[1.0, 0.5], [0.1, 0.2], [1.0, 1.0]]])
     weights = torch.tensor([[0.75, 0.25, 0.0]])
-    return MixtureDistribution(2).proba_distribution(torch.cat([mean, std.log()], dim=2), weights)
+    return MixtureDistribution(spaces.Box(-1.0, 1.0, (2,))).proba_distribution(torch.cat([mean, std.log()], dim=2), weights)
 
 
 def test_the_likelihood_is_that_of_the_mixture():
@@ -118,8 +118,8 @@ def test_the_mode_is_the_mean_of_the_heaviest_pathway_and_never_an_average():
 def test_samples_come_from_pathways_by_their_weights():
     torch.manual_seed(0)
     one = mixture()
-    many = MixtureDistribution(2)
-    many.mean, many.log_std = one.mean.expand(20_000, -1, -1), one.log_std.expand(20_000, -1, -1)
+    many = MixtureDistribution(spaces.Box(-1.0, 1.0, (2,)))
+    many.speech = one.speech.expand(20_000, -1, -1)
     many.log_weights = one.log_weights.expand(20_000, -1)
     drawn = many.sample()
     torch.testing.assert_close(drawn.mean(dim=0), torch.tensor([0.5, 0.5]), atol=0.03, rtol=0)
@@ -132,7 +132,7 @@ def test_gradients_of_a_mixture_are_finite_with_pathways_of_no_weight():
     speech = torch.randn(4, 3, 4, requires_grad=True)
     z = torch.randn(4, 3, requires_grad=True)
     weights = z.masked_fill(torch.tensor([False, True, False]), -torch.inf).softmax(dim=1)
-    MixtureDistribution(2).proba_distribution(speech, weights).log_prob(torch.randn(4, 2)).sum().backward()
+    MixtureDistribution(spaces.Box(-1.0, 1.0, (2,))).proba_distribution(speech, weights).log_prob(torch.randn(4, 2)).sum().backward()
     assert torch.isfinite(speech.grad).all()
     assert torch.isfinite(z.grad).all()
     assert (speech.grad[:, 1] == 0).all()

@@ -65,6 +65,11 @@ class Method(nn.Module, ABC):
         """
 
     @property
+    def trusted_pathways(self) -> list[bool]:
+        """For every pathway, whether it may be active at all."""
+        return [True] * len(self.pathways.names)
+
+    @property
     def awaits_probe(self) -> bool:
         """Whether a probe should set its trust before training starts."""
         return False

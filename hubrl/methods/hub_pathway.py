@@ -88,6 +88,12 @@ class HubPathway(Method):
         self.get_buffer("probed").fill_(True)
 
     @property
+    def trusted_pathways(self) -> list[bool]:
+        """For every pathway, whether a probe left it in."""
+        trusted: list[bool] = self.get_buffer("trusted").tolist()
+        return trusted
+
+    @property
     def awaits_probe(self) -> bool:
         """Whether there is a fresh pathway to compare the sources with, and no probe has done so."""
         return FRESH in self.pathways.names and len(self.pathways.names) > 1 and not bool(self.get_buffer("probed"))

@@ -1,0 +1,146 @@
+"""Action distributions of several pathways: which of them acts, and how likely an action is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Float, Int
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
+from torch import Tensor, nn
+from torch.distributions import Categorical
+from torch.nn import functional
+
+from hubrl.errors import BadConfig
+from hubrl.routing import log_weights
+
+
+class PathwayDistribution(Distribution):
+    """One pathway is drawn by its weight and acts with its own distribution."""
+
+    drawn: Int[Tensor, " batch"]
+    """Who acted, after `sample` or `mode`."""
+
+    def __init__(self, action_space: spaces.Box | spaces.Discrete) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.action_space = action_space
+
+    def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """There is none: the pathways speak for themselves."""
+        raise BadConfig("A mixture of pathways has no network of its own.")
+
+    def proba_distribution(
+        self, speech: Float[Tensor, "batch pathways outputs"], weights: Float[Tensor, "batch pathways"]
+    ) -> "PathwayDistribution":
+        """What the pathways say, and their weights."""
+        self.speech = speech
+        self.log_weights = log_weights(weights)
+        return self
+
+    def entropy(self) -> Tensor | None:
+        """None: there is no closed form, and SB3 then estimates it by the mean negative log-probability."""
+        return None
+
+    def sample(self) -> Tensor:
+        """Draw a pathway, then its action."""
+        self.drawn = Categorical(logits=self.log_weights).sample()
+        said = self._of_drawn()
+        if isinstance(self.action_space, spaces.Discrete):
+            choice: Tensor = Categorical(logits=said).sample()
+            return choice
+        mean, log_std = said.chunk(2, dim=1)
+        action: Tensor = torch.normal(mean, log_std.exp())
+        return action
+
+    def mode(self) -> Tensor:
+        """The likeliest action of the pathway with the greatest weight: good gaits are chosen between, never averaged."""
+        self.drawn = self.log_weights.argmax(dim=1)
+        said = self._of_drawn()
+        best: Tensor = said.argmax(dim=1) if isinstance(self.action_space, spaces.Discrete) else said.chunk(2, dim=1)[0]
+        return best
+
+    def actions_from_params(self, speech: Tensor, weights: Tensor, deterministic: bool = False) -> Tensor:
+        """Actions for what pathways say."""
+        return self.proba_distribution(speech, weights).get_actions(deterministic=deterministic)
+
+    def log_prob_from_params(self, speech: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions for what pathways say, and their log-probabilities."""
+        actions = self.actions_from_params(speech, weights)
+        return actions, self.log_prob(actions)
+
+    def log_prob(self, actions: Tensor) -> Float[Tensor, " batch"]:
+        """Logarithm of the likelihood, see the subclasses."""
+        raise NotImplementedError
+
+    def each_log_prob(self, actions: Tensor) -> Float[Tensor, "batch pathways"]:
+        """How likely every pathway alone would do it, as a logarithm."""
+        if isinstance(self.action_space, spaces.Discrete):
+            normal = functional.log_softmax(self.speech, dim=2)
+            choice = actions.long().reshape(-1, 1, 1).expand(-1, normal.shape[1], 1)
+            return normal.gather(2, choice).squeeze(2)
+        mean, log_std = self.speech.chunk(2, dim=2)
+        each: Tensor = torch.distributions.Normal(mean, log_std.exp()).log_prob(actions[:, None]).sum(dim=2)
+        return each
+
+    def _of_drawn(self) -> Float[Tensor, "batch outputs"]:
+        return self.speech.gather(1, self.drawn[:, None, None].expand(-1, 1, self.speech.shape[2])).squeeze(1)
+
+
+class MixtureDistribution(PathwayDistribution):
+    """A mixture: the likelihood is summed over pathways, so that ratios are exact without storing who acted."""
+
+    def log_prob(self, actions: Tensor) -> Float[Tensor, " batch"]:
+        """Logarithm of the mixture's density."""
+        return torch.logsumexp(self.log_weights + self.each_log_prob(actions), dim=1)
+
+
+class CommittedDistribution(PathwayDistribution):
+    """Who acts is part of the decision, because it binds the next ones: the likelihood is of pathway and action.
+
+    The weights are those of a transition: how likely each pathway acts, given the one that acted before.
+    """
+
+    def of(self, drawn: Int[Tensor, " batch"] | None) -> "CommittedDistribution":
+        """The decisions of a rollout in its update; there they are known."""
+        if drawn is not None:
+            self.drawn = drawn
+        return self
+
+    def log_prob(self, actions: Tensor) -> Float[Tensor, " batch"]:
+        """Logarithm of the likelihood that this pathway is chosen and does this."""
+        chosen: Tensor = (self.log_weights + self.each_log_prob(actions)).gather(1, self.drawn[:, None]).squeeze(1)
+        return chosen
+
+
+def mixed_categorical(speech: Float[Tensor, "batch pathways outputs"], weights: Float[Tensor, "batch pathways"]) -> CategoricalDistribution:
+    """A mixture of discrete choices, which is a discrete choice itself, so that its entropy is exact."""
+    normal = functional.log_softmax(speech, dim=2)
+    logits = torch.logsumexp(log_weights(weights)[:, :, None] + normal, dim=1)
+    return CategoricalDistribution(logits.shape[1]).proba_distribution(logits)
+
+
+Release = Callable[[Float[Tensor, "batch pathways"], Int[Tensor, " batch"]], Float[Tensor, "batch pathways"]]
+"""From pathway weights and who acted before (-1 for nobody) to the weights of the transition."""
+
+
+def held(
+    weights: Float[Tensor, "batch pathways"], previous: Int[Tensor, " batch"], release: float | Float[Tensor, "batch pathways"]
+) -> Float[Tensor, "batch pathways"]:
+    """How likely each pathway acts next, given who acted before [ours].
+
+    With a number, a pathway lets go with that probability and the router draws anew:
+    `p(i) = (1 - release) [i = previous] + release * w_i`. With a tensor, each pathway's own stickiness `c_i` is added
+    where it acted: `p = softmax(log w + c [i = previous])`. Where nobody acted before `p = w`. A pathway that was held
+    but is not active any more lets go.
+
+    Args:
+        weights: Pathway weights; every row sums to one.
+        previous: Who acted before; -1 for nobody.
+        release: Probability to let go, or the stickiness of each pathway in nats.
+    """
+    there = functional.one_hot(previous.clamp_min(0), weights.shape[1]).bool() & (previous >= 0)[:, None] & (weights > 0)
+    if isinstance(release, Tensor):
+        stuck = log_weights(weights) + torch.where(there, release, torch.zeros_like(release))
+        return functional.softmax(stuck, dim=1)
+    kept = (1 - release) * there.to(weights.dtype) + release * weights
+    return torch.where(there.any(dim=1, keepdim=True), kept, weights)
