@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from hubrl import runs
 from hubrl.config import assign, read_config
-from hubrl.errors import HubrlError, SpaceMismatch
+from hubrl.errors import BadConfig, HubrlError, SpaceMismatch
 from hubrl.evaluation import Played, check_hub, play, try_hub
 from hubrl.hub import Hub
 from hubrl.methods import available, find, options_of
@@ -85,6 +85,48 @@ def evaluate(
         with _progress(source.name, episodes) as on_step:
             played = play(source, env, episodes, name=source.name, on_step=on_step)
     _print_played([played])
+
+
+@app.command()
+def study(
+    config: Annotated[Path, typer.Argument(help="A study's YAML file.")],
+    folder: Annotated[Path, typer.Option("--runs", help="Where its runs live.")] = Path("runs"),
+    results: Annotated[Path, typer.Option(help="Where its results are written.")] = Path("results"),
+    agents: Annotated[Path | None, typer.Option(help="A folder with agents that are otherwise fetched from Hugging Face.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 2,
+    report: Annotated[bool, typer.Option("--report", help="Run nothing; draw what is finished.")] = False,
+) -> None:
+    """Run what is missing of a study, and write its tables and figures."""
+    try:
+        from hubrl.reports import write_reports
+        from hubrl.study import Job, run_study
+    except ImportError as error:
+        raise BadConfig(f"A study needs a package that is not installed ({error}); install hubrl[study].") from error
+    where = results / config.stem
+    if report:
+        write_reports(where)
+        return
+    with _bar() as bars:
+        bar = bars.add_task(config.stem)
+
+        def done(job: Job, problem: str | None) -> None:
+            bars.advance(bar)
+            if problem:
+                bars.console.print(f"{job.folder}: {problem}", soft_wrap=True, highlight=False, markup=False)
+
+        failed = run_study(
+            config,
+            folder=folder / config.stem,
+            results=where,
+            agents=agents,
+            jobs=jobs,
+            on_plan=lambda finished, total: bars.update(bar, completed=finished, total=total),
+            on_done=done,
+        )
+    write_reports(where)
+    console.print(f"Results in {where}; {len(failed)} runs failed.", soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from hubrl.cards import Plain, first_problem, parse_yaml, read_yaml
 from hubrl.errors import BadConfig, unknown
 from hubrl.methods import check_options, find
 from hubrl.policies import Outputs
+from hubrl.reading import HUGGING_FACE
 
 Algorithm = Literal["ppo", "a2c", "dqn", "sac", "td3", "ddpg", "qrdqn", "tqc", "trpo", "recurrent_ppo", "maskable_ppo"]
 
@@ -41,8 +42,8 @@ class RunConfig(Plain):
     """At what level the sources speak; the best the algorithm can hear if not given."""
     tuned: bool = False
     """Whether the sources are trained further."""
-    source_lr: Annotated[float, Field(gt=0)] = 0.1
-    """Learning rate of tuned sources, as a factor on the algorithm's."""
+    source_lr: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of tuned sources, as a factor on the algorithm's; 0.1 if not given, 1 where the method always tunes."""
     hub: Path | None = None
     """A hub's folder; relative paths start at the config's folder."""
     agents: tuple[str, ...] = ()
@@ -90,8 +91,13 @@ def read_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     config = parse_config(plain, str(path))
     folder = path.parent.resolve()
     found = {"hub": None if config.hub is None else folder / config.hub}
-    agents = tuple(",".join(str(folder / part) for part in agent.split(",")) for agent in config.agents)
+    agents = tuple(",".join(located(part, folder) for part in agent.split(",")) for agent in config.agents)
     return config.model_copy(update={**found, "agents": agents})
+
+
+def located(agent: str, folder: Path) -> str:
+    """An agent's path, which starts at a folder if it is relative; a repository of Hugging Face as it is."""
+    return agent if agent.startswith(HUGGING_FACE) else str(folder / agent)
 
 
 def parse_config(plain: dict[str, Any], where: str) -> RunConfig:

@@ -19,7 +19,7 @@ from hubrl.tasks import Preprocessing, make_env
 TOLERANCE = 3.0
 """Standard errors of the difference within which a replayed return agrees with its card."""
 
-PARALLEL = 10
+PARALLEL = 20
 """Environments that play at once; each plays its share of the episodes."""
 
 

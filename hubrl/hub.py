@@ -20,7 +20,7 @@ from hubrl.cards import Plain, first_problem, read_yaml, write_yaml
 from hubrl.errors import BadConfig, BadFile, UnknownName, unknown
 from hubrl.extractor import HubExtractor, methods_in
 from hubrl.folders import new_folder
-from hubrl.methods import options_of
+from hubrl.methods import find, options_of
 from hubrl.methods.hub_pathway import check_top_k
 from hubrl.optimizers import HubAdam, HubRMSprop
 from hubrl.policies import HubActorCriticPolicy, Outputs
@@ -129,13 +129,16 @@ class Hub(Sequence[Source]):
         """The sources' names, in order."""
         return [source.name for source in self._sources]
 
-    def policy_kwargs(self, method: str = "hub-pathway", *, tuned: bool = False, source_lr: float = 0.1, **options: Any) -> dict[str, Any]:
+    def policy_kwargs(
+        self, method: str = "hub-pathway", *, tuned: bool = False, source_lr: float | None = None, **options: Any
+    ) -> dict[str, Any]:
         """What any torch algorithm of SB3 takes as `policy_kwargs`: the sources' features, through an extractor.
 
         Args:
             method: A method's name (`hubrl methods`).
             tuned: Whether the sources are trained further; otherwise they stay as they are, bit for bit.
-            source_lr: Learning rate of tuned sources, as a factor on the algorithm's.
+            source_lr: Learning rate of tuned sources, as a factor on the algorithm's; 0.1 if not given, 1 where the
+                method always tunes.
             options: Options of the method.
 
         Raises:
@@ -144,7 +147,7 @@ class Hub(Sequence[Source]):
         """
         spec = self._spec(method, tuned, source_lr, options)
         kwargs: dict[str, Any] = {"features_extractor_class": HubExtractor, "features_extractor_kwargs": {"hub": spec.plain()}}
-        return {**kwargs, "optimizer_class": HubAdam} if tuned else kwargs
+        return {**kwargs, "optimizer_class": HubAdam} if spec.tuned else kwargs
 
     def agent(
         self,
@@ -153,7 +156,7 @@ class Hub(Sequence[Source]):
         *,
         level: speech.Level | None = None,
         tuned: bool = False,
-        source_lr: float = 0.1,
+        source_lr: float | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """`policy` and `policy_kwargs` for an algorithm, at the best level it can be served.
@@ -166,7 +169,8 @@ class Hub(Sequence[Source]):
             method: A method's name (`hubrl methods`).
             level: `features` or `outputs`, where the choice above is not wanted.
             tuned: Whether the sources are trained further.
-            source_lr: Learning rate of tuned sources, as a factor on the algorithm's.
+            source_lr: Learning rate of tuned sources, as a factor on the algorithm's; 0.1 if not given, 1 where the
+                method always tunes.
             options: Options of the method and, at the level of outputs, of the policy (`aggregation`, `residual`, `source_std`).
 
         Raises:
@@ -178,16 +182,16 @@ class Hub(Sequence[Source]):
         if level == "features":
             kwargs = self.policy_kwargs(method, tuned=tuned, source_lr=source_lr, **options)
             made = policy_name(algorithm, self[0].space)
-            return {"policy": made, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if tuned else {})}}
+            return {"policy": made, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if "optimizer_class" in kwargs else {})}}
         if not can_hear:
             raise BadConfig(f"{algorithm.__name__} cannot hear outputs; PPO and A2C can, for others use level='features'.")
         said = {name: options.pop(name) for name in list(options) if name in Outputs.model_fields}
         outputs = _outputs(said)
         spec = self._spec(method, tuned, source_lr, options, also=tuple(Outputs.model_fields))
         kwargs = {"hub": spec.plain(), "outputs": outputs.plain()}
-        return {"policy": HubActorCriticPolicy, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if tuned else {})}}
+        return {"policy": HubActorCriticPolicy, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if spec.tuned else {})}}
 
-    def _spec(self, method: str, tuned: bool, source_lr: float, options: dict[str, Any], also: tuple[str, ...] = ()) -> HubSpec:
+    def _spec(self, method: str, tuned: bool, source_lr: float | None, options: dict[str, Any], also: tuple[str, ...] = ()) -> HubSpec:
         known = options_of(method)
         for option in options:
             if option not in known:
@@ -195,7 +199,11 @@ class Hub(Sequence[Source]):
         check_top_k(options.get("top_k"), len(self))
         for source in self._sources:
             store.offer(source)
-        return HubSpec(sources=tuple(source.card for source in self), method=method, options=options, tuned=tuned, source_lr=source_lr)
+        tunes = find(method).tunes
+        if source_lr is None:
+            source_lr = 1.0 if tunes else 0.1
+        cards = tuple(source.card for source in self)
+        return HubSpec(sources=cards, method=method, options=options, tuned=tuned or tunes, source_lr=source_lr)
 
     @overload
     def __getitem__(self, which: int | str) -> Source: ...

@@ -259,7 +259,7 @@ class HubActorCriticPolicy(ActorCriticPolicy):
             # Equal weights then let go once in `hold` steps.
             nn.init.constant_(self.stickiness.bias, math.log((self.outputs.hold - 1) * (n_pathways - 1)))
         self.residual = None
-        if self.outputs.residual and len(self.method.pathways.sources):
+        if self.outputs.residual and self.method.corrects and len(self.method.pathways.sources):
             self.residual = ZeroLinear(self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ runs/<name>_<k>/
     result.json         what came out; its presence says that the run is finished
 """
 
+import csv
 import importlib
 import json
 import platform
@@ -76,9 +77,20 @@ def start_run(config_path: Path, overrides: Sequence[str], folder: Path, name: s
         OutputExists: If a run of the name exists.
     """
     config = read_config(config_path, list(overrides))
-    hub = _hub_of(config)
     stem = config_path.resolve().parent.name.rsplit("_", 1)[0] if config_path.stem == "config" else config_path.stem
     run = folder / name if name else _numbered(folder, stem)
+    new_run(config, run)
+    return run
+
+
+def new_run(config: RunConfig, run: Path) -> None:
+    """Make the folder of a new run; nothing is trained yet.
+
+    Raises:
+        BadFile: If its hub or an agent cannot be read.
+        OutputExists: If the folder exists.
+    """
+    hub = _hub_of(config)
     with new_folder(run) as making:
         if hub is not None:
             hub.save(making / "hub")
@@ -86,7 +98,6 @@ def start_run(config_path: Path, overrides: Sequence[str], folder: Path, name: s
         (making / "config.yaml").write_text(write_yaml(resolved.plain()), encoding="utf-8")
         (making / "command.txt").write_text(shlex.join(sys.argv) + "\n", encoding="utf-8")
         (making / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
-    return run
 
 
 def train(run: Path, callbacks: Sequence[BaseCallback] = (), *, verbose: int = 0) -> dict[str, Any]:
@@ -171,6 +182,9 @@ def build_model(config: RunConfig, env: VecEnv, hub: Hub | None, *, tensorboard:
     else:
         made = hub.agent(algorithm, config.method, level=config.level, tuned=config.tuned, source_lr=config.source_lr, **config.options)
     log = None if tensorboard is None else str(tensorboard)
+    optimizer = {**given.pop("optimizer_kwargs", {}), **made["policy_kwargs"].get("optimizer_kwargs", {})}
+    if optimizer:
+        given["optimizer_kwargs"] = made["policy_kwargs"]["optimizer_kwargs"] = optimizer
     common: dict[str, Any] = {"env": env, "seed": config.seed, "device": config.device, "tensorboard_log": log, "verbose": verbose}
     try:
         return algorithm(made["policy"], policy_kwargs={**given, **made["policy_kwargs"]}, **common, **kwargs)
@@ -221,7 +235,7 @@ def _finish(config: RunConfig, run: Path, model: BaseAlgorithm, watcher: HubCall
     vec = model.get_vec_normalize_env()
     if vec is not None:
         vec.save(str(run / "vecnormalize.pkl"))
-    with closing(_plain_env(config, min(config.eval_episodes, PARALLEL), config.seed + EVALUATION_SEED, monitor=None)) as env:
+    with closing(raw_env(config)) as env:
         played = play(Judge(model, vec), env, config.eval_episodes)
     result = {
         "task": config.task,
@@ -235,6 +249,7 @@ def _finish(config: RunConfig, run: Path, model: BaseAlgorithm, watcher: HubCall
         "eval_std": played.std,
         "eval_episodes": config.eval_episodes,
         "train_returns_last_100": _recent(model),
+        **_curve_summary(run, config.steps),
         "wall_s": round(wall, 1),
         "steps_per_s": round(steps_here / wall, 1),
     }
@@ -260,13 +275,45 @@ class Judge:
         return self.model.predict(seen, state, episode_start, deterministic)
 
 
+def training_curve(run: Path) -> list[tuple[int, float]]:
+    """Environment steps, summed over parallel environments, and return of every episode of a training, in order.
+
+    Reads SB3's Monitor files; those of a resumed run go on where it was resumed.
+    """
+    curve = []
+    for folder in sorted(run.glob("monitor*")):
+        begun = int(folder.name.rpartition("-")[2]) if "-" in folder.name else 0
+        files = sorted(folder.glob("*.monitor.csv"))
+        for file in files:
+            steps = begun
+            for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()[1:]):
+                steps += int(row["l"]) * len(files)
+                curve.append((steps, float(row["r"])))
+    return sorted(curve)
+
+
+def _curve_summary(run: Path, steps: int) -> dict[str, float | None]:
+    """The area under the training curve, and its last tenth."""
+    curve = training_curve(run)
+    last = [value for step, value in curve if step > 0.9 * steps]
+    return {
+        "mean_train_return": float(np.mean([value for _, value in curve])) if curve else None,
+        "final_return": float(np.mean(last)) if last else None,
+    }
+
+
 def _recent(model: BaseAlgorithm) -> float | None:
     buffer = model.ep_info_buffer
     return float(np.mean([episode["r"] for episode in buffer])) if buffer else None
 
 
+def raw_env(config: RunConfig) -> VecEnv:
+    """The environments of a run's evaluations, without VecNormalize."""
+    return _plain_env(config, min(config.eval_episodes, PARALLEL), config.seed + EVALUATION_SEED, monitor=None)
+
+
 def _evaluation_env(config: RunConfig) -> VecEnv:
-    env = _plain_env(config, min(config.eval_episodes, PARALLEL), config.seed + EVALUATION_SEED, monitor=None)
+    env = raw_env(config)
     return VecNormalize(env, training=False, norm_reward=False) if config.normalize else env
 
 

@@ -116,7 +116,8 @@ def probe(model: OnPolicyAlgorithm, budget: int, on_step: Callable[[int], None] 
             survivors = still_racing({name: returns[name] for name in racing})
             racing = [name for name in racing if name in survivors or (name == FRESH and len(survivors) > 1)]
     kept, start = judge(returns)
-    policy.method.trust(list(kept.values()), list(start.values()))
+    worth = [float(np.mean(segments)) if segments else math.nan for segments in returns.values()]
+    policy.method.trust(list(kept.values()), list(start.values()), worth)
     return Verdict(returns, kept, start, segment, steps)
 
 

@@ -39,6 +39,10 @@ class Method(nn.Module, ABC):
     """
 
     summary: ClassVar[str] = ""
+    tunes: ClassVar[bool] = False
+    """Whether the method's sources are always trained further, with the algorithm's own learning rate."""
+    corrects: ClassVar[bool] = True
+    """Whether a learned correction may be added to what its sources say at the level of outputs."""
 
     def __init__(self, pathways: Pathways) -> None:
         super().__init__()
@@ -56,12 +60,13 @@ class Method(nn.Module, ABC):
             noise_key: Key of the replayable noise; none for no noise.
         """
 
-    def trust(self, kept: Sequence[bool], start: Sequence[float]) -> None:
+    def trust(self, kept: Sequence[bool], start: Sequence[float], worth: Sequence[float] = ()) -> None:
         """Take over what a probe found out; methods without a router have nothing to take over.
 
         Args:
             kept: For every pathway, whether it may be active at all.
             start: For every pathway, where the router starts for it; differences count.
+            worth: For every pathway, its mean return in the probe, NaN if it never played; empty if there was none.
         """
 
     @property

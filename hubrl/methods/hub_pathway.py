@@ -79,7 +79,7 @@ class HubPathway(Method):
         return loss
 
     @torch.no_grad()
-    def trust(self, kept: Sequence[bool], start: Sequence[float]) -> None:
+    def trust(self, kept: Sequence[bool], start: Sequence[float], worth: Sequence[float] = ()) -> None:
         """Drop pathways for good, and start the router where a probe says."""
         if not any(kept):
             raise BadConfig("A probe dropped every pathway; at least one must stay.")

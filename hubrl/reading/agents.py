@@ -16,6 +16,7 @@ from torch import Tensor
 from hubrl.cards import NAME_PATTERN, Normalisation, SourceCard, read_card
 from hubrl.errors import BadConfig, BadFile
 from hubrl.reading.archive import load_weights, read_archive
+from hubrl.reading.hugging_face import HUGGING_FACE, fetch
 from hubrl.reading.statistics import VecNormalizeStatistics, read_statistics
 from hubrl.source import Source
 
@@ -31,9 +32,9 @@ def read_agent(path: str | Path, companion: str | Path | None = None, *, name: s
     """One source from a file or folder, reading plain data and weights alone.
 
     Args:
-        path: An SB3 zip; a folder with an agent's zip (an RL Zoo run, a Hugging Face download, a run of hubrl); a
-            source's card (`.yaml`) or the same path without a suffix; or bare weights (`.pth`, `.pt`, `.tar`,
-            `.safetensors`) with a card.
+        path: An SB3 zip; `hf://owner/name`, a repository of Hugging Face; a folder with an agent's zip (an RL Zoo run,
+            a Hugging Face download, a run of hubrl); a source's card (`.yaml`) or the same path without a suffix; or
+            bare weights (`.pth`, `.pt`, `.tar`, `.safetensors`) with a card.
         companion: For a zip VecNormalize's file, which is found beside the zip if it is called as SB3, the RL Zoo or
             Hugging Face call it; for bare weights their card, which is found beside them if it has the same stem.
         name: What to call the source; otherwise its card's name or the file's.
@@ -45,6 +46,9 @@ def read_agent(path: str | Path, companion: str | Path | None = None, *, name: s
         SpaceMismatch: If the statistics are of another shape than the observations.
     """
     _check_name(name)
+    if isinstance(path, str) and path.startswith(HUGGING_FACE):
+        name = name or tidy(path.removeprefix(HUGGING_FACE).partition("@")[0].rpartition("/")[2])
+        path = fetch(path)
     path = Path(path)
     path = _agent_in(path) if path.is_dir() else path
     if path.suffix == ".zip":

@@ -1,0 +1,186 @@
+"""What a study found: a table with intervals, curves, and who spoke when.
+
+Reported as the field does (Agarwal et al. 2021): interquartile means, and 95 % intervals of a bootstrap over seeds.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from hubrl.folders import write_atomically
+
+RESAMPLES = 2000
+
+HUB_METHOD = "hub-pathway"
+
+RIVALS = ("zero-shot", "probe-commit", "finetune:", "residual:")
+"""The strongest that a user could do with one source: the first of the bars on a hub."""
+
+
+class Estimate(NamedTuple):
+    """An interquartile mean and the 95 % interval of a bootstrap."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.0f} ({self.low:.0f}, {self.high:.0f})"
+
+
+def iqm(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean of the middle half."""
+    trimmed: np.ndarray = stats.trim_mean(values, 0.25, axis=axis)
+    return trimmed
+
+
+def resampled(values: Sequence[float], seed: int = 0) -> np.ndarray:
+    """Interquartile means of bootstrap samples of some runs."""
+    rng = np.random.default_rng(seed)
+    array = np.asarray(values, dtype=float)
+    return iqm(array[rng.integers(len(array), size=(RESAMPLES, len(array)))])
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Interquartile mean over runs with its interval."""
+    low, high = np.quantile(resampled(values), [0.025, 0.975])
+    return Estimate(float(iqm(np.asarray(values, dtype=float))), float(low), float(high), len(values))
+
+
+def difference(one: Sequence[float], other: Sequence[float]) -> Estimate:
+    """How much more one method's runs earn than another's, with the interval of the difference."""
+    low, high = np.quantile(resampled(one) - resampled(other, seed=1), [0.025, 0.975])
+    return Estimate(float(iqm(np.asarray(one)) - iqm(np.asarray(other))), float(low), float(high), min(len(one), len(other)))
+
+
+def write_reports(results: Path) -> None:
+    """Write `table.md`, `curves.png` and `pathways.png` beside the tables of a study."""
+    table = pd.read_csv(results / "runs.csv", dtype={"config": str, "probe_kept": str})
+    write_atomically(results / "table.md", summary(table) + "\n" + details(table))
+    curves = results / "curves.csv"
+    if curves.exists():
+        draw_curves(pd.read_csv(curves), table, results / "curves.png")
+    pathways = results / "pathways.csv"
+    if pathways.exists():
+        draw_pathways(pd.read_csv(pathways), results / "pathways.png")
+
+
+def hubs_of(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Every target with every hub that it was tried with, as they stand in the table."""
+    pairs = table[table["hub"] != "none"][["task", "hub"]].drop_duplicates()
+    return list(pairs.itertuples(index=False, name=None))
+
+
+def runs_of(table: pd.DataFrame, task: str, hub: str, column: str = "eval_return") -> dict[str, list[float]]:
+    """Every method's runs on a target with a hub, scratch among them."""
+    rows = table[(table["task"] == task) & table["hub"].isin([hub, "none"])]
+    return {str(method): group[column].dropna().tolist() for method, group in rows.groupby("method", sort=False)}
+
+
+def summary(table: pd.DataFrame) -> str:
+    """A line for each target and hub: the rivals' best, scratch, the oracle, the hub, and their difference."""
+    lines = [
+        "| target | hub | scratch | zero-shot | probe-commit | best single source, trained | oracle | **hub-pathway** "
+        "| minus the best rival | ratio | seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task, hub in hubs_of(table):
+        runs = runs_of(table, task, hub)
+        if HUB_METHOD not in runs:
+            continue
+        singles = {name: values for name, values in runs.items() if name.startswith(RIVALS[2:])}
+        best_single = max(singles, key=lambda name: float(iqm(np.asarray(singles[name]))), default=None)
+        rivals = {name: runs[name] for name in ("zero-shot", "probe-commit", best_single) if name in runs}
+        best = max(rivals, key=lambda name: float(iqm(np.asarray(rivals[name]))), default=None)
+        cells = [task, hub, _cell(runs.get("scratch")), _cell(runs.get("zero-shot")), _cell(runs.get("probe-commit"))]
+        cells += ["" if best_single is None else f"{best_single} {_cell(singles[best_single])}"]
+        cells += [_cell(runs.get("oracle")), f"**{_cell(runs[HUB_METHOD])}**"]
+        if best is None:
+            cells += ["", ""]
+        else:
+            ratio = float(iqm(np.asarray(runs[HUB_METHOD])) / iqm(np.asarray(rivals[best])))
+            cells += [f"{difference(runs[HUB_METHOD], rivals[best])} ({best})", f"{ratio:.2f}"]
+        lines.append("| " + " | ".join([*cells, str(len(runs[HUB_METHOD]))]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def details(table: pd.DataFrame) -> str:
+    """Every method on every target: at the end, and over the whole of training."""
+    lines = [
+        "| target | hub | method | evaluated at the end | mean training return | probe steps | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (task, hub, method), group in table.groupby(["task", "hub", "method"], sort=False):
+        curve = group["mean_train_return"].dropna().tolist()
+        probe = group["probe_steps"].dropna()
+        cells = [str(task), str(hub), str(method), _cell(group["eval_return"].tolist()), _cell(curve)]
+        lines.append("| " + " | ".join([*cells, f"{probe.mean():.0f}" if len(probe) else "", str(len(group))]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_curves(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
+    """Evaluations over steps, a panel for each target and hub; bands are intervals over seeds, dotted lines untouched."""
+    pairs = hubs_of(table)
+    figure, axes = _panels(len(pairs))
+    for axis, (task, hub) in zip(axes, pairs, strict=False):
+        rows = curves[(curves["task"] == task) & curves["hub"].isin([hub, "none"]) & (curves["kind"] == "evaluation")]
+        for method, group in rows.groupby("method", sort=False):
+            estimates = {step: estimate(points["return"].tolist()) for step, points in group.groupby("step")}
+            steps = np.array(list(estimates))
+            (line,) = axis.plot(
+                steps / 1000, [one.value for one in estimates.values()], label=str(method), zorder=3 if method == HUB_METHOD else 2
+            )
+            lows, highs = [one.low for one in estimates.values()], [one.high for one in estimates.values()]
+            axis.fill_between(steps / 1000, lows, highs, color=line.get_color(), alpha=0.2, linewidth=0)
+        untouched = runs_of(table, task, hub)
+        for method, style in (("zero-shot", ":"), ("oracle", "--")):
+            if method in untouched:
+                axis.axhline(float(iqm(np.asarray(untouched[method]))), color="grey", linestyle=style, linewidth=1, label=method)
+        axis.set(title=f"{task} ({hub})", xlabel="thousand steps", ylabel="return")
+        axis.legend(fontsize=6)
+    _save(figure, path)
+
+
+def draw_pathways(pathways: pd.DataFrame, path: Path) -> None:
+    """The hub's mean pathway weights over training, a panel for each target and hub; means over seeds."""
+    rows = pathways[pathways["method"] == HUB_METHOD]
+    groups = list(rows.groupby(["task", "hub"], sort=False))
+    if not groups:
+        return
+    figure, axes = _panels(len(groups))
+    for axis, ((task, hub), group) in zip(axes, groups, strict=False):
+        bins = pd.cut(group["step"], 20)
+        means = group.groupby([bins, "pathway"], observed=True)["weight"].mean().unstack()
+        middles = np.array([interval.mid for interval in means.index]) / 1000
+        axis.stackplot(middles, means.fillna(0).to_numpy().T, labels=list(means.columns), linewidth=0)
+        axis.set(title=f"{task} ({hub})", xlabel="thousand steps", ylabel="pathway weight", ylim=(0, 1))
+        axis.legend(fontsize=6, loc="lower right")
+    _save(figure, path)
+
+
+def _cell(values: Sequence[float] | None) -> str:
+    return "" if not values else str(estimate(values))
+
+
+def _panels(n: int) -> tuple[Figure, list[Axes]]:
+    columns = min(n, 3)
+    n_rows = -(-n // columns)
+    figure = Figure(figsize=(5 * columns, 3.6 * n_rows), layout="constrained")
+    axes = figure.subplots(n_rows, columns, squeeze=False)
+    flat = list(axes.ravel())
+    for unused in flat[n:]:
+        unused.set_visible(False)
+    return figure, flat
+
+
+def _save(figure: Figure, path: Path) -> None:
+    making = path.with_name(f".{path.name}")
+    figure.savefig(making, dpi=110, format="png")
+    making.replace(path)
