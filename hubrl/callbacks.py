@@ -10,11 +10,12 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from hubrl.buffers import remember_steps
 from hubrl.cards import write_yaml
-from hubrl.extractor import HubExtractor, methods_in, see_through_normalisation
+from hubrl.extractor import HubExtractor, parts_in, see_through_normalisation
 from hubrl.methods.base import Method
 from hubrl.policies import HubActorCriticPolicy
+from hubrl.q_policies import HubDQNPolicy
 from hubrl.spec import HubSpec
-from hubrl.trust import Verdict, probe
+from hubrl.trust import Verdict, probe, true_rewards
 
 # SB3's table cuts keys at 36 characters and refuses two that are then alike; names of sources can be long.
 NO_TABLE = ("stdout", "log")
@@ -41,15 +42,17 @@ class HubCallback(BaseCallback):
         self._logged_at = 0
 
     def _on_training_start(self) -> None:
-        methods = methods_in(self.model.policy)
         see_through_normalisation(self.model.policy, self.training_env)
         self._log_cards()
         self._logged_at = self.model.num_timesteps
         if isinstance(self.model, OnPolicyAlgorithm) and isinstance(self.model.policy, HubActorCriticPolicy):
             self.model.policy.remembers = remember_steps(self.model, self.model.policy)
             self.model.policy.release(np.ones(self.training_env.num_envs, dtype=bool))
-            if self.probe_share > 0 and methods[0].awaits_probe:
+            if self.probe_share > 0 and self.model.policy.method.awaits_probe:
                 self._probe()
+        if isinstance(self.model.policy, HubDQNPolicy):
+            self.model.policy.begin(self.training_env.num_envs)
+            self._earned = np.zeros(self.training_env.num_envs)
 
     def _on_rollout_start(self) -> None:
         see_through_normalisation(self.model.policy, self.training_env)
@@ -58,7 +61,9 @@ class HubCallback(BaseCallback):
         if self.model.num_timesteps - self._logged_at < self.log_every:
             return
         self._logged_at = self.model.num_timesteps
-        for method in methods_in(self.model.policy)[:1]:
+        if isinstance(self.model.policy, HubDQNPolicy):
+            self._record_standing(self.model.policy)
+        for method in parts_in(self.model.policy, Method)[:1]:  # type: ignore[type-abstract]
             # Off-policy algorithms act at random for a while, and nothing passes through the router.
             if method.tally.rows:
                 self._record(method)
@@ -69,6 +74,11 @@ class HubCallback(BaseCallback):
     def _on_step(self) -> bool:
         if isinstance(self.model.policy, HubActorCriticPolicy):
             self.model.policy.release(self.locals["dones"])
+        if isinstance(self.model.policy, HubDQNPolicy):
+            self._earned += true_rewards(self.training_env, self.locals["rewards"])
+            for env in np.flatnonzero(self.locals["dones"]):
+                self.model.policy.ended(int(env), float(self._earned[env]))
+                self._earned[env] = 0.0
         return True
 
     def _probe(self) -> None:
@@ -100,6 +110,15 @@ class HubCallback(BaseCallback):
         self.logger.record("pathway/active_sources", float(tally.active.sum()) / rows)
         self.logger.record("loss/exploration", tally.loss / passes)
 
+    def _record_standing(self, policy: HubDQNPolicy) -> None:
+        counts, worth = policy.standing.get_buffer("counts"), policy.standing.worth
+        for index, name in enumerate(policy.pathways.names):
+            self.logger.record(f"trust/episodes/{name}", int(counts[index]), exclude=NO_TABLE)
+            if int(counts[index]):
+                self.logger.record(f"trust/return/{name}", float(worth[index]), exclude=NO_TABLE)
+            acts = float(index == policy.standing.best)
+            self.logger.record(f"pathway/weight/{name}", acts, exclude=NO_TABLE)
+
     def _record_gradient(self, method: Method) -> None:
         router = getattr(method, "router", None)
         gradients = [] if router is None else [p.grad.norm() for p in router.parameters() if p.grad is not None]
@@ -128,7 +147,7 @@ class HubCallback(BaseCallback):
 
 def hub_spec(policy: torch.nn.Module) -> HubSpec | None:
     """The hub that a policy was built with, if any."""
-    found = (part.spec for part in policy.modules() if isinstance(part, HubActorCriticPolicy | HubExtractor))
+    found = (part.spec for part in policy.modules() if isinstance(part, HubActorCriticPolicy | HubDQNPolicy | HubExtractor))
     return next(found, None)
 
 

@@ -10,6 +10,7 @@ from hubrl.cards import Plain, first_problem, parse_yaml, read_yaml
 from hubrl.errors import BadConfig, unknown
 from hubrl.methods import check_options, find
 from hubrl.policies import Outputs
+from hubrl.q_policies import Teaching
 from hubrl.reading import HUGGING_FACE
 
 Algorithm = Literal["ppo", "a2c", "dqn", "sac", "td3", "ddpg", "qrdqn", "tqc", "trpo", "recurrent_ppo", "maskable_ppo"]
@@ -110,7 +111,8 @@ def parse_config(plain: dict[str, Any], where: str) -> RunConfig:
     except ValidationError as error:
         raise BadConfig(f"{where}: {first_problem(error)}.") from error
     find(config.method)
-    check_options(config.method, {name: value for name, value in config.options.items() if name not in Outputs.model_fields})
+    policys = {**Outputs.model_fields, **Teaching.model_fields}
+    check_options(config.method, {name: value for name, value in config.options.items() if name not in policys})
     if config.needs_hub and config.hub is None and not config.agents:
         raise BadConfig(f"{where}: method {config.method!r} learns from sources; name a hub or agents.")
     if config.hub is not None and config.agents:

@@ -1,6 +1,6 @@
 """The features extractor: any torch algorithm of SB3 learns from a hub through it."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from gymnasium import spaces
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from hubrl.losses import inject
 from hubrl.methods import create
-from hubrl.methods.base import Method, Routed
+from hubrl.methods.base import Routed
 from hubrl.networks import Observations, register_hub_extractor
-from hubrl.pathways import Target, spec_sources
+from hubrl.pathways import Pathways, Target, spec_sources
 from hubrl.spec import HubSpec, parse_spec
 
 
@@ -62,11 +62,17 @@ class HubExtractor(BaseFeaturesExtractor):
 register_hub_extractor(HubExtractor)
 
 
-def methods_in(module: nn.Module) -> list[Method]:
-    """The methods inside a module, each once, in order; not those that its sources were themselves trained with."""
-    if isinstance(module, Method):
+Part = TypeVar("Part", bound=nn.Module)
+
+
+def parts_in(module: nn.Module, kind: type[Part]) -> list[Part]:
+    """The parts of a kind inside a module, each once, in order; not what is inside them.
+
+    Of the methods or pathways of a policy these are its own, not those that its sources were themselves trained with.
+    """
+    if isinstance(module, kind):
         return [module]
-    return list(dict.fromkeys(method for part in module.children() for method in methods_in(part)))
+    return list(dict.fromkeys(found for part in module.children() for found in parts_in(part, kind)))
 
 
 def see_through_normalisation(module: nn.Module, env: VecEnv) -> None:
@@ -78,5 +84,5 @@ def see_through_normalisation(module: nn.Module, env: VecEnv) -> None:
     if vec is None or not vec.norm_obs:
         return
     means = vec.obs_rms if isinstance(vec.obs_rms, dict) else {"": vec.obs_rms}
-    for method in methods_in(module):
-        method.pathways.see_through({key: (rms.mean, rms.var) for key, rms in means.items()}, vec.epsilon)
+    for pathways in parts_in(module, Pathways):
+        pathways.see_through({key: (rms.mean, rms.var) for key, rms in means.items()}, vec.epsilon)

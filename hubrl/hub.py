@@ -13,17 +13,20 @@ from stable_baselines3.a2c import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 
 from hubrl import speech, store
 from hubrl.cards import Plain, first_problem, read_yaml, write_yaml
 from hubrl.errors import BadConfig, BadFile, UnknownName, unknown
-from hubrl.extractor import HubExtractor, methods_in
+from hubrl.extractor import HubExtractor, parts_in
 from hubrl.folders import new_folder
 from hubrl.methods import find, options_of
+from hubrl.methods.base import Method
 from hubrl.methods.hub_pathway import check_top_k
 from hubrl.optimizers import HubAdam, HubRMSprop
 from hubrl.policies import HubActorCriticPolicy, Outputs
+from hubrl.q_policies import HubDQNPolicy, Teaching
 from hubrl.reading import read_agent, read_live
 from hubrl.source import Source
 from hubrl.spec import HubSpec
@@ -161,8 +164,8 @@ class Hub(Sequence[Source]):
     ) -> dict[str, Any]:
         """`policy` and `policy_kwargs` for an algorithm, at the best level it can be served.
 
-        PPO and A2C hear the sources' *outputs* through a policy, if every source has an action head; every other
-        algorithm hears their *features* through the extractor.
+        PPO and A2C hear the sources' *outputs* through a policy, if every source has an action head, and so does DQN
+        where observations are flat; every other algorithm hears their *features* through the extractor.
 
         Args:
             algorithm: The class that takes them: `PPO(env=env, **hub.agent(PPO))`.
@@ -171,24 +174,28 @@ class Hub(Sequence[Source]):
             tuned: Whether the sources are trained further.
             source_lr: Learning rate of tuned sources, as a factor on the algorithm's; 0.1 if not given, 1 where the
                 method always tunes.
-            options: Options of the method and, at the level of outputs, of the policy (`aggregation`, `residual`, `source_std`).
+            options: Options of the method and, at the level of outputs, of the policy (`Outputs`, for DQN `Teaching`).
 
         Raises:
             UnknownName: If there is no such method or option.
             BadConfig: If an option's value cannot be, or the algorithm cannot hear outputs.
         """
-        can_hear = issubclass(algorithm, PPO | A2C)
-        level = level or ("outputs" if can_hear and all(source.actions is not None for source in self) else "features")
+        can_hear = issubclass(algorithm, PPO | A2C | DQN)
+        flat = all(len(source.space.shape or ()) <= 1 for source in self)
+        hears = can_hear and all(source.actions is not None for source in self) and (flat or not issubclass(algorithm, DQN))
+        level = level or ("outputs" if hears else "features")
         if level == "features":
             kwargs = self.policy_kwargs(method, tuned=tuned, source_lr=source_lr, **options)
             made = policy_name(algorithm, self[0].space)
             return {"policy": made, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if "optimizer_class" in kwargs else {})}}
         if not can_hear:
-            raise BadConfig(f"{algorithm.__name__} cannot hear outputs; PPO and A2C can, for others use level='features'.")
-        said = {name: options.pop(name) for name in list(options) if name in Outputs.model_fields}
-        outputs = _outputs(said)
-        spec = self._spec(method, tuned, source_lr, options, also=tuple(Outputs.model_fields))
-        kwargs = {"hub": spec.plain(), "outputs": outputs.plain()}
+            raise BadConfig(f"{algorithm.__name__} cannot hear outputs; PPO, A2C and DQN can, for others use level='features'.")
+        kind = Teaching if issubclass(algorithm, DQN) else Outputs
+        own = _own_options(kind, {name: options.pop(name) for name in list(options) if name in kind.model_fields})
+        spec = self._spec(method, tuned, source_lr, options, also=tuple(kind.model_fields))
+        if issubclass(algorithm, DQN):
+            return {"policy": HubDQNPolicy, "policy_kwargs": {"hub": spec.plain(), "teaching": own.plain()}}
+        kwargs = {"hub": spec.plain(), "outputs": own.plain()}
         return {"policy": HubActorCriticPolicy, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if spec.tuned else {})}}
 
     def _spec(self, method: str, tuned: bool, source_lr: float | None, options: dict[str, Any], also: tuple[str, ...] = ()) -> HubSpec:
@@ -260,9 +267,9 @@ def _optimizer(algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
     return {"optimizer_class": HubAdam, **({"optimizer_kwargs": {"eps": 1e-5}} if issubclass(algorithm, OnPolicyAlgorithm) else {})}
 
 
-def _outputs(options: dict[str, Any]) -> Outputs:
+def _own_options(kind: type[Outputs | Teaching], options: dict[str, Any]) -> Outputs | Teaching:
     try:
-        return Outputs.model_validate(options)
+        return kind.model_validate(options)
     except ValidationError as error:
         raise BadConfig(f"An option of the outputs cannot be: {first_problem(error)}.") from error
 
@@ -282,13 +289,17 @@ def pathway_weights(model: BaseAlgorithm, observation: np.ndarray | dict[str, np
         BadConfig: If the model learns through no hub.
     """
     policy = model.policy
+    if isinstance(policy, HubDQNPolicy):
+        rows = len(observation) if policy.obs_to_tensor(observation)[1] else None
+        acts = {name: float(index == policy.standing.best) for index, name in enumerate(policy.pathways.names)}
+        return {name: one if rows is None else np.full(rows, one) for name, one in acts.items()}
     hears = next((part for part in policy.modules() if isinstance(part, HubActorCriticPolicy | HubExtractor)), None)
     if hears is None:
         raise BadConfig(f"The {type(model).__name__} given learns through no hub; make one with Hub.agent or Hub.policy_kwargs.")
     policy.set_training_mode(False)
     tensor, batched = policy.obs_to_tensor(observation)
     preprocessed: Any = preprocess_obs(tensor, policy.observation_space, normalize_images=policy.normalize_images)
-    method = methods_in(hears)[0]
+    method = parts_in(hears, Method)[0]  # type: ignore[type-abstract]
     weights = hears.route(preprocessed).weights.cpu().numpy()
     if batched:
         return {name: weights[:, index] for index, name in enumerate(method.pathways.names)}

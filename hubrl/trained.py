@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from hubrl.cards import SourceCard
 from hubrl.networks import ACTIVATIONS, Networks, Observations, register_network
 from hubrl.policies import HubActorCriticPolicy
-from hubrl.speech import width
+from hubrl.q_policies import HubDQNPolicy
+from hubrl.speech import greedy, width
 
 
 class HubActor(nn.Module):
@@ -45,15 +46,45 @@ class LastColumns(nn.Module):
         return features[:, -self.columns :]
 
 
-def build_hub_actor(card: SourceCard, **policy_kwargs: Any) -> Networks:
-    """The networks of an agent that was trained through a hub's outputs."""
+class HubGreedyActor(nn.Module):
+    """The encoder of a DQN that hears a hub: what its best pathway would do, as speech."""
+
+    def __init__(self, policy: HubDQNPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observations: Observations) -> Float[Tensor, "batch width"]:
+        """Log-probabilities of the greedy action."""
+        policy = self.policy
+        rows = next(iter(observations.values())) if isinstance(observations, dict) else observations
+        best = torch.full((len(rows),), policy.standing.best, device=rows.device)
+        action = policy.choose(observations, best)
+        return greedy(nn.functional.one_hot(action, int(policy.action_space.n)).float())
+
+
+def build_hub_q_actor(card: SourceCard, **policy_kwargs: Any) -> Networks:
+    """The networks of a DQN that was trained through a hub's outputs."""
+    actions = card.actions
+    assert isinstance(actions, spaces.Discrete)
+    policy = HubDQNPolicy(card.observations, actions, lambda _: 0.0, **_with_activation(policy_kwargs))
+    del policy.optimizer
+    return Networks(HubGreedyActor(policy), LastColumns(width(actions)))
+
+
+def _with_activation(policy_kwargs: dict[str, Any]) -> dict[str, Any]:
     if "activation_fn" in policy_kwargs:
         policy_kwargs["activation_fn"] = ACTIVATIONS[policy_kwargs["activation_fn"]]
+    return policy_kwargs
+
+
+def build_hub_actor(card: SourceCard, **policy_kwargs: Any) -> Networks:
+    """The networks of an agent that was trained through a hub's outputs."""
     actions = card.actions
     assert actions is not None
-    policy = HubActorCriticPolicy(card.observations, actions, lambda _: 0.0, **policy_kwargs)
+    policy = HubActorCriticPolicy(card.observations, actions, lambda _: 0.0, **_with_activation(policy_kwargs))
     del policy.optimizer  # it would keep a second copy of the weights that freezing replaces
     return Networks(HubActor(policy), LastColumns(width(actions)))
 
 
 register_network(HubActorCriticPolicy.__module__, build_hub_actor)
+register_network(HubDQNPolicy.__module__, build_hub_q_actor)

@@ -20,8 +20,8 @@ from hubrl.errors import BadConfig
 from hubrl.extractor import see_through_normalisation
 from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
+from hubrl.racing import STANDARD_ERRORS, Returns, behind, still_racing
 
-STANDARD_ERRORS = 2.0
 DISTRUST = 4.0
 """How far below the best source the router starts the fresh pathway: a weight of about 2 % beside one source."""
 
@@ -30,8 +30,6 @@ SEGMENTS = 4
 
 SEGMENT_STEPS = (25, 250)
 """Shortest and longest segment that a pathway plays at a time."""
-
-Returns = dict[str, list[float]]
 
 
 class Verdict(NamedTuple):
@@ -47,26 +45,6 @@ class Verdict(NamedTuple):
     """Steps of a segment."""
     steps: int
     """Environment steps that the probe took."""
-
-
-def behind(one: list[float], other: list[float]) -> float:
-    """By how many standard errors the mean of one sample lies below that of another (Welch).
-
-    Zero when the means are equal or either sample has fewer than two members; infinite when neither varies.
-    """
-    if min(len(one), len(other)) < 2:
-        return 0.0
-    gap = float(np.mean(other) - np.mean(one))
-    error = math.sqrt(np.var(one, ddof=1) / len(one) + np.var(other, ddof=1) / len(other))
-    if error == 0.0:
-        return math.copysign(math.inf, gap) if gap else 0.0
-    return gap / error
-
-
-def still_racing(returns: Returns) -> list[str]:
-    """The pathways that are not clearly worse than the best; in the order given."""
-    best = max(returns, key=lambda name: float(np.mean(returns[name])) if returns[name] else -math.inf)
-    return [name for name in returns if behind(returns[name], returns[best]) <= STANDARD_ERRORS]
 
 
 def judge(returns: Returns) -> tuple[dict[str, bool], dict[str, float]]:

@@ -16,7 +16,8 @@ from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny, tiny_hub, toy_for
 
 from hubrl import Hub, HubCallback
 from hubrl.callbacks import hub_spec
-from hubrl.extractor import methods_in, see_through_normalisation
+from hubrl.extractor import parts_in, see_through_normalisation
+from hubrl.methods import Method
 from hubrl.pathways import FRESH, SourcePathway
 from hubrl.reading import read_live
 
@@ -53,7 +54,7 @@ def watched(algorithm, level=None, env=None, callback=None, steps=128, **options
 @pytest.mark.parametrize(("algorithm", "level"), [(PPO, "outputs"), (PPO, "features"), (DQN, "features"), (SAC, "features")])
 def test_who_speaks_is_logged_for_every_pathway(algorithm, level):
     model, memory = watched(algorithm, level)
-    names = methods_in(model.policy)[0].pathways.names
+    names = parts_in(model.policy, Method)[0].pathways.names
     assert names == ["ppo-0", "dqn-1" if algorithm is DQN else "sac-1", FRESH]
     shares = [[memory.values(f"pathway/{what}/{name}")[-1] for name in names] for what in ("weight", "active")]
     assert sum(shares[0]) == pytest.approx(1.0, abs=1e-5)
@@ -213,7 +214,7 @@ def test_a_source_that_learned_through_a_hub_keeps_its_own_statistics():
     env = VecNormalize(make_vec_env(lambda: Toy(FAR), n_envs=1, seed=0))
     model = target(PPO, env, Hub([nested]).agent(PPO)).learn(64, callback=HubCallback(probe_share=0.0))
     assert all(torch.equal(before[name], tensor) for name, tensor in nested.tensors().items())
-    assert len(methods_in(model.policy)) == 1
+    assert len(parts_in(model.policy, Method)) == 1
     see_through_normalisation(model.policy, env)
     assert all(torch.equal(before[name], tensor) for name, tensor in nested.tensors().items())
 

@@ -29,7 +29,8 @@ FAMILIES = {
     "sb3_contrib.tqc.policies": "TQC",
 }
 
-HUB_POLICY = "hubrl.policies"
+HUB_POLICY, HUB_DQN = "hubrl.policies", "hubrl.q_policies"
+"""Modules of the policies that hear a hub's outputs."""
 
 ACTIVATION_NAMES = {
     "Tanh": "tanh",
@@ -94,8 +95,8 @@ class Archive:
         Raises:
             BadFile: If it is one that hubrl does not read.
         """
-        if self.policy_module == HUB_POLICY:
-            return self._on_policy()
+        if self.policy_module in (HUB_POLICY, HUB_DQN):
+            return "DQN" if self.policy_module == HUB_DQN else self._on_policy()
         family = FAMILIES.get(self.policy_module)
         if family is None:
             named = f"policy of module {self.policy_module!r}" if self.policy_module else "policy it does not name"
@@ -204,8 +205,8 @@ def _read(archive: Archive, path: Path | io.BytesIO, name: str) -> tuple[SourceC
         "seed": _whole(archive.data.get("seed")),
         "origin": path.name if isinstance(path, Path) else None,
     }
-    if archive.policy_module == HUB_POLICY:
-        network = Registered(kind="registered", builder=HUB_POLICY, kwargs=hub_kwargs(archive))
+    if archive.policy_module in (HUB_POLICY, HUB_DQN):
+        network = Registered(kind="registered", builder=archive.policy_module, kwargs=hub_kwargs(archive))
         return SourceCard(network=network, **fields), {f"encoder.policy.{k}": v for k, v in archive.tensors.items()}
     _refuse_custom(archive)
     weights = StateDict(archive.tensors, str(archive.path))

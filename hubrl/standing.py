@@ -1,0 +1,79 @@
+"""What the pathways have earned so far on the target: trust that is revised while training goes on.
+
+The design is ours. Every pathway has a record of its last returns. Those that are clearly worse than the best (by two
+standard errors of the difference, as in a probe) are out of favour; the learner is in the race like any other, so that
+it overtakes its sources when it earns more, and not before.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hubrl.racing import STANDARD_ERRORS, behind
+
+ENOUGH = 3
+"""Returns that a pathway must have before it is judged."""
+
+
+class Standing(nn.Module):
+    """The last returns of every pathway, saved with the model.
+
+    Args:
+        names: The pathways' names.
+        window: How many returns are remembered of each.
+    """
+
+    def __init__(self, names: list[str], window: int = 20) -> None:
+        super().__init__()
+        self.names = names
+        self.register_buffer("returns", torch.full((len(names), window), math.nan, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(len(names), dtype=torch.long))
+
+    def note(self, pathway: int, earned: float) -> None:
+        """A pathway played an episode."""
+        returns, counts = self.get_buffer("returns"), self.get_buffer("counts")
+        returns[pathway, int(counts[pathway]) % returns.shape[1]] = earned
+        counts[pathway] += 1
+
+    def of(self, pathway: int) -> list[float]:
+        """The remembered returns of a pathway."""
+        row: list[float] = self.get_buffer("returns")[pathway].tolist()
+        return [value for value in row if not math.isnan(value)]
+
+    @property
+    def worth(self) -> Float[Tensor, " pathways"]:
+        """Mean remembered return of every pathway; NaN of those that never played."""
+        return self.get_buffer("returns").nanmean(dim=1)
+
+    @property
+    def best(self) -> int:
+        """The pathway that earns most, of those that played enough to say so; otherwise of those that played; else the last."""
+        worth = self.worth
+        judged = torch.where(self.get_buffer("counts") >= ENOUGH, worth, math.nan)
+        for candidates in (judged, worth):
+            if not candidates.isnan().all():
+                return int(candidates.nan_to_num(nan=-math.inf).argmax())
+        return len(self.names) - 1
+
+    @property
+    def in_favour(self) -> list[int]:
+        """The pathways that are not clearly worse than the best, or not judged yet."""
+        best = self.of(self.best)
+        counts = self.get_buffer("counts")
+        return [index for index in range(len(self.names)) if int(counts[index]) < ENOUGH or behind(self.of(index), best) <= STANDARD_ERRORS]
+
+    def gap(self, pathway: int, other: int) -> float:
+        """How much less a pathway earns than another, from 0 (not less) to 1 (nothing of it yet).
+
+        In units of what the other earns above the worst return on record; 1 while the pathway was not judged.
+        """
+        worth, counts = self.worth, self.get_buffer("counts")
+        if int(counts[other]) < ENOUGH:
+            return 0.0
+        if int(counts[pathway]) < ENOUGH:
+            return 1.0
+        returns = self.get_buffer("returns")
+        scale = float(worth[other]) - float(returns[~returns.isnan()].min())
+        return min(max(float(worth[other] - worth[pathway]) / max(scale, 1e-8), 0.0), 1.0)
