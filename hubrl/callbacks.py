@@ -46,7 +46,8 @@ class HubCallback(BaseCallback):
         self._log_cards()
         self._logged_at = self.model.num_timesteps
         if isinstance(self.model, OnPolicyAlgorithm) and isinstance(self.model.policy, HubActorCriticPolicy):
-            self.model.policy.remembers = remember_steps(self.model, self.model.policy)
+            if remember_steps(self.model, self.model.policy):
+                self.model.policy.commit()
             self.model.policy.release(np.ones(self.training_env.num_envs, dtype=bool))
             if self.probe_share > 0 and self.model.policy.method.awaits_probe:
                 self._probe()

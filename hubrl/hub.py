@@ -34,6 +34,9 @@ from hubrl.spec import HubSpec
 HUB_FORMAT = 1
 HUB_FILE = "hub.yaml"
 
+RECOMMENDED = {"hold": 5.0, "release": "learned"}
+"""Beside the options' own defaults, which must go on meaning what they meant in models saved before there were these."""
+
 Agent = str | Path | Source | BaseAlgorithm | tuple[str | Path, str | Path]
 """A file or folder, one with its statistics or its card, a model in memory, or a source."""
 
@@ -191,7 +194,9 @@ class Hub(Sequence[Source]):
         if not can_hear:
             raise BadConfig(f"{algorithm.__name__} cannot hear outputs; PPO, A2C and DQN can, for others use level='features'.")
         kind = Teaching if issubclass(algorithm, DQN) else Outputs
-        own = _own_options(kind, {name: options.pop(name) for name in list(options) if name in kind.model_fields})
+        given = {name: options.pop(name) for name in list(options) if name in kind.model_fields}
+        recommended = RECOMMENDED if kind is Outputs and given.get("aggregation") != "mean" else {}
+        own = _own_options(kind, {**recommended, **given})
         spec = self._spec(method, tuned, source_lr, options, also=tuple(kind.model_fields))
         if issubclass(algorithm, DQN):
             return {"policy": HubDQNPolicy, "policy_kwargs": {"hub": spec.plain(), "teaching": own.plain()}}

@@ -43,7 +43,8 @@ class Outputs(Plain):
     source_std: float | None = 0.05
     """Standard deviation at which each source's pathway starts, learned from there; none: the source's own."""
     hold: Annotated[float, Field(ge=1)] = 1
-    """How many steps a pathway that was drawn acts (a mixture's commitment), in the mean where it is random or learned."""
+    """How many steps a pathway that was drawn acts (a mixture's commitment), in the mean where it is random, at the start
+    where it is learned. Needs a callback that stores who acted; without it pathways are drawn anew at every step."""
     release: Literal["fixed", "random", "learned"] = "random"
     """How a held pathway lets go: after `hold` steps, at random, or by a learned rule that starts there."""
     recall: bool = True
@@ -143,8 +144,14 @@ class HubActorCriticPolicy(ActorCriticPolicy):
 
     @property
     def holds(self) -> bool:
-        """Whether a pathway that was drawn acts for a while."""
-        return self.outputs.hold > 1 and not self.fresh_alone
+        """Whether a pathway that was drawn acts for a while: if asked for, once a buffer stores who acted."""
+        return self.committed is not None and bool(self.committed) and not self.fresh_alone
+
+    def commit(self) -> None:
+        """From now on a buffer stores `memory` and brings it back by `recall`, so that pathways can be held."""
+        self.remembers = True
+        if self.committed is not None:
+            self.committed.fill_(True)
 
     def route(self, observations: Observations) -> Routed:
         """What the hub makes of observations as SB3 preprocesses them, without noise."""
@@ -171,7 +178,7 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         """Actions, values and log-probabilities for a rollout.
 
         Raises:
-            BadConfig: If pathways are to be held and no buffer stores who acted.
+            BadConfig: If pathways were held so far and no buffer stores who acts.
         """
         with self._hear(obs, exploring=True) as hearing:
             if not self.fresh_alone:
@@ -253,8 +260,11 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         self.method: Method = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
         self.register_buffer("noise_key", torch.randint(2**31, ()))
         n_pathways = len(self.method.pathways.names)
+        may_hold = self.outputs.hold > 1 and n_pathways > 1
+        self.committed: Tensor | None
+        self.register_buffer("committed", torch.zeros((), dtype=torch.bool) if may_hold else None)
         self.stickiness = None
-        if self.outputs.hold > 1 and self.outputs.release == "learned" and n_pathways > 1:
+        if may_hold and self.outputs.release == "learned":
             self.stickiness = ZeroLinear(self.mlp_extractor.latent_dim_pi, n_pathways)
             # Equal weights then let go once in `hold` steps.
             nn.init.constant_(self.stickiness.bias, math.log((self.outputs.hold - 1) * (n_pathways - 1)))
@@ -284,7 +294,7 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         if not self.holds:
             return
         if not self.remembers:
-            raise BadConfig(f"hold={self.outputs.hold:g} was given and nothing stores who acted; pass HubCallback() to learn.")
+            raise BadConfig("This model was trained with pathways held and nothing stores who acts; pass HubCallback() to go on.")
         n_rows = len(next(iter(hearing.observations.values())) if isinstance(hearing.observations, dict) else hearing.observations)
         if self._holding is None or len(self._holding.pathway) != n_rows:
             self._holding = Holding(n_rows)
