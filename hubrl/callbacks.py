@@ -30,13 +30,16 @@ class HubCallback(BaseCallback):
     Args:
         probe_share: Share of the training's steps that a probe may take before it, counted among them; 0 for no probe.
             Only models that hear outputs and have a fresh pathway are probed, once.
+        warmup_share: Share of the training's steps behind the probe in which only the critic learns; actors that are good
+            already would be spoiled by advantages that mean nothing yet. Nobody waits where every source was dropped.
         log_every: Environment steps between two records, over all parallel environments.
         verbose: 1 to print what the probe found out.
     """
 
-    def __init__(self, probe_share: float = 0.02, log_every: int = 1000, verbose: int = 0) -> None:
+    def __init__(self, probe_share: float = 0.02, warmup_share: float = 0.02, log_every: int = 1000, verbose: int = 0) -> None:
         super().__init__(verbose)
         self.probe_share = probe_share
+        self.warmup_share = warmup_share
         self.log_every = log_every
         self.verdict: Verdict | None = None
         self._logged_at = 0
@@ -51,11 +54,15 @@ class HubCallback(BaseCallback):
             self.model.policy.release(np.ones(self.training_env.num_envs, dtype=bool))
             if self.probe_share > 0 and self.model.policy.method.awaits_probe:
                 self._probe()
+            started = self.model.num_timesteps
+            self._warm_until = started + self.warmup_share * (self.locals["total_timesteps"] - started)
         if isinstance(self.model.policy, HubDQNPolicy):
             self.model.policy.begin(self.training_env.num_envs)
             self._earned = np.zeros(self.training_env.num_envs)
 
     def _on_rollout_start(self) -> None:
+        if isinstance(self.model.policy, HubActorCriticPolicy):
+            self.model.policy.warming = self.model.num_timesteps < self._warm_until
         see_through_normalisation(self.model.policy, self.training_env)
 
     def _on_rollout_end(self) -> None:

@@ -34,7 +34,7 @@ from hubrl.spec import HubSpec
 HUB_FORMAT = 1
 HUB_FILE = "hub.yaml"
 
-RECOMMENDED = {"hold": 5.0, "release": "learned"}
+RECOMMENDED = {"hold": 5.0, "release": "learned", "router_lr": 3.0}
 """Beside the options' own defaults, which must go on meaning what they meant in models saved before there were these."""
 
 Agent = str | Path | Source | BaseAlgorithm | tuple[str | Path, str | Path]
@@ -201,7 +201,8 @@ class Hub(Sequence[Source]):
         if issubclass(algorithm, DQN):
             return {"policy": HubDQNPolicy, "policy_kwargs": {"hub": spec.plain(), "teaching": own.plain()}}
         kwargs = {"hub": spec.plain(), "outputs": own.plain()}
-        return {"policy": HubActorCriticPolicy, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if spec.tuned else {})}}
+        scaled = spec.tuned or (isinstance(own, Outputs) and own.router_lr != 1)
+        return {"policy": HubActorCriticPolicy, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if scaled else {})}}
 
     def _spec(self, method: str, tuned: bool, source_lr: float | None, options: dict[str, Any], also: tuple[str, ...] = ()) -> HubSpec:
         known = options_of(method)

@@ -40,6 +40,8 @@ class Outputs(Plain):
     """`mixture`: one pathway is drawn by its weight at every step and acts; `mean`: the weighted mean of what they say."""
     residual: bool = True
     """Whether a learned correction, zero at the start, is added to what the sources say."""
+    router_lr: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate of the router and of who is held, as a factor on the algorithm's."""
     source_std: float | None = 0.05
     """Standard deviation at which each source's pathway starts, learned from there; none: the source's own."""
     hold: Annotated[float, Field(ge=1)] = 1
@@ -129,6 +131,8 @@ class HubActorCriticPolicy(ActorCriticPolicy):
             )
         self.remembers = False
         """Whether a buffer stores `memory` and brings it back by `recall`; a callback sees to it."""
+        self.warming = False
+        """Whether only the critic learns, so that the actor waits until advantages mean something."""
         self.memory: Memory = {}
         self._recalled: tuple[Any, Memory] | None = None
         self._hearing: Hearing | None = None
@@ -194,7 +198,11 @@ class HubActorCriticPolicy(ActorCriticPolicy):
             hearing.heard = memory.get("heard")
             if "choice" in memory:
                 hearing.previous, hearing.acted = memory["choice"].unbind(dim=1)
-            return super().evaluate_actions(obs, actions)
+            values, log_prob, entropy = super().evaluate_actions(obs, actions)
+        if self.warming and not self.fresh_alone:
+            # The ratio is 1 and has no gradient: only the critic learns.
+            return values, log_prob.detach(), None if entropy is None else entropy.detach()
+        return values, log_prob, entropy
 
     def recall(self, observations: Any, memory: Memory) -> None:
         """Be reminded of a rollout's steps, before `evaluate_actions` is called with these very observations."""
@@ -268,6 +276,9 @@ class HubActorCriticPolicy(ActorCriticPolicy):
             self.stickiness = ZeroLinear(self.mlp_extractor.latent_dim_pi, n_pathways)
             # Equal weights then let go once in `hold` steps.
             nn.init.constant_(self.stickiness.bias, math.log((self.outputs.hold - 1) * (n_pathways - 1)))
+        routing = [*getattr(self.method, "router", nn.Module()).parameters(), *getattr(self.stickiness, "parameters", list)()]
+        for parameter in routing:
+            parameter.lr_scale = self.outputs.router_lr
         self.residual = None
         if self.outputs.residual and self.method.corrects and len(self.method.pathways.sources):
             self.residual = ZeroLinear(self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space))
@@ -326,7 +337,7 @@ class HubActorCriticPolicy(ActorCriticPolicy):
             return super()._get_action_dist_from_latent(latent_pi)
         assert self._hearing is not None
         routed = self._route(self._hearing, latent_pi)
-        learning = self.training and torch.is_grad_enabled()
+        learning = self.training and torch.is_grad_enabled() and not self.warming
         weights = routed.weights
         if learning and routed.loss.requires_grad:
             weights = inject(weights, routed.loss)

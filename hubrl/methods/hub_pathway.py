@@ -49,7 +49,7 @@ class HubPathway(Method):
         hidden_dim: int = 64,
         noise: bool = True,
         exploration: str = "entropy",
-        explore_coef: float = 0.01,
+        explore_coef: float = 0.001,
     ) -> None:
         super().__init__(Pathways(sources, target, fresh=fresh, width=width))
         n_pathways = len(self.pathways.names)
