@@ -79,11 +79,10 @@ class Holding:
         """Nobody is held any more in these."""
         self.pathway = torch.where(rows, -1, self.pathway)
 
-    def acted(self, drawn: Int[Tensor, " envs"]) -> None:
-        """These acted in the last step."""
-        drawn = drawn.cpu()
-        self.steps = torch.where(drawn == self.pathway, self.steps + 1, 1)
-        self.pathway = drawn
+    def acted(self, drawn: Int[Tensor, " envs"], previous: Int[Tensor, " envs"]) -> None:
+        """These acted in the last step, and those before bound them; -1 where the choice was free."""
+        self.steps = torch.where(previous.cpu() >= 0, self.steps + 1, 1)
+        self.pathway = drawn.cpu()
 
 
 class HubActorCriticPolicy(ActorCriticPolicy):
@@ -126,9 +125,7 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         self.spec = parse_spec(hub)
         self.outputs = outputs if isinstance(outputs, Outputs) else Outputs.model_validate(outputs or {})
         if self.outputs.hold > 1 and self.outputs.aggregation == "mean":
-            raise BadConfig(
-                f"hold={self.outputs.hold:g} and aggregation='mean' were given; a mean holds nobody, use aggregation='mixture'."
-            )
+            raise BadConfig(f"hold={self.outputs.hold:g} was given for aggregation='mean', which holds nobody; use aggregation='mixture'.")
         self.remembers = False
         """Whether a buffer stores `memory` and brings it back by `recall`; a callback sees to it."""
         self.warming = False
@@ -244,9 +241,10 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         if episode_start is not None:
             self._holding.release(torch.as_tensor(episode_start, dtype=torch.bool))
         try:
+            previous = self._previous(self._holding)
             actions, _ = super().predict(observation, state, episode_start, deterministic)
             if isinstance(self._distributed, CommittedDistribution):
-                self._holding.acted(self._distributed.drawn)
+                self._holding.acted(self._distributed.drawn, previous)
             return actions, (self._holding.pathway.numpy(), self._holding.steps.numpy())
         finally:
             self._holding = training
@@ -316,9 +314,9 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         """Complete a step's memory: who acted."""
         if "choice" in self.memory and self._holding is not None:
             assert isinstance(self._distributed, CommittedDistribution)
-            drawn = self._distributed.drawn
-            self.memory["choice"] = torch.stack([self.memory["choice"], drawn], dim=1)
-            self._holding.acted(drawn)
+            drawn, previous = self._distributed.drawn, self.memory["choice"]
+            self.memory["choice"] = torch.stack([previous, drawn], dim=1)
+            self._holding.acted(drawn, previous)
 
     def _previous(self, holding: Holding) -> Int[Tensor, " batch"]:
         """Who acted before, as far as that binds."""

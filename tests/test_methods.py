@@ -11,7 +11,7 @@ from hubrl.methods import create, options_of, register
 from hubrl.methods.base import Method
 from hubrl.pathways import FRESH, Target
 
-OPTIONS = {"single": {"source": "ppo-0"}}
+OPTIONS = {"single": {"source": "ppo-0"}, "finetune": {"source": "ppo-0"}}
 
 METHODS = pytest.mark.parametrize("name", methods.available())
 LEVELS = pytest.mark.parametrize("level", ["features", "outputs"])

@@ -20,13 +20,14 @@ class ProbeCommit(HubPathway):
     Args:
         sources: The sources, in order.
         target: What they have to fit.
+        width: Width of the features; the widest source's if not given.
         hidden_dim: Width of the router's two hidden layers, which do nothing once there is only one pathway.
     """
 
     summary = "the best source of a probe alone: a control"
 
-    def __init__(self, sources: Sequence[Source], target: Target, *, hidden_dim: int = 64) -> None:
-        super().__init__(sources, target, hidden_dim=hidden_dim, noise=False, explore_coef=0.0)
+    def __init__(self, sources: Sequence[Source], target: Target, *, width: int | None = None, hidden_dim: int = 64) -> None:
+        super().__init__(sources, target, width=width, hidden_dim=hidden_dim, noise=False, explore_coef=0.0)
 
     @torch.no_grad()
     def trust(self, kept: Sequence[bool], start: Sequence[float], worth: Sequence[float] = ()) -> None:

@@ -1,0 +1,111 @@
+"""Sources for targets that observe more than they, or act in another order or with other signs."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import DQN, PPO, SAC
+from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny
+
+from hubrl import BadConfig, Hub, SpaceMismatch
+from hubrl.reading import read_agent, read_live
+
+WIDE = spaces.Box(-10.0, 10.0, (7,))
+ROWS = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, SAC])
+def test_a_mirrored_source_acts_with_other_signs_in_another_order(algorithm):
+    source = read_live(tiny(algorithm, Toy()), "gait")
+    mirrored = source.adapted("mirrored", order=[1, 0], signs=[1, -1])
+    plain = source.predict(ROWS[:, :4], deterministic=True)[0]
+    np.testing.assert_allclose(mirrored.predict(ROWS[:, :4], deterministic=True)[0], plain[:, [1, 0]] * [1, -1], atol=1e-6)
+    assert mirrored.name == "mirrored"
+    assert source.card.action_map is None, "the source itself stays as it is"
+
+
+def test_choices_are_reordered():
+    source = read_live(tiny(DQN, Toy(actions=CHOOSE)), "chooser")
+    other = source.adapted(order=[2, 0, 1])
+    plain = source.predict(ROWS[:, :4], deterministic=True)[0]
+    assert [[2, 0, 1][choice] for choice in other.predict(ROWS[:, :4], deterministic=True)[0]] == plain.tolist()
+
+
+def test_a_source_reads_its_part_of_a_wider_observation(tmp_path):
+    source = read_live(tiny(PPO, Toy()), "narrow")
+    indices = [6, 0, 3, 2]
+    adapted = source.adapted("adapted", observes=indices, signs=[-1, 1])
+    expected = source.predict(ROWS[:, indices], deterministic=True)[0] * [-1, 1]
+    np.testing.assert_allclose(adapted.predict(ROWS, deterministic=True)[0], expected, atol=1e-6)
+    Hub([source, adapted]).save(tmp_path / "hub")
+    loaded = Hub.load(tmp_path / "hub")["adapted"]
+    assert np.array_equal(loaded.predict(ROWS, deterministic=True)[0], adapted.predict(ROWS, deterministic=True)[0])
+    assert loaded.accepts(WIDE)
+    assert not loaded.accepts(VECTOR)
+
+
+def test_a_source_reads_one_key_of_a_dict():
+    parts = spaces.Dict({"joints": VECTOR, "goal": spaces.Box(-1.0, 1.0, (2,))})
+    adapted = read_live(tiny(PPO, Toy()), "narrow").adapted(observes="joints")
+    assert adapted.accepts(parts)
+    assert not adapted.accepts(spaces.Dict({"goal": VECTOR}))
+    env = Toy(parts)
+    model = target(PPO, env, {**Hub([adapted]).agent(PPO), "policy": Hub([adapted]).agent(PPO)["policy"]})
+    model.learn(64)
+    one = {"joints": ROWS[0, :4], "goal": np.zeros(2, np.float32)}
+    np.testing.assert_allclose(
+        adapted.predict(one, deterministic=True)[0], read_live(tiny(PPO, Toy()), "x").predict(ROWS[0, :4], deterministic=True)[0]
+    )
+    with pytest.raises(SpaceMismatch, match="reads part 'joints' of a Dict observation, which it was not given"):
+        adapted.predict({"goal": np.zeros(2, np.float32)})
+
+
+def test_a_hub_of_a_gait_and_its_mirror_learns_on_a_wider_target(tmp_path):
+    source = read_live(tiny(SAC, Toy()), "gait")
+    hub = Hub([source.adapted("left", observes=range(4)), source.adapted("right", observes=range(4), signs=[-1, 1])])
+    env = Toy(WIDE)
+    model = target(PPO, env, hub.agent(PPO)).learn(64)
+    model.save(tmp_path / "model.zip")
+    assert np.array_equal(
+        PPO.load(tmp_path / "model.zip", device="cpu").predict(ROWS, deterministic=True)[0], model.predict(ROWS, deterministic=True)[0]
+    )
+    read_agent(tmp_path / "model.zip")
+
+
+def test_bounds_follow_the_signs():
+    lopsided = spaces.Box(np.array([-1.0, -2.0], np.float32), np.array([3.0, 4.0], np.float32))
+    adapted = read_live(tiny(PPO, Toy(actions=lopsided)), "lopsided").adapted(order=[1, 0], signs=[-1, 1])
+    assert adapted.actions.low.tolist() == [-4.0, -1.0]
+    assert adapted.actions.high.tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"order": [0, 0]}, SpaceMismatch, r"orders \[0, 0\], Box.* has 2 to order"),
+        ({"signs": [1]}, SpaceMismatch, "has 1 signs for Box"),
+        ({"signs": [1, 2]}, BadConfig, "cannot be adapted so: .*action_map"),
+        ({"observes": [-1]}, BadConfig, "cannot be adapted so: .*indices"),
+        ({"name": "no spaces"}, BadConfig, "cannot be adapted so: .*name"),
+    ],
+)
+def test_an_adaptation_that_cannot_be_is_refused(how, error, message):
+    source = read_live(tiny(PPO, Toy()), "gait")
+    with pytest.raises(error, match=message):
+        source.adapted(**how)
+
+
+def test_signs_are_for_boxes_and_maps_do_not_pile_up():
+    chooser = read_live(tiny(DQN, Toy(actions=CHOOSE)), "chooser")
+    with pytest.raises(SpaceMismatch, match="has 3 signs for Discrete"):
+        chooser.adapted(signs=[1, 1, -1])
+    with pytest.raises(BadConfig, match="has an action map already; adapt the source that it was made from"):
+        chooser.adapted(order=[1, 0, 2]).adapted(order=[1, 0, 2])
+
+
+def test_speech_of_the_mirror_keeps_the_standard_deviation():
+    source = read_live(tiny(PPO, Toy(actions=STEER)), "gait")
+    rows = torch.as_tensor(ROWS[:, :4])
+    said, mirrored = source.outputs(rows), source.adapted(signs=[-1, -1]).outputs(rows)
+    torch.testing.assert_close(mirrored[:, :2], -said[:, :2])
+    assert torch.equal(mirrored[:, 2:], said[:, 2:])
