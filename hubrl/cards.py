@@ -12,7 +12,7 @@ import yaml
 from gymnasium import spaces
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hubrl.errors import BadFile
+from hubrl.errors import BadFile, check_format
 from hubrl.spaces import from_plain
 
 CARD_FORMAT = 1
@@ -243,8 +243,7 @@ def read_card(path: Path) -> SourceCard:
 
 def parse_card(plain: object, where: str) -> SourceCard:
     """A card from plain data; `where` it stands is for the message."""
-    if isinstance(plain, dict) and isinstance(plain.get("format"), int) and plain["format"] > CARD_FORMAT:
-        raise BadFile(f"{where} is a card of format {plain['format']}, this hubrl reads up to {CARD_FORMAT}; update hubrl.")
+    check_format(plain, CARD_FORMAT, f"{where} is a card")
     try:
         card = SourceCard.model_validate(plain)
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """The command line: verbs that call the library and print what it says."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -157,9 +158,17 @@ def hub_add(
     folder: Annotated[Path, typer.Argument(help="The hub's folder.")],
     agent: Annotated[str, typer.Option("--agent", help="A zip, folder, run, card or weights.")],
     name: Annotated[str | None, typer.Option("--name", help="What to call it.")] = None,
+    observes: Annotated[
+        str | None, typer.Option(help="The entries of the target's observation that it reads, `0-16` or `3,1,2`; or a Dict's key.")
+    ] = None,
+    order: Annotated[str | None, typer.Option(help="For every entry of the target's action the agent's: `1,0,2`.")] = None,
+    signs: Annotated[str | None, typer.Option(help="For every entry of the target's action 1 or -1: `1,-1,1`.")] = None,
 ) -> None:
-    """Add a source at the end of a saved hub."""
-    Hub.load(folder).add(runs.split_agent(agent), name).save(folder, overwrite=True)
+    """Add a source at the end of a saved hub, perhaps adapted to a target that observes more or acts otherwise."""
+    source = Hub.from_agents([runs.split_agent(agent)], None if name is None else [name])[0]
+    reads = _whole_numbers(observes) if observes and observes[0].isdigit() else observes
+    adapted = source.adapted(observes=reads, order=_whole_numbers(order) if order else None, signs=_whole_numbers(signs) if signs else None)
+    Hub.load(folder).add(adapted).save(folder, overwrite=True)
     hub_show(folder)
 
 
@@ -259,6 +268,16 @@ def _task_of(source: Source, task: str | None, kwargs: list[str] | None) -> tupl
     if source.card.task is None:
         raise typer.BadParameter(f"The card of {source.name!r} names no task; name one with --task.")
     return source.card.task, {**source.card.task_kwargs, **_kwargs(kwargs)}
+
+
+def _whole_numbers(text: str) -> list[int]:
+    """`0-16` or `3,1,-1`."""
+    try:
+        if found := re.fullmatch(r"(\d+)-(\d+)", text):
+            return list(range(int(found[1]), int(found[2]) + 1))
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} was given; expected whole numbers like 0-16 or 3,1,2.") from error
 
 
 def _kwargs(given: list[str] | None) -> dict[str, Any]:

@@ -55,3 +55,18 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}."
+
+
+def check_format(plain: object, known: int, what: str) -> None:
+    """Refuse data of a newer format than this hubrl reads.
+
+    Args:
+        plain: The data; its `format` counts, if it has one.
+        known: The newest format that can be read.
+        what: What the data is, as the subject of a sentence.
+
+    Raises:
+        BadFile: Saying both formats.
+    """
+    if isinstance(plain, dict) and isinstance(plain.get("format"), int) and plain["format"] > known:
+        raise BadFile(f"{what} of format {plain['format']}, this hubrl reads up to {known}; update hubrl.")

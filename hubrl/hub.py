@@ -18,7 +18,7 @@ from stable_baselines3.ppo import PPO
 
 from hubrl import speech, store
 from hubrl.cards import Plain, first_problem, read_yaml, write_yaml
-from hubrl.errors import BadConfig, BadFile, UnknownName, unknown
+from hubrl.errors import BadConfig, BadFile, UnknownName, check_format, unknown
 from hubrl.extractor import HubExtractor, parts_in
 from hubrl.folders import new_folder
 from hubrl.methods import find, options_of
@@ -98,8 +98,7 @@ class Hub(Sequence[Source]):
         if not (folder / HUB_FILE).is_file():
             raise BadFile(f"{folder} is no hub: it has no {HUB_FILE}; make one with `hubrl hub build`.")
         plain = read_yaml(folder / HUB_FILE)
-        if isinstance(plain, dict) and isinstance(plain.get("format"), int) and plain["format"] > HUB_FORMAT:
-            raise BadFile(f"{folder} is a hub of format {plain['format']}, this hubrl reads up to {HUB_FORMAT}; update hubrl.")
+        check_format(plain, HUB_FORMAT, f"{folder} is a hub")
         try:
             card = HubCard.model_validate(plain)
         except ValidationError as error:

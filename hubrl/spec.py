@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hubrl.cards import Plain, SourceCard, first_problem, parse_card
-from hubrl.errors import BadConfig, BadFile
+from hubrl.errors import BadConfig, check_format
 
 SPEC_FORMAT = 1
 
@@ -39,8 +39,7 @@ def parse_spec(plain: object) -> HubSpec:
         return plain
     if not isinstance(plain, dict):
         raise BadConfig(f"hub={plain!r} was given; expected what Hub.policy_kwargs or Hub.agent makes.")
-    if isinstance(plain.get("format"), int) and plain["format"] > SPEC_FORMAT:
-        raise BadFile(f"The model was saved with a hub of format {plain['format']}, this hubrl reads up to {SPEC_FORMAT}; update hubrl.")
+    check_format(plain, SPEC_FORMAT, "The model was saved with a hub")
     cards = [parse_card(card, "a saved hub") for card in plain.get("sources", [])]
     try:
         return HubSpec.model_validate({**plain, "sources": cards})

@@ -146,6 +146,8 @@ class Job(NamedTuple):
     def digest(self) -> str:
         """Changes with anything that changes the result, but for the code."""
         plain = {key: value for key, value in self.config.plain().items() if key not in ("hub", "seed")}
+        if self.method in (ZERO_SHOT, ORACLE):
+            plain = {key: plain.get(key) for key in ("task", "task_kwargs", "preprocessing", "eval_episodes")}
         oracle = None if self.oracle is None or self.method != ORACLE else self.oracle.plain()
         return _digest([plain, self.cards, oracle])
 
@@ -426,7 +428,9 @@ def _written(value: Any) -> str:
 
 def _curve_rows(job: Job) -> Iterator[Row]:
     base = {"task": job.task, "hub": job.hub, "method": job.label, "seed": str(job.config.seed)}
-    evaluated = np.load(job.folder / "evaluations.npz", allow_pickle=False)
+    # A probe can leave too few steps for an evaluation.
+    path = job.folder / "evaluations.npz"
+    evaluated = np.load(path, allow_pickle=False) if path.exists() else {"timesteps": [], "results": []}
     for step, returns in zip(evaluated["timesteps"], evaluated["results"], strict=True):
         yield {**base, "kind": "evaluation", "step": str(int(step)), "return": f"{np.mean(returns):.2f}"}
     curve = runs.training_curve(job.folder)

@@ -186,3 +186,25 @@ def test_the_installed_command_runs():
     done = subprocess.run([*arguments, "methods"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "hub-pathway" in done.stdout
+
+
+def test_a_source_is_added_adapted(run, hub, agents):
+    code, _, err = run("hub", "add", hub, "--agent", agents / "one.zip", "--name", "turned", "--observes", "1-4", "--order", "1,0")
+    assert code == 0, err
+    card = Hub.load(hub)["turned"].card
+    assert card.preprocessing[0].indices == (1, 2, 3, 4)
+    assert card.action_map.order == (1, 0)
+    code, _, err = run("hub", "add", hub, "--agent", agents / "one.zip", "--name", "other", "--signs", "1,-1")
+    assert code == 2
+    assert "has 2 signs for Discrete(2)" in err
+    code, _, err = run("hub", "add", hub, "--agent", agents / "one.zip", "--name", "other", "--order", "one")
+    assert code == 2
+    assert "'one' was given; expected whole numbers like 0-16 or 3,1,2." in err
+    assert Hub.load(hub).names == ["one", "two", "turned"]
+
+
+def test_a_study_that_cannot_be_is_refused(run, tmp_path):
+    (tmp_path / "study.yaml").write_text("seeds: [1]")
+    code, _, err = run("study", "study.yaml")
+    assert code == 2
+    assert "study.yaml: agents: Field required." in err

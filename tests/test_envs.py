@@ -176,3 +176,87 @@ def test_without_ale_py_a_sentence_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "envs.atari", raising=False)
     with pytest.raises(ImportError, match=r"install hubrl\[atari\]"):
         importlib.import_module("envs.atari")
+
+
+def signs_of(env, n_steps):
+    seen = []
+    for _ in range(n_steps):
+        _, _, _, _, info = env.step(np.zeros(env.action_space.shape, np.float32))
+        seen.append(info["sign"])
+    return np.array(seen)
+
+
+@pytest.mark.filterwarnings("ignore:.*infinity:UserWarning", "ignore:.*different from the unwrapped:UserWarning")
+@pytest.mark.parametrize("hint", ["sign", "history", "none"])
+@pytest.mark.parametrize("kind", ["Reversing", "Shuttle"])
+def test_tasks_whose_sign_changes_pass_gymnasiums_checker(kind, hint):
+    env = make_robot(f"HalfCheetah{kind}", hint=hint)
+    assert env.observation_space.shape == ({"sign": 18, "history": 40, "none": 17}[hint],)
+    check_env(env, skip_render_check=True)
+
+
+def test_the_sign_changes_within_its_range_of_steps():
+    env = make_robot("HalfCheetahReversing", every=[5, 9])
+    env.reset(seed=3)
+    signs = signs_of(env, 200)
+    changes = np.flatnonzero(np.diff(signs)) + 1
+    assert set(np.diff(changes)) == {5, 6, 7, 8, 9}
+
+
+def test_a_change_is_seen_before_it_is_felt():
+    env = make_robot("HalfCheetahReversing", every=[3, 3])
+    observation, info = env.reset(seed=0)
+    gears = env.unwrapped.model.actuator_gear
+    strength = make_robot().unwrapped.model.actuator_gear[3, 0]
+    for _ in range(10):
+        assert gears[3, 0] == observation[-1] * strength, "what is seen holds for the coming step"
+        assert info["sign"] == observation[-1] == env.get_wrapper_attr("sign")
+        observation, _, _, _, info = env.step(env.action_space.sample())
+
+
+def test_a_reversed_motor_with_a_negated_action_is_the_plain_robot():
+    env, plain = make_robot("HalfCheetahReversing", every=[4, 6], hint="none"), make_robot()
+    observation, _ = env.reset(seed=1)
+    expected, _ = plain.reset(seed=1)
+    rng = np.random.default_rng(0)
+    plain.unwrapped.set_state(env.unwrapped.data.qpos.copy(), env.unwrapped.data.qvel.copy())
+    for _ in range(30):
+        action = rng.uniform(-1, 1, 6).astype(np.float32)
+        turned = action * np.array([1, 1, 1, env.get_wrapper_attr("sign"), 1, 1], np.float32)
+        observation, reward, *_ = env.step(turned)
+        expected, wanted, *_ = plain.step(action)
+        np.testing.assert_allclose(observation, expected, atol=1e-9)
+        assert reward == pytest.approx(wanted)
+
+
+def test_history_is_the_last_observation_and_action():
+    env = make_robot("HalfCheetahReversing", hint="history")
+    first, _ = env.reset(seed=0)
+    assert (first[17:] == 0).all()
+    action = env.action_space.sample()
+    second = env.step(action)[0]
+    assert np.array_equal(second[17:34], first[:17])
+    np.testing.assert_allclose(second[34:], action)
+
+
+def test_a_shuttle_pays_for_moving_as_commanded():
+    env = make_robot("HalfCheetahShuttle", every=[4, 6])
+    observation, _ = env.reset(seed=2)
+    for _ in range(30):
+        commanded = observation[-1]
+        observation, _, _, _, info = env.step(env.action_space.sample())
+        assert info["reward_forward"] == pytest.approx(commanded * info["x_velocity"])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [({"hint": "loud"}, "hint='loud' is none of"), ({"every": [9, 3]}, "is no range"), ({"every": [3]}, "is no range")],
+)
+def test_what_an_alternating_task_cannot_be_is_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_robot("HalfCheetahReversing", **kwargs)
+
+
+def test_other_robots_alternate_too():
+    assert make_robot("Walker2dReversing", motor=1).observation_space.shape == (18,)
+    assert make_robot("HopperShuttle").observation_space.shape == (12,)

@@ -1,0 +1,167 @@
+"""DQN that hears outputs: who plays, who is trusted, who teaches."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.env_util import make_vec_env
+from toys import CHOOSE, IMAGE, SETTINGS, STEER, Toy, target, tiny, tiny_hub
+
+from hubrl import BadConfig, Hub, HubCallback, SpaceMismatch, pathway_weights
+from hubrl.q_policies import HubDQNPolicy, teaching_loss
+from hubrl.reading import read_agent, read_live
+from hubrl.standing import Standing
+
+ROWS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+
+
+def standing(**returns):
+    made = Standing(list(returns), window=4)
+    for index, values in enumerate(returns.values()):
+        for value in values:
+            made.note(index, float(value))
+    return made
+
+
+def learner(**options):
+    env = Toy(actions=CHOOSE)
+    return target(DQN, env, tiny_hub(env).agent(DQN, **options))
+
+
+def test_the_last_returns_count():
+    made = standing(one=[1, 2, 3, 4, 5, 6], other=[])
+    assert made.of(0) == [5, 6, 3, 4]
+    assert made.worth[0] == 4.5
+    assert math.isnan(made.worth[1])
+    assert made.best == 0
+
+
+def test_the_best_is_the_one_that_earns_most_and_was_judged():
+    assert standing(a=[1, 1, 1], b=[2, 2, 2], fresh=[9]).best == 1
+    assert standing(a=[], b=[2], fresh=[]).best == 1
+    assert standing(a=[], fresh=[]).best == 1, "the learner, where nobody has played"
+
+
+def test_who_is_clearly_worse_is_out_of_favour_until_it_catches_up():
+    made = standing(poor=[0, 1, 0, 1], good=[9, 10, 9, 10], fresh=[0, 0])
+    assert made.in_favour == [1, 2], "who was not judged yet stays"
+    made.note(2, 0.0)
+    assert made.in_favour == [1]
+    for value in (10.0, 9.0, 11.0, 10.0):
+        made.note(2, value)
+    assert made.best == 2
+    assert made.in_favour == [1, 2]
+
+
+def test_the_gap_shrinks_as_the_learner_catches_up():
+    made = standing(teacher=[10, 10, 10], fresh=[0, 0, 0])
+    assert made.gap(1, 0) == 1.0
+    assert standing(teacher=[10, 10, 10], fresh=[2]).gap(1, 0) == 1.0, "not judged yet"
+    made = standing(teacher=[10, 10, 10], fresh=[5, 5, 5], worst=[0])
+    assert made.gap(1, 0) == pytest.approx(0.5)
+    assert standing(teacher=[10, 10, 10], fresh=[12, 12, 12]).gap(1, 0) == 0.0
+    assert standing(teacher=[10], fresh=[0, 0, 0]).gap(1, 0) == 0.0, "a teacher that was not judged teaches nothing"
+
+
+def test_the_teaching_loss_by_hand():
+    q_values = torch.tensor([[0.0, 1.0, 5.0]])
+    spread = math.sqrt((4 + 1 + 9) / 2)
+    scaled = [value / (0.5 * spread) for value in (0.0, 1.0, 5.0)]
+    expected = math.log(sum(math.exp(value) for value in scaled)) - scaled[1]
+    assert teaching_loss(q_values, torch.tensor([1]), 0.5).item() == pytest.approx(expected, rel=1e-5)
+    assert teaching_loss(100 * q_values, torch.tensor([1]), 0.5).item() == pytest.approx(expected, rel=1e-5), "the scale does not matter"
+
+
+def test_sources_play_whole_episodes_first_each_once():
+    model = learner()
+    model.learn(120, callback=HubCallback())
+    policy = model.policy
+    assert isinstance(policy, HubDQNPolicy)
+    counts = policy.standing.counts.tolist()
+    assert sum(counts) == 12, "120 steps of episodes of ten"
+    assert min(counts[:2]) >= 1
+    assert policy.pathways.names == ["ppo-0", "dqn-1", "fresh"]
+
+
+def test_what_an_episode_earned_is_the_tasks_own_reward():
+    env = make_vec_env(lambda: Toy(actions=CHOOSE), n_envs=2, seed=0)
+    model = target(DQN, env, tiny_hub(Toy(actions=CHOOSE)).agent(DQN))
+    model.learn(200, callback=HubCallback())
+    earned = [value for index in range(3) for value in model.policy.standing.of(index)]
+    assert len(earned) == 20
+    assert all(value == int(value) and 0 <= value <= 20 for value in earned), "ten choices of 0, 1 or 2"
+
+
+def test_the_best_acts_in_predict_and_survives_saving(tmp_path):
+    model = learner()
+    model.learn(64, callback=HubCallback())
+    hub = tiny_hub(Toy(actions=CHOOSE))
+    for best, source in enumerate(hub):
+        model.policy.standing.returns.fill_(0.0)
+        model.policy.standing.returns[best] = 9.0
+        model.policy.standing.counts.fill_(4)
+        expected = source.predict(ROWS, deterministic=True)[0]
+        assert np.array_equal(model.predict(ROWS, deterministic=True)[0], expected)
+        model.save(tmp_path / "model.zip")
+        loaded = DQN.load(tmp_path / "model.zip", device="cpu")
+        assert np.array_equal(loaded.predict(ROWS, deterministic=True)[0], expected)
+        assert np.array_equal(read_agent(tmp_path / "model.zip").predict(ROWS, deterministic=True)[0], expected)
+        assert pathway_weights(loaded, ROWS[0]) == {"ppo-0": float(best == 0), "dqn-1": float(best == 1), "fresh": 0.0}
+        assert pathway_weights(loaded, ROWS)["fresh"].tolist() == [0.0] * 6
+    model.policy.standing.returns[2] = 10.0
+    assert np.array_equal(model.predict(ROWS, deterministic=True)[0], model.q_net(torch.as_tensor(ROWS)).argmax(dim=1))
+
+
+def test_only_the_network_that_learns_is_in_the_optimizer_and_the_target():
+    model = learner()
+    trained = {id(parameter) for group in model.policy.optimizer.param_groups for parameter in group["params"]}
+    assert trained == {id(parameter) for parameter in model.q_net.parameters()}
+    assert len(list(model.policy.pathways.parameters())) == 0, "frozen sources hold no parameters"
+    assert not any("pathways" in name for name in model.q_net_target.state_dict())
+
+
+def test_a_teacher_moves_the_learner_towards_what_it_does():
+    env = Toy(actions=CHOOSE, length=10)
+    hub = Hub([read_live(tiny(PPO, env, 3), "teacher")])
+    agree = {}
+    for coefficient in (0.0, 5.0):
+        made = hub.agent(DQN, teach_coef=coefficient)
+        settings = SETTINGS[DQN] | {"learning_rate": 3e-3, "train_freq": 1, "gamma": 0.0, "exploration_fraction": 0.01}
+        model = DQN(made["policy"], env, seed=0, device="cpu", policy_kwargs={"net_arch": [32], **made["policy_kwargs"]}, **settings)
+        model.policy.standing.returns.fill_(0.0)
+        model.policy.standing.returns[0] = 1000.0
+        model.policy.standing.counts.fill_(20)
+        model.learn(400, callback=HubCallback())
+        rows = np.random.default_rng(1).normal(size=(300, 4)).astype(np.float32)
+        does = model.q_net(torch.as_tensor(rows)).argmax(dim=1).numpy()
+        agree[coefficient] = (does == hub[0].predict(rows, deterministic=True)[0]).mean()
+    assert agree[5.0] > agree[0.0] + 0.15
+
+
+def test_one_seed_gives_one_result():
+    one, other = (learner().learn(128, callback=HubCallback()).policy.state_dict() for _ in range(2))
+    assert all(torch.equal(torch.nan_to_num(tensor), torch.nan_to_num(other[name])) for name, tensor in one.items())
+
+
+def test_what_cannot_be_is_refused():
+    env = Toy(actions=CHOOSE)
+    hub = tiny_hub(env)
+    with pytest.raises(BadConfig, match=r"learns from whoever plays its episodes; pass HubCallback\(\) to learn"):
+        learner().learn(64)
+    with pytest.raises(BadConfig, match="without options and frozen sources; use level='features'"):
+        target(DQN, env, hub.agent(DQN, tuned=True))
+    with pytest.raises(BadConfig, match="An option of the outputs cannot be: learner_share"):
+        hub.agent(DQN, learner_share=0.0)
+    with pytest.raises(SpaceMismatch, match="The target acts in Discrete"):
+        target(DQN, env, tiny_hub(Toy(actions=STEER)).agent(DQN))
+
+
+def test_images_are_heard_as_features_unless_asked_for():
+    env = Toy(IMAGE, CHOOSE)
+    hub = tiny_hub(env)
+    assert hub.agent(DQN)["policy"] == "MlpPolicy" or "features_extractor_class" in hub.agent(DQN)["policy_kwargs"]
+    model = target(DQN, env, hub.agent(DQN, level="outputs"))
+    model.learn(64, callback=HubCallback())
+    assert isinstance(model.policy, HubDQNPolicy)

@@ -1,0 +1,170 @@
+"""A study from its YAML file: every run once, tables that agree with the runs, mistakes in sentences."""
+
+import csv
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from hubrl import BadConfig, UnknownName
+from hubrl.cli import app
+from hubrl.reports import difference, estimate, iqm, resampled
+from hubrl.runs import training_curve
+from hubrl.study import plan, read_study, run_study
+from hubrl.tasks import make_env
+
+TINY = {
+    "seeds": [1, 2],
+    "set": {
+        "task": "CartPole-v1",
+        "n_envs": 2,
+        "steps": 384,
+        "algorithm_kwargs": {"n_steps": 32, "policy_kwargs": {"net_arch": [8]}},
+        "eval_episodes": 2,
+        "eval_every": 192,
+    },
+    "agents": {"one": {"agent": "random:1"}, "other": {"agent": "random:2", "order": [1, 0]}},
+    "hubs": {"pair": ["one", "other"]},
+    "methods": {
+        "scratch": {"set": {"method": "scratch"}},
+        "residual": {"each_source": True, "set": {"method": "single"}},
+        "hub-pathway": {"set": {"steps": 2560, "probe_share": 0.15}},
+    },
+    "cases": {
+        "cart": {"hub": "pair", "methods": ["zero-shot", "oracle", "scratch", "residual", "hub-pathway"], "set": {}},
+    },
+}
+ORACLE = {"attribute": "num_envs_is_two", "sources": {1: "one", 0: "other"}}
+
+
+def written(tmp_path, **changes):
+    study = {**TINY, **changes}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(study))
+    return path
+
+
+def without_oracle():
+    case = {**TINY["cases"]["cart"], "methods": ["zero-shot", "scratch", "residual", "hub-pathway"]}
+    return {"cart": case}
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_a_study_runs_what_is_missing_and_reports_it(tmp_path, monkeypatch):
+    path = written(tmp_path, cases=without_oracle())
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["study", str(path)])
+    assert done.exit_code == 0, done.output
+    results = tmp_path / "results" / "tiny"
+    table = rows(results / "runs.csv")
+    assert [row["method"] for row in table if row["seed"] == "1"] == [
+        "scratch", "hub-pathway", "residual:one", "residual:other", "zero-shot", "zero-shot:one", "zero-shot:other",
+    ]  # fmt: skip
+    hub = next(row for row in table if row["method"] == "hub-pathway")
+    assert int(hub["probe_steps"]) > 0
+    assert {"task", "hub", "algorithm", "steps", "mean_train_return", "final_return", "eval_return", "wall_s", "hubrl_version"} <= set(hub)
+    run = tmp_path / "runs" / "tiny" / "cart" / "none" / "scratch" / "1"
+    scratch = next(row for row in table if row["method"] == "scratch" and row["seed"] == "1")
+    assert float(scratch["mean_train_return"]) == pytest.approx(np.mean([value for _, value in training_curve(run)]), abs=0.01)
+    best = max(float(row["eval_return"]) for row in table if row["method"].startswith("zero-shot:") and row["seed"] == "1")
+    assert float(next(row for row in table if row["method"] == "zero-shot")["eval_return"]) == best
+    curves = rows(results / "curves.csv")
+    assert {row["kind"] for row in curves} == {"evaluation", "training"}
+    assert {row["step"] for row in curves if row["kind"] == "evaluation" and row["method"] == "scratch"} == {"192", "384"}
+    assert {row["pathway"] for row in rows(results / "pathways.csv")} >= {"one", "other", "fresh"}
+    assert (results / "curves.png").stat().st_size > 1000
+    assert "| cart | pair |" in (results / "table.md").read_text()
+
+    before = (results / "runs.csv").read_bytes()
+    plans = []
+    run_study(path, folder=tmp_path / "elsewhere", results=results, on_plan=lambda *counts: plans.append(counts))
+    assert plans == [(10, 10)], "what stands in the results is not run again, even where the runs are gone"
+    assert (results / "runs.csv").read_bytes() == before
+
+    changed = written(tmp_path, cases=without_oracle(), set={**TINY["set"], "steps": 128})
+    run_study(changed, folder=tmp_path / "runs2", results=results, jobs=1, on_plan=lambda *counts: plans.append(counts))
+    assert plans[-1] == (4, 10), "other steps are other runs; what plays untouched stays, and what has steps of its own"
+    assert {row["steps"] for row in rows(results / "runs.csv") if row["method"] == "scratch"} == {"128"}
+
+
+def test_first_seeds_come_first_and_targets_share_their_scratch(tmp_path):
+    two = {"cart": without_oracle()["cart"], "again": {**without_oracle()["cart"], "target": "cart"}}
+    jobs = plan(written(tmp_path, cases=two), tmp_path / "runs")
+    assert [job.config.seed for job in jobs] == [1] * 5 + [2] * 5
+    assert sum(job.label == "scratch" for job in jobs) == 2
+    assert {job.label for job in jobs} == {"zero-shot", "scratch", "residual:one", "residual:other", "hub-pathway"}
+    assert len({job.key for job in jobs}) == len(jobs)
+
+
+def test_a_failing_run_does_not_end_the_others(tmp_path):
+    broken = {"broken": {"hub": "pair", "methods": ["scratch"], "set": {"algorithm_kwargs": {"n_steps": -1}}}}
+    problems = []
+    failed = run_study(
+        written(tmp_path, seeds=[1], cases={**broken, "cart": {**without_oracle()["cart"], "methods": ["zero-shot"]}}),
+        folder=tmp_path / "runs",
+        results=tmp_path / "results",
+        jobs=1,
+        on_done=lambda job, problem: problems.append(problem),
+    )
+    assert [job.task for job in failed] == ["broken"]
+    assert problems[0] is not None
+    assert problems[1] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"cases": TINY["cases"]}, BadConfig, "case 'cart' asks for method 'oracle' and has no oracle"),
+        ({"hubs": {"pair": ["one", "another"]}, "cases": without_oracle()}, UnknownName, "Unknown agent of hub 'pair' 'another'"),
+        ({"cases": {"cart": {"hub": "pairs", "methods": [], "set": {}}}}, UnknownName, "Did you mean 'pair'?"),
+        ({"cases": {"cart": {"hub": "pair", "methods": ["scrach"], "set": {}}}}, UnknownName, "Did you mean 'scratch'?"),
+        ({"colour": 1, "cases": without_oracle()}, BadConfig, "colour: Extra inputs are not permitted"),
+        (
+            {"cases": without_oracle(), "set": {**TINY["set"], "stepz": 1}},
+            BadConfig,
+            "case 'cart', method 'zero-shot': Unknown field 'stepz'",
+        ),
+    ],
+)
+def test_mistakes_are_refused_before_anything_runs(tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        plan(written(tmp_path, **changes), tmp_path / "runs")
+
+
+def test_the_oracle_lets_the_best_act(tmp_path):
+    pytest.importorskip("mujoco")
+    cases = {"turn": {"hub": "pair", "methods": ["oracle"], "set": {}, "oracle": {"attribute": "sign", "sources": {1: "one", -1: "other"}}}}
+    robot = {**TINY["set"], "task": "envs.mujoco:hubrl/HalfCheetahReversing-v5", "task_kwargs": {"every": [5, 9]}}
+    agents = {"one": {"agent": "random:1"}, "other": {"agent": "random:2", "signs": [1, 1, 1, -1, 1, 1]}}
+    path = written(tmp_path, seeds=[1], cases=cases, set=robot, agents=agents)
+    results = tmp_path / "results"
+    run_study(path, folder=tmp_path / "runs", results=results, jobs=1)
+    assert [row["method"] for row in rows(results / "runs.csv")] == ["oracle"]
+
+
+def test_the_pathway_study_can_be_read():
+    study = read_study(__import__("pathlib").Path(__file__).parent.parent / "configs" / "studies" / "pathway.yaml")
+    assert study.seeds == (1, 2, 3, 4, 5)
+    for case in study.cases.values():
+        task = {**study.set, **case.set}
+        if "mujoco" in task["task"]:
+            pytest.importorskip("mujoco")
+            make_env(task["task"], task.get("task_kwargs")).close()
+
+
+def test_interquartile_means_and_intervals_by_hand():
+    assert iqm(np.array([0.0, 1.0, 2.0, 3.0, 100.0])) == pytest.approx(2.0)
+    assert estimate([5.0, 5.0, 5.0]) == (5.0, 5.0, 5.0, 3)
+    one = estimate([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert one.low < one.value == 3.0 < one.high
+    assert set(np.unique(resampled([1.0, 3.0]))) == {1.0, 2.0, 3.0}
+    gap = difference([10.0, 11.0, 12.0], [1.0, 2.0, 3.0])
+    assert gap.value == pytest.approx(9.0)
+    assert gap.low > 6
+    assert str(estimate([1000.0, 1000.0])) == "1000 (1000, 1000)"
