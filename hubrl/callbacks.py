@@ -7,6 +7,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.dqn import DQN
 
 from hubrl.buffers import remember_steps
 from hubrl.cards import write_yaml
@@ -16,6 +17,9 @@ from hubrl.policies import HubActorCriticPolicy
 from hubrl.q_policies import HubDQNPolicy
 from hubrl.spec import HubSpec
 from hubrl.trust import Verdict, probe, true_rewards
+
+MUCH_EXPLORATION = 0.2
+"""Share of random actions above which an episode says little about who played it."""
 
 # SB3's table cuts keys at 36 characters and refuses two that are then alike; names of sources can be long.
 NO_TABLE = ("stdout", "log")
@@ -84,8 +88,10 @@ class HubCallback(BaseCallback):
             self.model.policy.release(self.locals["dones"])
         if isinstance(self.model.policy, HubDQNPolicy):
             self._earned += true_rewards(self.training_env, self.locals["rewards"])
+            assert isinstance(self.model, DQN)
+            telling = self.model.exploration_rate <= max(MUCH_EXPLORATION, self.model.exploration_final_eps)
             for env in np.flatnonzero(self.locals["dones"]):
-                self.model.policy.ended(int(env), float(self._earned[env]))
+                self.model.policy.ended(int(env), float(self._earned[env]), counts=telling)
                 self._earned[env] = 0.0
         return True
 

@@ -20,13 +20,15 @@ from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hubrl.cards import Plain
-from hubrl.errors import BadConfig
+from hubrl import store
+from hubrl.cards import Plain, SourceCard
+from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.losses import inject
-from hubrl.networks import Observations
-from hubrl.pathways import Pathways, Target, spec_sources
+from hubrl.networks import GreedyAction, Observations
+from hubrl.pathways import Pathways, Target, check_fit, spec_sources
+from hubrl.source import Source
 from hubrl.spec import HubSpec, parse_spec
-from hubrl.standing import Standing
+from hubrl.standing import ENOUGH, Standing
 
 
 class Teaching(Plain):
@@ -62,8 +64,29 @@ class TaughtQNetwork(QNetwork):
         return self.teach(obs, q_values) if self.teach is not None and self.training and torch.is_grad_enabled() else q_values
 
 
+class SourceQNetwork(QNetwork):
+    """A source's own Q-values, all of whose weights are trained further."""
+
+    def __init__(self, *args: Any, source: Source, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.source = source
+        del self.q_net, self.features_extractor
+
+    def forward(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
+        """The source's Q-values as they are by now."""
+        preprocessed: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
+        return self.values(preprocessed)
+
+    def values(self, observations: Observations) -> Float[Tensor, "batch actions"]:
+        """The same for observations as SB3 preprocesses them."""
+        assert isinstance(self.source.action, GreedyAction)
+        return self.source.action.q_values(self.source.features(observations))
+
+
 class HubDQNPolicy(DQNPolicy):
     """SB3's DQN policy among the sources: a pathway plays whole episodes, and the best of them is what `predict` does.
+
+    With method `finetune` there is no learner beside the sources: one source's Q-network is trained further.
 
     Args:
         observation_space: The target's observations.
@@ -93,8 +116,15 @@ class HubDQNPolicy(DQNPolicy):
     ) -> None:
         self.spec = parse_spec(hub)
         self.teaching = teaching if isinstance(teaching, Teaching) else Teaching.model_validate(teaching or {})
-        if self.spec.method != "hub-pathway" or self.spec.options or self.spec.tuned:
-            raise BadConfig("DQN hears outputs through method 'hub-pathway' without options and frozen sources; use level='features'.")
+        if self.spec.method == "finetune":
+            self.tuned_card: SourceCard | None = _tuned_card(self.spec)
+        elif self.spec.method != "hub-pathway" or self.spec.options or self.spec.tuned:
+            raise BadConfig(
+                "DQN hears outputs through method 'hub-pathway' without options and with frozen sources, or 'finetune'; "
+                "use level='features'."
+            )
+        else:
+            self.tuned_card = None
         kwargs.setdefault("features_extractor_class", _extractor_for(observation_space))
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 
@@ -107,13 +137,23 @@ class HubDQNPolicy(DQNPolicy):
         """Choose who plays in each of some environments, whose episodes begin."""
         self.playing = torch.tensor([self._draw() for _ in range(n_envs)])
 
-    def ended(self, env: int, earned: float) -> None:
-        """An episode ended: remember what its pathway earned, and choose the next."""
-        self.standing.note(int(self.playing[env]), earned)
+    def ended(self, env: int, earned: float, *, counts: bool = True) -> None:
+        """An episode ended: remember what its pathway earned, and choose the next.
+
+        Args:
+            env: Which environment's.
+            earned: Its return.
+            counts: Whether it says something about the pathway; it does not where most actions were random.
+        """
+        if counts:
+            self.standing.note(int(self.playing[env]), earned)
         self.playing[env] = self._draw()
 
     def make_q_net(self) -> QNetwork:
-        """SB3's network, which can be taught."""
+        """SB3's network, which can be taught; or the source's that is trained further."""
+        if self.tuned_card is not None:
+            args = self._update_features_extractor(self.net_args, features_extractor=None)
+            return SourceQNetwork(**args, source=store.own(self.tuned_card)).to(self.device)
         return TaughtQNetwork(**self._update_features_extractor(self.net_args, features_extractor=None)).to(self.device)
 
     def act_as(self, obs: PyTorchObs, pathway: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
@@ -131,18 +171,27 @@ class HubDQNPolicy(DQNPolicy):
         active = functional.one_hot(pathway, self.learner + 1).bool()
         learnt = torch.zeros(len(pathway), int(self.action_space.n), device=pathway.device)
         if bool(active[:, -1].any()):
-            learnt = self.q_net.q_net(self.q_net.features_extractor(observations))
+            learnt = self._learnt(observations)
         said = self.pathways.speak(observations, active, learnt)
         return said[torch.arange(len(pathway)), pathway].argmax(dim=1)
 
+    def _learnt(self, observations: Observations) -> Float[Tensor, "batch actions"]:
+        if isinstance(self.q_net, SourceQNetwork):
+            return self.q_net.values(observations)
+        learnt: Tensor = self.q_net.q_net(self.q_net.features_extractor(observations))
+        return learnt
+
     def _build(self, lr_schedule: Schedule) -> None:
-        super()._build(lr_schedule)
         target = Target(self.observation_space, "outputs", self.action_space)
-        self.pathways = Pathways(spec_sources(self.spec), target, fresh=True)
+        if self.tuned_card is not None:
+            check_fit(store.borrow(self.tuned_card), target)
+        super()._build(lr_schedule)
+        sources = [] if self.tuned_card is not None else spec_sources(self.spec)
+        self.pathways = Pathways(sources, target, fresh=True)
         self.standing = Standing(self.pathways.names, self.teaching.window)
         self.playing = torch.full((0,), self.learner)
-        assert isinstance(self.q_net, TaughtQNetwork)
-        self.q_net.teach = self._taught
+        if isinstance(self.q_net, TaughtQNetwork):
+            self.q_net.teach = self._taught
 
     def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
         n_rows = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
@@ -152,14 +201,13 @@ class HubDQNPolicy(DQNPolicy):
 
     def _draw(self) -> int:
         """Who plays the next episode; from numpy's generator, as DQN's own exploration is."""
-        favoured = self.standing.in_favour
-        sources = [index for index in favoured if index != self.learner]
-        unknown = [index for index in sources if not self.standing.of(index)]
-        if unknown:
-            return unknown[0]
+        counts: list[int] = self.standing.get_buffer("counts").tolist()
+        sources = [index for index in self.standing.in_favour if index != self.learner]
         if not sources or np.random.random() < self.teaching.learner_share:
             return self.learner
-        return int(np.random.choice(sources))
+        # Those that are not judged yet come first.
+        fewest = min(min(counts[index], ENOUGH) for index in sources)
+        return int(np.random.choice([index for index in sources if min(counts[index], ENOUGH) == fewest]))
 
     def _taught(self, obs: PyTorchObs, q_values: Tensor) -> Tensor:
         """Q-values that carry the teaching loss of the best source, if it earns more than the learner."""
@@ -178,6 +226,24 @@ class HubDQNPolicy(DQNPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "hub": self.spec.plain(), "teaching": self.teaching.plain()}
+
+
+def _tuned_card(spec: HubSpec) -> SourceCard:
+    """The card of the one source that is to be trained further.
+
+    Raises:
+        BadConfig: If it is not said which, or it has no Q-values.
+        UnknownName: If there is none of the name.
+    """
+    by_name = {card.name: card for card in spec.sources}
+    name = spec.options.get("source") or (next(iter(by_name)) if len(by_name) == 1 else None)
+    if name is None:
+        raise BadConfig(f"Method 'finetune' needs source=..., one of {', '.join(by_name)}.")
+    if name not in by_name:
+        raise UnknownName(unknown("source", name, by_name))
+    if by_name[name].algorithm != "DQN" or by_name[name].action_map is not None:
+        raise BadConfig(f"Source {name!r} has no Q-values of its own that DQN could train further; use level='features'.")
+    return by_name[name]
 
 
 def _extractor_for(space: spaces.Space[Any]) -> type[nn.Module]:

@@ -28,7 +28,7 @@ class Standing(nn.Module):
     def __init__(self, names: list[str], window: int = 20) -> None:
         super().__init__()
         self.names = names
-        self.register_buffer("returns", torch.full((len(names), window), math.nan, dtype=torch.float64))
+        self.register_buffer("returns", torch.zeros(len(names), window, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(len(names), dtype=torch.long))
 
     def note(self, pathway: int, earned: float) -> None:
@@ -39,13 +39,15 @@ class Standing(nn.Module):
 
     def of(self, pathway: int) -> list[float]:
         """The remembered returns of a pathway."""
-        row: list[float] = self.get_buffer("returns")[pathway].tolist()
-        return [value for value in row if not math.isnan(value)]
+        played = int(self.get_buffer("counts")[pathway])
+        remembered: list[float] = self.get_buffer("returns")[pathway, :played].tolist()
+        return remembered
 
     @property
     def worth(self) -> Float[Tensor, " pathways"]:
         """Mean remembered return of every pathway; NaN of those that never played."""
-        return self.get_buffer("returns").nanmean(dim=1)
+        means = [sum(returns) / len(returns) if returns else math.nan for returns in map(self.of, range(len(self.names)))]
+        return torch.tensor(means, dtype=torch.float64)
 
     @property
     def best(self) -> int:
@@ -74,6 +76,6 @@ class Standing(nn.Module):
             return 0.0
         if int(counts[pathway]) < ENOUGH:
             return 1.0
-        returns = self.get_buffer("returns")
-        scale = float(worth[other]) - float(returns[~returns.isnan()].min())
+        worst = min(value for index in range(len(self.names)) for value in self.of(index))
+        scale = float(worth[other]) - worst
         return min(max(float(worth[other] - worth[pathway]) / max(scale, 1e-8), 0.0), 1.0)

@@ -343,12 +343,13 @@ def _job(study: Study, case_name: str, method: str, source: str | None, seed: in
 
 
 def _merged(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Later layers over earlier ones; a null takes a key away."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             both = isinstance(value, dict) and isinstance(merged.get(key), dict)
             merged[key] = _merged(merged[key], value) if both else value
-    return merged
+    return {key: value for key, value in merged.items() if value is not None}
 
 
 def _make_hub(study: Study, name: str, folder: Path, start: Path, agents: Path | None) -> str:
