@@ -195,6 +195,8 @@ class SourceCard(Plain):
     network: Annotated[Declared | Registered, Field(discriminator="kind")]
     preprocessing: tuple[Step, ...] = ()
     """Steps from the target's observation to the one its network reads."""
+    action_meanings: tuple[str, ...] | None = None
+    """What its discrete actions mean, in order, as the ALE names them; by these it acts where the target's are others."""
     action_map: ActionMap | None = None
     """From its own head's actions to the target's; none where they are the same."""
     normalize_images: bool = True

@@ -51,6 +51,8 @@ class RunConfig(Plain):
     """Agents' files or folders, instead of a hub; `agent.zip,statistics.pkl` names a companion."""
     probe_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Share of the steps that a probe of the sources may take, counted among them."""
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of the steps behind the probe in which only the critic learns, where PPO or A2C hear outputs."""
     steps: Whole
     """Environment steps, summed over parallel environments."""
     seed: Annotated[int, Field(ge=0)] = 0

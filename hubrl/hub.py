@@ -182,15 +182,12 @@ class Hub(Sequence[Source]):
             UnknownName: If there is no such method or option.
             BadConfig: If an option's value cannot be, or the algorithm cannot hear outputs.
         """
-        can_hear = issubclass(algorithm, PPO | A2C | DQN)
-        flat = all(len(source.space.shape or ()) <= 1 for source in self)
-        hears = can_hear and all(source.actions is not None for source in self) and (flat or not issubclass(algorithm, DQN))
-        level = level or ("outputs" if hears else "features")
+        level = self.level(algorithm, level)
         if level == "features":
             kwargs = self.policy_kwargs(method, tuned=tuned, source_lr=source_lr, **options)
             made = policy_name(algorithm, self[0].space)
             return {"policy": made, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if "optimizer_class" in kwargs else {})}}
-        if not can_hear:
+        if not issubclass(algorithm, PPO | A2C | DQN):
             raise BadConfig(f"{algorithm.__name__} cannot hear outputs; PPO, A2C and DQN can, for others use level='features'.")
         kind = Teaching if issubclass(algorithm, DQN) else Outputs
         given = {name: options.pop(name) for name in list(options) if name in kind.model_fields}
@@ -202,6 +199,12 @@ class Hub(Sequence[Source]):
         kwargs = {"hub": spec.plain(), "outputs": own.plain()}
         scaled = spec.tuned or (isinstance(own, Outputs) and own.router_lr != 1)
         return {"policy": HubActorCriticPolicy, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if scaled else {})}}
+
+    def level(self, algorithm: type[BaseAlgorithm], wanted: speech.Level | None = None) -> speech.Level:
+        """At what level an algorithm is served: as wanted, otherwise the best that it and the sources can do."""
+        flat = all(len(source.space.shape or ()) <= 1 for source in self)
+        can_hear = issubclass(algorithm, PPO | A2C) or (issubclass(algorithm, DQN) and flat)
+        return wanted or ("outputs" if can_hear and all(source.actions is not None for source in self) else "features")
 
     def _spec(self, method: str, tuned: bool, source_lr: float | None, options: dict[str, Any], also: tuple[str, ...] = ()) -> HubSpec:
         known = options_of(method)

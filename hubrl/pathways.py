@@ -34,6 +34,8 @@ class Target:
     action_space: spaces.Space[Any] | None = None
     source_std: float | None = None
     """At the level of outputs, the standard deviation at which a source's pathway starts; none: as the source has it."""
+    action_meanings: tuple[str, ...] | None = None
+    """At the level of outputs, what the discrete actions mean; sources that know what theirs mean need not have the same."""
 
 
 class SourcePathway(nn.Module):
@@ -58,7 +60,11 @@ class SourcePathway(nn.Module):
         """What the source itself says; if it is frozen, the same for the same observations for ever."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.source.frozen):
             seen = self.original(observations)
-            return self.source.features(seen) if self.projection is not None else self.source.outputs(seen)
+            if self.projection is not None:
+                return self.source.features(seen)
+            said, own = self.source.outputs(seen), self.source.card.action_meanings
+            wanted = self.target.action_meanings
+            return said if own is None or wanted is None or own == wanted else speech.by_meaning(said, own, wanted)
 
     def voiced(self, said: Float[Tensor, "batch said"]) -> Float[Tensor, "batch width"]:
         """What the pathway makes of it: projected features, or outputs with the pathway's own standard deviation."""
@@ -245,6 +251,17 @@ def spec_sources(spec: HubSpec) -> list[Source]:
     return owned
 
 
+def check_meanings(meanings: tuple[str, ...] | None, space: spaces.Space[Any]) -> tuple[str, ...] | None:
+    """Refuse meanings that are not one for each discrete action.
+
+    Raises:
+        SpaceMismatch: Saying how many there are.
+    """
+    if meanings is not None and (not isinstance(space, spaces.Discrete) or len(meanings) != space.n):
+        raise SpaceMismatch(f"{len(meanings)} action_meanings were given, the target acts in {describe(space)}.")
+    return meanings
+
+
 def check_fit(source: Source, target: Target) -> None:
     """Refuse a source that cannot read the target's observations or, at the level of outputs, act in its actions.
 
@@ -261,8 +278,15 @@ def check_fit(source: Source, target: Target) -> None:
     assert target.action_space is not None
     if source.actions is None:
         raise SpaceMismatch(f"Source {source.name!r} is an encoder alone and has no outputs; use level='features'.")
+    own, wanted = source.card.action_meanings, target.action_meanings
+    if own is not None and wanted is not None:
+        if not set(own) & set(wanted) - {"NOOP"}:
+            raise SpaceMismatch(f"Source {source.name!r} knows none of the target's actions {', '.join(wanted)}; use level='features'.")
+        return
     if not fits(source.actions, target.action_space):
+        discrete = isinstance(source.actions, spaces.Discrete) and isinstance(target.action_space, spaces.Discrete)
+        hint = ", or say what the actions of both mean (action_meanings)" if discrete else ""
         raise SpaceMismatch(
             f"The target acts in {describe(target.action_space)}, source {source.name!r} in {describe(source.actions)}; "
-            "use level='features'."
+            f"use level='features'{hint}."
         )

@@ -27,7 +27,7 @@ from hubrl.losses import inject
 from hubrl.methods import create
 from hubrl.methods.base import Method, Routed
 from hubrl.networks import Observations
-from hubrl.pathways import FRESH, Target, spec_sources
+from hubrl.pathways import FRESH, Target, check_meanings, spec_sources
 from hubrl.routing import ZeroLinear, aggregate
 from hubrl.spaces import describe
 from hubrl.spec import HubSpec, parse_spec
@@ -49,6 +49,8 @@ class Outputs(Plain):
     where it is learned. Needs a callback that stores who acted; without it pathways are drawn anew at every step."""
     release: Literal["fixed", "random", "learned"] = "random"
     """How a held pathway lets go: after `hold` steps, at random, or by a learned rule that starts there."""
+    action_meanings: tuple[str, ...] | None = None
+    """What the target's discrete actions mean (`env.unwrapped.get_action_meanings()`), for sources whose cards say so too."""
     recall: bool = True
     """Whether what frozen sources said in a rollout is stored with it and not computed again in its update."""
 
@@ -262,7 +264,8 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _build_hub(self) -> None:
-        target = Target(self.observation_space, "outputs", self.action_space, self.outputs.source_std)
+        meanings = check_meanings(self.outputs.action_meanings, self.action_space)
+        target = Target(self.observation_space, "outputs", self.action_space, self.outputs.source_std, meanings)
         self.method: Method = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
         self.register_buffer("noise_key", torch.randint(2**31, ()))
         n_pathways = len(self.method.pathways.names)

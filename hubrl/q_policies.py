@@ -25,7 +25,7 @@ from hubrl.cards import Plain, SourceCard
 from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.losses import inject
 from hubrl.networks import GreedyAction, Observations
-from hubrl.pathways import Pathways, Target, check_fit, spec_sources
+from hubrl.pathways import Pathways, Target, check_fit, check_meanings, spec_sources
 from hubrl.source import Source
 from hubrl.spec import HubSpec, parse_spec
 from hubrl.standing import ENOUGH, Standing
@@ -40,6 +40,8 @@ class Teaching(Plain):
     """Share of episodes that the learner plays while a source is in favour beside it; all of them afterwards."""
     temperature: Annotated[float, Field(gt=0)] = 0.3
     """Of the learner's choice in the teaching loss, in units of the spread of its Q-values."""
+    action_meanings: tuple[str, ...] | None = None
+    """What the target's actions mean, for sources whose cards say what theirs do."""
     window: Annotated[int, Field(ge=3)] = 20
     """Episodes of each pathway that are remembered."""
 
@@ -182,7 +184,8 @@ class HubDQNPolicy(DQNPolicy):
         return learnt
 
     def _build(self, lr_schedule: Schedule) -> None:
-        target = Target(self.observation_space, "outputs", self.action_space)
+        meanings = check_meanings(self.teaching.action_meanings, self.action_space)
+        target = Target(self.observation_space, "outputs", self.action_space, action_meanings=meanings)
         if self.tuned_card is not None:
             check_fit(store.borrow(self.tuned_card), target)
         super()._build(lr_schedule)

@@ -131,7 +131,7 @@ def train(run: Path, callbacks: Sequence[BaseCallback] = (), *, verbose: int = 0
         if saved:
             restore_checkpoint(model, saved[-1])
         began, started_at = time.perf_counter(), model.num_timesteps
-        watcher = HubCallback(probe_share=0.0 if saved else config.probe_share, verbose=1)
+        watcher = HubCallback(0.0 if saved else config.probe_share, 0.0 if saved else config.warmup_share, verbose=1)
         checkpoint = CheckpointFolder(run / "checkpoints", config.checkpoint_every or _tenth(config))
         model.learn(
             config.steps - started_at,
@@ -180,7 +180,8 @@ def build_model(config: RunConfig, env: VecEnv, hub: Hub | None, *, tensorboard:
     if hub is None:
         made: dict[str, Any] = {"policy": _plain_policy(algorithm, env), "policy_kwargs": {}}
     else:
-        made = hub.agent(algorithm, config.method, level=config.level, tuned=config.tuned, source_lr=config.source_lr, **config.options)
+        options = {**_meanings(algorithm, config, env, hub), **config.options}
+        made = hub.agent(algorithm, config.method, level=config.level, tuned=config.tuned, source_lr=config.source_lr, **options)
     log = None if tensorboard is None else str(tensorboard)
     optimizer = {**given.pop("optimizer_kwargs", {}), **made["policy_kwargs"].get("optimizer_kwargs", {})}
     if optimizer:
@@ -190,6 +191,14 @@ def build_model(config: RunConfig, env: VecEnv, hub: Hub | None, *, tensorboard:
         return algorithm(made["policy"], policy_kwargs={**given, **made["policy_kwargs"]}, **common, **kwargs)
     except TypeError as error:
         raise BadConfig(f"{algorithm.__name__} does not take algorithm_kwargs {kwargs} ({error}).") from error
+
+
+def _meanings(algorithm: type[BaseAlgorithm], config: RunConfig, env: VecEnv, hub: Hub) -> dict[str, Any]:
+    """What the target's actions mean, if it says so and the hub hears outputs of sources that do."""
+    if hub.level(algorithm, config.level) == "features" or not any(source.card.action_meanings for source in hub):
+        return {}
+    game = env.get_attr("unwrapped")[0]
+    return {"action_meanings": tuple(game.get_action_meanings())} if hasattr(game, "get_action_meanings") else {}
 
 
 def algorithm_class(name: str) -> type[BaseAlgorithm]:

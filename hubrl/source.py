@@ -122,6 +122,7 @@ class Source(nn.Module):
         observes: str | Sequence[int] | None = None,
         order: Sequence[int] | None = None,
         signs: Sequence[int] | None = None,
+        meanings: Sequence[str] | None = None,
     ) -> "Source":
         """The same agent for a target that observes more than it, or acts in another order or with other signs.
 
@@ -131,6 +132,7 @@ class Source(nn.Module):
                 the target's Dict observation.
             order: For every entry of the target's action (or every choice) the source's that stands for it.
             signs: For every entry of the target's action 1 or -1; a mirrored gait has some of the latter.
+            meanings: What the source's discrete actions mean, in its order; a target that knows its own is then served.
 
         Raises:
             BadConfig: If the card that follows cannot be.
@@ -147,6 +149,8 @@ class Source(nn.Module):
             if self.card.action_map is not None:
                 raise BadConfig(f"Source {self.name!r} has an action map already; adapt the source that it was made from.")
             plain["action_map"] = {"order": order and list(order), "signs": signs and list(signs)}
+        if meanings is not None:
+            plain["action_meanings"] = list(meanings)
         try:
             card = SourceCard.model_validate(plain)
         except ValueError as error:
@@ -406,6 +410,8 @@ def _target_actions(card: SourceCard) -> spaces.Space[Any] | None:
         SpaceMismatch: If the card's action map does not fit the head's actions.
     """
     own, how = card.actions, card.action_map
+    if card.action_meanings is not None and (not isinstance(own, spaces.Discrete) or len(card.action_meanings) != own.n):
+        raise SpaceMismatch(f"The card of source {card.name!r} gives {len(card.action_meanings)} meanings to {_described(own)}.")
     if own is None or how is None:
         return own
     size = int(own.n) if isinstance(own, spaces.Discrete) else math.prod(own.shape) if isinstance(own, spaces.Box) else 0
@@ -420,6 +426,10 @@ def _target_actions(card: SourceCard) -> spaces.Space[Any] | None:
     low, high = own.low.ravel()[order] * signs, own.high.ravel()[order] * signs
     shaped = (np.minimum(low, high).reshape(own.shape), np.maximum(low, high).reshape(own.shape))
     return spaces.Box(*(bound.astype(own.dtype) for bound in shaped), dtype=own.dtype.type)
+
+
+def _described(space: spaces.Space[Any] | None) -> str:
+    return "no actions" if space is None else describe(space)
 
 
 def _zeros(space: spaces.Space[Any]) -> Observations:

@@ -109,6 +109,27 @@ def mapped(
     return torch.cat([mean, log_std], dim=1)
 
 
+NEVER = math.log(1e-3)
+"""Log-probability of an action that a source does not know."""
+
+
+def by_meaning(
+    speech: Float[Tensor, "batch own_actions"], own: Sequence[str], wanted: Sequence[str]
+) -> Float[Tensor, "batch target_actions"]:
+    """Log-probabilities of a target's discrete actions, from a source whose actions of the same meaning stand elsewhere.
+
+    What the source would do and the target cannot is left out; what the target can do and the source does not know is
+    hardly ever chosen.
+
+    Args:
+        speech: Log-probabilities of the source's actions.
+        own: What the source's actions mean, in order (ALE's `NOOP`, `UPFIRE`, ...).
+        wanted: What the target's actions mean, in order.
+    """
+    columns = [speech[:, own.index(meaning)] if meaning in own else torch.full_like(speech[:, 0], NEVER) for meaning in wanted]
+    return functional.log_softmax(torch.stack(columns, dim=1), dim=1)
+
+
 def act(speech: Float[Tensor, "batch outputs"], space: spaces.Space[Any], *, deterministic: bool) -> np.ndarray:
     """Actions in the environment's units: the most likely ones, or drawn from torch's generator."""
     match space:

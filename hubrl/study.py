@@ -104,6 +104,8 @@ class StudyCase(Plain):
     oracle: OracleRule | None = None
     set: dict[str, Any]
     """Fields of the run's config: task, task_kwargs, steps and so on."""
+    tuned: dict[str, dict[str, Any]] = {}
+    """Fields of the run's config for single methods of this case."""
 
 
 class Study(Plain):
@@ -173,6 +175,8 @@ def read_study(path: Path) -> Study:
         _check_known(f"hub of case {name!r}", case.hub, study.hubs)
         for method in case.methods:
             _check_known(f"method of case {name!r}", method, [*study.methods, ZERO_SHOT, ORACLE])
+        for method in case.tuned:
+            _check_known(f"tuned method of case {name!r}", method, case.methods)
         for member in study.hubs[case.hub]:
             _check_known(f"agent of hub {case.hub!r}", member, study.agents)
         if ORACLE in case.methods and case.oracle is None:
@@ -330,7 +334,7 @@ def _job(study: Study, case_name: str, method: str, source: str | None, seed: in
     task = case.target or case_name
     spec = study.methods.get(method, StudyMethod())
     hub_folder = folder / "hubs" / case.hub
-    plain = _merged(study.set, case.set, spec.set, {"seed": seed})
+    plain = _merged(study.set, case.set, spec.set, case.tuned.get(method, {}), {"seed": seed})
     if source is not None:
         plain = _merged(plain, {"options": {"source": source}})
     config = parse_config({**plain, "hub": str(hub_folder.resolve())}, f"case {case_name!r}, method {method!r}")

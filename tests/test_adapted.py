@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC
 from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny
 
-from hubrl import BadConfig, Hub, SpaceMismatch
+from hubrl import BadConfig, Hub, HubCallback, SpaceMismatch, speech
 from hubrl.reading import read_agent, read_live
 
 WIDE = spaces.Box(-10.0, 10.0, (7,))
@@ -109,3 +109,45 @@ def test_speech_of_the_mirror_keeps_the_standard_deviation():
     said, mirrored = source.outputs(rows), source.adapted(signs=[-1, -1]).outputs(rows)
     torch.testing.assert_close(mirrored[:, :2], -said[:, :2])
     assert torch.equal(mirrored[:, 2:], said[:, 2:])
+
+
+PONG = ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
+SKIING = ("NOOP", "RIGHT", "LEFT")
+
+
+def test_actions_of_one_meaning_are_matched_by_hand():
+    said = torch.tensor([[0.1, 0.4, 0.2, 0.1, 0.15, 0.05]]).log()
+    heard = speech.by_meaning(said, PONG, ("LEFT", "UP", "NOOP", "RIGHT")).exp()
+    total = 0.1 + 0.001 + 0.1 + 0.2
+    np.testing.assert_allclose(heard[0], np.array([0.1, 0.001, 0.1, 0.2]) / total, rtol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, DQN])
+def test_a_source_of_another_game_acts_by_meaning(algorithm, tmp_path):
+    source = read_live(tiny(PPO, Toy(actions=spaces.Discrete(6))), "pong").adapted(meanings=PONG)
+    env = Toy(actions=CHOOSE)
+    made = Hub([source]).agent(algorithm, action_meanings=SKIING)
+    model = target(algorithm, env, made)
+    model.learn(64, callback=HubCallback(probe_share=0))
+    pathways = model.policy.method.pathways if algorithm is PPO else model.policy.pathways
+    rows = torch.as_tensor(ROWS[:, :4])
+    heard = pathways.sources[0](rows)
+    assert heard.shape == (5, 3)
+    torch.testing.assert_close(heard, speech.by_meaning(source.outputs(rows), PONG, SKIING))
+    model.save(tmp_path / "model.zip")
+    loaded = algorithm.load(tmp_path / "model.zip", device="cpu")
+    assert np.array_equal(loaded.predict(ROWS[:, :4], deterministic=True)[0], model.predict(ROWS[:, :4], deterministic=True)[0])
+
+
+def test_meanings_that_cannot_be_are_refused():
+    source = read_live(tiny(PPO, Toy(actions=spaces.Discrete(6))), "pong")
+    env = Toy(actions=CHOOSE)
+    with pytest.raises(SpaceMismatch, match=r"in Discrete\(6\); use level='features', or say what the actions of both mean"):
+        target(PPO, env, Hub([source]).agent(PPO, action_meanings=SKIING))
+    with pytest.raises(SpaceMismatch, match=r"gives 3 meanings to Discrete\(6\)"):
+        source.adapted(meanings=SKIING)
+    known = source.adapted(meanings=PONG)
+    with pytest.raises(SpaceMismatch, match=r"6 action_meanings were given, the target acts in Discrete\(3\)"):
+        target(PPO, env, Hub([known]).agent(PPO, action_meanings=PONG))
+    with pytest.raises(SpaceMismatch, match="Source 'pong' knows none of the target's actions NOOP, UP, DOWN"):
+        target(PPO, env, Hub([known]).agent(PPO, action_meanings=("NOOP", "UP", "DOWN")))

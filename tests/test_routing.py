@@ -157,3 +157,22 @@ def test_observations_of_any_unit_leave_the_router_sensitive():
     far = torch.tensor([[1e4, -1e4, 1e3, 0.0], [2e4, -1e4, 1e3, 0.0]])
     z = router(far, None)
     assert not torch.equal(z[0], z[1])
+
+
+def test_two_of_eight_active_pathways_cost_two_of_eight():
+    rows, counted = torch.randn(64, 4), [0] * 8
+
+    def speaker(index):
+        def speak(seen):
+            counted[index] += len(seen)
+            return seen[:, :2] * index
+
+        return speak
+
+    z = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    weights, active = pathway_weights(z, 2, torch.ones(8, dtype=torch.bool))
+    speech = dispatch([speaker(index) for index in range(8)], rows, active, 2)
+    assert sum(counted) == 2 * 64, "rows through encoders, as many as through two of them"
+    assert counted == active.sum(dim=0).tolist()
+    assert ((weights > 0) == active).all()
+    assert (speech[~active] == 0).all()
