@@ -8,6 +8,7 @@ from hubrl.extractor import HubExtractor
 from hubrl.hub import Hub, pathway_weights
 from hubrl.networks import Networks, register_network
 from hubrl.policies import HubActorCriticPolicy
+from hubrl.q_policies import HubDQNPolicy
 from hubrl.reading import read_agent as load_agent
 from hubrl.source import Source
 from hubrl.trained import HubActor
@@ -24,6 +25,7 @@ __all__ = [
     "HubActor",
     "HubActorCriticPolicy",
     "HubCallback",
+    "HubDQNPolicy",
     "HubExtractor",
     "HubrlError",
     "Networks",

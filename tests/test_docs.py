@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from hubrl import Hub, HubCallback
@@ -62,8 +62,8 @@ def test_the_commands_of_the_readme_work_in_their_order(checkout):
     lines = [line for block in blocks(REPOSITORY / "README.md", "sh") for line in block.splitlines() if line.startswith("hubrl ")]
     assert len(lines) > 5
     for line in lines:
-        if "hub check" in line:
-            # Twenty whole episodes of each source: `make test` has no time for it.
+        if "hub check" in line or "hubrl study" in line:
+            # Twenty whole episodes of each source, and hours of training: `make test` has no time for them.
             line = line + " --help"
         words = shlex.split(shortened(line.split(" #")[0]), comments=True)
         execute([sys.executable, "-m", "hubrl", *words[1:]], checkout)
@@ -99,7 +99,11 @@ def test_the_metrics_page_names_exactly_the_tags_that_a_run_writes():
         model = PPO(env="CartPole-v1", **hub.agent(PPO), n_steps=256, n_epochs=1, device="cpu", seed=0)
         model.set_logger(Logger(None, [tags]))
         model.learn(2_000, callback=HubCallback(probe_share=probe_share, log_every=100))
-    ours = {tag for tag in tags.seen if tag.split("/")[0] in ("pathway", "loss", "router", "probe", "hub", "hparams")}
+    made = hub.agent(DQN)
+    model = DQN(made["policy"], "CartPole-v1", policy_kwargs=made["policy_kwargs"], learning_starts=50, device="cpu", seed=0)
+    model.set_logger(Logger(None, [tags]))
+    model.learn(1_000, callback=HubCallback(log_every=100))
+    ours = {tag for tag in tags.seen if tag.split("/")[0] in ("pathway", "loss", "router", "trust", "probe", "hub", "hparams")}
     named = {re.sub(r"/(one|two|fresh)$", "/<pathway>", tag) for tag in ours}
     assert named == told
 
