@@ -95,6 +95,8 @@ def study(
     results: Annotated[Path, typer.Option(help="Where its results are written.")] = Path("results"),
     agents: Annotated[Path | None, typer.Option(help="A folder with agents that are otherwise fetched from Hugging Face.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 2,
+    case: Annotated[list[str] | None, typer.Option("--case", help="Run this case alone, repeatable.")] = None,
+    method: Annotated[list[str] | None, typer.Option("--method", help="Run this method alone, repeatable.")] = None,
     report: Annotated[bool, typer.Option("--report", help="Run nothing; draw what is finished.")] = False,
 ) -> None:
     """Run what is missing of a study, and write its tables and figures."""
@@ -121,6 +123,8 @@ def study(
             results=where,
             agents=agents,
             jobs=jobs,
+            cases=case or (),
+            methods=method or (),
             on_plan=lambda finished, total: bars.update(bar, completed=finished, total=total),
             on_done=done,
         )

@@ -128,6 +128,7 @@ class Study(Plain):
 class Job(NamedTuple):
     """One row of the results to be."""
 
+    case: str
     task: str
     hub: str
     method: str
@@ -216,6 +217,8 @@ def run_study(
     results: Path,
     agents: Path | None = None,
     jobs: int = 2,
+    cases: Sequence[str] = (),
+    methods: Sequence[str] = (),
     on_plan: Callable[[int, int], None] = lambda done, total: None,
     on_done: Callable[[Job, str | None], None] = lambda job, problem: None,
 ) -> list[Job]:
@@ -229,15 +232,24 @@ def run_study(
         results: Where its results are written; what stands there is not run again.
         agents: A folder with agents that are otherwise fetched from Hugging Face.
         jobs: Processes.
-        on_plan: Told how many runs are done and how many there are.
+        cases: The only cases to run now, by name; all if none is named.
+        methods: The only methods to run now, by name; all if none is named.
+        on_plan: Told how many of these runs are done and how many there are.
         on_done: Told of every finished run, and of its problem if it failed.
 
     Returns:
         The runs that failed.
     """
     planned = plan(path, folder, agents)
-    missing = [job for job in planned if job.key not in finished(results)]
-    on_plan(len(planned) - len(missing), len(planned))
+    done = finished(results)
+    study = read_study(path)
+    for name in cases:
+        _check_known("case", name, study.cases)
+    for name in methods:
+        _check_known("method", name, [*study.methods, ZERO_SHOT, ORACLE])
+    chosen = [job for job in planned if (not cases or job.case in cases) and (not methods or job.method in methods)]
+    missing = [job for job in chosen if job.key not in done]
+    on_plan(len(chosen) - len(missing), len(chosen))
     failed = []
     # Fresh processes: forked ones would share torch's threads and MuJoCo's state.
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -340,10 +352,12 @@ def _job(study: Study, case_name: str, method: str, source: str | None, seed: in
     config = parse_config({**plain, "hub": str(hub_folder.resolve())}, f"case {case_name!r}, method {method!r}")
     label = method if source is None else f"{method}-{source}"
     if config.needs_hub:
-        return Job(task, case.hub, method, source, config, case.oracle, folder / task / case.hub / label / str(seed), hub_folder, cards)
+        return Job(
+            case_name, task, case.hub, method, source, config, case.oracle, folder / task / case.hub / label / str(seed), hub_folder, cards
+        )
     # Scratch knows no hub: cases of one target share it.
     config = config.model_copy(update={"hub": None})
-    return Job(task, "none", method, source, config, None, folder / task / "none" / label / str(seed), hub_folder, "")
+    return Job(case_name, task, "none", method, source, config, None, folder / task / "none" / label / str(seed), hub_folder, "")
 
 
 def _merged(*layers: dict[str, Any]) -> dict[str, Any]:

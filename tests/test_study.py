@@ -87,6 +87,9 @@ def test_a_study_runs_what_is_missing_and_reports_it(tmp_path, monkeypatch):
     assert plans == [(10, 10)], "what stands in the results is not run again, even where the runs are gone"
     assert (results / "runs.csv").read_bytes() == before
 
+    run_study(path, folder=tmp_path / "x", results=results, methods=["residual"], on_plan=lambda *counts: plans.append(counts))
+    assert plans[-1] == (4, 4)
+
     changed = written(tmp_path, cases=without_oracle(), set={**TINY["set"], "steps": 128})
     run_study(changed, folder=tmp_path / "runs2", results=results, jobs=1, on_plan=lambda *counts: plans.append(counts))
     assert plans[-1] == (4, 10), "other steps are other runs; what plays untouched stays, and what has steps of its own"
@@ -100,6 +103,13 @@ def test_first_seeds_come_first_and_targets_share_their_scratch(tmp_path):
     assert sum(job.label == "scratch" for job in jobs) == 2
     assert {job.label for job in jobs} == {"zero-shot", "scratch", "residual:one", "residual:other", "hub-pathway"}
     assert len({job.key for job in jobs}) == len(jobs)
+
+
+def test_only_known_cases_and_methods_can_be_chosen(tmp_path):
+    path = written(tmp_path, cases=without_oracle())
+    for chosen in ({"cases": ["card"]}, {"methods": ["scrach"]}):
+        with pytest.raises(UnknownName, match="Did you mean '(cart|scratch)'"):
+            run_study(path, folder=tmp_path / "runs", results=tmp_path / "results", **chosen)
 
 
 def test_a_failing_run_does_not_end_the_others(tmp_path):
