@@ -183,6 +183,7 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         Raises:
             BadConfig: If pathways were held so far and no buffer stores who acts.
         """
+        self.memory = {}
         with self._hear(obs, exploring=True) as hearing:
             if not self.fresh_alone:
                 self._remember(hearing)
@@ -299,7 +300,6 @@ class HubActorCriticPolicy(ActorCriticPolicy):
 
     def _remember(self, hearing: Hearing) -> None:
         """Begin a step's memory: what the sources say, and who is held."""
-        self.memory = {}
         if self.remembers and self.outputs.recall and not self.spec.tuned:
             heard = self.method.pathways.listen(hearing.observations, self.method.trusted_pathways)
             hearing.heard = self.memory["heard"] = heard

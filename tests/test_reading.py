@@ -17,7 +17,7 @@ from torch import nn
 from untrained import ARM, FLAT, IMAGE, KEYS, SMALLEST, Noise, draw, normalised, untrained
 
 from hubrl import Hub
-from hubrl.errors import BadConfig
+from hubrl.errors import BadConfig, BadFile
 from hubrl.reading import read_agent, read_live
 
 ON_POLICY = [PPO, A2C, TRPO, MaskablePPO]
@@ -376,3 +376,33 @@ def test_an_agent_that_learned_through_a_hub_is_a_source_itself(level, tmp_path)
     expected, _ = model.predict(observations, deterministic=True)
     for source in (read_agent(tmp_path / "agent.zip"), read_live(model, "live")):
         np.testing.assert_allclose(source.predict(observations, deterministic=True)[0], expected, atol=1e-5)
+
+
+def test_a_repository_of_hugging_face_is_read_as_the_folder_it_is(tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    PPO("MlpPolicy", "CartPole-v1", seed=3, policy_kwargs={"net_arch": [8]}, device="cpu").save(tmp_path / "ppo-CartPole-v1.zip")
+    asked = []
+
+    def snapshot(name, revision, allow_patterns):
+        asked.append((name, revision))
+        assert "*.py" not in allow_patterns
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    source = read_agent("hf://someone/ppo-CartPole-v1")
+    assert source.name == "ppo-CartPole-v1"
+    assert Hub.from_agents(["hf://someone/ppo-CartPole-v1@v2"], names=["mine"]).names == ["mine"]
+    assert asked == [("someone/ppo-CartPole-v1", None), ("someone/ppo-CartPole-v1", "v2")]
+
+
+def test_a_repository_that_cannot_be_fetched_is_a_sentence(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def offline(*args, **kwargs):
+        raise OSError("no connection")
+
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    with pytest.raises(BadFile, match=r"hf://someone/agent cannot be fetched \(no connection\)"):
+        read_agent("hf://someone/agent")
+    with pytest.raises(BadConfig, match="'hf://agent' was given; expected hf://owner/name"):
+        read_agent("hf://agent")
