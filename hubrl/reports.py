@@ -17,6 +17,9 @@ from hubrl.folders import write_atomically
 
 RESAMPLES = 2000
 
+FEWEST = 3
+"""Runs behind an interval that is shown."""
+
 HUB_METHOD = "hub-pathway"
 
 RIVALS = ("zero-shot", "probe-commit", "finetune:", "residual:")
@@ -32,7 +35,8 @@ class Estimate(NamedTuple):
     n: int
 
     def __str__(self) -> str:
-        return f"{self.value:.0f} ({self.low:.0f}, {self.high:.0f})"
+        # Fewer runs carry no interval worth the name.
+        return f"{self.value:.0f}" + (f" ({self.low:.0f}, {self.high:.0f})" if self.n >= FEWEST else "")
 
 
 def iqm(values: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -177,4 +177,5 @@ def test_interquartile_means_and_intervals_by_hand():
     gap = difference([10.0, 11.0, 12.0], [1.0, 2.0, 3.0])
     assert gap.value == pytest.approx(9.0)
     assert gap.low > 6
-    assert str(estimate([1000.0, 1000.0])) == "1000 (1000, 1000)"
+    assert str(estimate([1000.0, 1000.0, 1000.0])) == "1000 (1000, 1000)"
+    assert str(estimate([1000.0, 1002.0])) == "1001", "two runs carry no interval"
