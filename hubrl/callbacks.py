@@ -83,6 +83,11 @@ class HubCallback(BaseCallback):
                 self._record_gradient(method)
                 method.tally.reset()
 
+    def _on_training_end(self) -> None:
+        if isinstance(self.model.policy, HubActorCriticPolicy):
+            # A training without the callback, later, must not find the actor still waiting.
+            self.model.policy.warming = False
+
     def _on_step(self) -> bool:
         if isinstance(self.model.policy, HubActorCriticPolicy):
             self.model.policy.release(self.locals["dones"])
