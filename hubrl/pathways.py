@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float
 from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim, is_image_space
-from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import Tensor, nn
 
 from hubrl import speech, store
@@ -128,8 +128,9 @@ class FreshPathway(nn.Module):
 
     def __init__(self, space: spaces.Space[Any], width: int) -> None:
         super().__init__()
-        if isinstance(space, spaces.Dict) or (isinstance(space, spaces.Box) and is_image_space(space)):
-            extractor = CombinedExtractor(space) if isinstance(space, spaces.Dict) else NatureCNN(space)
+        kind = extractor_class(space)
+        if kind is not FlattenExtractor:
+            extractor = kind(space)
             self.reader: nn.Module = extractor
             inputs = extractor.features_dim
         else:
@@ -249,6 +250,13 @@ def spec_sources(spec: HubSpec) -> list[Source]:
         for parameter in source.parameters():
             parameter.lr_scale = spec.source_lr  # type: ignore[attr-defined]
     return owned
+
+
+def extractor_class(space: spaces.Space[Any]) -> type[BaseFeaturesExtractor]:
+    """The features extractor that SB3's own policies have for such observations."""
+    if isinstance(space, spaces.Dict):
+        return CombinedExtractor
+    return NatureCNN if isinstance(space, spaces.Box) and is_image_space(space) else FlattenExtractor
 
 
 def check_meanings(meanings: tuple[str, ...] | None, space: spaces.Space[Any]) -> tuple[str, ...] | None:

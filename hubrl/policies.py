@@ -13,8 +13,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.preprocessing import get_action_dim, preprocess_obs
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ from hubrl.losses import inject
 from hubrl.methods import create
 from hubrl.methods.base import Method, Routed
 from hubrl.networks import Observations
-from hubrl.pathways import FRESH, Target, check_meanings, spec_sources
+from hubrl.pathways import FRESH, Target, check_meanings, extractor_class, spec_sources
 from hubrl.routing import ZeroLinear, aggregate
 from hubrl.spaces import describe
 from hubrl.spec import HubSpec, parse_spec
@@ -137,7 +136,7 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         self._hearing: Hearing | None = None
         self._distributed: Distribution | None = None
         self._holding: Holding | None = None
-        kwargs.setdefault("features_extractor_class", _extractor_for(observation_space))
+        kwargs.setdefault("features_extractor_class", extractor_class(observation_space))
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 
     @property
@@ -428,9 +427,3 @@ def get_action_width(space: spaces.Space[Any]) -> int:
 def _all_for_last(n_rows: int, n_pathways: int) -> Float[Tensor, "batch pathways"]:
     """Pathway weights where the last has all the say."""
     return torch.eye(n_pathways)[-1].expand(n_rows, -1)
-
-
-def _extractor_for(space: spaces.Space[Any]) -> type:
-    if isinstance(space, spaces.Dict):
-        return CombinedExtractor
-    return NatureCNN if isinstance(space, spaces.Box) and is_image_space(space) else FlattenExtractor

@@ -13,11 +13,10 @@ import torch
 from gymnasium import spaces
 from jaxtyping import Float, Int
 from pydantic import Field
-from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from hubrl import store
@@ -25,7 +24,7 @@ from hubrl.cards import Plain, SourceCard
 from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.losses import inject
 from hubrl.networks import GreedyAction, Observations
-from hubrl.pathways import Pathways, Target, check_fit, check_meanings, spec_sources
+from hubrl.pathways import Pathways, Target, check_fit, check_meanings, extractor_class, spec_sources
 from hubrl.source import Source
 from hubrl.spec import HubSpec, parse_spec
 from hubrl.standing import ENOUGH, Standing
@@ -127,7 +126,7 @@ class HubDQNPolicy(DQNPolicy):
             )
         else:
             self.tuned_card = None
-        kwargs.setdefault("features_extractor_class", _extractor_for(observation_space))
+        kwargs.setdefault("features_extractor_class", extractor_class(observation_space))
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 
     @property
@@ -247,9 +246,3 @@ def _tuned_card(spec: HubSpec) -> SourceCard:
     if by_name[name].algorithm != "DQN" or by_name[name].action_map is not None:
         raise BadConfig(f"Source {name!r} has no Q-values of its own that DQN could train further; use level='features'.")
     return by_name[name]
-
-
-def _extractor_for(space: spaces.Space[Any]) -> type[nn.Module]:
-    if isinstance(space, spaces.Dict):
-        return CombinedExtractor
-    return NatureCNN if isinstance(space, spaces.Box) and is_image_space(space) else FlattenExtractor

@@ -10,7 +10,8 @@ from hubrl.errors import BadConfig, BadFile, UnknownName
 
 REPOSITORY = Path(__file__).parents[1]
 
-SHIPPED = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+STUDIES = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
+SHIPPED = sorted(set((REPOSITORY / "configs").rglob("*.yaml")) - set(STUDIES))
 
 GOOD = {"task": "CartPole-v1", "method": "scratch", "steps": 100}
 

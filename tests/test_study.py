@@ -1,6 +1,7 @@
 """A study from its YAML file: every run once, tables that agree with the runs, mistakes in sentences."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,13 @@ from typer.testing import CliRunner
 
 from hubrl import BadConfig, UnknownName
 from hubrl.cli import app
+from hubrl.config import parse_config
 from hubrl.reports import difference, estimate, iqm, resampled
 from hubrl.runs import training_curve
-from hubrl.study import plan, read_study, run_study
+from hubrl.study import _merged, plan, read_study, run_study
 from hubrl.tasks import make_env
+
+STUDIES = sorted((Path(__file__).parents[1] / "configs" / "studies").glob("*.yaml"))
 
 TINY = {
     "seeds": [1, 2],
@@ -35,7 +39,6 @@ TINY = {
         "cart": {"hub": "pair", "methods": ["zero-shot", "oracle", "scratch", "residual", "hub-pathway"], "set": {}},
     },
 }
-ORACLE = {"attribute": "num_envs_is_two", "sources": {1: "one", 0: "other"}}
 
 
 def written(tmp_path, **changes):
@@ -158,14 +161,17 @@ def test_the_oracle_lets_the_best_act(tmp_path):
     assert [row["method"] for row in rows(results / "runs.csv")] == ["oracle"]
 
 
-def test_the_pathway_study_can_be_read():
-    study = read_study(__import__("pathlib").Path(__file__).parent.parent / "configs" / "studies" / "pathway.yaml")
-    assert study.seeds == (1, 2, 3, 4, 5)
-    for case in study.cases.values():
-        task = {**study.set, **case.set}
-        if "mujoco" in task["task"]:
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_shipped_study_can_be_run(path):
+    study = read_study(path)
+    for name, case in study.cases.items():
+        fields = {**study.set, **case.set}
+        if "mujoco" in fields["task"]:
             pytest.importorskip("mujoco")
-            make_env(task["task"], task.get("task_kwargs")).close()
+        make_env(fields["task"], fields.get("task_kwargs")).close()
+        for method in case.methods:
+            merged = _merged(study.set, case.set, getattr(study.methods.get(method), "set", {}), case.tuned.get(method, {}))
+            parse_config({**merged, "hub": "somewhere"}, name)
 
 
 def test_interquartile_means_and_intervals_by_hand():
