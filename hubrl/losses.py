@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor
 
@@ -38,6 +39,25 @@ def entropy_nats(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, " ba
     """Entropy of every row of pathway weights, in nats: zero for one pathway, `log(pathways)` for equal ones."""
     entropy: Tensor = -torch.special.xlogy(weights, weights).sum(dim=1)
     return entropy
+
+
+def drift(
+    now: Float[Tensor, "batch sources outputs"], before: Float[Tensor, "batch sources outputs"], space: spaces.Space[Any]
+) -> Float[Tensor, "batch sources"]:
+    """How far what is said now is from what was said before [ours]: the divergence KL(before || now), in nats.
+
+    For continuous actions that of two Gaussians with the former standard deviation: `sum_a (m' - m)^2 / (2 s^2)`, so that
+    the standard deviation itself is free.
+
+    Args:
+        now: Speech, with a gradient.
+        before: Speech, without one.
+        space: Box or Discrete.
+    """
+    if isinstance(space, spaces.Discrete):
+        return (before.exp() * (before.log_softmax(dim=2) - now.log_softmax(dim=2))).sum(dim=2)
+    mean, (former, log_std) = now.chunk(2, dim=2)[0], before.chunk(2, dim=2)
+    return ((mean - former).square() / (2 * (2 * log_std).exp())).sum(dim=2)
 
 
 class _Inject(torch.autograd.Function):

@@ -17,16 +17,16 @@ from stable_baselines3.common.preprocessing import get_action_dim, preprocess_ob
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from hubrl import speech
+from hubrl import speech, store
 from hubrl.buffers import Memory
 from hubrl.cards import Plain
 from hubrl.distributions import CommittedDistribution, MixtureDistribution, PathwayDistribution, held, mixed_categorical
 from hubrl.errors import BadConfig, SpaceMismatch
-from hubrl.losses import inject
+from hubrl.losses import drift, inject
 from hubrl.methods import create
 from hubrl.methods.base import Method, Routed
 from hubrl.networks import Observations
-from hubrl.pathways import FRESH, Target, check_meanings, extractor_class, spec_sources
+from hubrl.pathways import FRESH, Pathways, Target, check_meanings, extractor_class, spec_sources
 from hubrl.routing import ZeroLinear, aggregate
 from hubrl.spaces import describe
 from hubrl.spec import HubSpec, parse_spec
@@ -48,6 +48,8 @@ class Outputs(Plain):
     where it is learned. Needs a callback that stores who acted; without it pathways are drawn anew at every step."""
     release: Literal["fixed", "random", "learned"] = "random"
     """How a held pathway lets go: after `hold` steps, at random, or by a learned rule that starts there."""
+    anchor_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of the divergence that holds what acts for a source, tuned or corrected, near what it did untouched."""
     action_meanings: tuple[str, ...] | None = None
     """What the target's discrete actions mean (`env.unwrapped.get_action_meanings()`), for sources whose cards say so too."""
     recall: bool = True
@@ -267,6 +269,11 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         meanings = check_meanings(self.outputs.action_meanings, self.action_space)
         target = Target(self.observation_space, "outputs", self.action_space, self.outputs.source_std, meanings)
         self.method: Method = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
+        self.anchors: Pathways | None = None
+        if self.outputs.anchor_coef > 0 and len(self.method.pathways.sources):
+            untouched = {card.name: store.borrow(card) for card in self.spec.sources}
+            names = [name for name in self.method.pathways.names if name != FRESH]
+            self.anchors = Pathways([untouched[name] for name in names], target, fresh=False).requires_grad_(requires_grad=False)
         self.register_buffer("noise_key", torch.randint(2**31, ()))
         n_pathways = len(self.method.pathways.names)
         may_hold = self.outputs.hold > 1 and n_pathways > 1
@@ -338,12 +345,22 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         assert self._hearing is not None
         routed = self._route(self._hearing, latent_pi)
         learning = self.training and torch.is_grad_enabled() and not self.warming
-        weights = routed.weights
-        if learning and routed.loss.requires_grad:
-            weights = inject(weights, routed.loss)
+        weights, loss = routed.weights, routed.loss
+        if learning and self.anchors is not None:
+            loss = loss + self.outputs.anchor_coef * self._drift(routed, self._hearing.observations)
+        if learning and loss.requires_grad:
+            weights = inject(weights, loss)
         self.method.tally.count(routed.weights, routed.loss if learning else None)
         self._distributed = self._distribution(routed.speech, weights, latent_pi, self._hearing)
         return self._distributed
+
+    def _drift(self, routed: Routed, observations: Observations) -> Float[Tensor, ""]:
+        """How far what acts for the sources is from what they did untouched, by their weights."""
+        assert self.anchors is not None
+        n_sources = len(self.anchors.names)
+        weights = routed.weights[:, :n_sources].detach()
+        before = self.anchors.speak(observations, weights > 0)
+        return (weights * drift(routed.speech[:, :n_sources], before, self.action_space)).sum(dim=1).mean()
 
     def _route(self, hearing: Hearing, latent_pi: Tensor) -> Routed:
         key = int(self.get_buffer("noise_key")) if hearing.exploring else None

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from gymnasium import spaces
 
 from hubrl.errors import BadConfig
-from hubrl.losses import entropy_nats, exploration_entropy, inject, load_balance
+from hubrl.losses import drift, entropy_nats, exploration_entropy, inject, load_balance
 
 EQUAL = torch.full((6, 4), 0.25)
 ONE = torch.eye(4)[[1]].expand(6, -1)
@@ -82,3 +83,14 @@ def test_injecting_under_a_gradient_that_is_differentiated_again_is_refused():
     loss = inject(parameter.square(), parameter.sum()).sum()
     with pytest.raises(BadConfig, match="set explore_coef=0"):
         torch.autograd.grad(loss, parameter, create_graph=True)
+
+
+def test_drift_by_hand():
+    now = torch.tensor([[[0.5, 0.0, 9.0, 9.0]]])
+    before = torch.tensor([[[0.4, 0.2, math.log(0.1), math.log(0.2)]]])
+    box = spaces.Box(-1.0, 1.0, (2,))
+    assert drift(now, before, box).item() == pytest.approx(0.1**2 / 0.02 + 0.2**2 / 0.08, rel=1e-4)
+    now, before = torch.tensor([[[0.5, 0.5]]]).log(), torch.tensor([[[0.9, 0.1]]]).log()
+    expected = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    assert drift(now, before, spaces.Discrete(2)).item() == pytest.approx(expected, rel=1e-4)
+    assert drift(before, before, spaces.Discrete(2)).item() == pytest.approx(0.0, abs=1e-6)

@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from toys import CHOOSE, IMAGE, PARTS, SETTINGS, STEER, TINY, Toy, target, tiny, tiny_hub
 
-from hubrl import BadConfig, Hub, HubActorCriticPolicy, SpaceMismatch, UnknownName
+from hubrl import BadConfig, Hub, HubActorCriticPolicy, HubCallback, SpaceMismatch, UnknownName
 from hubrl.distributions import MixtureDistribution
 
 ACTIONS = pytest.mark.parametrize("actions", [STEER, CHOOSE], ids=["box", "discrete"])
@@ -346,3 +346,23 @@ def test_a_dqn_source_speaks_epsilon_greedily():
     expected = torch.full((20, 3), 0.05 / 3)
     greedy = torch.as_tensor(dqn.predict(rows.numpy(), deterministic=True)[0])
     torch.testing.assert_close(said, expected.scatter(1, greedy[:, None], 1 - 0.05 + 0.05 / 3))
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+@pytest.mark.parametrize("actions", [STEER, CHOOSE])
+def test_an_anchor_holds_what_acts_for_a_source_near_it(actions, tuned, tmp_path):
+    env = Toy(actions=actions)
+    hub = tiny_hub(env)
+    rows = torch.as_tensor(np.random.default_rng(0).normal(size=(50, 4)), dtype=torch.float32)
+    moved = {}
+    for coefficient in (0.0, 1000.0):
+        made = hub.agent(PPO, tuned=tuned, source_lr=1.0, anchor_coef=coefficient)
+        model = target(PPO, env, made, learning_rate=1e-2)
+        before = model.policy.route(rows).speech.detach()
+        model.learn(128, callback=HubCallback(probe_share=0, warmup_share=0))
+        change = (model.policy.route(rows).speech.detach() - before)[:, :2]
+        moved[coefficient] = (change.chunk(2, dim=2)[0] if actions is STEER else change).abs().mean().item()
+        model.save(tmp_path / "model.zip")
+        loaded = PPO.load(tmp_path / "model.zip", device="cpu")
+        torch.testing.assert_close(loaded.policy.route(rows).speech, model.policy.route(rows).speech)
+    assert moved[1000.0] < 0.5 * moved[0.0]
