@@ -1,4 +1,4 @@
-"""What the pathways have earned so far on the target: trust that is revised while training goes on.
+"""What the pathways have earned on the target, and who is clearly worse than the best.
 
 The design is ours. Every pathway has a record of its last returns. Those that are clearly worse than the best (by two
 standard errors of the difference, as in a probe) are out of favour; the learner is in the race like any other, so that
@@ -6,15 +6,39 @@ it overtakes its sources when it earns more, and not before.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hubrl.racing import STANDARD_ERRORS, behind
+STANDARD_ERRORS = 2.0
+
+Returns = dict[str, list[float]]
 
 ENOUGH = 3
 """Returns that a pathway must have before it is judged."""
+
+
+def behind(one: Sequence[float], other: Sequence[float]) -> float:
+    """By how many standard errors the mean of one sample lies below that of another (Welch).
+
+    Zero when the means are equal or either sample has fewer than two members; infinite when neither varies.
+    """
+    if min(len(one), len(other)) < 2:
+        return 0.0
+    gap = float(np.mean(other) - np.mean(one))
+    error = math.sqrt(np.var(one, ddof=1) / len(one) + np.var(other, ddof=1) / len(other))
+    if error == 0.0:
+        return math.copysign(math.inf, gap) if gap else 0.0
+    return gap / error
+
+
+def still_racing(returns: Mapping[str, Sequence[float]]) -> list[str]:
+    """The pathways that are not clearly worse than the best; in the order given."""
+    best = max(returns, key=lambda name: float(np.mean(returns[name])) if returns[name] else -math.inf)
+    return [name for name in returns if behind(returns[name], returns[best]) <= STANDARD_ERRORS]
 
 
 class Standing(nn.Module):

@@ -20,7 +20,7 @@ from hubrl.errors import BadConfig
 from hubrl.extractor import see_through_normalisation
 from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
-from hubrl.racing import STANDARD_ERRORS, Returns, behind, still_racing
+from hubrl.standing import STANDARD_ERRORS, Returns, behind, still_racing
 
 DISTRUST = 4.0
 """How far below the best source the router starts the fresh pathway: a weight of about 2 % beside one source."""

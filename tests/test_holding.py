@@ -211,3 +211,15 @@ def test_other_learning_rates_for_the_router_reach_the_optimizer():
     routing = len(list(model.policy.method.router.parameters())) + 2
     assert scales[7.0] == routing
     assert TINY["net_arch"] == [8]
+
+
+class OwnBuffer(RolloutBuffer):
+    """A user's own."""
+
+
+def test_a_buffer_of_the_users_own_is_left_alone():
+    env = Toy()
+    model = target(PPO, env, tiny_hub(env).agent(PPO), rollout_buffer_class=OwnBuffer)
+    model.learn(64, callback=HubCallback(probe_share=0))
+    assert type(model.rollout_buffer) is OwnBuffer
+    assert not model.policy.holds, "nothing stores who acts, so nobody is held"
