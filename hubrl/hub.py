@@ -167,7 +167,8 @@ class Hub(Sequence[Source]):
         """`policy` and `policy_kwargs` for an algorithm, at the best level it can be served.
 
         PPO and A2C hear the sources' *outputs* through a policy, if every source has an action head, and so does DQN
-        where observations are flat; every other algorithm hears their *features* through the extractor.
+        by method `hub-pathway` where observations are flat and sources frozen; every other algorithm hears their *features*
+        through the extractor.
 
         Args:
             algorithm: The class that takes them: `PPO(env=env, **hub.agent(PPO))`.
@@ -182,7 +183,7 @@ class Hub(Sequence[Source]):
             UnknownName: If there is no such method or option.
             BadConfig: If an option's value cannot be, or the algorithm cannot hear outputs.
         """
-        level = self.level(algorithm, level)
+        level = level or self.level(algorithm, method, tuned=tuned)
         if level == "features":
             kwargs = self.policy_kwargs(method, tuned=tuned, source_lr=source_lr, **options)
             made = policy_name(algorithm, self[0].space)
@@ -200,11 +201,12 @@ class Hub(Sequence[Source]):
         scaled = spec.tuned or (isinstance(own, Outputs) and own.router_lr != 1)
         return {"policy": HubActorCriticPolicy, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if scaled else {})}}
 
-    def level(self, algorithm: type[BaseAlgorithm], wanted: speech.Level | None = None) -> speech.Level:
-        """At what level an algorithm is served: as wanted, otherwise the best that it and the sources can do."""
+    def level(self, algorithm: type[BaseAlgorithm], method: str = "hub-pathway", *, tuned: bool = False) -> speech.Level:
+        """At what level an algorithm is served unless told otherwise: the best that it, the method and the sources can do."""
         flat = all(len(source.space.shape or ()) <= 1 for source in self)
-        can_hear = issubclass(algorithm, PPO | A2C) or (issubclass(algorithm, DQN) and flat)
-        return wanted or ("outputs" if can_hear and all(source.actions is not None for source in self) else "features")
+        q_learner = issubclass(algorithm, DQN) and flat and method == "hub-pathway" and not tuned
+        can_hear = issubclass(algorithm, PPO | A2C) or q_learner
+        return "outputs" if can_hear and all(source.actions is not None for source in self) else "features"
 
     def _spec(self, method: str, tuned: bool, source_lr: float | None, options: dict[str, Any], also: tuple[str, ...] = ()) -> HubSpec:
         known = options_of(method)

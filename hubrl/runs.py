@@ -195,7 +195,8 @@ def build_model(config: RunConfig, env: VecEnv, hub: Hub | None, *, tensorboard:
 
 def _meanings(algorithm: type[BaseAlgorithm], config: RunConfig, env: VecEnv, hub: Hub) -> dict[str, Any]:
     """What the target's actions mean, if it says so and the hub hears outputs of sources that do."""
-    if hub.level(algorithm, config.level) == "features" or not any(source.card.action_meanings for source in hub):
+    level = config.level or hub.level(algorithm, config.method, tuned=config.tuned)
+    if level == "features" or not any(source.card.action_meanings for source in hub):
         return {}
     game = env.get_attr("unwrapped")[0]
     return {"action_meanings": tuple(game.get_action_meanings())} if hasattr(game, "get_action_meanings") else {}

@@ -181,7 +181,7 @@ def never_offered(made):
 @pytest.mark.parametrize("algorithm", [PPO, A2C, DQN, SAC, TD3], ids=lambda algorithm: algorithm.__name__)
 def test_a_hub_whose_weights_never_arrived_refuses_to_run(algorithm):
     env = toy_for(algorithm)
-    model = target(algorithm, env, never_offered(tiny_hub(env).agent(algorithm)))
+    model = target(algorithm, env, never_offered(tiny_hub(env).agent(algorithm, level="features" if algorithm is DQN else None)))
     with pytest.raises(SourcesNotLoaded, match=r"'ppo-0' never arrived; load a saved model"):
         model.predict(observe(env.observation_space), deterministic=True)
     with pytest.raises(SourcesNotLoaded):
@@ -220,7 +220,7 @@ def test_tuned_sources_learn_in_the_model_and_stay_as_they_were_in_the_hub(algor
 
 def test_tuned_sources_are_in_the_optimizer_at_their_own_rate():
     env = Toy()
-    model = target(PPO, env, tiny_hub(env).agent(PPO, tuned=True, source_lr=0.25))
+    model = target(PPO, env, tiny_hub(env).agent(PPO, tuned=True, source_lr=0.25, router_lr=1.0))
     scales = {parameter: group["lr_scale"] for group in model.policy.optimizer.param_groups for parameter in group["params"]}
     for name, parameter in model.policy.named_parameters():
         assert scales[parameter] == (0.25 if ".source." in name else 1.0)

@@ -151,7 +151,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(BadConfig, match=r"learns from whoever plays its episodes; pass HubCallback\(\) to learn"):
         learner().learn(64)
     with pytest.raises(BadConfig, match="without options and with frozen sources, or 'finetune'; use level='features'"):
-        target(DQN, env, hub.agent(DQN, tuned=True))
+        target(DQN, env, hub.agent(DQN, tuned=True, level="outputs"))
     with pytest.raises(BadConfig, match="An option of the outputs cannot be: learner_share"):
         hub.agent(DQN, learner_share=0.0)
     with pytest.raises(SpaceMismatch, match="The target acts in Discrete"):
@@ -187,8 +187,14 @@ def test_only_agents_with_q_values_are_fine_tuned_by_dqn():
     env = Toy(actions=CHOOSE)
     hub = tiny_hub(env)
     with pytest.raises(BadConfig, match="Source 'ppo-0' has no Q-values of its own that DQN could train further"):
-        target(DQN, env, hub.agent(DQN, "finetune", source="ppo-0"))
+        target(DQN, env, hub.agent(DQN, "finetune", source="ppo-0", level="outputs"))
     with pytest.raises(BadConfig, match="Method 'finetune' needs source=..., one of ppo-0, dqn-1."):
-        target(DQN, env, hub.agent(DQN, "finetune"))
+        target(DQN, env, hub.agent(DQN, "finetune", level="outputs"))
     with pytest.raises(UnknownName, match="Did you mean 'dqn-1'?"):
-        target(DQN, env, hub.agent(DQN, "finetune", source="dqn-2"))
+        target(DQN, env, hub.agent(DQN, "finetune", source="dqn-2", level="outputs"))
+
+
+def test_dqn_hears_outputs_only_where_it_can():
+    hub = tiny_hub(Toy(actions=CHOOSE))
+    assert hub.level(DQN) == "outputs"
+    assert hub.level(DQN, tuned=True) == hub.level(DQN, "uniform") == tiny_hub(Toy(IMAGE, CHOOSE)).level(DQN) == "features"

@@ -189,7 +189,9 @@ def test_training_leaves_a_batch_norm_as_it_was(algorithm, tmp_path):
     before, digest = source.tensors(), source.card.sha256
     learning = {"n_steps": 16, "batch_size": 8} if algorithm is PPO else {"learning_starts": 4, "buffer_size": 64, "batch_size": 8}
     learning |= {"target_update_interval": 4, "tau": 0.5} if algorithm is DQN else {}
-    model = algorithm(env=Noise(FLAT, actions), device="cpu", **learning, **Hub([source]).agent(algorithm))
+    model = algorithm(
+        env=Noise(FLAT, actions), device="cpu", **learning, **Hub([source]).agent(algorithm, level="features" if algorithm is DQN else None)
+    )
     model.learn(32)
     assert same(source.tensors(), before)
     assert hashlib.sha256(source.to_bytes()).hexdigest() == digest
