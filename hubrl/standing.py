@@ -14,6 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 STANDARD_ERRORS = 2.0
+"""Within which a pathway is in favour, or trusted after a probe."""
+
+RACE_ERRORS = 3.0
+"""Within which a pathway stays in a race; it is looked at after every round, so that two would be exceeded by chance."""
 
 Returns = dict[str, list[float]]
 
@@ -35,10 +39,15 @@ def behind(one: Sequence[float], other: Sequence[float]) -> float:
     return gap / error
 
 
-def still_racing(returns: Mapping[str, Sequence[float]]) -> list[str]:
-    """The pathways that are not clearly worse than the best; in the order given."""
+def errors_behind(returns: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """By how many standard errors each pathway lies behind the one with the greatest mean."""
     best = max(returns, key=lambda name: float(np.mean(returns[name])) if returns[name] else -math.inf)
-    return [name for name in returns if behind(returns[name], returns[best]) <= STANDARD_ERRORS]
+    return {name: behind(returns[name], returns[best]) for name in returns}
+
+
+def still_racing(returns: Mapping[str, Sequence[float]], errors: float = RACE_ERRORS) -> list[str]:
+    """The pathways that are not clearly worse than the best; in the order given."""
+    return [name for name, lag in errors_behind(returns).items() if lag <= errors]
 
 
 class Standing(nn.Module):

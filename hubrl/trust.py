@@ -1,34 +1,49 @@
 """A probe: every pathway plays a little on the target, and those that are worth nothing there are dropped.
 
-The design is ours. Pathways race: after every round those whose mean return is below the best one's by more than two
-standard errors of the difference leave the race. A source is trusted only if it does better than the fresh
-pathway, which has learned nothing yet; if none does, the fresh pathway stays alone and training is training from
-scratch.
+The design is ours. Pathways race: after every round those whose mean return is below the best one's by more than three
+standard errors of the difference leave the race. In place of the fresh pathway, which has learned nothing yet, untrained
+networks of its architecture race, another one in every segment. A source is trusted only if its better half does what
+they do not; if none does, the fresh pathway stays alone and training is training from scratch. The better half counts
+because a source may be good for a part of the task alone.
 """
 
+import copy
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
+from hubrl import speech
 from hubrl.errors import BadConfig
 from hubrl.extractor import see_through_normalisation
 from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
-from hubrl.standing import STANDARD_ERRORS, Returns, behind, still_racing
+from hubrl.standing import STANDARD_ERRORS, Returns, errors_behind, still_racing
 
 DISTRUST = 4.0
 """How far below the best source the router starts the fresh pathway: a weight of about 2 % beside one source."""
 
-SEGMENTS = 4
+SEGMENTS = 6
 """How many segments every pathway should have, if nobody leaves early."""
 
-SEGMENT_STEPS = (25, 250)
+UNTRAINED_STD = 0.05
+"""Noise of an untrained network where sources keep their own."""
+
+CLEARLY = 4.0
+"""Standard errors by which a source must be above untrained networks: they are few, and their spread is not known well."""
+
+ENOUGH = 4
+"""Segments that every pathway has before any leaves: fewer can by chance all be of one part of the task."""
+
+SEGMENT_STEPS = (15, 250)
 """Shortest and longest segment that a pathway plays at a time."""
 
 
@@ -47,18 +62,33 @@ class Verdict(NamedTuple):
     """Environment steps that the probe took."""
 
 
+def useful(source: Sequence[float], untrained: Sequence[float]) -> bool:
+    """Whether the better half of a source's segments is clearly above what untrained networks earn.
+
+    By `CLEARLY` standard errors, from the spread of the untrained networks' segments; two segments each are the least.
+    """
+    if min(len(source), len(untrained)) < 2:
+        return False
+    better = sorted(source)[len(source) // 2 :]
+    error = float(np.std(untrained, ddof=1)) * math.sqrt(1 / len(better) + 1 / len(untrained))
+    return float(np.mean(better) - np.mean(untrained)) > CLEARLY * error
+
+
 def judge(returns: Returns) -> tuple[dict[str, bool], dict[str, float]]:
     """Whom to keep and where the router starts, from the segments' returns.
 
-    Sources stay if they are not clearly worse than the best pathway and clearly better than the fresh one. The fresh
-    pathway always stays; it starts low beside a source that is better than it, and alone if there is none.
+    Sources stay if they are not clearly worse than the best pathway and do what untrained networks do not; each starts
+    as much lower as it is standard errors behind. The fresh pathway always stays; it starts low beside a source that is
+    better than it, and alone if there is none.
     """
-    racing = still_racing(returns)
-    trusted = [name for name in racing if name != FRESH and behind(returns.get(FRESH, []), returns[name]) > STANDARD_ERRORS]
+    racing = still_racing(returns, STANDARD_ERRORS)
+    trusted = [name for name in racing if name != FRESH and useful(returns[name], returns.get(FRESH, []))]
     if FRESH not in returns:
         trusted = racing
     kept = {name: name in trusted or name == FRESH for name in returns}
-    return kept, {name: -DISTRUST if name == FRESH and trusted else 0.0 for name in returns}
+    lag = errors_behind({name: returns[name] for name in trusted}) if trusted else {}
+    start = {name: -lag.get(name, 0.0) for name in returns}
+    return kept, {**start, FRESH: -DISTRUST} if trusted and FRESH in returns else start
 
 
 def probe(model: OnPolicyAlgorithm, budget: int, on_step: Callable[[int], None] = lambda steps: None) -> Verdict | None:
@@ -87,10 +117,10 @@ def probe(model: OnPolicyAlgorithm, budget: int, on_step: Callable[[int], None] 
     while len(racing) > 1 and steps + segment * env.num_envs <= budget:
         players = [racing[(turn + index) % len(racing)] for index in range(env.num_envs)]
         turn += env.num_envs
-        for name, value in zip(players, play_segment(policy, env, players, segment, on_step), strict=True):
+        for name, value in zip(players, play_segment(policy, env, players, segment, on_step, seed=steps), strict=True):
             returns[name].append(value)
         steps += segment * env.num_envs
-        if all(len(returns[name]) >= 2 for name in racing):
+        if all(len(returns[name]) >= ENOUGH for name in racing):
             survivors = still_racing({name: returns[name] for name in racing})
             racing = [name for name in racing if name in survivors or (name == FRESH and len(survivors) > 1)]
     kept, start = judge(returns)
@@ -101,9 +131,13 @@ def probe(model: OnPolicyAlgorithm, budget: int, on_step: Callable[[int], None] 
 
 @torch.no_grad()
 def play_segment(
-    policy: HubActorCriticPolicy, env: VecEnv, players: list[str], segment: int, on_step: Callable[[int], None]
+    policy: HubActorCriticPolicy, env: VecEnv, players: list[str], segment: int, on_step: Callable[[int], None], *, seed: int = 0
 ) -> list[float]:
-    """One segment from a reset, every environment under one pathway; returns up to the first end of an episode."""
+    """One segment from a reset, every environment under one pathway; returns up to the first end of an episode.
+
+    Where the fresh pathway is to play, an untrained network does, drawn by the seed and the environment's position.
+    """
+    untrained = {row: Untrained(policy, seed + row) for row, name in enumerate(players) if name == FRESH}
     names = policy.method.pathways.names
     pathway = torch.tensor([names.index(name) for name in players], device=policy.device)
     policy.set_training_mode(False)
@@ -111,12 +145,47 @@ def play_segment(
     earned, playing = np.zeros(env.num_envs), np.ones(env.num_envs, dtype=bool)
     for _ in range(segment):
         see_through_normalisation(policy, env)
-        actions = policy.act_as(obs_as_tensor(observations, policy.device), pathway)  # type: ignore[arg-type]
+        seen: Any = obs_as_tensor(observations, policy.device)  # type: ignore[arg-type]
+        actions = policy.act_as(seen, pathway)
+        for row, network in untrained.items():
+            actions[row] = network.act(seen, row)
         observations, rewards, dones, _ = env.step(actions)
         earned += true_rewards(env, rewards) * playing
         playing &= ~dones
         on_step(env.num_envs)
     return [float(value) for value in earned]
+
+
+class Untrained:
+    """A network of the fresh pathway's architecture as it is before any training, but for a last layer that matters.
+
+    It acts with the noise of a source, so that what is compared is what the means do.
+    """
+
+    def __init__(self, policy: HubActorCriticPolicy, seed: int) -> None:
+        self.policy = policy
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.extractor, self.hidden, self.head = copy.deepcopy((policy.pi_features_extractor, policy.mlp_extractor, policy.action_net))
+            for part, gain in ((self.extractor, math.sqrt(2)), (self.hidden, math.sqrt(2)), (self.head, 1.0)):
+                part.apply(partial(policy.init_weights, gain=gain))
+
+    def act(self, observations: Any, row: int) -> np.ndarray:
+        """Its action for one row of observations."""
+        policy = self.policy
+        one = (
+            {key: part[row : row + 1] for key, part in observations.items()}
+            if isinstance(observations, dict)
+            else observations[row : row + 1]
+        )
+        seen: Any = preprocess_obs(one, policy.observation_space, normalize_images=policy.normalize_images)
+        said = self.head(self.hidden.forward_actor(self.extractor(seen)))
+        if isinstance(policy.action_space, spaces.Discrete):
+            said = said.log_softmax(dim=1)
+        else:
+            said = torch.cat([said, torch.full_like(said, math.log(policy.outputs.source_std or UNTRAINED_STD))], dim=1)
+        action: np.ndarray = speech.act(said, policy.action_space, deterministic=False)[0]
+        return action
 
 
 def true_rewards(env: VecEnv, rewards: np.ndarray) -> np.ndarray:

@@ -14,7 +14,8 @@ from toys import VECTOR, Toy, target, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, Source
 from hubrl.pathways import FRESH
-from hubrl.trust import DISTRUST, behind, judge, play_segment, probe, still_racing
+from hubrl.standing import behind, errors_behind, still_racing
+from hubrl.trust import CLEARLY, DISTRUST, ENOUGH, SEGMENT_STEPS, SEGMENTS, judge, play_segment, probe, useful
 
 LEVER = spaces.Box(-1.0, 1.0, (1,))
 AIM = 0.8
@@ -79,20 +80,41 @@ def test_a_tie_without_variance_keeps_everybody_in_the_race():
     assert still_racing({"one": [2.0, 2.0], "two": [2.0, 2.0], "less": [1.0, 1.0]}) == ["one", "two"]
 
 
-def test_a_source_that_beats_the_fresh_pathway_is_kept_and_starts_above_it():
-    kept, start = judge({"good": [10.0, 11.0], "bad": [0.0, 1.0], FRESH: [4.0, 5.0]})
+def test_a_source_does_what_untrained_networks_do_not_if_its_better_half_does():
+    untrained = [0.0, 2.0, 4.0]
+    error = 2.0 * math.sqrt(1 / 2 + 1 / 3)
+    edge = 2.0 + CLEARLY * error
+    assert useful([-99.0, edge - 1, edge + 1.1], untrained)
+    assert not useful([-99.0, edge - 1, edge + 0.9], untrained)
+    assert useful([-1300.0, 1300.0, -1300.0, 1300.0], untrained), "good for a part of the task"
+    assert not useful([100.0], untrained)
+    assert not useful([100.0, 100.0], [0.0])
+
+
+def test_a_source_that_beats_untrained_networks_is_kept_and_starts_above_the_fresh_pathway():
+    kept, start = judge({"good": [30.0, 31.0], "bad": [0.0, 1.0], FRESH: [4.0, 5.0]})
     assert kept == {"good": True, "bad": False, FRESH: True}
     assert start == {"good": 0.0, "bad": 0.0, FRESH: -DISTRUST}
 
 
-def test_a_source_that_only_ties_with_the_fresh_pathway_is_dropped():
+def test_who_is_behind_starts_lower_by_as_many_standard_errors():
+    returns = {"first": [30.0, 34.0], "second": [29.0, 31.0], FRESH: [0.0, 1.0]}
+    lag = behind(returns["second"], returns["first"])
+    assert 0 < lag < 2
+    assert errors_behind(returns)["second"] == pytest.approx(lag)
+    kept, start = judge(returns)
+    assert kept["second"]
+    assert start == {"first": 0.0, "second": pytest.approx(-lag), FRESH: -DISTRUST}
+
+
+def test_a_source_that_only_ties_with_untrained_networks_is_dropped():
     kept, start = judge({"same": [2.0, 2.0], FRESH: [2.0, 2.0]})
     assert kept == {"same": False, FRESH: True}
     assert start == {"same": 0.0, FRESH: 0.0}
 
 
-def test_a_source_that_beats_the_fresh_pathway_less_clearly_than_two_errors_is_dropped():
-    kept, _ = judge({"noisy": [0.0, 10.0], FRESH: [1.0, 2.0]})
+def test_a_source_that_beats_untrained_networks_not_clearly_is_dropped():
+    kept, _ = judge({"noisy": [0.0, 4.0], FRESH: [1.0, 2.0]})
     assert not kept["noisy"]
 
 
@@ -114,7 +136,7 @@ def test_a_probe_keeps_the_good_source_and_drops_the_bad_one(n_envs):
     verdict = probe(model, 900, counted.append)
     assert verdict.kept == {"bad": False, "good": True, FRESH: True}
     assert verdict.steps == sum(counted) <= 900
-    assert all(len(returns) >= 2 for returns in verdict.returns.values())
+    assert all(len(returns) >= ENOUGH for returns in verdict.returns.values())
     assert np.mean(verdict.returns["good"]) > np.mean(verdict.returns[FRESH]) > np.mean(verdict.returns["bad"])
     method = model.policy.method
     assert method.get_buffer("trusted").tolist() == [False, True, True]
@@ -139,9 +161,10 @@ def test_a_race_that_is_decided_early_leaves_steps_to_training():
 
 def test_a_budget_too_small_for_a_race_changes_nothing():
     model = racer(always("bad", -0.9), always("good", 0.75))
-    assert probe(model, 4 * 3 * 25 - 1) is None
+    least = SEGMENTS * 3 * SEGMENT_STEPS[0]
+    assert probe(model, least - 1) is None
     assert model.policy.method.awaits_probe
-    assert probe(model, 4 * 3 * 25) is not None
+    assert probe(model, least) is not None
     assert not model.policy.method.awaits_probe
 
 
