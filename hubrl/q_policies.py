@@ -137,6 +137,7 @@ class HubDQNPolicy(DQNPolicy):
     def begin(self, n_envs: int) -> None:
         """Choose who plays in each of some environments, whose episodes begin."""
         self.playing = torch.tensor([self._draw() for _ in range(n_envs)])
+        self._lesson = self._next_lesson()
 
     def ended(self, env: int, earned: float, *, counts: bool = True) -> None:
         """An episode ended: remember what its pathway earned, and choose the next.
@@ -148,6 +149,7 @@ class HubDQNPolicy(DQNPolicy):
         """
         if counts:
             self.standing.note(int(self.playing[env]), earned)
+            self._lesson = self._next_lesson()
         self.playing[env] = self._draw()
 
     def make_q_net(self) -> QNetwork:
@@ -192,6 +194,7 @@ class HubDQNPolicy(DQNPolicy):
         self.pathways = Pathways(sources, target, fresh=True)
         self.standing = Standing(self.pathways.names, self.teaching.window)
         self.playing = torch.full((0,), self.learner)
+        self._lesson = (self.learner, 0.0)
         if isinstance(self.q_net, TaughtQNetwork):
             self.q_net.teach = self._taught
 
@@ -215,16 +218,20 @@ class HubDQNPolicy(DQNPolicy):
         """Q-values that carry the teaching loss of the best source, if it earns more than the learner."""
         if not len(self.playing):
             raise BadConfig("A DQN that hears outputs learns from whoever plays its episodes; pass HubCallback() to learn.")
-        worth = self.standing.worth[: self.learner]
-        if self.teaching.teach_coef == 0 or worth.isnan().all():
-            return q_values
-        teacher = int(worth.nan_to_num(nan=-torch.inf).argmax())
-        weight = self.teaching.teach_coef * self.standing.gap(self.learner, teacher)
+        teacher, weight = self._lesson
         if weight == 0:
             return q_values
         with torch.no_grad():
             taught = self.act_as(obs, torch.full((len(q_values),), teacher, device=q_values.device))
         return inject(q_values, weight * teaching_loss(q_values, taught, self.teaching.temperature))
+
+    def _next_lesson(self) -> tuple[int, float]:
+        """Who teaches with what weight; it changes with what is known of the pathways, not with every gradient step."""
+        worth = self.standing.worth[: self.learner]
+        if worth.isnan().all():
+            return self.learner, 0.0
+        teacher = int(worth.nan_to_num(nan=-torch.inf).argmax())
+        return teacher, self.teaching.teach_coef * self.standing.gap(self.learner, teacher)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "hub": self.spec.plain(), "teaching": self.teaching.plain()}
