@@ -9,6 +9,7 @@ direction that pays, changes its sign at random times.
 """
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -79,7 +80,7 @@ def with_physics(
     return env
 
 
-class Alternating(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
+class Alternating(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray], ABC):
     """A robot for which something changes its sign every so many steps, at random.
 
     The sign of the coming step, 1 or -1, is the attribute `sign`; it stands in `info["sign"]` too. The first is drawn.
@@ -125,9 +126,9 @@ class Alternating(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         observed = self._observe(observation)
         return observed, float(reward), terminated, truncated, {**info, "sign": self.sign}
 
+    @abstractmethod
     def apply_sign(self) -> None:
-        """Let the robot feel the sign; subclasses say how."""
-        raise NotImplementedError
+        """Let the robot feel the sign."""
 
     def _turn(self, sign: int) -> None:
         self.sign = sign

@@ -68,10 +68,6 @@ class PathwayDistribution(Distribution):
         actions = self.actions_from_params(speech, weights)
         return actions, self.log_prob(actions)
 
-    def log_prob(self, actions: Tensor) -> Float[Tensor, " batch"]:
-        """Logarithm of the likelihood, see the subclasses."""
-        raise NotImplementedError
-
     def each_log_prob(self, actions: Tensor) -> Float[Tensor, "batch pathways"]:
         """How likely every pathway alone would do it, as a logarithm."""
         if isinstance(self.action_space, spaces.Discrete):
