@@ -255,7 +255,10 @@ class HubActorCriticPolicy(ActorCriticPolicy):
 
     def train(self, mode: bool = True) -> "HubActorCriticPolicy":
         """`nn.Module.train`; going back to a rollout after an update draws new noise."""
-        if self.training and not mode and hasattr(self, "noise_key"):
+        if self.training == mode:
+            # SB3 asks before every step; going through all parts of all sources would take as long as they do.
+            return self
+        if self.training and hasattr(self, "noise_key"):
             self.get_buffer("noise_key").add_(1)
         return super().train(mode)
 
