@@ -65,6 +65,8 @@ class HubCallback(BaseCallback):
             self._earned = np.zeros(self.training_env.num_envs)
 
     def _on_rollout_start(self) -> None:
+        for method in parts_in(self.model.policy, Method):  # type: ignore[type-abstract]
+            method.remaining = self.model._current_progress_remaining
         if isinstance(self.model.policy, HubActorCriticPolicy):
             self.model.policy.warming = self.model.num_timesteps < self._warm_until
         see_through_normalisation(self.model.policy, self.training_env)
@@ -76,12 +78,10 @@ class HubCallback(BaseCallback):
         if isinstance(self.model.policy, HubDQNPolicy):
             self._record_standing(self.model.policy)
         for method in parts_in(self.model.policy, Method)[:1]:  # type: ignore[type-abstract]
-            # Off-policy algorithms act at random for a while, and nothing passes through the router.
-            if method.tally.rows:
-                self._record(method)
-                # Those of the last update are still there; SB3 clears them before the next.
-                self._record_gradient(method)
-                method.tally.reset()
+            self._record(method)
+            # Those of the last update are still there; SB3 clears them before the next.
+            self._record_gradient(method)
+            method.tally.reset()
 
     def _on_training_end(self) -> None:
         if isinstance(self.model.policy, HubActorCriticPolicy):
@@ -118,8 +118,15 @@ class HubCallback(BaseCallback):
             print(describe_verdict(self.verdict))  # noqa: T201 - what verbose=1 asks for, as SB3's callbacks do
 
     def _record(self, method: Method) -> None:
+        for tag, value in method.measures().items():
+            self.logger.record(tag, value, exclude=NO_TABLE)
         tally = method.tally
-        rows, passes = max(tally.rows, 1), max(tally.passes, 1)
+        if tally.passes:
+            self.logger.record(f"loss/{method.loss_name}", tally.loss / tally.passes)
+        rows = tally.rows
+        if not rows:
+            # Methods without weights, and off-policy algorithms while they act at random.
+            return
         for index, name in enumerate(tally.names):
             self.logger.record(f"pathway/weight/{name}", float(tally.weight[index]) / rows, exclude=NO_TABLE)
             self.logger.record(f"pathway/active/{name}", float(tally.active[index]) / rows, exclude=NO_TABLE)
@@ -127,7 +134,6 @@ class HubCallback(BaseCallback):
                 self.logger.record(f"pathway/weights/{name}", tally.last[:, index].clone(), exclude=TENSORBOARD_ONLY)
         self.logger.record("pathway/entropy_nats", tally.entropy / rows)
         self.logger.record("pathway/active_sources", float(tally.active.sum()) / rows)
-        self.logger.record("loss/exploration", tally.loss / passes)
 
     def _record_standing(self, policy: HubDQNPolicy) -> None:
         counts, worth = policy.standing.get_buffer("counts"), policy.standing.worth

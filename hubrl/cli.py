@@ -14,10 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 
-from hubrl import runs
+from hubrl import finished, runs
 from hubrl.config import assign, read_config
 from hubrl.errors import BadConfig, HubrlError, SpaceMismatch
 from hubrl.evaluation import Played, check_hub, play, try_hub
+from hubrl.export import OBSERVATIONS
 from hubrl.hub import Hub
 from hubrl.methods import available, find, options_of
 from hubrl.reading import read_agent
@@ -78,14 +79,55 @@ def evaluate(
     """Play an agent's episodes; nothing in its files is executed."""
     if task is None and (agent / "config.yaml").exists():
         with _progress(f"{agent}", episodes) as on_step:
-            played = runs.evaluate_run(agent, episodes, seed, on_step)
+            played = finished.evaluate_run(agent, episodes, seed, on_step)
     else:
-        source = runs.run_agent(agent) if (agent / "model.zip").exists() else read_agent(agent)
+        source = finished.run_agent(agent) if (agent / "model.zip").exists() else read_agent(agent)
         named, named_kwargs = _task_of(source, task, kwargs)
         env = make_env(named, named_kwargs, seed=seed, preprocessing="atari" if atari else "none")
         with _progress(source.name, episodes) as on_step:
             played = play(source, env, episodes, name=source.name, on_step=on_step)
     _print_played([played])
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    out: Annotated[Path, typer.Argument(help="The zip to write, for PPO.load, A2C.load or DQN.load.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Merge a finished run's agent into one ordinary SB3 agent, where one network says exactly the same."""
+    exported = finished.export_run(run, out, overwrite=overwrite)
+    console.print(
+        f"{out}: an ordinary {type(exported.model).__name__}, which differs by at most {exported.difference:.1e} on {OBSERVATIONS} "
+        "random observations.",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def distill(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    out: Annotated[Path, typer.Argument(help="The zip to write, for PPO.load, A2C.load or DQN.load.")],
+    steps: Annotated[int, typer.Option(min=1, help="Environment steps, over all parallel environments.")] = 100_000,
+    net_arch: Annotated[str, typer.Option(help="Widths of the student's hidden layers.")] = "256,256",
+    episodes: Episodes = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the student.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Train one ordinary SB3 agent to do what a finished run's agent does, and play both."""
+    with _bar() as bars:
+        bar = bars.add_task(run.name, total=steps)
+        distilled = finished.distill_run(
+            run,
+            out,
+            steps=steps,
+            net_arch=_whole_numbers(net_arch) if net_arch else [],
+            episodes=episodes,
+            seed=seed,
+            overwrite=overwrite,
+            on_step=lambda done: bars.update(bar, completed=done),
+        )
+    _print_played([distilled.before, distilled.after])
 
 
 @app.command()

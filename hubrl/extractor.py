@@ -22,7 +22,8 @@ class HubExtractor(BaseFeaturesExtractor):
     """Sources, router, top-k, aggregation: the sources' features for one SB3 network.
 
     Flat observations of the target are passed on beside the aggregated features, so that nothing the sources
-    overlook is lost. The router is without noise here, because an extractor cannot tell a rollout from an evaluation.
+    overlook is lost, unless the method says otherwise. The router is without noise here, because an extractor cannot
+    tell a rollout from an evaluation.
 
     Args:
         observation_space: The target's observations, images channel first.
@@ -37,7 +38,7 @@ class HubExtractor(BaseFeaturesExtractor):
         spec = parse_spec(hub)
         method = create(spec.method, spec_sources(spec), Target(observation_space), spec.options)
         flat = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
-        beside = get_flattened_obs_dim(observation_space) if flat else 0
+        beside = get_flattened_obs_dim(observation_space) if flat and method.passes_observations else 0
         super().__init__(observation_space, method.features_dim + beside)
         self.spec = spec
         self.method = method

@@ -22,7 +22,7 @@ from hubrl.errors import BadConfig, BadFile, UnknownName, check_format, unknown
 from hubrl.extractor import HubExtractor, parts_in
 from hubrl.folders import new_folder
 from hubrl.methods import find, options_of
-from hubrl.methods.base import Method
+from hubrl.methods.base import Method, check_level
 from hubrl.methods.hub_pathway import check_top_k
 from hubrl.optimizers import HubAdam, HubRMSprop
 from hubrl.policies import HubActorCriticPolicy, Outputs
@@ -150,6 +150,7 @@ class Hub(Sequence[Source]):
             UnknownName: If there is no such method or option.
             BadConfig: If an option's value cannot be.
         """
+        check_level(method, "features")
         spec = self._spec(method, tuned, source_lr, options)
         kwargs: dict[str, Any] = {"features_extractor_class": HubExtractor, "features_extractor_kwargs": {"hub": spec.plain()}}
         return {**kwargs, "optimizer_class": HubAdam} if spec.tuned else kwargs
@@ -189,10 +190,13 @@ class Hub(Sequence[Source]):
             made = policy_name(algorithm, self[0].space)
             return {"policy": made, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if "optimizer_class" in kwargs else {})}}
         if not issubclass(algorithm, PPO | A2C | DQN):
-            raise BadConfig(f"{algorithm.__name__} cannot hear outputs; PPO, A2C and DQN can, for others use level='features'.")
+            otherwise = "for others use level='features'" if "features" in find(method).levels else f"method {method!r} needs them"
+            raise BadConfig(f"{algorithm.__name__} cannot hear outputs; PPO, A2C and DQN can, {otherwise}.")
+        check_level(method, level)
         kind = Teaching if issubclass(algorithm, DQN) else Outputs
         given = {name: options.pop(name) for name in list(options) if name in kind.model_fields}
-        recommended = RECOMMENDED if kind is Outputs and given.get("aggregation") != "mean" else {}
+        chooses = (find(method).aggregation or given.get("aggregation", "mixture")) == "mixture"
+        recommended = RECOMMENDED if kind is Outputs and chooses else {}
         own = _own_options(kind, {**recommended, **given})
         spec = self._spec(method, tuned, source_lr, options, also=tuple(kind.model_fields))
         if issubclass(algorithm, DQN):
@@ -203,6 +207,9 @@ class Hub(Sequence[Source]):
 
     def level(self, algorithm: type[BaseAlgorithm], method: str = "hub-pathway", *, tuned: bool = False) -> speech.Level:
         """At what level an algorithm is served unless told otherwise: the best that it, the method and the sources can do."""
+        levels = find(method).levels
+        if len(levels) == 1:
+            return levels[0]
         flat = all(len(source.space.shape or ()) <= 1 for source in self)
         q_learner = issubclass(algorithm, DQN) and flat and method == "hub-pathway" and not tuned
         can_hear = issubclass(algorithm, PPO | A2C) or q_learner
@@ -217,6 +224,8 @@ class Hub(Sequence[Source]):
         for source in self._sources:
             store.offer(source)
         tunes = find(method).tunes
+        if tuned and find(method).keeps_frozen:
+            raise BadConfig(f"tuned=True was given for method {method!r}, whose sources stay frozen; leave it out.")
         if source_lr is None:
             source_lr = 1.0 if tunes else 0.1
         cards = tuple(source.card for source in self)
@@ -310,7 +319,10 @@ def pathway_weights(model: BaseAlgorithm, observation: np.ndarray | dict[str, np
     tensor, batched = policy.obs_to_tensor(observation)
     preprocessed: Any = preprocess_obs(tensor, policy.observation_space, normalize_images=policy.normalize_images)
     method = parts_in(hears, Method)[0]  # type: ignore[type-abstract]
-    weights = hears.route(preprocessed).weights.cpu().numpy()
+    routed = hears.route(preprocessed).weights
+    if routed is None:
+        raise BadConfig(f"Method {hears.spec.method!r} has no pathway weights.")
+    weights = routed.cpu().numpy()
     if batched:
         return {name: weights[:, index] for index, name in enumerate(method.pathways.names)}
     return {name: float(weights[0, index]) for index, name in enumerate(method.pathways.names)}

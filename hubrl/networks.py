@@ -202,7 +202,7 @@ class GaussianAction(nn.Module):
         return (speech.squashed_gaussian if squashed else speech.gaussian)(mean, log_std, self.space)
 
     def _log_std(self, features: Tensor) -> Tensor:
-        if isinstance(self.log_std, nn.Linear):
+        if isinstance(self.log_std, nn.Module):
             linear: Tensor = self.log_std(features)
             return linear
         assert isinstance(self.log_std, Tensor)

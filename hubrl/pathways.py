@@ -41,11 +41,11 @@ class Target:
 class SourcePathway(nn.Module):
     """One source, heard by the target at one level."""
 
-    def __init__(self, source: Source, target: Target, width: int) -> None:
+    def __init__(self, source: Source, target: Target, width: int | None) -> None:
         super().__init__()
         self.source = source
         self.target = target
-        self.projection = nn.Linear(source.width, width) if target.level == "features" else None
+        self.projection = nn.Linear(source.width, width) if target.level == "features" and width is not None else None
         self.log_std: nn.Parameter | None = None
         if target.level == "outputs" and isinstance(target.action_space, spaces.Box) and target.source_std is not None:
             start = torch.full((get_action_dim(target.action_space),), float(target.source_std)).log()
@@ -60,7 +60,7 @@ class SourcePathway(nn.Module):
         """What the source itself says; if it is frozen, the same for the same observations for ever."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.source.frozen):
             seen = self.original(observations)
-            if self.projection is not None:
+            if self.target.level == "features":
                 return self.source.features(seen)
             said, own = self.source.outputs(seen), self.source.card.action_meanings
             wanted = self.target.action_meanings
@@ -71,7 +71,7 @@ class SourcePathway(nn.Module):
         if self.projection is not None:
             projected: Tensor = self.projection(said)
             return projected
-        if self.log_std is None:
+        if self.log_std is None:  # features as they are, too
             return said
         mean, _ = said.chunk(2, dim=1)
         return torch.cat([mean, self.log_std.expand_as(mean)], dim=1)
@@ -148,7 +148,8 @@ class FreshPathway(nn.Module):
 class Pathways(nn.Module):
     """The members of routing.
 
-    At the level of features every source is projected to a common width and a fresh pathway is a network of its own.
+    At the level of features every source is projected to a common width, unless told otherwise, and a fresh pathway is a
+    network of its own.
     At the level of outputs the fresh pathway is the target's own actor, which the policy computes and hands in.
 
     Args:
@@ -156,13 +157,14 @@ class Pathways(nn.Module):
         target: What they have to fit.
         fresh: Whether a fresh pathway is the last member.
         width: Width of the features; the widest source's if not given. Without meaning at the level of outputs.
+        project: Whether features are projected to the width; otherwise each pathway says its own.
 
     Raises:
         SpaceMismatch: If a source does not fit the target.
         BadConfig: If there is no member.
     """
 
-    def __init__(self, sources: Sequence[Source], target: Target, *, fresh: bool, width: int | None = None) -> None:
+    def __init__(self, sources: Sequence[Source], target: Target, *, fresh: bool, width: int | None = None, project: bool = True) -> None:
         super().__init__()
         if not sources and not fresh:
             raise BadConfig("A hub without sources was given; expected at least one source.")
@@ -175,7 +177,7 @@ class Pathways(nn.Module):
             self.width = speech.width(target.action_space)
         else:
             self.width = width or max((source.width for source in sources), default=64)
-        self.sources = nn.ModuleList(SourcePathway(source, target, self.width) for source in sources)
+        self.sources = nn.ModuleList(SourcePathway(source, target, self.width if project else None) for source in sources)
         self.fresh = FreshPathway(target.observation_space, self.width) if fresh and target.level == "features" else None
         self._heard: Tensor | None = None
 

@@ -23,7 +23,7 @@ from hubrl.cards import Plain
 from hubrl.distributions import CommittedDistribution, MixtureDistribution, PathwayDistribution, held, mixed_categorical
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.losses import drift, inject
-from hubrl.methods import create
+from hubrl.methods import create, find
 from hubrl.methods.base import Method, Routed
 from hubrl.networks import Observations
 from hubrl.pathways import FRESH, Pathways, Target, check_meanings, extractor_class, spec_sources
@@ -127,8 +127,10 @@ class HubActorCriticPolicy(ActorCriticPolicy):
             )
         self.spec = parse_spec(hub)
         self.outputs = outputs if isinstance(outputs, Outputs) else Outputs.model_validate(outputs or {})
-        if self.outputs.hold > 1 and self.outputs.aggregation == "mean":
-            raise BadConfig(f"hold={self.outputs.hold:g} was given for aggregation='mean', which holds nobody; use aggregation='mixture'.")
+        self.aggregation = find(self.spec.method).aggregation or self.outputs.aggregation
+        if self.outputs.hold > 1 and self.aggregation != "mixture":
+            given = f"method {self.spec.method!r}" if self.outputs.aggregation == "mixture" else "aggregation='mean'"
+            raise BadConfig(f"hold={self.outputs.hold:g} was given for {given}, which holds nobody; leave it out.")
         self.remembers = False
         """Whether a buffer stores `memory` and brings it back by `recall`; a callback sees to it."""
         self.warming = False
@@ -273,6 +275,10 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         target = Target(self.observation_space, "outputs", self.action_space, self.outputs.source_std, meanings)
         self.method: Method = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
         self.anchors: Pathways | None = None
+        if self.outputs.anchor_coef > 0 and self.aggregation == "whole":
+            raise BadConfig(
+                f"anchor_coef={self.outputs.anchor_coef:g} was given for method {self.spec.method!r}, where no source acts itself."
+            )
         if self.outputs.anchor_coef > 0 and len(self.method.pathways.sources):
             untouched = {card.name: store.borrow(card) for card in self.spec.sources}
             names = [name for name in self.method.pathways.names if name != FRESH]
@@ -348,18 +354,20 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         assert self._hearing is not None
         routed = self._route(self._hearing, latent_pi)
         learning = self.training and torch.is_grad_enabled() and not self.warming
-        weights, loss = routed.weights, routed.loss
+        self.method.tally.count(routed.weights, routed.loss if learning else None)
+        loss = routed.loss
         if learning and self.anchors is not None:
             loss = loss + self.outputs.anchor_coef * self._drift(routed, self._hearing.observations)
         if learning and loss.requires_grad:
-            weights = inject(weights, loss)
-        self.method.tally.count(routed.weights, routed.loss if learning else None)
-        self._distributed = self._distribution(routed.speech, weights, latent_pi, self._hearing)
+            routed = _carrying(routed, loss)
+        self._distributed = self._distribution(routed, latent_pi, self._hearing)
         return self._distributed
 
     def _drift(self, routed: Routed, observations: Observations) -> Float[Tensor, ""]:
         """How far what acts for the sources is from what they did untouched, by their weights."""
         assert self.anchors is not None
+        assert routed.weights is not None
+        assert routed.speech is not None
         n_sources = len(self.anchors.names)
         weights = routed.weights[:, :n_sources].detach()
         before = self.anchors.speak(observations, weights > 0)
@@ -369,7 +377,10 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         key = int(self.get_buffer("noise_key")) if hearing.exploring else None
         with self.method.pathways.reminded(hearing.heard):
             routed: Routed = self.method(hearing.observations, fresh=self._fresh_speech(latent_pi), noise_key=key)
-        return routed._replace(speech=self._with_residual(routed.speech, latent_pi))
+        if routed.speech is None or routed.weights is None:
+            return routed
+        said = self._with_residual(routed.speech, latent_pi)
+        return routed._replace(speech=said, features=aggregate(said, routed.weights))
 
     def _with_residual(self, said: Float[Tensor, "batch pathways outputs"], latent_pi: Tensor) -> Tensor:
         if self.residual is None:
@@ -394,33 +405,31 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         return torch.cat([said, self.log_std.expand_as(said)], dim=1)
 
     def distribution_parameters(self, routed: Routed) -> Float[Tensor, "batch outputs"]:
-        """The aggregated action distribution as speech: log-probabilities, or mean and log standard deviation."""
-        if isinstance(self.action_space, spaces.Discrete) and self.outputs.aggregation == "mixture":
+        """The action distribution as speech: log-probabilities, or mean and log standard deviation of the likeliest pathway."""
+        if routed.speech is None or routed.weights is None or self.aggregation != "mixture":
+            return routed.features
+        if isinstance(self.action_space, spaces.Discrete):
             return mixed_categorical(routed.speech, routed.weights).distribution.logits
-        return aggregate(routed.speech, routed.weights)
+        best = routed.weights.argmax(dim=1)
+        return routed.speech[torch.arange(len(best), device=best.device), best]
 
-    def _distribution(
-        self,
-        said: Float[Tensor, "batch pathways outputs"],
-        weights: Float[Tensor, "batch pathways"],
-        latent_pi: Float[Tensor, "batch latent"],
-        hearing: Hearing,
-    ) -> Distribution:
+    def _distribution(self, routed: Routed, latent_pi: Float[Tensor, "batch latent"], hearing: Hearing) -> Distribution:
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
+        said, weights = routed.speech, routed.weights
+        if said is None or weights is None or self.aggregation != "mixture":
+            return self._whole_distribution(routed.features)
         if self.holds:
             weights = self._transition(weights, latent_pi, hearing)
             made: PathwayDistribution = CommittedDistribution(self.action_space).of(hearing.acted)
             return made.proba_distribution(said, weights)
-        if self.outputs.aggregation == "mean":
-            return self._mean_distribution(aggregate(said, weights))
         if isinstance(self.action_space, spaces.Discrete):
             return mixed_categorical(said, weights)
         return MixtureDistribution(self.action_space).proba_distribution(said, weights)
 
-    def _mean_distribution(self, mean: Float[Tensor, "batch outputs"]) -> Distribution:
+    def _whole_distribution(self, said: Float[Tensor, "batch outputs"]) -> Distribution:
         if isinstance(self.action_space, spaces.Discrete):
-            return CategoricalDistribution(mean.shape[1]).proba_distribution(mean)
-        centre, log_std = mean.chunk(2, dim=1)
+            return CategoricalDistribution(said.shape[1]).proba_distribution(said)
+        centre, log_std = said.chunk(2, dim=1)
         return DiagGaussianDistribution(get_action_dim(self.action_space)).proba_distribution(centre, log_std)
 
     def _transition(
@@ -437,6 +446,15 @@ class HubActorCriticPolicy(ActorCriticPolicy):
             case _:
                 release = weights.new_zeros(()) if self.stickiness is None else self.stickiness(latent_pi)
         return held(weights, hearing.previous, release)
+
+
+def _carrying(routed: Routed, loss: Float[Tensor, ""]) -> Routed:
+    """The same, with a loss that rides on what the distribution is made of."""
+    if routed.weights is None:
+        return routed._replace(features=inject(routed.features, loss))
+    weights = inject(routed.weights, loss)
+    assert routed.speech is not None
+    return routed._replace(weights=weights, features=aggregate(routed.speech, weights))
 
 
 def get_action_width(space: spaces.Space[Any]) -> int:

@@ -23,6 +23,9 @@ from hubrl import store
 from hubrl.cards import Plain, SourceCard
 from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.losses import inject
+from hubrl.methods import check_options, create, find
+from hubrl.methods.base import Routed
+from hubrl.methods.kickstart import Kickstart
 from hubrl.networks import GreedyAction, Observations
 from hubrl.pathways import Pathways, Target, check_fit, check_meanings, extractor_class, spec_sources
 from hubrl.source import Source
@@ -65,6 +68,25 @@ class TaughtQNetwork(QNetwork):
         return self.teach(obs, q_values) if self.teach is not None and self.training and torch.is_grad_enabled() else q_values
 
 
+class RoutedQNetwork(QNetwork):
+    """Q-values that a method makes of what the sources would do and of SB3's own Q-network."""
+
+    def __init__(self, *args: Any, spec: HubSpec, target: Target, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.method = create(spec.method, spec_sources(spec), target, spec.options)
+
+    def forward(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
+        """Q-values as the method says them."""
+        preprocessed: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
+        return self.values(preprocessed)
+
+    def values(self, observations: Observations) -> Float[Tensor, "batch actions"]:
+        """The same for observations as SB3 preprocesses them."""
+        own: Tensor = self.q_net(self.features_extractor(observations))
+        routed: Routed = self.method(observations, fresh=own)
+        return routed.features
+
+
 class SourceQNetwork(QNetwork):
     """A source's own Q-values, all of whose weights are trained further."""
 
@@ -87,7 +109,9 @@ class SourceQNetwork(QNetwork):
 class HubDQNPolicy(DQNPolicy):
     """SB3's DQN policy among the sources: a pathway plays whole episodes, and the best of them is what `predict` does.
 
-    With method `finetune` there is no learner beside the sources: one source's Q-network is trained further.
+    That is method `hub-pathway`. With `kickstart` the learner plays every episode and all sources teach it, less and less;
+    with `finetune` there is no learner beside the sources: one source's Q-network is trained further; and methods whose
+    outputs as a whole can be Q-values (`multipolar`, `componet`) put themselves around SB3's Q-network.
 
     Args:
         observation_space: The target's observations.
@@ -117,15 +141,17 @@ class HubDQNPolicy(DQNPolicy):
     ) -> None:
         self.spec = parse_spec(hub)
         self.teaching = teaching if isinstance(teaching, Teaching) else Teaching.model_validate(teaching or {})
-        if self.spec.method == "finetune":
-            self.tuned_card: SourceCard | None = _tuned_card(self.spec)
-        elif self.spec.method != "hub-pathway" or self.spec.options or self.spec.tuned:
+        check_options(self.spec.method, self.spec.options)
+        self.tuned_card = _tuned_card(self.spec) if self.spec.method == "finetune" else None
+        whole = find(self.spec.method).serves_q_values
+        plays = self.spec.method == "hub-pathway" and not self.spec.options and not self.spec.tuned
+        if not (whole or plays or self.spec.method in ("finetune", "kickstart")):
+            levels = find(self.spec.method).levels
             raise BadConfig(
-                "DQN hears outputs through method 'hub-pathway' without options and with frozen sources, or 'finetune'; "
-                "use level='features'."
+                f"DQN cannot hear outputs through method {self.spec.method!r} as it was given, but through 'hub-pathway' without "
+                "options and with frozen sources, 'kickstart', 'finetune', 'multipolar' and 'componet'; "
+                + ("use level='features'." if "features" in levels else "use one of these.")
             )
-        else:
-            self.tuned_card = None
         kwargs.setdefault("features_extractor_class", extractor_class(observation_space))
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 
@@ -157,6 +183,9 @@ class HubDQNPolicy(DQNPolicy):
         if self.tuned_card is not None:
             args = self._update_features_extractor(self.net_args, features_extractor=None)
             return SourceQNetwork(**args, source=store.own(self.tuned_card)).to(self.device)
+        if find(self.spec.method).serves_q_values:
+            args = self._update_features_extractor(self.net_args, features_extractor=None)
+            return RoutedQNetwork(**args, spec=self.spec, target=self._target).to(self.device)
         return TaughtQNetwork(**self._update_features_extractor(self.net_args, features_extractor=None)).to(self.device)
 
     def act_as(self, obs: PyTorchObs, pathway: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
@@ -174,24 +203,29 @@ class HubDQNPolicy(DQNPolicy):
         active = functional.one_hot(pathway, self.learner + 1).bool()
         learnt = torch.zeros(len(pathway), int(self.action_space.n), device=pathway.device)
         if bool(active[:, -1].any()):
-            learnt = self._learnt(observations)
+            learnt = self.learnt(observations)
         said = self.pathways.speak(observations, active, learnt)
         return said[torch.arange(len(pathway)), pathway].argmax(dim=1)
 
-    def _learnt(self, observations: Observations) -> Float[Tensor, "batch actions"]:
-        if isinstance(self.q_net, SourceQNetwork):
+    def learnt(self, observations: Observations) -> Float[Tensor, "batch actions"]:
+        """The learner's Q-values for observations as SB3 preprocesses them."""
+        if isinstance(self.q_net, SourceQNetwork | RoutedQNetwork):
             return self.q_net.values(observations)
         learnt: Tensor = self.q_net.q_net(self.q_net.features_extractor(observations))
         return learnt
 
     def _build(self, lr_schedule: Schedule) -> None:
         meanings = check_meanings(self.teaching.action_meanings, self.action_space)
-        target = Target(self.observation_space, "outputs", self.action_space, action_meanings=meanings)
+        self._target = target = Target(self.observation_space, "outputs", self.action_space, action_meanings=meanings)
         if self.tuned_card is not None:
             check_fit(store.borrow(self.tuned_card), target)
         super()._build(lr_schedule)
-        sources = [] if self.tuned_card is not None else spec_sources(self.spec)
-        self.pathways = Pathways(sources, target, fresh=True)
+        self.pathways = Pathways(spec_sources(self.spec) if self.spec.method == "hub-pathway" else [], target, fresh=True)
+        self.kickstart: Kickstart | None = None
+        if self.spec.method == "kickstart":
+            made = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
+            assert isinstance(made, Kickstart)
+            self.kickstart = made
         self.standing = Standing(self.pathways.names, self.teaching.window)
         self.playing = torch.full((0,), self.learner)
         self._lesson = (self.learner, 0.0)
@@ -216,6 +250,8 @@ class HubDQNPolicy(DQNPolicy):
 
     def _taught(self, obs: PyTorchObs, q_values: Tensor) -> Tensor:
         """Q-values that carry the teaching loss of the best source, if it earns more than the learner."""
+        if self.kickstart is not None:
+            return self._kickstarted(obs, q_values, self.kickstart)
         if not len(self.playing):
             raise BadConfig("A DQN that hears outputs learns from whoever plays its episodes; pass HubCallback() to learn.")
         teacher, weight = self._lesson
@@ -224,6 +260,16 @@ class HubDQNPolicy(DQNPolicy):
         with torch.no_grad():
             taught = self.act_as(obs, torch.full((len(q_values),), teacher, device=q_values.device))
         return inject(q_values, weight * teaching_loss(q_values, taught, self.teaching.temperature))
+
+    def _kickstarted(self, obs: PyTorchObs, q_values: Tensor, kickstart: Kickstart) -> Tensor:
+        """Q-values that carry the mean of the teaching losses of all sources."""
+        if kickstart.coef_now == 0:
+            return q_values
+        preprocessed: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
+        with torch.no_grad():
+            taught = kickstart.teach(preprocessed).argmax(dim=2)
+        losses = [teaching_loss(q_values, column, self.teaching.temperature) for column in taught.unbind(dim=1)]
+        return inject(q_values, kickstart.coef_now * torch.stack(losses).mean())
 
     def _next_lesson(self) -> tuple[int, float]:
         """Who teaches with what weight; it changes with what is known of the pathways, not with every gradient step."""

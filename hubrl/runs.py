@@ -21,7 +21,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
@@ -39,12 +39,10 @@ from hubrl.cards import write_yaml
 from hubrl.checkpoints import CheckpointFolder, checkpoints_in, model_bytes, restore_checkpoint
 from hubrl.config import RunConfig, read_config
 from hubrl.errors import BadConfig, BadFile, OutputExists
-from hubrl.evaluation import PARALLEL, Played, play
+from hubrl.evaluation import PARALLEL, play
 from hubrl.folders import new_folder, write_atomically
 from hubrl.hub import Hub, policy_name
 from hubrl.networks import ACTIVATIONS
-from hubrl.reading import read_agent
-from hubrl.source import Source
 from hubrl.tasks import make_env, normalised
 
 EVALUATION_SEED = 10_000
@@ -90,7 +88,7 @@ def new_run(config: RunConfig, run: Path) -> None:
         BadFile: If its hub or an agent cannot be read.
         OutputExists: If the folder exists.
     """
-    hub = _hub_of(config)
+    hub = hub_of(config)
     with new_folder(run) as making:
         if hub is not None:
             hub.save(making / "hub")
@@ -127,7 +125,7 @@ def train(run: Path, callbacks: Sequence[BaseCallback] = (), *, verbose: int = 0
     # Monitor overwrites what is there: a resumed run goes on in a folder of its own.
     monitor = run / (f"monitor-from-{saved[-1].name}" if saved else "monitor")
     with closing(_training_env(config, monitor)) as env, closing(_evaluation_env(config)) as evaluation_env:
-        model = build_model(config, env, _hub_of(config), tensorboard=run, verbose=verbose)
+        model = build_model(config, env, hub_of(config), tensorboard=run, verbose=verbose)
         if saved:
             restore_checkpoint(model, saved[-1])
         began, started_at = time.perf_counter(), model.num_timesteps
@@ -143,29 +141,6 @@ def train(run: Path, callbacks: Sequence[BaseCallback] = (), *, verbose: int = 0
         return _finish(config, run, model, watcher, steps_here=model.num_timesteps - started_at, wall=wall)
 
 
-def evaluate_run(run: Path, episodes: int, seed: int = EVALUATION_SEED, on_step: Callable[[int], None] = lambda done: None) -> Played:
-    """Episodes of a finished run's agent on its own task, played deterministically; nothing is unpickled.
-
-    Raises:
-        BadFile: If the run is not finished, or its agent cannot be read.
-    """
-    config = read_config(run / "config.yaml")
-    agent = run_agent(run)
-    with closing(_plain_env(config, min(episodes, PARALLEL), seed, monitor=None)) as env:
-        return play(agent, env, episodes, name=run.name, on_step=on_step)
-
-
-def run_agent(run: Path) -> Source:
-    """A finished run's agent as a source, with its statistics.
-
-    Raises:
-        BadFile: If the run is not finished, or its agent cannot be read.
-    """
-    if not (run / "model.zip").exists():
-        raise BadFile(f"{run} has no model.zip; finish it with `hubrl train {run}`.")
-    return read_agent(run / "model.zip")
-
-
 def build_model(config: RunConfig, env: VecEnv, hub: Hub | None, *, tensorboard: Path | None = None, verbose: int = 0) -> BaseAlgorithm:
     """The algorithm of a config, over its hub if its method has one.
 
@@ -178,7 +153,7 @@ def build_model(config: RunConfig, env: VecEnv, hub: Hub | None, *, tensorboard:
     if isinstance(given.get("activation_fn"), str):
         given["activation_fn"] = activation(given["activation_fn"])
     if hub is None:
-        made: dict[str, Any] = {"policy": _plain_policy(algorithm, env), "policy_kwargs": {}}
+        made: dict[str, Any] = {"policy": plain_policy(algorithm, env), "policy_kwargs": {}}
     else:
         options = {**_meanings(algorithm, config, env, hub), **config.options}
         made = hub.agent(algorithm, config.method, level=config.level, tuned=config.tuned, source_lr=config.source_lr, **options)
@@ -317,9 +292,16 @@ def _recent(model: BaseAlgorithm) -> float | None:
     return float(np.mean([episode["r"] for episode in buffer])) if buffer else None
 
 
-def raw_env(config: RunConfig) -> VecEnv:
-    """The environments of a run's evaluations, without VecNormalize."""
-    return _plain_env(config, min(config.eval_episodes, PARALLEL), config.seed + EVALUATION_SEED, monitor=None)
+def raw_env(config: RunConfig, *, episodes: int | None = None, seed: int | None = None) -> VecEnv:
+    """The environments of a run's evaluations, without VecNormalize.
+
+    Args:
+        config: The run's.
+        episodes: How many will be played; as many as the config says if not given.
+        seed: Of the episodes; behind the run's own if not given.
+    """
+    seed = config.seed + EVALUATION_SEED if seed is None else seed
+    return _plain_env(config, min(episodes or config.eval_episodes, PARALLEL), seed, monitor=None)
 
 
 def _evaluation_env(config: RunConfig) -> VecEnv:
@@ -359,13 +341,18 @@ def _plain_env(config: RunConfig, n_envs: int, seed: int, monitor: Path | None) 
     return make_env(config.task, config.task_kwargs, n_envs=n_envs, seed=seed, preprocessing=config.preprocessing, monitor=monitor)
 
 
-def _plain_policy(algorithm: type[BaseAlgorithm], env: VecEnv) -> str:
+def plain_policy(algorithm: type[BaseAlgorithm], env: VecEnv) -> str:
     """SB3's own policy for the task, without a hub."""
     image = env.observation_space.shape is not None and len(env.observation_space.shape) == 3
     return policy_name(algorithm, env.observation_space).replace("Mlp", "Cnn" if image else "Mlp")
 
 
-def _hub_of(config: RunConfig) -> Hub | None:
+def hub_of(config: RunConfig) -> Hub | None:
+    """The hub that a run learns from, if its method has one.
+
+    Raises:
+        BadFile: If it cannot be read.
+    """
     if not config.needs_hub:
         return None
     if config.hub is not None:

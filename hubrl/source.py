@@ -163,7 +163,7 @@ class Source(nn.Module):
         Raises:
             SourcesNotLoaded: If the weights never arrived.
         """
-        features: Tensor = self.encoder(self._read(observations))
+        features: Tensor = self.encoder(self.read(observations))
         return features
 
     def outputs(self, observations: Observations) -> Float[Tensor, "batch outputs"]:
@@ -189,7 +189,7 @@ class Source(nn.Module):
         """
         if self.critic is None:
             raise SpaceMismatch(f"Source {self.name!r} has no value or Q head.")
-        read = self._read(observations)
+        read = self.read(observations)
         trunk = self.encoder.trunks(read) if isinstance(self.encoder, networks.Encoder) else self.encoder(read)
         features = self.encoder.hidden(trunk) if isinstance(self.encoder, networks.Encoder) else trunk
         worth: Tensor = self.critic(read, trunk, self._valued(features))
@@ -294,7 +294,12 @@ class Source(nn.Module):
     def _seal(self) -> None:
         self.card = self.card.model_copy(update={"sha256": hashlib.sha256(self.to_bytes()).hexdigest()})
 
-    def _read(self, observations: Observations) -> Observations:
+    def read(self, observations: Observations) -> Observations:
+        """What the networks read of observations as SB3 preprocesses them: selected, resized, normalised.
+
+        Raises:
+            SourcesNotLoaded: If the weights never arrived.
+        """
         self._check_arrived()
         if self.card.preprocessing:
             observations = preprocessed(observations, self.card.preprocessing)

@@ -25,12 +25,7 @@ class HubActor(nn.Module):
         """The actor's last hidden layer beside the parameters of the likeliest pathway's distribution."""
         policy = self.policy
         latent = policy.mlp_extractor.forward_actor(policy.pi_features_extractor(observations))
-        routed = policy.route(observations)
-        if isinstance(policy.action_space, spaces.Discrete) or policy.outputs.aggregation == "mean":
-            said = policy.distribution_parameters(routed)
-        else:
-            best = routed.weights.argmax(dim=1)
-            said = routed.speech[torch.arange(len(best), device=best.device), best]
+        said = policy.distribution_parameters(policy.route(observations))
         return torch.cat([latent, said], dim=1)
 
 

@@ -184,7 +184,7 @@ def test_a_mean_holds_nobody():
     env = Toy()
     hub = tiny_hub(env)
     assert hub.agent(PPO, aggregation="mean")["policy_kwargs"]["outputs"] == {"aggregation": "mean"}
-    with pytest.raises(BadConfig, match="hold=3 was given for aggregation='mean', which holds nobody; use aggregation='mixture'."):
+    with pytest.raises(BadConfig, match="hold=3 was given for aggregation='mean', which holds nobody; leave it out."):
         target(PPO, env, hub.agent(PPO, aggregation="mean", hold=3))
     with pytest.raises(BadConfig, match="hold: Input should be greater than or equal to 1"):
         hub.agent(PPO, hold=0.5)

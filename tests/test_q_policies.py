@@ -150,7 +150,7 @@ def test_what_cannot_be_is_refused():
     hub = tiny_hub(env)
     with pytest.raises(BadConfig, match=r"learns from whoever plays its episodes; pass HubCallback\(\) to learn"):
         learner().learn(64)
-    with pytest.raises(BadConfig, match="without options and with frozen sources, or 'finetune'; use level='features'"):
+    with pytest.raises(BadConfig, match="but through 'hub-pathway' without options and with frozen sources, .* use level='features'"):
         target(DQN, env, hub.agent(DQN, tuned=True, level="outputs"))
     with pytest.raises(BadConfig, match="An option of the outputs cannot be: learner_share"):
         hub.agent(DQN, learner_share=0.0)

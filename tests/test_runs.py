@@ -13,7 +13,8 @@ from hubrl import Hub, load_agent
 from hubrl.cards import write_yaml
 from hubrl.checkpoints import checkpoints_in
 from hubrl.errors import BadConfig, BadFile, OutputExists
-from hubrl.runs import evaluate_run, start_run, train
+from hubrl.finished import evaluate_run
+from hubrl.runs import start_run, train
 
 TINY = {
     "ppo": {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "policy_kwargs": {"net_arch": [8]}},

@@ -3,17 +3,21 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hubrl import speech
 from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.losses import entropy_nats
 from hubrl.networks import Observations
 from hubrl.pathways import Pathways, Target
 from hubrl.source import Source
+
+Aggregation = Literal["mixture", "mean", "whole"]
+"""What becomes of outputs: one pathway acts, the weighted mean of all acts, or what the method makes of them as a whole."""
 
 _methods: dict[str, type["Method"]] = {}
 
@@ -21,14 +25,14 @@ _methods: dict[str, type["Method"]] = {}
 class Routed(NamedTuple):
     """What a method makes of a batch, at either level."""
 
-    speech: Float[Tensor, "batch pathways width"]
-    """What every pathway said: features, or the parameters of its action distribution; zeros where it was not active."""
-    weights: Float[Tensor, "batch pathways"]
-    """Pathway weights; every row sums to one."""
     features: Float[Tensor, "batch features"]
-    """The aggregation of the two."""
+    """Features, or the parameters of one action distribution: the aggregation of `speech` by `weights` where there are."""
     loss: Float[Tensor, ""]
     """What the method adds to the task's loss."""
+    speech: Float[Tensor, "batch pathways width"] | None = None
+    """What every pathway said: features, or the parameters of its action distribution; zeros where it was not active."""
+    weights: Float[Tensor, "batch pathways"] | None = None
+    """Pathway weights; every row sums to one. None if the method has none."""
 
 
 class Method(nn.Module, ABC):
@@ -39,8 +43,22 @@ class Method(nn.Module, ABC):
     """
 
     summary: ClassVar[str] = ""
+    method_name: ClassVar[str] = ""
+    """The name under which it is registered."""
+    levels: ClassVar[tuple[speech.Level, ...]] = ("features", "outputs")
+    """The levels at which it serves."""
+    aggregation: ClassVar[Aggregation | None] = None
+    """What becomes of outputs, where the method leaves no choice."""
+    passes_observations: ClassVar[bool] = True
+    """Whether, at the level of features, flat observations are passed on beside them."""
+    serves_q_values: ClassVar[bool] = False
+    """Whether DQN can learn with it at the level of outputs: what it says as a whole, over discrete actions, is Q-values."""
+    loss_name: ClassVar[str] = "exploration"
+    """What the loss is that it adds, for the logs."""
     tunes: ClassVar[bool] = False
     """Whether the method's sources are always trained further, with the algorithm's own learning rate."""
+    keeps_frozen: ClassVar[bool] = False
+    """Whether the method's sources cannot be trained further."""
     corrects: ClassVar[bool] = True
     """Whether a learned correction may be added to what its sources say at the level of outputs."""
 
@@ -49,6 +67,8 @@ class Method(nn.Module, ABC):
         self.pathways = pathways
         self.features_dim = pathways.width
         self.tally = Tally(pathways.names)
+        self.remaining = 1.0
+        """Share of the training that is still to come; a callback sees to it."""
 
     @abstractmethod
     def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
@@ -84,6 +104,10 @@ class Method(nn.Module, ABC):
         """Whether nothing is left but the fresh pathway, so that training is training from scratch."""
         return len(self.pathways.sources) == 0
 
+    def measures(self) -> dict[str, float]:
+        """What the method has to say for the logs beside its tally, by tag."""
+        return {}
+
 
 class Tally:
     """What went through a method since it was last asked, for logs."""
@@ -101,13 +125,14 @@ class Tally:
         self.last = torch.zeros(0, len(self.names))
 
     @torch.no_grad()
-    def count(self, weights: Float[Tensor, "batch pathways"], loss: Float[Tensor, ""] | None = None) -> None:
-        """Add a batch."""
-        self.last = weights.detach().cpu()
-        self.rows += len(weights)
-        self.weight += self.last.sum(dim=0)
-        self.active += (self.last > 0).sum(dim=0)
-        self.entropy += float(entropy_nats(self.last).sum())
+    def count(self, weights: Float[Tensor, "batch pathways"] | None, loss: Float[Tensor, ""] | None = None) -> None:
+        """Add a batch; without weights only its loss."""
+        if weights is not None:
+            self.last = weights.detach().cpu()
+            self.rows += len(weights)
+            self.weight += self.last.sum(dim=0)
+            self.active += (self.last > 0).sum(dim=0)
+            self.entropy += float(entropy_nats(self.last).sum())
         if loss is not None:
             self.passes += 1
             self.loss += float(loss)
@@ -124,6 +149,7 @@ def register(name: str) -> Callable[[type[Method]], type[Method]]:
         if _methods.get(name, method) is not method:
             raise BadConfig(f"Another method is registered as {name!r}; choose another name.")
         _methods[name] = method
+        method.method_name = name
         return method
 
     return keep
@@ -163,13 +189,25 @@ def check_options(name: str, options: dict[str, Any]) -> None:
             raise UnknownName(unknown(f"option of method {name!r}", option, known))
 
 
+def check_level(name: str, level: speech.Level) -> None:
+    """Refuse a level at which a method does not serve.
+
+    Raises:
+        BadConfig: Saying which levels it has.
+    """
+    levels = find(name).levels
+    if level not in levels:
+        raise BadConfig(f"Method {name!r} was asked to work at the level of {level}; it works at the level of {' or '.join(levels)} alone.")
+
+
 def create(name: str, sources: Sequence[Source], target: Target, options: dict[str, Any]) -> Method:
     """Build a method by its name.
 
     Raises:
         UnknownName: If there is no such method or option.
-        BadConfig: If an option's value cannot be.
+        BadConfig: If an option's value cannot be, or the method does not serve at the target's level.
         SpaceMismatch: If a source does not fit the target.
     """
     check_options(name, options)
+    check_level(name, target.level)
     return find(name)(sources, target, **options)  # type: ignore[arg-type, call-arg]

@@ -1,11 +1,15 @@
 """The strongest plain rival: one source, trained further as a whole."""
 
+from collections.abc import Sequence
+
 from hubrl.methods.base import register
-from hubrl.methods.single import Single
+from hubrl.methods.single import Alone, the_one
+from hubrl.pathways import Pathways, Target
+from hubrl.source import Source
 
 
 @register("finetune")
-class Finetune(Single):
+class Finetune(Alone):
     """One source alone, all of whose weights are trained further, with nothing beside it.
 
     At the level of outputs its own head goes on speaking; at the level of features its encoder is trained under a new
@@ -15,9 +19,12 @@ class Finetune(Single):
         sources: The sources, in order.
         target: What they have to fit.
         source: The name of the one; needed where there are several.
-        width: Width of the features; the source's if not given.
     """
 
     summary = "one source alone, all of it trained further: the strongest plain rival"
     tunes = True
     corrects = False
+    passes_observations = False
+
+    def __init__(self, sources: Sequence[Source], target: Target, *, source: str | None = None) -> None:
+        super().__init__(Pathways([the_one(sources, source, "finetune")], target, fresh=False, project=False))

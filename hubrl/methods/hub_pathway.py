@@ -69,7 +69,7 @@ class HubPathway(Method):
         z = self.router(observations, noise_key if self.noise else None)
         weights, active = pathway_weights(z, self.top_k, trusted)
         speech = self.pathways.speak(observations, active, fresh)
-        return Routed(speech, weights, aggregate(speech, weights), self._exploration_loss(weights[:, trusted]))
+        return Routed(aggregate(speech, weights), self._exploration_loss(weights[:, trusted]), speech, weights)
 
     def _exploration_loss(self, weights: Float[Tensor, "batch trusted"]) -> Float[Tensor, ""]:
         if self.explore_coef == 0:

@@ -31,4 +31,4 @@ class Scratch(Method):
         rows = next(iter(observations.values())) if isinstance(observations, dict) else observations
         weights = torch.ones(len(rows), 1, device=rows.device)
         speech = self.pathways.speak(observations, weights > 0, fresh)
-        return Routed(speech, weights, speech[:, 0], speech.new_zeros(()))
+        return Routed(speech[:, 0], speech.new_zeros(()), speech, weights)

@@ -12,8 +12,19 @@ from hubrl.pathways import Pathways, Target
 from hubrl.source import Source
 
 
+class Alone(Method):
+    """One source speaks, and has all the say."""
+
+    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
+        """What the one source says."""
+        rows = next(iter(observations.values())) if isinstance(observations, dict) else observations
+        weights = torch.ones(len(rows), 1, device=rows.device)
+        speech = self.pathways.speak(observations, weights > 0)
+        return Routed(speech[:, 0], speech.new_zeros(()), speech, weights)
+
+
 @register("single")
-class Single(Method):
+class Single(Alone):
     """One source has all the say.
 
     Args:
@@ -23,21 +34,24 @@ class Single(Method):
         width: Width of the features; the source's if not given.
     """
 
-    summary = "one source alone: a control"
+    summary = "one source alone, frozen unless tuned, with a residual at the outputs: a control"
 
     def __init__(self, sources: Sequence[Source], target: Target, *, source: str | None = None, width: int | None = None) -> None:
-        by_name = {member.name: member for member in sources}
-        if source is None and len(by_name) == 1:
-            source = next(iter(by_name))
-        if source is None:
-            raise BadConfig(f"Method 'single' needs source=..., one of {', '.join(by_name)}.")
-        if source not in by_name:
-            raise UnknownName(unknown("source", source, by_name))
-        super().__init__(Pathways([by_name[source]], target, fresh=False, width=width))
+        super().__init__(Pathways([the_one(sources, source, "single")], target, fresh=False, width=width))
 
-    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
-        """What the one source says."""
-        rows = next(iter(observations.values())) if isinstance(observations, dict) else observations
-        weights = torch.ones(len(rows), 1, device=rows.device)
-        speech = self.pathways.speak(observations, weights > 0)
-        return Routed(speech, weights, speech[:, 0], speech.new_zeros(()))
+
+def the_one(sources: Sequence[Source], name: str | None, method: str) -> Source:
+    """The source of a name, or the only one.
+
+    Raises:
+        BadConfig: If there are several and none is named.
+        UnknownName: If there is none of the name.
+    """
+    by_name = {member.name: member for member in sources}
+    if name is None and len(by_name) == 1:
+        name = next(iter(by_name))
+    if name is None:
+        raise BadConfig(f"Method {method!r} needs source=..., one of {', '.join(by_name)}.")
+    if name not in by_name:
+        raise UnknownName(unknown("source", name, by_name))
+    return by_name[name]

@@ -34,4 +34,4 @@ class Uniform(Method):
         n_pathways = len(self.pathways.names)
         weights = torch.full((len(rows), n_pathways), 1 / n_pathways, device=rows.device)
         speech = self.pathways.speak(observations, weights > 0, fresh)
-        return Routed(speech, weights, aggregate(speech, weights), speech.new_zeros(()))
+        return Routed(aggregate(speech, weights), speech.new_zeros(()), speech, weights)
