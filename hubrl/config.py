@@ -70,8 +70,8 @@ class RunConfig(Plain):
 
     @property
     def needs_hub(self) -> bool:
-        """Whether the method learns from sources."""
-        return self.method != "scratch"
+        """Whether the method learns from sources, or has to know their size."""
+        return self.method != "scratch" or bool(self.options.get("hub_sized"))
 
 
 def read_config(path: Path, overrides: list[str] | None = None) -> RunConfig:

@@ -43,9 +43,6 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"PPO": PPO, "A2C": A2C, "DQN": DQN
 OBSERVATIONS = 1000
 """Observations on which an exported agent is compared with the agent it was made of."""
 
-NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
-"""Channels, kernel and stride of NatureCNN's convolutions."""
-
 Chain = list[nn.Module]
 
 
@@ -316,9 +313,9 @@ def _shape(chain: Iterable[nn.Module]) -> Shape:
 def _behind_convolutions(layers: list[nn.Module], convolutions: list[nn.Conv2d]) -> tuple[list[nn.Module], nn.Linear]:
     """What comes behind a NatureCNN, and its linear layer."""
     found = tuple((conv.out_channels, conv.kernel_size[0], conv.stride[0]) for conv in convolutions)
-    own = layers[: 2 * len(NATURE) + 2]
-    kinds = [nn.Conv2d, nn.ReLU] * len(NATURE) + [nn.Linear, nn.ReLU]
-    if found != NATURE or [type(layer) for layer in own] != kinds or any(conv.padding != (0, 0) for conv in convolutions):
+    own = layers[: 2 * len(networks.NATURE) + 2]
+    kinds = [nn.Conv2d, nn.ReLU] * len(networks.NATURE) + [nn.Linear, nn.ReLU]
+    if found != networks.NATURE or [type(layer) for layer in own] != kinds or any(conv.padding != (0, 0) for conv in convolutions):
         raise NotPlainError("its convolutions are not NatureCNN's")
     features = own[-2]
     assert isinstance(features, nn.Linear)

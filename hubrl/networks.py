@@ -36,6 +36,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+"""Channels, kernel and stride of the convolutions of SB3's NatureCNN."""
+
+
 class Networks(NamedTuple):
     """The parts of a source that hold weights."""
 

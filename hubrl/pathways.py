@@ -13,9 +13,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from torch import Tensor, nn
 
 from hubrl import speech, store
-from hubrl.cards import Layers
+from hubrl.cards import Conv, Layers, Trunk
 from hubrl.errors import BadConfig, SpaceMismatch
-from hubrl.networks import Observations, mlp
+from hubrl.networks import NATURE, Observations, Reader, mlp
 from hubrl.preprocessing import Statistics
 from hubrl.routing import dispatch
 from hubrl.source import Source
@@ -124,17 +124,27 @@ class Original(nn.Module):
 
 
 class FreshPathway(nn.Module):
-    """A new network at the level of features: NatureCNN for images, SB3's combined extractor for Dict, else an MLP."""
+    """A new network at the level of features: NatureCNN for images, SB3's combined extractor for Dict, else an MLP.
 
-    def __init__(self, space: spaces.Space[Any], width: int) -> None:
+    Args:
+        space: The target's observations.
+        width: Width of its features.
+        scale: How many times wider its hidden layers are than usual: 64 units each, or NatureCNN's channels.
+    """
+
+    def __init__(self, space: spaces.Space[Any], width: int, scale: int = 1) -> None:
         super().__init__()
         kind = extractor_class(space)
-        if kind is not FlattenExtractor:
+        if kind is NatureCNN and scale > 1:
+            convs = tuple(Conv(channels=scale * channels, kernel=kernel, stride=stride) for channels, kernel, stride in NATURE)
+            self.reader: nn.Module = Reader(space, Trunk(convs=convs, linear=512))
+            inputs = 512
+        elif kind is not FlattenExtractor:
             extractor = kind(space)
-            self.reader: nn.Module = extractor
+            self.reader = extractor
             inputs = extractor.features_dim
         else:
-            layers = Layers(widths=(64, 64))
+            layers = Layers(widths=(64 * scale, 64 * scale))
             self.reader = nn.Sequential(nn.Flatten(), *mlp(int(get_flattened_obs_dim(space)), layers))
             inputs = layers.widths[-1]
         self.projection = nn.Linear(inputs, width)

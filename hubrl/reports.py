@@ -67,7 +67,7 @@ def difference(one: Sequence[float], other: Sequence[float]) -> Estimate:
 def write_reports(results: Path) -> None:
     """Write `table.md`, `curves.png` and `pathways.png` beside the tables of a study."""
     table = pd.read_csv(results / "runs.csv", dtype={"config": str, "probe_kept": str})
-    write_atomically(results / "table.md", summary(table) + "\n" + details(table))
+    write_atomically(results / "table.md", "\n".join([summary(table), side_by_side(table), over_targets(table), details(table)]))
     curves = results / "curves.csv"
     if curves.exists():
         draw_curves(pd.read_csv(curves), table, results / "curves.png")
@@ -113,6 +113,50 @@ def summary(table: pd.DataFrame) -> str:
             cells += [f"{difference(runs[HUB_METHOD], rivals[best])} ({best})", f"{ratio:.2f}"]
         lines.append("| " + " | ".join([*cells, str(len(runs[HUB_METHOD]))]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def side_by_side(table: pd.DataFrame) -> str:
+    """A line for each method and a column for each target and hub: what was evaluated at the end."""
+    pairs = hubs_of(table)
+    runs = {pair: runs_of(table, *pair) for pair in pairs}
+    methods = dict.fromkeys(method for pair in pairs for method in runs[pair])
+    lines = ["| method | " + " | ".join(f"{task} ({hub})" for task, hub in pairs) + " |", "|---" * (len(pairs) + 1) + "|"]
+    lines += [f"| {method} | " + " | ".join(_cell(runs[pair].get(method)) for pair in pairs) + " |" for method in methods]
+    return "\n".join(lines) + "\n"
+
+
+OVER_TARGETS = ("first_quarter_return", "mean_train_return", "eval_return")
+"""The mean returns of the episodes of the first quarter of the training and of all of it, and evaluated at the end."""
+
+
+def over_targets(table: pd.DataFrame) -> str:
+    """A line for each method that was run on several targets with a hub: means over targets, intervals stratified by them."""
+    lines = [
+        "| hub | method | first quarter of training | whole training | evaluated at the end | targets | runs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for hub in dict.fromkeys(hub for _, hub in hubs_of(table)):
+        targets = [task for task, name in hubs_of(table) if name == hub]
+        rows = table[table["task"].isin(targets) & table["hub"].isin([hub, "none"])]
+        for method, group in rows.groupby("method", sort=False):
+            by_target = [part for _, part in group.groupby("task", sort=False)]
+            if len(by_target) < len(targets) or len(targets) < 2:
+                continue
+            cells = []
+            for column in OVER_TARGETS:
+                known = [part[column].dropna().tolist() for part in by_target] if column in group else [[]]
+                cells.append(str(stratified(known)) if all(known) else "")
+            lines.append("| " + " | ".join([hub, str(method), *cells, str(len(by_target)), str(len(group))]) + " |")
+    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+
+
+def stratified(by_target: Sequence[Sequence[float]]) -> Estimate:
+    """Mean over targets of the mean over runs, with the interval of a bootstrap that draws runs within each target."""
+    rng = np.random.default_rng(0)
+    arrays = [np.asarray(runs, dtype=float) for runs in by_target]
+    drawn = np.stack([runs[rng.integers(len(runs), size=(RESAMPLES, len(runs)))].mean(axis=1) for runs in arrays]).mean(axis=0)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Estimate(float(np.mean([runs.mean() for runs in arrays])), float(low), float(high), min(len(runs) for runs in arrays))
 
 
 def details(table: pd.DataFrame) -> str:

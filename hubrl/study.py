@@ -42,6 +42,7 @@ RUN_COLUMNS = (
     "algorithm",
     "seed",
     "steps",
+    "first_quarter_return",
     "mean_train_return",
     "final_return",
     "eval_return",
@@ -294,6 +295,7 @@ def run_job(job: Job) -> Collected:
     row = _row(
         job,
         steps=result["steps"],
+        first_quarter_return=_first_quarter(job),
         mean_train_return=result["mean_train_return"],
         final_return=result["final_return"],
         eval_return=result["eval_mean"],
@@ -327,7 +329,8 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """A table of the results, every value as it is written; empty if there is none yet."""
     if not path.exists():
         return pd.DataFrame(columns=list(columns), dtype=str)
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    # Results of before a column was added go on without it.
+    return pd.read_csv(path, dtype=str, keep_default_na=False).reindex(columns=list(columns), fill_value="")
 
 
 def _tuples(table: pd.DataFrame, columns: Sequence[str]) -> list[tuple[str, ...]]:
@@ -437,6 +440,12 @@ def _row(job: Job, **values: Any) -> Row:
         **values,
     }
     return {column: _written(known.get(column)) for column in RUN_COLUMNS}
+
+
+def _first_quarter(job: Job) -> float | None:
+    """Mean return of the episodes that ended in the first quarter of the training."""
+    earned = [value for step, value in runs.training_curve(job.folder) if step <= job.config.steps / 4]
+    return float(np.mean(earned)) if earned else None
 
 
 def _written(value: Any) -> str:

@@ -1,14 +1,27 @@
 """The control: no source at all."""
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
+from hubrl.errors import BadConfig
 from hubrl.methods.base import Method, Routed, register
 from hubrl.networks import Observations
-from hubrl.pathways import Pathways, Target
+from hubrl.pathways import FreshPathway, Pathways, Target
 from hubrl.source import Source
+
+
+def sized(space: spaces.Space[Any], width: int, wanted: int) -> FreshPathway:
+    """The narrowest fresh pathway with at least so many parameters."""
+    for scale in itertools.count(1):
+        made = FreshPathway(space, width, scale)
+        if sum(parameter.numel() for parameter in made.parameters()) >= wanted:
+            break
+    return made
 
 
 @register("scratch")
@@ -16,15 +29,23 @@ class Scratch(Method):
     """The fresh pathway alone, as if there were no hub.
 
     Args:
-        sources: Left aside.
+        sources: Left aside, but for their size.
         target: What the fresh pathway has to fit.
         width: Width of the features; 64 if not given.
+        hub_sized: Whether it has about as many parameters as the sources' encoders have together, so that what a hub gains is
+            not what more parameters gain; at the level of features, where hidden layers or convolutions are made wider.
     """
 
     summary = "no source, a new network: a control"
+    passes_observations = False
 
-    def __init__(self, sources: Sequence[Source], target: Target, *, width: int | None = None) -> None:
+    def __init__(self, sources: Sequence[Source], target: Target, *, width: int | None = None, hub_sized: bool = False) -> None:
+        if hub_sized and target.level == "outputs":
+            raise BadConfig("hub_sized=True was given at the level of outputs, where SB3 builds the network; use level='features'.")
         super().__init__(Pathways([], target, fresh=True, width=width))
+        if hub_sized:
+            wanted = sum(tensor.numel() for source in sources for tensor in source.encoder.state_dict().values())
+            self.pathways.fresh = sized(target.observation_space, self.pathways.width, wanted)
 
     def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
         """What the fresh pathway says."""
