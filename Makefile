@@ -10,7 +10,7 @@ quickstart: $(VENV)/.installed  ## transfer from the bundled hub, print a table,
 	$(BIN)/python -m agents.quickstart
 
 test: $(VENV)/.installed  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(VENV)/.installed  ## lint, types, layering
 	$(BIN)/ruff format --check .

@@ -127,7 +127,8 @@ def _collect(
 def _worth(teacher: BaseAlgorithm, observations: Any) -> Tensor | None:
     """Values or Q-values, where the teacher acts by its own."""
     policy = teacher.policy
-    if isinstance(teacher, OnPolicyAlgorithm):
+    recurrent = hasattr(policy, "lstm_actor")  # its values depend on what it remembers
+    if isinstance(teacher, OnPolicyAlgorithm) and not recurrent:
         values: Tensor = cast("ActorCriticPolicy", policy).predict_values(policy.obs_to_tensor(observations)[0])
         return values.cpu()
     if isinstance(teacher, DQN) and not (isinstance(policy, HubDQNPolicy) and len(policy.pathways.sources)):

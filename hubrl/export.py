@@ -176,8 +176,13 @@ def _trunk(trunk: nn.Module) -> Chain:
     assert isinstance(trunk, networks.Trunks)
     if len(trunk.readers) != 1:
         raise NotPlainError("it reads several observations")
-    reader = cast("networks.Reader", trunk.readers[0])
-    return [*reader.convs, nn.Flatten(), *reader.linear]
+    return _read(trunk.readers[0])
+
+
+def _read(reader: nn.Module) -> Chain:
+    if isinstance(reader, networks.Reader):
+        return [*reader.convs, nn.Flatten(), *reader.linear]
+    return list(reader) if isinstance(reader, nn.Sequential) else _sb3_extractor(reader)
 
 
 def _features(method: Method, name: str) -> Chain:
@@ -185,8 +190,7 @@ def _features(method: Method, name: str) -> Chain:
         return _pathway(cast("SourcePathway", method.pathways.sources[0]), head=False)[0]
     fresh = method.pathways.fresh
     if method.fresh_alone and isinstance(fresh, FreshPathway):
-        read = _sb3_extractor(fresh.reader) if isinstance(fresh.reader, NatureCNN) else list(cast("nn.Sequential", fresh.reader))
-        return [*read, fresh.projection]
+        return [*_read(fresh.reader), fresh.projection]
     raise NotPlainError(f"method {name!r} makes its features of several sources")
 
 

@@ -167,9 +167,9 @@ class Hub(Sequence[Source]):
     ) -> dict[str, Any]:
         """`policy` and `policy_kwargs` for an algorithm, at the best level it can be served.
 
-        PPO and A2C hear the sources' *outputs* through a policy, if every source has an action head, and so does DQN
-        by method `hub-pathway` where observations are flat and sources frozen; every other algorithm hears their *features*
-        through the extractor.
+        PPO and A2C hear the sources' *outputs* through a policy, if every source has an action head. So does DQN by method
+        `hub-pathway` where observations are flat and sources frozen, and by methods that know no other level. Every other
+        algorithm hears their *features* through the extractor.
 
         Args:
             algorithm: The class that takes them: `PPO(env=env, **hub.agent(PPO))`.
@@ -200,7 +200,8 @@ class Hub(Sequence[Source]):
         own = _own_options(kind, {**recommended, **given})
         spec = self._spec(method, tuned, source_lr, options, also=tuple(kind.model_fields))
         if issubclass(algorithm, DQN):
-            return {"policy": HubDQNPolicy, "policy_kwargs": {"hub": spec.plain(), "teaching": own.plain()}}
+            kwargs = {"hub": spec.plain(), "teaching": own.plain()}
+            return {"policy": HubDQNPolicy, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if spec.tuned else {})}}
         kwargs = {"hub": spec.plain(), "outputs": own.plain()}
         scaled = spec.tuned or (isinstance(own, Outputs) and own.router_lr != 1)
         return {"policy": HubActorCriticPolicy, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if scaled else {})}}

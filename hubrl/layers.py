@@ -41,6 +41,12 @@ def check_alike(sources: Sequence[Source], why: str, *, head: bool) -> None:
     Raises:
         SpaceMismatch: Naming the layer of the source that differs.
     """
+    for source in sources:
+        more = _beside_kernels(source, head=head)
+        if more:
+            raise SpaceMismatch(
+                f"{why}, and source {source.name!r} holds {more[0]} beside them; leave it out, or use method 'hub-pathway'."
+            )
     first = sources[0]
     for other in sources[1:]:
         difference = _difference(first, other, head=head)
@@ -52,6 +58,13 @@ def check_alike(sources: Sequence[Source], why: str, *, head: bool) -> None:
                 raise SpaceMismatch(
                     f"{why}, and source {source.name!r} acts by the greatest of its Q-values, which has no gradient; use level='features'."
                 )
+
+
+def _beside_kernels(source: Source, *, head: bool) -> list[str]:
+    """What an encoder, or an action head, holds that is no layer's kernel or bias, nor the standard deviation of a Gaussian."""
+    held = {f"{name}.{part}" for name in kernels(source, head=head) for part in ("weight", "bias")} | {"action.log_std"}
+    parts = ("encoder.", "action.") if head else ("encoder.",)
+    return [name for name in source.state_dict() if name.startswith(parts) and name not in held]
 
 
 def _difference(first: Source, other: Source, *, head: bool) -> str | None:

@@ -282,6 +282,11 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         if self.outputs.anchor_coef > 0 and len(self.method.pathways.sources):
             untouched = {card.name: store.borrow(card) for card in self.spec.sources}
             names = [name for name in self.method.pathways.names if name != FRESH]
+            if not set(names) <= set(untouched):
+                raise BadConfig(
+                    f"anchor_coef={self.outputs.anchor_coef:g} was given for method {self.spec.method!r}, which makes one network of its "
+                    "sources; leave it out."
+                )
             self.anchors = Pathways([untouched[name] for name in names], target, fresh=False).requires_grad_(requires_grad=False)
         self.register_buffer("noise_key", torch.randint(2**31, ()))
         n_pathways = len(self.method.pathways.names)

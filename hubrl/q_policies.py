@@ -69,7 +69,7 @@ class TaughtQNetwork(QNetwork):
 
 
 class RoutedQNetwork(QNetwork):
-    """Q-values that a method makes of what the sources would do and of SB3's own Q-network."""
+    """Q-values that a method makes of what the sources would do, with SB3's own Q-network where it has a use for it."""
 
     def __init__(self, *args: Any, spec: HubSpec, target: Target, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -110,8 +110,8 @@ class HubDQNPolicy(DQNPolicy):
     """SB3's DQN policy among the sources: a pathway plays whole episodes, and the best of them is what `predict` does.
 
     That is method `hub-pathway`. With `kickstart` the learner plays every episode and all sources teach it, less and less;
-    with `finetune` there is no learner beside the sources: one source's Q-network is trained further; and methods whose
-    outputs as a whole can be Q-values (`multipolar`, `componet`) put themselves around SB3's Q-network.
+    with `finetune` there is no learner beside the sources: one source's Q-network is trained further; and of methods whose
+    outputs as a whole can be Q-values (`multipolar`, `componet`) they are the learner's.
 
     Args:
         observation_space: The target's observations.
@@ -182,7 +182,10 @@ class HubDQNPolicy(DQNPolicy):
         """SB3's network, which can be taught; or the source's that is trained further."""
         if self.tuned_card is not None:
             args = self._update_features_extractor(self.net_args, features_extractor=None)
-            return SourceQNetwork(**args, source=store.own(self.tuned_card)).to(self.device)
+            source = store.own(self.tuned_card)
+            for parameter in source.parameters():
+                parameter.lr_scale = self.spec.source_lr  # type: ignore[attr-defined]
+            return SourceQNetwork(**args, source=source).to(self.device)
         if find(self.spec.method).serves_q_values:
             args = self._update_features_extractor(self.net_args, features_extractor=None)
             return RoutedQNetwork(**args, spec=self.spec, target=self._target).to(self.device)
@@ -269,7 +272,9 @@ class HubDQNPolicy(DQNPolicy):
         with torch.no_grad():
             taught = kickstart.teach(preprocessed).argmax(dim=2)
         losses = [teaching_loss(q_values, column, self.teaching.temperature) for column in taught.unbind(dim=1)]
-        return inject(q_values, kickstart.coef_now * torch.stack(losses).mean())
+        loss = kickstart.coef_now * torch.stack(losses).mean()
+        kickstart.tally.count(None, loss)
+        return inject(q_values, loss)
 
     def _next_lesson(self) -> tuple[int, float]:
         """Who teaches with what weight; it changes with what is known of the pathways, not with every gradient step."""

@@ -24,16 +24,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hubrl import __version__, runs
 from hubrl.cards import Plain, first_problem, read_yaml
-from hubrl.config import RunConfig, located, parse_config
+from hubrl.config import RunConfig, located, parse_config, read_config
+from hubrl.controls import MEAN_WEIGHTS, SHUFFLED_INPUT, play_controls
 from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.evaluation import check_playable, play
+from hubrl.finished import run_env, run_model
 from hubrl.folders import write_atomically
 from hubrl.hub import Hub
 from hubrl.reading import HUGGING_FACE, read_agent, read_live
 from hubrl.source import Source
 from hubrl.tasks import make_env
 
-ZERO_SHOT, ORACLE = "zero-shot", "oracle"
+ZERO_SHOT, ORACLE, HUB_PATHWAY = "zero-shot", "oracle", "hub-pathway"
 
 RUN_COLUMNS = (
     "task",
@@ -103,6 +105,8 @@ class StudyCase(Plain):
     seeds: tuple[int, ...] | None = None
     """Other seeds than the study's."""
     oracle: OracleRule | None = None
+    controls: bool = False
+    """Whether `hub-pathway` is also played with a router that is blind, see `hubrl.controls`."""
     set: dict[str, Any]
     """Fields of the run's config: task, task_kwargs, steps and so on."""
     tuned: dict[str, dict[str, Any]] = {}
@@ -140,6 +144,8 @@ class Job(NamedTuple):
     hub_folder: Path
     cards: str
     """Digest of the hub's cards, and so of its weights; empty without a hub."""
+    controls: tuple[str, ...] = ()
+    """Controls that are played with the trained agent."""
 
     @property
     def label(self) -> str:
@@ -159,6 +165,12 @@ class Job(NamedTuple):
     def key(self) -> tuple[str, ...]:
         """What the row is found by."""
         return (self.task, self.hub, self.label, str(self.config.seed), self.digest)
+
+    @property
+    def keys(self) -> list[tuple[str, ...]]:
+        """What all of its rows are found by."""
+        labels = [self.label, *(f"{self.label}:{control}" for control in self.controls)]
+        return [(self.task, self.hub, label, str(self.config.seed), self.digest) for label in labels]
 
 
 def read_study(path: Path) -> Study:
@@ -249,7 +261,7 @@ def run_study(
     for name in methods:
         _check_known("method", name, [*study.methods, ZERO_SHOT, ORACLE])
     chosen = [job for job in planned if (not cases or job.case in cases) and (not methods or job.method in methods)]
-    missing = [job for job in chosen if job.key not in done]
+    missing = [job for job in chosen if not done.issuperset(job.keys)]
     on_plan(len(chosen) - len(missing), len(chosen))
     failed = []
     # Fresh processes: forked ones would share torch's threads and MuJoCo's state.
@@ -304,7 +316,19 @@ def run_job(job: Job) -> Collected:
         probe_kept=" ".join(kept),
         wall_s=result["wall_s"],
     )
-    return Collected([row], list(_curve_rows(job)), list(_pathway_rows(job)))
+    return Collected([row, *_control_rows(job)], list(_curve_rows(job)), list(_pathway_rows(job)))
+
+
+def _control_rows(job: Job) -> Iterator[Row]:
+    """The trained agent under each control."""
+    if not job.controls:
+        return
+    seed = job.config.seed + runs.EVALUATION_SEED
+    with closing(run_env(job.folder, job.config, seed=seed)) as env:
+        model = run_model(job.folder, read_config(job.folder / "config.yaml"), env)
+        played = play_controls(model, env, job.config.eval_episodes, seed)
+    for control in job.controls:
+        yield _row(job, method=f"{job.label}:{control}", steps=0, eval_return=played[control].mean, eval_std=played[control].std)
 
 
 def finished(results: Path) -> set[tuple[str, ...]]:
@@ -315,7 +339,7 @@ def finished(results: Path) -> set[tuple[str, ...]]:
 def keep(collected: Collected, results: Path, planned: Sequence[Job]) -> None:
     """Add a run to the results; rows of runs that are not planned, or not so any more, are left out."""
     results.mkdir(parents=True, exist_ok=True)
-    valid = {job.key for job in planned}
+    valid = {key for job in planned for key in job.keys}
     runs_table = read_table(results / "runs.csv", RUN_COLUMNS)
     stays = [key in valid or key[2].startswith(f"{ZERO_SHOT}:") for key in _tuples(runs_table, [*WHICH, "config"])]
     replaced = {tuple(row[column] for column in WHICH) for row in collected.runs}
@@ -355,9 +379,9 @@ def _job(study: Study, case_name: str, method: str, source: str | None, seed: in
     config = parse_config({**plain, "hub": str(hub_folder.resolve())}, f"case {case_name!r}, method {method!r}")
     label = method if source is None else f"{method}-{source}"
     if config.needs_hub:
-        return Job(
-            case_name, task, case.hub, method, source, config, case.oracle, folder / task / case.hub / label / str(seed), hub_folder, cards
-        )
+        where = folder / task / case.hub / label / str(seed)
+        controls = (MEAN_WEIGHTS, SHUFFLED_INPUT) if case.controls and method == HUB_PATHWAY else ()
+        return Job(case_name, task, case.hub, method, source, config, case.oracle, where, hub_folder, cards, controls)
     # Scratch knows no hub: cases of one target share it.
     config = config.model_copy(update={"hub": None})
     return Job(case_name, task, "none", method, source, config, None, folder / task / "none" / label / str(seed), hub_folder, "")

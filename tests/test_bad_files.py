@@ -270,7 +270,7 @@ def statistics_with(**attributes):
         {"epsilon": -1.0},
         {"get": 5},
     ],
-    ids=str,
+    ids=lambda attributes: " ".join(attributes),
 )
 def test_statistics_of_odd_parts_are_refused(agent, attributes):
     agent.with_name("agent.vecnormalize.pkl").write_bytes(pickle.dumps(statistics_with(**attributes)))

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,15 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from hubrl import Hub, HubCallback
+from hubrl.config import read_config
 from hubrl.methods import available
+from hubrl.runs import build_model, hub_of, raw_env
 
 REPOSITORY = Path(__file__).parents[1]
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+
+METHOD_PAGES = REPOSITORY / "docs" / "methods"
 
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
@@ -55,12 +60,13 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, checkout):
     execute([sys.executable, "-W", "ignore", "-c", code], checkout)
 
 
-def test_the_commands_of_the_readme_work_in_their_order(checkout):
+@pytest.mark.parametrize("page", ["README.md", "docs/export.md"])
+def test_the_commands_of_a_page_work_in_their_order(page, checkout):
     pytest.importorskip("mujoco")
     for seed, name in enumerate(("ppo", "dqn")):
         PPO("MlpPolicy", "CartPole-v1", seed=seed, device="cpu").save(checkout / f"{name}-CartPole-v1.zip")
-    lines = [line for block in blocks(REPOSITORY / "README.md", "sh") for line in block.splitlines() if line.startswith("hubrl ")]
-    assert len(lines) > 5
+    lines = [line for block in blocks(REPOSITORY / page, "sh") for line in block.splitlines() if line.startswith("hubrl ")]
+    assert len(lines) > 3
     for line in lines:
         if "hub check" in line or "hubrl study" in line:
             # Twenty whole episodes of each source, and hours of training: `make test` has no time for them.
@@ -103,14 +109,46 @@ def test_the_metrics_page_names_exactly_the_tags_that_a_run_writes():
     model = DQN(made["policy"], "CartPole-v1", policy_kwargs=made["policy_kwargs"], learning_starts=50, device="cpu", seed=0)
     model.set_logger(Logger(None, [tags]))
     model.learn(1_000, callback=HubCallback(log_every=100))
-    ours = {tag for tag in tags.seen if tag.split("/")[0] in ("pathway", "loss", "router", "trust", "probe", "hub", "hparams")}
-    named = {re.sub(r"/(one|two|fresh)$", "/<pathway>", tag) for tag in ours}
-    assert named == told
+    for method in ("zoo-tuning", "kickstart", "multipolar", "componet", "progressive"):
+        model = PPO(env="CartPole-v1", **hub.agent(PPO, method), n_steps=64, n_epochs=1, device="cpu", seed=0)
+        model.set_logger(Logger(None, [tags]))
+        model.learn(200, callback=HubCallback(warmup_share=0.0, log_every=1))
+    sb3s = ("rollout", "train", "time", "eval")
+    assert {named(tag) for tag in tags.seen if tag.split("/")[0] not in sb3s} == told
 
 
-def test_the_methods_page_names_every_method():
-    page = (REPOSITORY / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert all(name in page for name in available())
+def named(tag):
+    """A tag as the metrics page names it."""
+    tag = re.sub(r"^(gate|progressive/scale)/.+/(one|two)$", r"\1/<layer>/<source>", tag)
+    tag = re.sub(r"^(multipolar/theta|componet/attention)/(one|two)$", r"\1/<source>", tag)
+    return re.sub(r"/(one|two|fresh|zoo-tuning)$", "/<pathway>", tag)
+
+
+def test_every_method_has_a_page_and_a_row_in_the_table_of_all():
+    table = (METHOD_PAGES / "index.md").read_text(encoding="utf-8")
+    assert {page.stem for page in METHOD_PAGES.glob("*.md")} - {"index"} == set(available())
+    assert sorted(re.findall(r"^\| \[([\w-]+)\]\(\1\.md\)", table, re.MULTILINE)) == available()
+
+
+@pytest.mark.parametrize("name", available())
+def test_a_methods_page_says_what_all_of_them_say(name):
+    text = (METHOD_PAGES / f"{name}.md").read_text(encoding="utf-8")
+    parts = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert [part for part in parts if not part.startswith("DQN")] == [
+        *("Usage", "Equation", "Evidence", "Logged metrics", "Cost", "Known limits", "Results")
+    ]
+    assert text.startswith(f"# {name}\n")
+
+
+@pytest.mark.parametrize("name", available())
+def test_the_config_of_a_methods_page_makes_a_model(name, checkout):
+    pytest.importorskip("mujoco")
+    (text,) = blocks(METHOD_PAGES / f"{name}.md", "yaml")
+    (checkout / f"{name}.yaml").write_text(text, encoding="utf-8")
+    config = read_config(checkout / f"{name}.yaml")
+    assert config.method == name
+    with closing(raw_env(config)) as env:
+        build_model(config, env, hub_of(config))
 
 
 def test_links_in_the_pages_lead_somewhere():

@@ -1,25 +1,137 @@
 """The contract of a transfer method, for every method that is registered."""
 
+from functools import cache
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import DQN, PPO
-from toys import PARTS, STEER, VECTOR, Toy, target, tiny, tiny_hub, toy_for
+from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.logger import Logger
+from test_callbacks import Memory
+from test_extractor import never_offered
+from test_holding import Ratios
+from toys import CHOOSE, IMAGE, PARTS, STEER, VECTOR, Toy, target, tiny, tiny_hub
 
-from hubrl import BadConfig, Hub, UnknownName, methods
+from hubrl import BadConfig, HubCallback, SourcesNotLoaded, SpaceMismatch, UnknownName, load_agent, methods, store
+from hubrl.extractor import parts_in
 from hubrl.methods import create, options_of, register
 from hubrl.methods.base import Method
 from hubrl.pathways import FRESH, Target
 
-OPTIONS = {"single": {"source": "ppo-0"}, "finetune": {"source": "ppo-0"}}
+OPTIONS = {"single": {"source": "ppo-0"}, "finetune": {"source": "ppo-0"}, "frozen": {"source": "ppo-0"}}
+HUBS = {name: (PPO, PPO) for name in ("zoo-tuning", "lite-zoo-tuning", "soup", "progressive")}
+"""Methods whose sources have to be alike."""
+LOSSES = {"hub-pathway": "loss/exploration", "kickstart": "loss/kickstart"}
+CHAINS = ("progressive",)
+"""Methods that read no Dict observations."""
+TEACHES = ("hub-pathway", "finetune", "kickstart", "multipolar", "componet")
+"""Methods through which DQN hears outputs."""
 
+ACTIONS = {"box": STEER, "discrete": CHOOSE}
 METHODS = pytest.mark.parametrize("name", methods.available())
-LEVELS = pytest.mark.parametrize("level", ["features", "outputs"])
+SERVED = [(name, level) for name in methods.available() for level in methods.find(name).levels]
+LEVELS = pytest.mark.parametrize(("name", "level"), SERVED)
+REFUSED = [(name, level) for name in methods.available() for level in ("features", "outputs") if (name, level) not in SERVED]
+
+ROWS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+
+
+class Run(NamedTuple):
+    """A method that an algorithm learns through."""
+
+    name: str
+    level: str
+    algorithm: Any
+    acts: str
+
+    @property
+    def actions(self):
+        return ACTIONS[self.acts]
+
+    @property
+    def label(self):
+        return f"{self.name}-{self.level}-{self.algorithm.__name__}-{self.acts}"
+
+
+RUNS = [
+    *(Run(name, "features", *how) for name, level in SERVED if level == "features" for how in ((PPO, "box"), (DQN, "discrete"))),
+    *(Run(name, "outputs", PPO, acts) for name, level in SERVED if level == "outputs" for acts in ("box", "discrete")),
+    *(Run(name, "outputs", DQN, "discrete") for name in TEACHES),
+]
+EVERY_RUN = pytest.mark.parametrize("run", RUNS, ids=lambda run: run.label)
+
+
+class Learned(NamedTuple):
+    """What became of a run."""
+
+    hub: Any
+    held: list
+    before: dict
+    after: dict
+    model: Any
+    memory: Memory
+    ratios: Ratios | None = None
+
+
+@cache
+def hub_of(algorithms, acts):
+    return tiny_hub(Toy(actions=ACTIONS[acts]), algorithms)
+
+
+def hub_for(name, acts="box"):
+    return hub_of(HUBS.get(name), acts)
+
+
+def options_for(run):
+    own_q_values = run.name == "finetune" and run.level == "outputs" and run.algorithm is DQN
+    return {"source": "dqn-1"} if own_q_values else OPTIONS.get(run.name, {})
+
+
+def made_for(run, hub):
+    return hub.agent(run.algorithm, run.name, level=run.level, **options_for(run))
+
+
+def trained(run, steps=64, seed=0):
+    env = Toy(actions=run.actions)
+    hub = hub_for(run.name, run.acts)
+    held = [source.tensors() for source in hub]
+    quick = {"n_epochs": 1} if run.algorithm is PPO else {}
+    model = target(run.algorithm, env, made_for(run, hub), seed, learning_rate=1e-2, **quick)
+    before = state_of(model)
+    memory = Memory()
+    model.set_logger(Logger(None, [memory]))
+    ratios = [Ratios()] if (run.algorithm, run.level) == (PPO, "outputs") else []
+    model.learn(steps, callback=[HubCallback(probe_share=0, warmup_share=0, log_every=1), *ratios], log_interval=1)
+    return Learned(hub, held, before, state_of(model), model, memory, *ratios)
+
+
+def state_of(model):
+    return {name: torch.nan_to_num(tensor.clone()) for name, tensor in model.policy.state_dict().items()}
+
+
+@cache
+def learned(run):
+    return trained(run)
+
+
+@pytest.fixture
+def file(run, tmp_path):
+    """Where a run is saved."""
+    learned(run).model.save(tmp_path / "model.zip")
+    return tmp_path / "model.zip"
+
+
+@pytest.fixture
+def no_source_at_hand(monkeypatch):
+    monkeypatch.setattr(store, "_offered", {})
+    monkeypatch.setattr(store, "_shared", WeakValueDictionary())
 
 
 def built(name, level="features", hub=None, **options):
     target_of = Target(VECTOR, level, STEER, 0.05)
-    return create(name, list(hub or tiny_hub(Toy())), target_of, OPTIONS.get(name, {}) | options)
+    return create(name, list(hub or hub_for(name)), target_of, OPTIONS.get(name, {}) | options)
 
 
 def routed(method, rows, noise_key=None):
@@ -28,98 +140,243 @@ def routed(method, rows, noise_key=None):
     return method(rows, fresh=fresh, noise_key=noise_key)
 
 
-@METHODS
 @LEVELS
 def test_every_method_says_what_was_routed_in_the_agreed_shapes(name, level):
     method = built(name, level)
     n_pathways = len(method.pathways.names)
     said = routed(method, torch.randn(7, 4), noise_key=1)
+    assert said.features.shape == (7, method.features_dim)
+    assert level == "features" or method.features_dim == method.pathways.width == 4
+    assert said.loss.shape == ()
+    if said.weights is None:
+        assert said.speech is None
+        return
     assert said.speech.shape == (7, n_pathways, method.pathways.width)
     assert said.weights.shape == (7, n_pathways)
-    assert said.features.shape == (7, method.features_dim)
-    assert said.loss.shape == ()
     assert (said.weights >= 0).all()
     torch.testing.assert_close(said.weights.sum(dim=1), torch.ones(7))
     torch.testing.assert_close(said.features, torch.einsum("bpw,bp->bw", said.speech, said.weights))
     assert (said.speech[said.weights == 0] == 0).all()
 
 
-@METHODS
-def test_every_method_reads_images_and_dicts(name):
-    env = Toy(PARTS)
-    model = tiny(PPO, env)
-    space = model.observation_space
-    method = create(name, list(Hub.from_agents([model])), Target(space), OPTIONS.get(name, {}))
-    rows = {key: torch.rand(3, *part.shape) for key, part in space.spaces.items()}
-    assert method(rows).features.shape == (3, method.features_dim)
-
-
-@METHODS
 @LEVELS
-def test_every_method_learns_and_leaves_the_sources_as_they_were(name, level, tmp_path):
-    algorithm = PPO if level == "outputs" else DQN
-    env = toy_for(algorithm)
-    hub = tiny_hub(env)
-    before = [source.tensors() for source in hub]
-    made = hub.agent(algorithm, name, level=level, **OPTIONS.get(name, {}))
-    model = target(algorithm, env, made)
-    parameters = [parameter.detach().clone() for parameter in model.policy.parameters()]
-    model.learn(32)
-    assert any(not torch.equal(old, new) for old, new in zip(parameters, model.policy.parameters(), strict=True))
-    for source, tensors in zip(hub, before, strict=True):
-        assert all(torch.equal(tensors[key], tensor) for key, tensor in source.tensors().items())
-    model.save(tmp_path / "model.zip")
-    loaded = algorithm.load(tmp_path / "model.zip", device="cpu")
-    rows = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
-    assert np.array_equal(model.predict(rows, deterministic=True)[0], loaded.predict(rows, deterministic=True)[0])
+@pytest.mark.parametrize("observations", [IMAGE, PARTS], ids=["image", "dict"])
+def test_every_method_reads_images_and_dicts(name, level, observations):
+    env = Toy(observations)
+    space = tiny(PPO, env).observation_space
+    sources = list(tiny_hub(env, (PPO, PPO)))
+    if name in CHAINS and observations is PARTS:
+        with pytest.raises(SpaceMismatch, match=rf"Method '{name}' hears chains of layers, and source 'ppo-0' is not one; leave it out\."):
+            create(name, sources, Target(space, level, STEER), {})
+        return
+    method = create(name, sources, Target(space, level, STEER, 0.05), OPTIONS.get(name, {}))
+    parts = space.spaces if observations is PARTS else {"": space}
+    rows = {key: torch.rand(3, *part.shape) for key, part in parts.items()}
+    fresh = torch.ones(3, method.pathways.width) if level == "outputs" and method.pathways.names[-1] == FRESH else None
+    said = method(rows if observations is PARTS else rows[""], fresh=fresh)
+    assert said.features.shape == (3, method.features_dim)
 
 
-@METHODS
-@LEVELS
-def test_one_seed_gives_one_result(name, level):
-    algorithm = PPO if level == "outputs" else DQN
-    env = toy_for(algorithm)
-    hub = tiny_hub(env)
-    made = [hub.agent(algorithm, name, level=level, **OPTIONS.get(name, {})) for _ in range(2)]
-    one, other = (target(algorithm, toy_for(algorithm), kwargs, seed=5).learn(32).policy.state_dict() for kwargs in made)
-    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+@EVERY_RUN
+def test_every_method_learns(run):
+    done = learned(run)
+    learns = {name for name, _ in done.model.policy.named_parameters()}
+    assert any(not torch.equal(done.before[name], done.after[name]) for name in learns)
+    assert all(torch.isfinite(done.after[name]).all() for name in learns)
+
+
+@EVERY_RUN
+def test_the_hub_is_left_as_it_was(run):
+    done = learned(run)
+    for source, tensors in zip(done.hub, done.held, strict=True):
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in source.tensors().items())
+
+
+@EVERY_RUN
+def test_sources_in_the_model_stay_as_they_were_unless_the_method_tunes_them(run):
+    done = learned(run)
+    changed = [name for name, tensor in done.after.items() if ".source." in f".{name}" and not torch.equal(done.before[name], tensor)]
+    assert bool(changed) == methods.find(run.name).tunes
+
+
+@EVERY_RUN
+def test_a_saved_model_is_what_it_was(run, file):
+    assert_same(learned(run).model, run.algorithm.load(file, device="cpu"))
+
+
+@EVERY_RUN
+@pytest.mark.usefixtures("no_source_at_hand")
+def test_a_saved_model_is_what_it_was_where_its_sources_are_not_at_hand(run, file):
+    assert_same(learned(run).model, run.algorithm.load(file, device="cpu"))
+
+
+def assert_same(model, loaded):
+    state = state_of(loaded)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in state_of(model).items())
+    assert np.array_equal(model.predict(ROWS, deterministic=True)[0], loaded.predict(ROWS, deterministic=True)[0])
+
+
+@EVERY_RUN
+@pytest.mark.usefixtures("no_source_at_hand")
+def test_what_a_method_trained_is_a_source_of_the_next_hub(run, file):
+    model = learned(run).model
+    if run.acts == "discrete" and getattr(model.policy, "holds", False):
+        pytest.skip("where pathways are held, a source speaks as their mixture")
+    expected = model.predict(ROWS, deterministic=True)[0]
+    np.testing.assert_allclose(load_agent(file).predict(ROWS, deterministic=True)[0], expected, atol=1e-5)
+
+
+@EVERY_RUN
+def test_sources_whose_weights_never_arrived_do_not_act(run):
+    env = Toy(actions=run.actions)
+    if run.name == "scratch":
+        pytest.skip("it has none")
+    with pytest.raises(SourcesNotLoaded, match=r"never arrived; load a saved model"):
+        target(run.algorithm, env, never_offered(made_for(run, hub_for(run.name, run.acts)))).learn(64, callback=HubCallback())
+
+
+@pytest.mark.parametrize(
+    "run", [run for run in RUNS if (run.algorithm is DQN) != (run.acts == "box" and run.level == "outputs")], ids=lambda run: run.label
+)
+def test_one_seed_gives_one_result(run):
+    one, other = learned(run).after, trained(run).after
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@EVERY_RUN
+def test_every_method_is_logged(run):
+    done = learned(run)
+    tags = {tag for record in done.memory.records for tag in record}
+    if run.algorithm is DQN and run.level == "outputs":
+        assert "pathway/weight/fresh" in tags
+    for method in parts_in(done.model.policy, Method)[:1]:
+        assert set(method.measures()) <= tags
+        weighs = method.tally.names if has_weights(run) else []
+        assert {f"pathway/{what}/{name}" for what in ("weight", "active") for name in weighs} <= tags
+        assert ("pathway/entropy_nats" in tags) == has_weights(run)
+
+
+def has_weights(run):
+    return routed(built(run.name, run.level), torch.zeros(2, 4)).weights is not None
+
+
+@EVERY_RUN
+def test_a_loss_is_logged_where_one_is_added(run):
+    values = [value for tag in ("loss/exploration", "loss/kickstart") for value in learned(run).memory.values(tag)]
+    if run.name in LOSSES and not (run.name == "hub-pathway" and run.algorithm is DQN and run.level == "outputs"):
+        assert learned(run).memory.values(LOSSES[run.name])[0] != 0
+    else:
+        assert not any(values)
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if run.algorithm is PPO and run.level == "outputs"], ids=lambda run: run.label)
+def test_the_ratio_is_one_at_the_start_of_every_update(run):
+    assert learned(run).ratios.rollouts == 2
+    assert learned(run).ratios.greatest < 1e-5
+
+
+@pytest.mark.parametrize(("name", "level"), REFUSED)
+def test_a_level_at_which_a_method_does_not_serve_is_refused(name, level):
+    hub = hub_for(name)
+    served = " or ".join(methods.find(name).levels)
+    sentence = rf"Method '{name}' was asked to work at the level of {level}; it works at the level of {served} alone\."
+    with pytest.raises(BadConfig, match=sentence):
+        built(name, level)
+    with pytest.raises(BadConfig, match=sentence):
+        hub.agent(PPO, name, level=level, **OPTIONS.get(name, {}))
+    if level == "features":
+        with pytest.raises(BadConfig, match=sentence):
+            hub.policy_kwargs(name, **OPTIONS.get(name, {}))
+
+
+@pytest.mark.parametrize("name", [name for name, level in SERVED if level == "outputs" and name not in TEACHES])
+def test_dqn_refuses_the_outputs_of_methods_that_it_cannot_follow(name):
+    env = Toy(actions=CHOOSE)
+    otherwise = r"use level='features'\." if "features" in methods.find(name).levels else r"use one of these\."
+    with pytest.raises(BadConfig, match=rf"DQN cannot hear outputs through method '{name}' as it was given, .*{otherwise}"):
+        target(DQN, env, hub_for(name, "discrete").agent(DQN, name, level="outputs", **OPTIONS.get(name, {})))
+
+
+@pytest.mark.parametrize("name", [name for name in methods.available() if methods.find(name).levels == ("outputs",)])
+def test_other_algorithms_are_refused_where_outputs_are_needed(name):
+    with pytest.raises(BadConfig, match=rf"SAC cannot hear outputs; PPO, A2C and DQN can, method '{name}' needs them\."):
+        hub_for(name).agent(SAC, name)
+
+
+@pytest.mark.parametrize("name", [name for name in methods.available() if methods.find(name).keeps_frozen])
+def test_methods_that_keep_their_sources_frozen_refuse_to_tune_them(name):
+    with pytest.raises(BadConfig, match=rf"tuned=True was given for method '{name}', whose sources stay frozen; leave it out\."):
+        hub_for(name).agent(PPO, name, tuned=True, **OPTIONS.get(name, {}))
+
+
+ANCHORED = ("hub-pathway", "single", "finetune", "probe-commit", "uniform", "uniform-outputs")
+
+
+@pytest.mark.parametrize("name", [name for name, level in SERVED if level == "outputs" and name != "scratch"])
+def test_an_anchor_holds_at_the_outputs_or_is_refused_in_a_sentence(name):
+    env = Toy()
+    made = hub_for(name).agent(PPO, name, level="outputs", anchor_coef=0.1, **OPTIONS.get(name, {}))
+    if name in ANCHORED:
+        assert target(PPO, env, made).learn(32).policy.anchors is not None
+        return
+    with pytest.raises(BadConfig, match=rf"anchor_coef=0.1 was given for method '{name}'"):
+        target(PPO, env, made)
+
+
+TUNABLE = [run for run in RUNS if not methods.find(run.name).keeps_frozen and run.name not in ("scratch", "hub-pathway", "probe-commit")]
+
+
+@pytest.mark.parametrize("run", [run for run in TUNABLE if run.acts == "discrete"], ids=lambda run: run.label)
+def test_sources_that_are_trained_further_learn_at_their_own_rate(run):
+    env = Toy(actions=run.actions)
+    made = hub_for(run.name, run.acts).agent(run.algorithm, run.name, level=run.level, tuned=True, source_lr=0.25, **options_for(run))
+    groups = target(run.algorithm, env, made).policy.optimizer.param_groups
+    assert 0.25 in [group.get("lr_scale") for group in groups]
 
 
 @METHODS
 def test_an_unknown_option_is_refused_with_the_nearest_one(name):
-    known = "width"
-    assert known in options_of(name)
-    with pytest.raises(UnknownName, match=rf"Unknown option of method '{name}' 'widht'. Did you mean '{known}'\?"):
-        tiny_hub(Toy()).policy_kwargs(name, **OPTIONS.get(name, {}), widht=3)
-    with pytest.raises(UnknownName, match="Did you mean"):
-        built(name, widht=3)
+    known = next(iter(options_of(name)), None)
+    wrong = "widht" if known is None else known[1:] + "x"
+    nearest = "Known: none" if known is None else rf"Did you mean '{known}'\?"
+    level = methods.find(name).levels[0]
+    with pytest.raises(UnknownName, match=rf"Unknown option of method '{name}' '{wrong}'\. {nearest}"):
+        built(name, level, **{wrong: 3})
+    with pytest.raises(UnknownName, match=rf"Unknown option of method '{name}' '{wrong}'\."):
+        hub_for(name).agent(PPO, name, level=level, **OPTIONS.get(name, {}), **{wrong: 3})
 
 
 @METHODS
 def test_every_option_has_a_default_and_is_documented(name):
     method = methods.find(name)
     assert method.summary
+    assert method.method_name == name
+    assert method.levels
     for option, parameter in options_of(name).items():
         assert parameter.default is not parameter.empty
         assert f"        {option}: " in method.__doc__
 
 
-@METHODS
+@pytest.mark.parametrize("name", [name for name in methods.available() if "width" in options_of(name)])
 def test_width_is_that_of_the_features(name):
     assert built(name, width=5).features_dim == 5
 
 
-@METHODS
-def test_a_probe_may_tell_any_method_what_it_found_out(name):
-    method = built(name, "outputs")
+@LEVELS
+def test_a_probe_may_tell_any_method_what_it_found_out(name, level):
+    method = built(name, level)
     n_pathways = len(method.pathways.names)
     method.trust([True] * n_pathways, [0.0] * n_pathways)
     assert not method.awaits_probe
-    assert routed(method, torch.randn(3, 4)).weights.shape == (3, n_pathways)
+    assert method.fresh_alone == (name == "scratch")
+    assert routed(method, torch.randn(3, 4)).features.shape == (3, method.features_dim)
 
 
 def test_there_are_the_methods_that_the_documentation_speaks_of():
-    assert set(methods.available()) >= {"hub-pathway", "scratch", "single", "uniform"}
+    assert set(methods.available()) == {
+        *("hub-pathway", "scratch", "single", "uniform", "finetune", "probe-commit", "zoo-tuning", "lite-zoo-tuning"),
+        *("frozen", "soup", "concat", "uniform-outputs", "kickstart", "progressive", "multipolar", "componet"),
+    }
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_one():
@@ -152,7 +409,7 @@ def test_scratch_is_alone():
     assert method.pathways.names == [FRESH]
 
 
-@LEVELS
+@pytest.mark.parametrize("level", ["features", "outputs"])
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_top_k_pathways_are_active(level, top_k):
     method = built("hub-pathway", level, top_k=top_k)

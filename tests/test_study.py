@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -11,9 +12,9 @@ from typer.testing import CliRunner
 from hubrl import BadConfig, UnknownName
 from hubrl.cli import app
 from hubrl.config import parse_config
-from hubrl.reports import difference, estimate, iqm, resampled
+from hubrl.reports import difference, estimate, iqm, over_targets, resampled, side_by_side, stratified
 from hubrl.runs import training_curve
-from hubrl.study import _merged, plan, read_study, run_study
+from hubrl.study import RUN_COLUMNS, _merged, plan, read_study, read_table, run_study
 from hubrl.tasks import make_env
 
 STUDIES = sorted((Path(__file__).parents[1] / "configs" / "studies").glob("*.yaml"))
@@ -49,7 +50,7 @@ def written(tmp_path, **changes):
 
 
 def without_oracle():
-    case = {**TINY["cases"]["cart"], "methods": ["zero-shot", "scratch", "residual", "hub-pathway"]}
+    case = {**TINY["cases"]["cart"], "methods": ["zero-shot", "scratch", "residual", "hub-pathway"], "controls": True}
     return {"cart": case}
 
 
@@ -67,7 +68,7 @@ def test_a_study_runs_what_is_missing_and_reports_it(tmp_path, monkeypatch):
     results = tmp_path / "results" / "tiny"
     table = rows(results / "runs.csv")
     assert [row["method"] for row in table if row["seed"] == "1"] == [
-        "scratch", "hub-pathway", "residual:one", "residual:other", "zero-shot", "zero-shot:one", "zero-shot:other",
+        "scratch", "hub-pathway", "hub-pathway:mean-weights", "hub-pathway:shuffled-input", "residual:one", "residual:other", "zero-shot", "zero-shot:one", "zero-shot:other",
     ]  # fmt: skip
     hub = next(row for row in table if row["method"] == "hub-pathway")
     assert int(hub["probe_steps"]) > 0
@@ -81,6 +82,12 @@ def test_a_study_runs_what_is_missing_and_reports_it(tmp_path, monkeypatch):
     assert {row["kind"] for row in curves} == {"evaluation", "training"}
     assert {row["step"] for row in curves if row["kind"] == "evaluation" and row["method"] == "scratch"} == {"192", "384"}
     assert {row["pathway"] for row in rows(results / "pathways.csv")} >= {"one", "other", "fresh"}
+    assert float(hub["first_quarter_return"]) == pytest.approx(
+        np.mean(
+            [value for step, value in training_curve(tmp_path / "runs" / "tiny" / "cart" / "pair" / "hub-pathway" / "1") if step <= 640]
+        ),
+        abs=0.01,
+    )
     assert (results / "curves.png").stat().st_size > 1000
     assert "| cart | pair |" in (results / "table.md").read_text()
 
@@ -185,3 +192,28 @@ def test_interquartile_means_and_intervals_by_hand():
     assert gap.low > 6
     assert str(estimate([1000.0, 1000.0, 1000.0])) == "1000 (1000, 1000)"
     assert str(estimate([1000.0, 1002.0])) == "1001", "two runs carry no interval"
+
+
+def test_means_over_targets_are_stratified(tmp_path):
+    runs = pd.DataFrame(
+        [
+            {"task": task, "hub": "pair", "method": method, "seed": seed, "first_quarter_return": value, "mean_train_return": value, "eval_return": value}
+            for task, method, values in (("a", "one", (1.0, 3.0, 5.0)), ("b", "one", (10.0, 10.0, 10.0)), ("a", "other", (0.0, 0.0, 0.0)))
+            for seed, value in enumerate(values)
+        ]
+    )  # fmt: skip
+    overall = stratified([[1.0, 3.0, 5.0], [10.0, 10.0, 10.0]])
+    assert overall.value == 6.5
+    assert 5.5 <= overall.low < 6.5 < overall.high <= 7.5
+    table = over_targets(runs)
+    assert table.count("| pair | one |") == 1
+    assert "| 2 | 6 |" in table
+    assert "other" not in table, "a method that was not run on every target is not compared"
+    assert "| one | 3 (1, 5) | 10 (10, 10) |" in side_by_side(runs)
+
+
+def test_results_of_before_a_column_was_added_are_read(tmp_path):
+    (tmp_path / "runs.csv").write_text("task,hub,method,seed\ncart,none,scratch,1\n")
+    table = read_table(tmp_path / "runs.csv", RUN_COLUMNS)
+    assert list(table.columns) == list(RUN_COLUMNS)
+    assert table.loc[0, "first_quarter_return"] == ""

@@ -22,7 +22,7 @@ class HubPathway(Method):
     """Data-dependent pathway weights over the sources and a fresh pathway (Shu et al., NeurIPS 2022).
 
     The parts are the paper's: a noisy pathway generator, top-k routes at the input, aggregation at the output, an
-    exploration loss. Their equations are our reconstruction (`docs/methods.md`), and the fresh pathway is ours.
+    exploration loss. Their equations are our reconstruction (`docs/methods/hub-pathway.md`), and the fresh pathway is ours.
 
     Args:
         sources: The sources, in order.

@@ -1,5 +1,6 @@
 """Kickstarting: a student learns from reward and from what its teachers would do, less and less."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -42,7 +43,8 @@ class Kickstart(Method):
         if not sources:
             raise BadConfig("Method 'kickstart' needs a teacher; the hub has none.")
         check_annealing(coef, anneal)
-        super().__init__(Pathways(sources, target, fresh=True))
+        # Teachers speak with the standard deviations that they learned.
+        super().__init__(Pathways(sources, dataclasses.replace(target, source_std=None), fresh=True))
         self.discrete = isinstance(target.action_space, spaces.Discrete)
         self.coef, self.anneal = float(coef), float(anneal)
 
@@ -50,6 +52,11 @@ class Kickstart(Method):
     def coef_now(self) -> float:
         """The coefficient at this point of the training."""
         return annealed(self.coef, self.anneal, self.remaining)
+
+    @property
+    def trusted_pathways(self) -> list[bool]:
+        """For every pathway, whether it may speak: the teachers as long as they are heard."""
+        return [self.coef_now > 0] * len(self.pathways.sources) + [True]
 
     def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
         """What the student says; in a gradient step with the distillation loss."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hubrl.layers import Kernel
 from hubrl.methods.base import register
-from hubrl.methods.zoo_tuning import GatedLayer, ZooTuning
+from hubrl.methods.zoo_tuning import GatedLayer, ZooTuning, layer_name
 
 DECAY = 0.9
 """Of the temporal ensemble [Zoo-Tuning's code]."""
@@ -28,7 +28,7 @@ class LiteLayer(GatedLayer):
         self._seen: list[Tensor] = []
         # What is saved right behind an update must be what will act from then on.
         self.register_state_dict_pre_hook(lambda layer, *_: layer.advance())  # type: ignore[no-untyped-call]
-        self._kept: tuple[tuple[int, ...], Tensor, Tensor | None] | None = None
+        self._kept: tuple[list[Tensor], Tensor, Tensor | None] | None = None
 
     def forward(self, read: Float[Tensor, " batch *layer"]) -> Float[Tensor, " batch *next"]:
         """What the layer says through `A`."""
@@ -62,10 +62,14 @@ class LiteLayer(GatedLayer):
     def _merged(self) -> tuple[Tensor, Tensor | None]:
         """Kernel and bias, made anew only if what they are made of has changed."""
         parts = [part for part in (self.get_buffer("running_gates"), self.weight, self.bias, self.alignment) if part is not None]
-        state = tuple(part._version for part in parts) + tuple(part.data_ptr() for part in parts)
-        if self._kept is None or self._kept[0] != state:
-            self._kept = (state, *self.aggregated(self.get_buffer("running_gates")))
+        # By value: SB3's Polyak average writes through `.data`, which no version counts.
+        if self._kept is None or not all(_same(*pair) for pair in zip(self._kept[0], parts, strict=True)):
+            self._kept = ([part.detach().clone() for part in parts], *self.aggregated(self.get_buffer("running_gates")))
         return self._kept[1:]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
 
 
 @register("lite-zoo-tuning")
@@ -85,3 +89,12 @@ class LiteZooTuning(ZooTuning):
 
     summary = "zoo-tuning with constant gates: merges to one plain network (ICML 2021)"
     layer = LiteLayer
+
+    def measures(self) -> dict[str, float]:
+        """Each source's share of the ensemble `A` in each layer."""
+        return {
+            f"gate/{layer_name(path)}/{name}": float(gate)
+            for path, part in self.pathways.named_modules()
+            if isinstance(part, LiteLayer)
+            for name, gate in zip(self.source_names, part.get_buffer("running_gates"), strict=True)
+        }

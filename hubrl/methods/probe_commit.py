@@ -15,7 +15,7 @@ from hubrl.source import Source
 class ProbeCommit(HubPathway):
     """One pathway has all the say: the best of a probe; the fresh one if no source is better than it.
 
-    Before a probe, and without one, the sources have the same say at every step.
+    Without a probe all pathways have their say, as in `hub-pathway` without noise.
 
     Args:
         sources: The sources, in order.

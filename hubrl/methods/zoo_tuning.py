@@ -169,12 +169,17 @@ class ZooTuning(Alone):
 
     def measures(self) -> dict[str, float]:
         """Each source's gate in each layer, averaged over the last batch."""
-        found = {}
-        for path, part in self.pathways.named_modules():
-            if isinstance(part, Gates):
-                layer = path.removeprefix("sources.0.source.").removesuffix(".gates")
-                found.update({f"gate/{layer}/{name}": float(gate) for name, gate in zip(self.source_names, part.last, strict=True)})
-        return found
+        return {
+            f"gate/{layer_name(path)}/{name}": float(gate)
+            for path, part in self.pathways.named_modules()
+            if isinstance(part, Gates)
+            for name, gate in zip(self.source_names, part.last, strict=True)
+        }
+
+
+def layer_name(path: str) -> str:
+    """The name of a layer in its source, of the path of it or of its gates among the pathways."""
+    return path.removeprefix("sources.0.source.").removesuffix(".gates")
 
 
 def _input_channels(source: Source, *, head: bool) -> dict[str, int]:
