@@ -13,6 +13,9 @@ from hubrl.methods.zoo_tuning import GatedLayer, ZooTuning, layer_name
 DECAY = 0.9
 """Of the temporal ensemble [Zoo-Tuning's code]."""
 
+SAMPLE = 1000
+"""Weights that are looked at to see whether an average was written over all of them."""
+
 
 class LiteLayer(GatedLayer):
     """A layer whose gates are their temporal ensemble `A`, one number a source.
@@ -28,7 +31,7 @@ class LiteLayer(GatedLayer):
         self._seen: list[Tensor] = []
         # What is saved right behind an update must be what will act from then on.
         self.register_state_dict_pre_hook(lambda layer, *_: layer.advance())  # type: ignore[no-untyped-call]
-        self._kept: tuple[list[Tensor], Tensor, Tensor | None] | None = None
+        self._kept: tuple[list[tuple[int, int]], Tensor, Tensor, Tensor | None] | None = None
 
     def forward(self, read: Float[Tensor, " batch *layer"]) -> Float[Tensor, " batch *next"]:
         """What the layer says through `A`."""
@@ -62,14 +65,12 @@ class LiteLayer(GatedLayer):
     def _merged(self) -> tuple[Tensor, Tensor | None]:
         """Kernel and bias, made anew only if what they are made of has changed."""
         parts = [part for part in (self.get_buffer("running_gates"), self.weight, self.bias, self.alignment) if part is not None]
-        # By value: SB3's Polyak average writes through `.data`, which no version counts.
-        if self._kept is None or not all(_same(*pair) for pair in zip(self._kept[0], parts, strict=True)):
-            self._kept = ([part.detach().clone() for part in parts], *self.aggregated(self.get_buffer("running_gates")))
-        return self._kept[1:]
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
+        state = [(part._version, part.data_ptr()) for part in parts]
+        # SB3's Polyak average writes through `.data`, which no version counts; it changes everything, so a sample tells.
+        sample = torch.cat([part.detach().flatten()[:: 1 + part.numel() // SAMPLE] for part in parts])
+        if self._kept is None or self._kept[0] != state or not torch.equal(self._kept[1], sample):
+            self._kept = (state, sample.clone(), *self.aggregated(self.get_buffer("running_gates")))
+        return self._kept[2:]
 
 
 @register("lite-zoo-tuning")
