@@ -43,6 +43,9 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"PPO": PPO, "A2C": A2C, "DQN": DQN
 OBSERVATIONS = 1000
 """Observations on which an exported agent is compared with the agent it was made of."""
 
+TOLERANCE = 1e-4
+"""Difference above which an agent is not what it was: something that it does is in no layer."""
+
 Chain = list[nn.Module]
 
 
@@ -104,7 +107,10 @@ def export(agent: Source) -> Exported:
     except NotPlainError as error:
         raise NotPlainError(_refusal(agent, str(error))) from error
     model.policy.set_training_mode(False)
-    return Exported(model, _difference(agent, model))
+    difference = _difference(agent, model)
+    if difference > TOLERANCE:
+        raise NotPlainError(_refusal(agent, f"the merged network differs from it by {difference:.1e}"))
+    return Exported(model, difference)
 
 
 def _refusal(agent: Source, reason: str) -> str:

@@ -177,6 +177,14 @@ def test_heads_and_algorithms_that_sb3s_policies_have_not_are_refused():
         export(read_live(sac, "agent"))
 
 
+def test_what_is_in_no_layer_is_found_out():
+    """A DQN that PPO trains further acts by the greatest of its Q-values, nearly always: logits are something else."""
+    env = Toy(actions=CHOOSE)
+    model = learned(PPO, env, alike(env, DQN), "finetune", level="outputs", settings={"activation_fn": torch.nn.ReLU})
+    with pytest.raises(NotPlainError, match="the merged network differs from it by"):
+        export(read_live(model, "agent"))
+
+
 def test_an_exported_agent_learns_on():
     env = Toy()
     plain = merged(learned(PPO, env, alike(env, PPO, PPO), "lite-zoo-tuning"))
