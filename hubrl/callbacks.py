@@ -16,6 +16,7 @@ from hubrl.methods.base import Method
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.q_policies import HubDQNPolicy
 from hubrl.spec import HubSpec
+from hubrl.standing import Standing
 from hubrl.trust import Verdict, probe, true_rewards
 
 MUCH_EXPLORATION = 0.2
@@ -58,17 +59,26 @@ class HubCallback(BaseCallback):
             self.model.policy.release(np.ones(self.training_env.num_envs, dtype=bool))
             if self.probe_share > 0 and self.model.policy.method.awaits_probe:
                 self._probe()
+            self._earned = np.zeros(self.training_env.num_envs)
+            if self.model.policy.solos is not None and self.model.policy.holds:
+                self.model.policy.solos.begin(self.training_env.num_envs, self.model.policy.method.trusted_pathways)
             started = self.model.num_timesteps
             self._warm_until = started + self.warmup_share * (self.locals["total_timesteps"] - started)
         if isinstance(self.model.policy, HubDQNPolicy):
             self.model.policy.begin(self.training_env.num_envs)
             self._earned = np.zeros(self.training_env.num_envs)
 
+    def _revise(self, policy: HubActorCriticPolicy) -> None:
+        """Let trust follow what pathways earned alone, between an update and the next rollout."""
+        if policy.solos is not None and policy.holds:
+            policy.method.revise(policy.solos.revised(policy.method.trusted_pathways))
+
     def _on_rollout_start(self) -> None:
         for method in parts_in(self.model.policy, Method):  # type: ignore[type-abstract]
             method.remaining = self.model._current_progress_remaining
         if isinstance(self.model.policy, HubActorCriticPolicy):
             self.model.policy.warming = self.model.num_timesteps < self._warm_until
+            self._revise(self.model.policy)
         see_through_normalisation(self.model.policy, self.training_env)
 
     def _on_rollout_end(self) -> None:
@@ -76,7 +86,12 @@ class HubCallback(BaseCallback):
             return
         self._logged_at = self.model.num_timesteps
         if isinstance(self.model.policy, HubDQNPolicy):
-            self._record_standing(self.model.policy)
+            self._record_standing(self.model.policy.standing)
+            for index, name in enumerate(self.model.policy.pathways.names):
+                acts = float(index == self.model.policy.standing.best)
+                self.logger.record(f"pathway/weight/{name}", acts, exclude=NO_TABLE)
+        if isinstance(self.model.policy, HubActorCriticPolicy) and self.model.policy.solos is not None:
+            self._record_standing(self.model.policy.solos.standing)
         for method in parts_in(self.model.policy, Method)[:1]:  # type: ignore[type-abstract]
             self._record(method)
             # Those of the last update are still there; SB3 clears them before the next.
@@ -91,6 +106,7 @@ class HubCallback(BaseCallback):
     def _on_step(self) -> bool:
         if isinstance(self.model.policy, HubActorCriticPolicy):
             self.model.policy.release(self.locals["dones"])
+            self._count_solos(self.model.policy)
         if isinstance(self.model.policy, HubDQNPolicy):
             self._earned += true_rewards(self.training_env, self.locals["rewards"])
             assert isinstance(self.model, DQN)
@@ -99,6 +115,14 @@ class HubCallback(BaseCallback):
                 self.model.policy.ended(int(env), float(self._earned[env]), counts=telling)
                 self._earned[env] = 0.0
         return True
+
+    def _count_solos(self, policy: HubActorCriticPolicy) -> None:
+        if policy.solos is None or not policy.holds:
+            return
+        self._earned += true_rewards(self.training_env, self.locals["rewards"])
+        for env in np.flatnonzero(self.locals["dones"]):
+            policy.solos.ended(int(env), float(self._earned[env]), policy.method.trusted_pathways)
+            self._earned[env] = 0.0
 
     def _probe(self) -> None:
         assert isinstance(self.model, OnPolicyAlgorithm)
@@ -135,14 +159,12 @@ class HubCallback(BaseCallback):
         self.logger.record("pathway/entropy_nats", tally.entropy / rows)
         self.logger.record("pathway/active_sources", float(tally.active.sum()) / rows)
 
-    def _record_standing(self, policy: HubDQNPolicy) -> None:
-        counts, worth = policy.standing.get_buffer("counts"), policy.standing.worth
-        for index, name in enumerate(policy.pathways.names):
+    def _record_standing(self, standing: Standing) -> None:
+        counts, worth = standing.get_buffer("counts"), standing.worth
+        for index, name in enumerate(standing.names):
             self.logger.record(f"trust/episodes/{name}", int(counts[index]), exclude=NO_TABLE)
             if int(counts[index]):
                 self.logger.record(f"trust/return/{name}", float(worth[index]), exclude=NO_TABLE)
-            acts = float(index == policy.standing.best)
-            self.logger.record(f"pathway/weight/{name}", acts, exclude=NO_TABLE)
 
     def _record_gradient(self, method: Method) -> None:
         router = getattr(method, "router", None)

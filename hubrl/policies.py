@@ -30,6 +30,7 @@ from hubrl.pathways import FRESH, Pathways, Target, check_meanings, extractor_cl
 from hubrl.routing import ZeroLinear, aggregate
 from hubrl.spaces import describe
 from hubrl.spec import HubSpec, parse_spec
+from hubrl.standing import Solos
 
 
 class Outputs(Plain):
@@ -48,6 +49,9 @@ class Outputs(Plain):
     where it is learned. Needs a callback that stores who acted; without it pathways are drawn anew at every step."""
     release: Literal["fixed", "random", "learned"] = "random"
     """How a held pathway lets go: after `hold` steps, at random, or by a learned rule that starts there."""
+    solo_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the episodes of training that one pathway plays alone, after which the router's trust is revised; needs
+    HubCallback, and all pathways active."""
     anchor_coef: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of the divergence that holds what acts for a source, tuned or corrected, near what it did untouched."""
     action_meanings: tuple[str, ...] | None = None
@@ -140,6 +144,7 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         self._hearing: Hearing | None = None
         self._distributed: Distribution | None = None
         self._holding: Holding | None = None
+        self._predicting = False
         kwargs.setdefault("features_extractor_class", extractor_class(observation_space))
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 
@@ -241,7 +246,7 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         if not self.holds:
             return super().predict(observation, state, episode_start, deterministic)
         n_rows = self._n_rows(observation)
-        training, self._holding = self._holding, Holding(n_rows)
+        training, self._holding, self._predicting = self._holding, Holding(n_rows), True
         if state is not None:
             self._holding.pathway, self._holding.steps = (torch.as_tensor(part) for part in state)
         if episode_start is not None:
@@ -253,7 +258,7 @@ class HubActorCriticPolicy(ActorCriticPolicy):
                 self._holding.acted(self._distributed.drawn, previous)
             return actions, (self._holding.pathway.numpy(), self._holding.steps.numpy())
         finally:
-            self._holding = training
+            self._holding, self._predicting = training, False
 
     def train(self, mode: bool = True) -> "HubActorCriticPolicy":
         """`nn.Module.train`; going back to a rollout after an update draws new noise."""
@@ -290,11 +295,15 @@ class HubActorCriticPolicy(ActorCriticPolicy):
             self.anchors = Pathways([untouched[name] for name in names], target, fresh=False).requires_grad_(requires_grad=False)
         self.register_buffer("noise_key", torch.randint(2**31, ()))
         n_pathways = len(self.method.pathways.names)
-        may_hold = self.outputs.hold > 1 and n_pathways > 1
+        self.solos = None
+        if self.outputs.solo_share > 0 and n_pathways > 1:
+            check_solos(self.aggregation, self.method)
+            self.solos = Solos(self.method.pathways.names, self.outputs.solo_share)
+        may_hold = (self.outputs.hold > 1 or self.solos is not None) and n_pathways > 1
         self.committed: Tensor | None
         self.register_buffer("committed", torch.zeros((), dtype=torch.bool) if may_hold else None)
         self.stickiness = None
-        if may_hold and self.outputs.release == "learned":
+        if may_hold and self.outputs.hold > 1 and self.outputs.release == "learned":
             self.stickiness = ZeroLinear(self.mlp_extractor.latent_dim_pi, n_pathways)
             # Equal weights then let go once in `hold` steps.
             nn.init.constant_(self.stickiness.bias, math.log((self.outputs.hold - 1) * (n_pathways - 1)))
@@ -346,6 +355,8 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         previous = holding.pathway
         if self.outputs.release == "fixed":
             previous = torch.where(holding.steps >= self.outputs.hold, -1, previous)
+        if self.solos is not None and holding is self._holding and len(self.solos.playing) == len(previous) and not self._predicting:
+            previous = torch.where(self.solos.playing >= 0, ALONE - self.solos.playing, previous)
         return previous.to(self.device)
 
     def _n_rows(self, observation: Any) -> int:
@@ -449,8 +460,28 @@ class HubActorCriticPolicy(ActorCriticPolicy):
             case "random":
                 release = 1 / self.outputs.hold
             case _:
-                release = weights.new_zeros(()) if self.stickiness is None else self.stickiness(latent_pi)
-        return held(weights, hearing.previous, release)
+                release = 1.0 if self.stickiness is None else self.stickiness(latent_pi)
+        weights = held(weights, hearing.previous.clamp_min(-1), release)
+        if self.solos is None:
+            return weights
+        alone = nn.functional.one_hot((ALONE - hearing.previous).clamp_min(0), weights.shape[1]).to(weights.dtype)
+        return torch.where((hearing.previous <= ALONE)[:, None], alone, weights)
+
+
+ALONE = -2
+"""Less the position of a pathway it stands, in place of who acted before, for the pathway that plays the episode alone."""
+
+
+def check_solos(aggregation: str, method: Method) -> None:
+    """Refuse episodes of one pathway where pathways are not drawn, or not always computed.
+
+    Raises:
+        BadConfig: Saying what to leave out.
+    """
+    if aggregation != "mixture":
+        raise BadConfig("solo_share was given where no pathway is drawn; use aggregation='mixture', or leave it out.")
+    if getattr(method, "top_k", len(method.pathways.names)) < len(method.pathways.names):
+        raise BadConfig("solo_share was given with top_k, under which a pathway may not be computed; leave one of them out.")
 
 
 def _carrying(routed: Routed, loss: Float[Tensor, ""]) -> Routed:

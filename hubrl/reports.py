@@ -180,12 +180,13 @@ def draw_curves(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
     for axis, (task, hub) in zip(axes, pairs, strict=False):
         rows = curves[(curves["task"] == task) & curves["hub"].isin([hub, "none"]) & (curves["kind"] == "evaluation")]
         for method, group in rows.groupby("method", sort=False):
-            estimates = {step: estimate(points["return"].tolist()) for step, points in group.groupby("step")}
-            steps = np.array(list(estimates))
-            (line,) = axis.plot(
-                steps / 1000, [one.value for one in estimates.values()], label=str(method), zorder=3 if method == HUB_METHOD else 2
-            )
-            lows, highs = [one.low for one in estimates.values()], [one.high for one in estimates.values()]
+            # Probes of different lengths shift the evaluations of different seeds: the first belong together, and so on.
+            points = group.assign(place=group.groupby("seed")["step"].rank(method="first"))
+            places = [part for _, part in points.groupby("place")]
+            steps = np.array([part["step"].mean() for part in places])
+            estimates = [estimate(part["return"].tolist()) for part in places]
+            (line,) = axis.plot(steps / 1000, [one.value for one in estimates], label=str(method), zorder=3 if method == HUB_METHOD else 2)
+            lows, highs = [one.low for one in estimates], [one.high for one in estimates]
             axis.fill_between(steps / 1000, lows, highs, color=line.get_color(), alpha=0.2, linewidth=0)
         untouched = runs_of(table, task, hub)
         for method, style in (("zero-shot", ":"), ("oracle", "--")):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 STANDARD_ERRORS = 2.0
@@ -18,6 +18,9 @@ STANDARD_ERRORS = 2.0
 
 RACE_ERRORS = 3.0
 """Within which a pathway stays in a race; it is looked at after every round, so that two would be exceeded by chance."""
+
+MOST_BEHIND = 6.0
+"""Standard errors beyond which it does not matter how far a pathway is behind: its weight is gone."""
 
 Returns = dict[str, list[float]]
 
@@ -112,3 +115,56 @@ class Standing(nn.Module):
         worst = min(value for index in range(len(self.names)) for value in self.of(index))
         scale = float(worth[other]) - worst
         return min(max(float(worth[other] - worth[pathway]) / max(scale, 1e-8), 0.0), 1.0)
+
+
+class Solos(nn.Module):
+    """Whole episodes that one pathway plays alone in training, and what they say of it [ours].
+
+    Pathways that share an episode share its return; only alone each earns its own. Who has played least is next.
+
+    Args:
+        names: The pathways' names.
+        share: Share of the episodes.
+    """
+
+    def __init__(self, names: list[str], share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.standing = Standing(names)
+        self.register_buffer("lag", torch.zeros(len(names)))
+        self.playing: Int[Tensor, " envs"] = torch.full((0,), -1)
+
+    def begin(self, n_envs: int, trusted: Sequence[bool]) -> None:
+        """Choose who plays alone in each of some environments, whose episodes begin."""
+        self.playing = torch.tensor([self._draw(trusted) for _ in range(n_envs)])
+
+    def ended(self, env: int, earned: float, trusted: Sequence[bool]) -> None:
+        """An episode ended: remember what it earned if one pathway played it, and choose the next."""
+        if int(self.playing[env]) >= 0:
+            self.standing.note(int(self.playing[env]), earned)
+        self.playing[env] = self._draw(trusted)
+
+    def revised(self, trusted: Sequence[bool]) -> Float[Tensor, " pathways"]:
+        """By how much more than last time each trusted pathway lies behind the best, in standard errors.
+
+        All zero until each of them has played enough; no pathway counts as more than `MOST_BEHIND` behind.
+        """
+        members = [index for index, stays in enumerate(trusted) if stays]
+        counts, old = self.standing.get_buffer("counts"), self.get_buffer("lag")
+        new = torch.zeros_like(old)
+        if all(int(counts[index]) >= ENOUGH for index in members):
+            behind_best = errors_behind({self.standing.names[index]: self.standing.of(index) for index in members})
+            for index in members:
+                new[index] = min(max(behind_best[self.standing.names[index]], 0.0), MOST_BEHIND)
+        change = new - old
+        old.copy_(new)
+        return change
+
+    def _draw(self, trusted: Sequence[bool]) -> int:
+        """Who plays the next episode alone; -1 for nobody."""
+        if np.random.random() >= self.share:
+            return -1
+        counts: list[int] = self.standing.get_buffer("counts").tolist()
+        members = [index for index, stays in enumerate(trusted) if stays]
+        fewest = min(counts[index] for index in members)
+        return int(np.random.choice([index for index in members if counts[index] == fewest]))

@@ -1,6 +1,8 @@
 """From a Gymnasium id to the vectorised environment that SB3 trains on, with mistakes put into sentences."""
 
 import importlib
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,9 +11,10 @@ from gymnasium import error as gym_error
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
+from hubrl.atari import STACK, AtariVecEnv
 from hubrl.errors import BadConfig, unknown
 
-Preprocessing = Literal["none", "atari"]
+Preprocessing = Literal["none", "atari", "atari-sb3"]
 
 
 def make_env(
@@ -30,22 +33,40 @@ def make_env(
         kwargs: The task's keyword arguments.
         n_envs: How many.
         seed: Seed of the first; the others follow.
-        preprocessing: `atari` for SB3's AtariWrapper and four stacked frames.
+        preprocessing: `atari` for SB3's Atari preprocessing and four stacked frames, in ale-py's C++ where that can play the task and
+            otherwise, with a warning, in SB3's AtariWrapper; `atari-sb3` for AtariWrapper in any case. Images are channel first from C++
+            and channel last from AtariWrapper; models and sources take either.
         monitor: Folder for Monitor's CSV files.
 
     Raises:
         BadConfig: If the task is not known, its module cannot be imported, or it refuses its arguments.
     """
     check_task(task)
-    build = make_atari_env if preprocessing == "atari" else make_vec_env
+    builders: dict[Preprocessing, Callable[..., VecEnv]] = {"none": make_vec_env, "atari": _atari, "atari-sb3": _atari_sb3}
     folder = None if monitor is None else str(monitor)
     try:
-        env = build(task, n_envs=n_envs, seed=seed, monitor_dir=folder, env_kwargs=kwargs or {})
+        return builders[preprocessing](task, n_envs=n_envs, seed=seed, monitor_dir=folder, env_kwargs=kwargs or {})
     except (TypeError, ValueError, AssertionError, gym_error.Error) as error:
         raise BadConfig(f"Task {task!r} cannot be made with {kwargs or {}}: {_first_line(error)}") from error
     except (ImportError, gym_error.DependencyNotInstalled) as error:
         raise BadConfig(f"Task {task!r} needs a package that is not installed: {_first_line(error)}") from error
-    return VecFrameStack(env, 4) if preprocessing == "atari" else env
+
+
+def _atari(task: str, *, n_envs: int, seed: int, monitor_dir: str | None, env_kwargs: dict[str, Any]) -> VecEnv:
+    """Games in C++; in Python, announced, where C++ cannot play them as SB3's wrappers do."""
+    folder = None if monitor_dir is None else Path(monitor_dir)
+    try:
+        return AtariVecEnv(task, env_kwargs, n_envs=n_envs, seed=seed, monitor=folder)
+    except BadConfig as reason:
+        env = _atari_sb3(task, n_envs=n_envs, seed=seed, monitor_dir=monitor_dir, env_kwargs=env_kwargs)
+        warnings.warn(
+            f"{reason} It is played by AtariWrapper, more slowly; preprocessing='atari-sb3' asks for that without a warning.", stacklevel=3
+        )
+        return env
+
+
+def _atari_sb3(task: str, **given: Any) -> VecEnv:
+    return VecFrameStack(make_atari_env(task, **given), STACK)
 
 
 def check_task(task: str) -> None:

@@ -89,6 +89,13 @@ class Method(nn.Module, ABC):
             worth: For every pathway, its mean return in the probe, NaN if it never played; empty if there was none.
         """
 
+    def revise(self, behind: Float[Tensor, " pathways"]) -> None:
+        """Trust pathways less in training, by how much further behind the best they turned out; for methods with a router.
+
+        Args:
+            behind: For every pathway the change, in standard errors and in nats of the router's numbers.
+        """
+
     @property
     def trusted_pathways(self) -> list[bool]:
         """For every pathway, whether it may be active at all."""

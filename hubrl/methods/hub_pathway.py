@@ -87,6 +87,11 @@ class HubPathway(Method):
         self.router.mean.bias.copy_(torch.as_tensor(list(start)))
         self.get_buffer("probed").fill_(True)
 
+    @torch.no_grad()
+    def revise(self, behind: Float[Tensor, " pathways"]) -> None:
+        """Lower the router's number of what turned out to be behind."""
+        self.router.mean.bias.sub_(behind)
+
     @property
     def trusted_pathways(self) -> list[bool]:
         """For every pathway, whether a probe left it in."""

@@ -1,0 +1,124 @@
+"""Episodes that one pathway plays alone, and trust that follows what it earns."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from test_holding import Ratios
+from torch import nn
+from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny_hub
+
+from hubrl import BadConfig, Hub, HubCallback, Source
+from hubrl.policies import ALONE
+from hubrl.standing import MOST_BEHIND, Solos
+
+
+class Constant(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, features):
+        return torch.full((len(features), 2), self.value)
+
+
+def up_and_down():
+    """A source that earns 2 a step in the toy task, and one that loses as much."""
+    return Hub(
+        Source(encoder=nn.Flatten(), head=Constant(value), name=name, observation_space=VECTOR, action_space=STEER)
+        for name, value in (("up", 1.0), ("down", -1.0))
+    )
+
+
+def played(returns):
+    solos = Solos(["a", "b", "c"], 0.5)
+    for index, earned in enumerate(returns):
+        for value in earned:
+            solos.standing.note(index, value)
+    return solos
+
+
+def test_who_has_played_least_is_next_and_only_who_is_trusted():
+    np.random.seed(0)
+    solos = Solos(["a", "b", "c"], 0.99)
+    solos.begin(400, [True, False, True])
+    assert set(solos.playing.tolist()) == {-1, 0, 2}
+    solos.standing.note(0, 1.0)
+    assert {solos._draw([True, False, True]) for _ in range(200)} == {-1, 2}
+    solos.playing = torch.tensor([2, -1])
+    solos.ended(0, 5.0, [True, False, True])
+    solos.ended(1, 7.0, [True, False, True])
+    assert solos.standing.of(2) == [5.0], "what several pathways earned together is nobody's"
+
+
+def test_how_far_behind_is_told_once_and_in_standard_errors():
+    one, other = [10.0, 11.0, 12.0], [9.0, 10.0, 11.0]
+    solos = played([one, other, []])
+    apart = 1.0 / math.sqrt(2 * np.var(one, ddof=1) / 3)
+    assert solos.revised([True, True, False]).tolist() == pytest.approx([0.0, apart, 0.0])
+    assert solos.revised([True, True, False]).tolist() == [0.0, 0.0, 0.0]
+    for value in (50.0, 50.1, 50.2):
+        solos.standing.note(1, value)
+    solos.get_buffer("lag")
+    change = solos.revised([True, True, False])
+    assert change[1].item() == pytest.approx(-apart)
+    assert change[0] > 0
+    assert played([[1.0, 1.1, 1.2], [99.0, 99.1, 99.2], []]).revised([True, True, False])[0] == MOST_BEHIND
+    assert played([one, other[:2], []]).revised([True, True, False]).tolist() == [0.0, 0.0, 0.0], "too few to say"
+
+
+@pytest.mark.parametrize("actions", [STEER, CHOOSE])
+@pytest.mark.parametrize("hold", [1.0, 4.0])
+def test_ratios_are_one_and_an_episode_has_one_player(actions, hold):
+    env = make_vec_env(lambda: Toy(VECTOR, actions), n_envs=2, seed=0)
+    model = target(PPO, env, tiny_hub(Toy(VECTOR, actions)).agent(PPO, hold=hold, solo_share=0.5), learning_rate=1e-2)
+    ratios = Ratios()
+    np.random.seed(1)
+    model.learn(256, callback=[HubCallback(probe_share=0, warmup_share=0), ratios])
+    assert ratios.greatest < 1e-4
+    before, after = np.concatenate(ratios.pathways).reshape(-1, 2).T
+    alone = before <= ALONE
+    assert 0.2 < alone.mean() < 0.8
+    assert np.array_equal(after[alone], ALONE - before[alone])
+    assert int(model.policy.solos.standing.get_buffer("counts").sum()) > 3
+
+
+def test_trust_follows_what_pathways_earn_alone(tmp_path):
+    env = make_vec_env(Toy, n_envs=4, seed=0)
+    made = up_and_down().agent(PPO, solo_share=0.6, residual=False)
+    model = target(PPO, env, made, learning_rate=0.0, clip_range=1e-9)
+    np.random.seed(0)
+    model.learn(1280, callback=HubCallback(probe_share=0))
+    rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    weights = model.policy.route(torch.as_tensor(rows)).weights.mean(dim=0)
+    assert weights[0] > 0.9, "nothing was learned but by what they earned"
+    assert model.policy.solos.standing.worth[0] > 15
+    assert model.policy.solos.standing.worth[1] < -15
+    model.save(tmp_path / "model.zip")
+    loaded = PPO.load(tmp_path / "model.zip", device="cpu")
+    assert torch.equal(loaded.policy.solos.standing.worth, model.policy.solos.standing.worth)
+    assert np.array_equal(loaded.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0])
+
+
+def test_an_evaluation_in_the_middle_of_training_has_no_solos():
+    env = make_vec_env(Toy, n_envs=2, seed=0)
+    model = target(PPO, env, up_and_down().agent(PPO, solo_share=0.9, residual=False))
+    model.policy.commit()
+    model.policy.solos.playing = torch.tensor([1, 1])
+    model.policy.method.trust([True, False, False], [0.0, 0.0, 0.0])
+    actions, _ = model.predict(np.zeros((2, 4), dtype=np.float32), deterministic=True)
+    assert (actions == 1.0).all()
+
+
+def test_solos_that_cannot_be_are_refused():
+    env = Toy()
+    hub = tiny_hub(env)
+    with pytest.raises(BadConfig, match="solo_share was given with top_k, under which a pathway may not be computed"):
+        target(PPO, env, hub.agent(PPO, top_k=1, solo_share=0.1))
+    with pytest.raises(BadConfig, match="solo_share was given where no pathway is drawn"):
+        target(PPO, env, hub.agent(PPO, aggregation="mean", solo_share=0.1))
+    with pytest.raises(BadConfig, match="solo_share: Input should be less than 1"):
+        hub.agent(PPO, solo_share=1.0)
