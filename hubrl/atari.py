@@ -1,9 +1,9 @@
 """Atari games in ale-py's C++ vector environment, played to SB3's conventions.
 
 SB3's AtariWrapper is Python around every single frame. Here four frames, their maximum and their scaling are one call into C++, and
-what is left of AtariWrapper, of Monitor and of VecFrameStack is kept to the letter: no-ops, FIRE, lives, signs of rewards, statistics of
-whole games. Every game is a vector environment of one, since SB3 plays on by itself in a game that has just lost a life while the
-others stand still; a vector of many can only step all.
+AtariWrapper, Monitor and VecFrameStack are kept to beyond that: no-ops, FIRE, lives, signs of rewards, statistics of whole games. Every
+game is a vector environment of one, since SB3 plays on by itself in a game that has just lost a life while the others stand still; a
+vector of many can only step all.
 """
 
 import time
@@ -204,8 +204,13 @@ class Game:
 
     def restart(self) -> tuple[Frame, dict[str, Any]]:
         """The first frame of the next episode, and the information on it: of the same game unless that is over."""
-        frame, info = self.start() if self.over else self._continue()
-        return self._fire(frame, info)
+        return self._fire(*(self.start() if self.over else self._continue()))
+
+    def reset(self, seed: int | None) -> tuple[Frame, dict[str, Any]]:
+        """The first frame of a new game, whatever became of the old one, and the information on it; `seed` as in `start`."""
+        first = self._fire(*self.start(seed))
+        self.episode = None
+        return first
 
     def start(self, seed: int | None = None) -> tuple[Frame, dict[str, Any]]:
         """The first frame of a new game after its no-ops, before FIRE, and the information on it.
@@ -258,8 +263,7 @@ class AtariVecEnv(VecEnv):
     """Parallel Atari games with SB3's Atari preprocessing, in ale-py's C++.
 
     Observations are four grey frames of 84 by 84, channel first, as SB3's policies see them behind VecTransposeImage: a model trained here
-    loads on `make_atari_env`'s environments under VecFrameStack, and the other way round. Frames differ from SB3's by some grey levels,
-    since ale-py scales grey frames with its own tables and SB3 colours with OpenCV's. `docs/atari.md` has all differences.
+    loads on `make_atari_env`'s environments under VecFrameStack, and the other way round. `docs/atari.md` says what differs.
 
     Rewards are signs. `done` is true when a life is lost; `infos[i]["episode"]` has Monitor's numbers when the game is over: `r` the game's
     own return, `l` its frames, `t` seconds since the environment was made.
@@ -291,8 +295,7 @@ class AtariVecEnv(VecEnv):
             self.step_wait()
         first = np.empty((self.num_envs, 1, SIDE, SIDE), np.uint8)
         for index, (game, seed) in enumerate(zip(self.games, self._seeds, strict=True)):
-            first[index], self.reset_infos[index] = game._fire(*game.start(None if seed is None else _bits(seed)))
-            game.episode = None
+            first[index], self.reset_infos[index] = game.reset(None if seed is None else _bits(seed))
         self._reset_seeds()
         self._reset_options()
         # A copy, since SB3's stack is emptied in place: what was returned before must not change.

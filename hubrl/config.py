@@ -25,8 +25,8 @@ class RunConfig(Plain):
     """Gymnasium id; `module:id` where importing a module registers it."""
     task_kwargs: dict[str, Any] = {}
     """Keyword arguments of the task."""
-    preprocessing: Literal["none", "atari"] = "none"
-    """`atari`: SB3's AtariWrapper and four stacked frames."""
+    preprocessing: Literal["none", "atari", "atari-sb3"] = "none"
+    """`atari`: SB3's conventions and four stacked frames, in ale-py's C++ environment where it can; `atari-sb3`: SB3's wrappers."""
     n_envs: Whole = 1
     """Parallel environments."""
     normalize: bool = False

@@ -158,7 +158,7 @@ def test_a_mode_that_a_game_does_not_have_is_answered_with_those_it_has(argument
 def test_atari_vec_env_is_sb3s_stack_of_four_small_grey_frames():
     pytest.importorskip("cv2")
     task = make_game("Pong").spec.id
-    env = make_env(task, {"full_action_space": True}, n_envs=2, preprocessing="atari")
+    env = make_env(task, {"full_action_space": True}, n_envs=2, preprocessing="atari-sb3")
     observations = env.reset()
     assert observations.shape == (2, 84, 84, 4)
     assert observations.dtype == np.uint8
