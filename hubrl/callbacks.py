@@ -51,6 +51,8 @@ class HubCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         see_through_normalisation(self.model.policy, self.training_env)
+        # Looked up once: off-policy algorithms begin a rollout every few steps.
+        self._methods = parts_in(self.model.policy, Method)  # type: ignore[type-abstract]
         self._log_cards()
         self._logged_at = self.model.num_timesteps
         if isinstance(self.model, OnPolicyAlgorithm) and isinstance(self.model.policy, HubActorCriticPolicy):
@@ -74,7 +76,7 @@ class HubCallback(BaseCallback):
             policy.method.revise(policy.solos.revised(policy.method.trusted_pathways))
 
     def _on_rollout_start(self) -> None:
-        for method in parts_in(self.model.policy, Method):  # type: ignore[type-abstract]
+        for method in self._methods:
             method.remaining = self.model._current_progress_remaining
         if isinstance(self.model.policy, HubActorCriticPolicy):
             self.model.policy.warming = self.model.num_timesteps < self._warm_until
@@ -92,7 +94,7 @@ class HubCallback(BaseCallback):
                 self.logger.record(f"pathway/weight/{name}", acts, exclude=NO_TABLE)
         if isinstance(self.model.policy, HubActorCriticPolicy) and self.model.policy.solos is not None:
             self._record_standing(self.model.policy.solos.standing)
-        for method in parts_in(self.model.policy, Method)[:1]:  # type: ignore[type-abstract]
+        for method in self._methods[:1]:
             self._record(method)
             # Those of the last update are still there; SB3 clears them before the next.
             self._record_gradient(method)

@@ -4,7 +4,6 @@ In the first round the teacher acts, in the others its student; in all the teach
 al. 2011).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -188,4 +187,4 @@ def _spread(policy: ActorCriticPolicy, seen: Any, taught: Tensor) -> None:
         batch = {key: part[rows] for key, part in seen.items()} if isinstance(seen, dict) else seen[rows]
         said: Any = policy.get_distribution(batch).distribution
         squares.append((said.mean - taught[rows].flatten(1)).square())
-    policy.log_std.copy_(torch.cat(squares).mean(dim=0).sqrt().clamp_min(LEAST_STD).log().clamp_max(math.log(1.0)))
+    policy.log_std.copy_(torch.cat(squares).mean(dim=0).sqrt().clamp_min(LEAST_STD).log().clamp_max(0.0))

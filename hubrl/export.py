@@ -344,14 +344,6 @@ class Spaces(gym.Env[Any, Any]):
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         self.observation_space, self.action_space = observation_space, action_space
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        """There is nothing to play."""
-        raise NotImplementedError
-
-    def step(self, action: Any) -> Any:
-        """There is nothing to play."""
-        raise NotImplementedError
-
 
 def _plain_model(agent: Source, kind: type[BaseAlgorithm], actor: Shape, critic: Shape | None) -> BaseAlgorithm:
     activations = {shape.activation for shape in (actor, critic) if shape is not None and shape.activation is not None}

@@ -6,7 +6,7 @@ import torch
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from torch import nn
-from toys import STEER, VECTOR, Toy, target, tiny_hub, toy_for
+from toys import STEER, VECTOR, Constant, Toy, target, tiny_hub, toy_for
 
 from hubrl import BadConfig, Hub, Source
 from hubrl.controls import MEAN_WEIGHTS, SHUFFLED_INPUT, play_controls
@@ -23,15 +23,6 @@ class Turning(Toy):
     def _observe(self, space):
         self.seen = super()._observe(space)
         return self.seen
-
-
-class Constant(nn.Module):
-    def __init__(self, value):
-        super().__init__()
-        self.value = value
-
-    def forward(self, features):
-        return torch.full((len(features), 2), self.value)
 
 
 class Seeing(nn.Module):

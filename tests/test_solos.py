@@ -9,20 +9,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from test_holding import Ratios
 from torch import nn
-from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny_hub
+from toys import CHOOSE, STEER, VECTOR, Constant, Toy, target, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, Source
 from hubrl.policies import ALONE
 from hubrl.standing import MOST_BEHIND, Solos
-
-
-class Constant(nn.Module):
-    def __init__(self, value):
-        super().__init__()
-        self.value = value
-
-    def forward(self, features):
-        return torch.full((len(features), 2), self.value)
 
 
 def up_and_down():

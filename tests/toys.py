@@ -4,10 +4,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from sb3_contrib import QRDQN, TQC, TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import nn
 
 from hubrl import Hub
 
@@ -66,6 +68,17 @@ class Toy(gym.Env[Any, Any]):
         if space.dtype == np.uint8:
             return self.np_random.integers(0, 256, space.shape, dtype=np.uint8)
         return self.np_random.normal(size=space.shape).astype(np.float32)
+
+
+class Constant(nn.Module):
+    """An action head that says the same whatever is seen."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(features), 2), self.value)
 
 
 def toy_for(algorithm: type[BaseAlgorithm], observations: spaces.Space[Any] = VECTOR) -> Toy:
