@@ -2,12 +2,14 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from hubrl.cached import CachedVecEnv
 from hubrl.callbacks import HubCallback
 from hubrl.errors import BadConfig, BadFile, HubrlError, OutputExists, SourcesNotLoaded, SpaceMismatch, UnknownName
 from hubrl.extractor import HubExtractor
 from hubrl.hub import Hub, pathway_weights
 from hubrl.networks import Networks, register_network
 from hubrl.policies import HubActorCriticPolicy
+from hubrl.precision import BF16CnnPolicy, BF16DQNPolicy, BF16NatureCNN
 from hubrl.q_policies import HubDQNPolicy
 from hubrl.reading import read_agent as load_agent
 from hubrl.source import Source
@@ -19,8 +21,12 @@ except PackageNotFoundError:  # a checkout that was not installed
     __version__ = "0.0.0"
 
 __all__ = [
+    "BF16CnnPolicy",
+    "BF16DQNPolicy",
+    "BF16NatureCNN",
     "BadConfig",
     "BadFile",
+    "CachedVecEnv",
     "Hub",
     "HubActor",
     "HubActorCriticPolicy",

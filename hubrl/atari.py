@@ -3,12 +3,14 @@
 SB3's AtariWrapper is Python around every single frame. Here four frames, their maximum and their scaling are one call into C++, and
 AtariWrapper, Monitor and VecFrameStack are kept to beyond that: no-ops, FIRE, lives, signs of rewards, statistics of whole games. Every
 game is a vector environment of one, since SB3 plays on by itself in a game that has just lost a life while the others stand still; a
-vector of many can only step all.
+vector of many can only step all. What a game does in a step is a generator that yields whenever C++ plays a few frames of it, so that
+all games play at once, those that restart among them.
 """
 
 import time
+from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -18,7 +20,6 @@ from jaxtyping import Bool, Float32, UInt8
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices
-from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
 from hubrl.errors import BadConfig, SpaceMismatch
 
@@ -39,7 +40,10 @@ NEEDED = (0, 12)
 
 NO_LIMIT = 2**31 - 1
 
-_NOOP, _FIRE, _SECOND = (np.array([action]) for action in range(3))
+_NOOP, _FIRE, _SECOND = range(3)
+
+_STRENGTH = [1.0]
+"""Of a paddle, whose games are played with buttons here."""
 
 _TAKEN = {"game", "repeat_action_probability", "full_action_space", "max_num_frames_per_episode", "continuous_action_threshold"}
 _FIXED = {
@@ -51,6 +55,10 @@ _FIXED = {
     "render_mode": None,
     "sound_obs": False,
 }
+
+_Came = TypeVar("_Came")
+Playing = Generator[None, None, _Came]
+"""A game that plays until something comes of it; it yields while C++ is at it."""
 
 Frame = UInt8[np.ndarray, f"1 {SIDE} {SIDE}"]
 Frames = UInt8[np.ndarray, f"games {STACK} {SIDE} {SIDE}"]
@@ -71,11 +79,21 @@ class Rules(NamedTuple):
     """What the actions mean, in order."""
 
 
-class _Step(NamedTuple):
+First = tuple[Frame, dict[str, Any]]
+"""The first frame of an episode, and the information on it."""
+
+
+class Step(NamedTuple):
+    """What came of a step."""
+
     frame: Frame
     reward: float
+    """The game's own."""
     done: bool
+    """Whether the agent's episode ends: a life was lost, or the game is over, or it was cut off."""
     info: dict[str, Any]
+    first: First | None = None
+    """Of the next episode, where this one ends."""
 
 
 def rules_of(task: str, kwargs: dict[str, Any] | None = None) -> Rules:
@@ -136,6 +154,7 @@ class Game:
         self.observation_space = spaces.Box(0, 255, (1, SIDE, SIDE), np.uint8)
         self.lives = 0
         self.over = True
+        self._ended = False
         self.frames = 0
         self.total = 0.0
         self.episode: dict[str, float] | None = None
@@ -174,55 +193,24 @@ class Game:
         """What the actions mean, as ale-py names them."""
         return list(self.rules.meanings)
 
-    def send(self, action: np.ndarray) -> None:
-        """Begin a step of four frames.
+    def step(self, action: int) -> Playing[Step]:
+        """Four frames of an action; where they end the episode, the next one begins."""
+        came = yield from self._act(action)
+        return came._replace(first=(yield from self._restart())) if came.done else came
 
-        Args:
-            action: The index of one action, in an array of one.
-        """
-        self._games.send(action)
-
-    def receive(self) -> _Step:
-        """What came of the step: the frame, the game's own reward, whether the agent's episode ends, and the information on it.
-
-        The episode ends when a life is lost, when the game is over, and when it was cut off.
-        """
-        frames, rewards, terminations, truncations, info = self._games.recv()
-        before, info = self.lives, self._note(info)
-        reward = float(rewards[0])
-        self.total += reward
-        terminated = bool(terminations[0])
-        # Counted from the start of the game, as AtariEnv does; ale-py's vector environment leaves the no-ops out.
-        truncated = not terminated and (bool(truncations[0]) or self.frames >= self.rules.limit)
-        self.over = terminated or truncated
-        # Some games stay at zero lives for a few frames before they are over.
-        terminated = terminated or 0 < self.lives < before
-        info["TimeLimit.truncated"] = truncated and not terminated
-        if self.over:
-            self._record()
-        return _Step(frames[0], reward, self.over or terminated, info)
-
-    def restart(self) -> tuple[Frame, dict[str, Any]]:
-        """The first frame of the next episode, and the information on it: of the same game unless that is over."""
-        return self._fire(*(self.start() if self.over else self._continue()))
-
-    def reset(self, seed: int | None) -> tuple[Frame, dict[str, Any]]:
-        """The first frame of a new game, whatever became of the old one, and the information on it; `seed` as in `start`."""
-        first = self._fire(*self.start(seed))
+    def reset(self, seed: int | None) -> Playing[First]:
+        """Begin a new game, whatever became of the old one; `seed` as in `start`."""
+        first = yield from self._fire(*self.start(seed))
         self.episode = None
         return first
 
-    def start(self, seed: int | None = None) -> tuple[Frame, dict[str, Any]]:
-        """The first frame of a new game after its no-ops, before FIRE, and the information on it.
+    def start(self, seed: int | None = None) -> First:
+        """Begin a new game with its no-ops, and no FIRE yet.
 
         Args:
             seed: Of the no-ops and of the repeated actions, at most 31 bits; both draw on if not given.
         """
-        frames, info = self._games.reset(seed=seed)
-        while not info["episode_frame_number"][0]:
-            frames, info = self._games.reset()
-        self.total, self.over = 0.0, False
-        return frames[0], self._note(info)
+        return self._started(*self._games.reset(seed=seed))
 
     def close(self) -> None:
         """End the game's thread and close its file; a second call does nothing."""
@@ -230,25 +218,59 @@ class Game:
         if self._writer is not None:
             self._writer.close()
 
-    def _fire(self, frame: Frame, info: dict[str, Any]) -> tuple[Frame, dict[str, Any]]:
+    def _act(self, action: int) -> Playing[Step]:
+        self._games.ale.send([action], _STRENGTH)
+        yield
+        frames, rewards, terminations, truncations, info = self._games.ale.recv()
+        before, info = self.lives, self._note(info)
+        reward, terminated, self._ended = rewards.item(), terminations.item(), truncations.item()
+        self.total += reward
+        # Counted from the start of the game, as AtariEnv does; ale-py's vector environment leaves the no-ops out.
+        truncated = not terminated and (self._ended or self.frames >= self.rules.limit)
+        self.over = terminated or truncated
+        self._ended = self._ended or terminated
+        # Some games stay at zero lives for a few frames before they are over.
+        terminated = terminated or 0 < self.lives < before
+        info["TimeLimit.truncated"] = truncated and not terminated
+        if self.over:
+            self._record()
+        return Step(frames[0], reward, self.over or terminated, info)
+
+    def _restart(self) -> Playing[First]:
+        """The next episode: of the same game unless that is over."""
+        return (yield from self._fire(*(yield from self._next())))
+
+    def _next(self) -> Playing[First]:
+        """A new game if this one is over; otherwise it goes on for a step without action."""
+        if not self.over:
+            frame, _, _, info, _ = yield from self._act(_NOOP)
+            if not self.over:
+                return frame, info
+        if not self._ended:
+            return self.start()
+        # A game that is over for ale-py begins anew at the next action, whichever that is.
+        self._games.ale.send([_NOOP], _STRENGTH)
+        yield
+        frames, _, _, _, info = self._games.ale.recv()
+        return self._started(frames, info)
+
+    def _started(self, frames: UInt8[np.ndarray, f"1 1 {SIDE} {SIDE}"], info: dict[str, np.ndarray]) -> First:
+        while not info["episode_frame_number"].item():
+            frames, info = self._games.reset()
+        self.total, self.over = 0.0, False
+        return frames[0], self._note(info)
+
+    def _fire(self, frame: Frame, info: dict[str, Any]) -> Playing[First]:
         """Press FIRE and the next action where the game has FIRE, as SB3's FireResetEnv does at every start of an episode."""
         for action in (_FIRE, _SECOND) if "FIRE" in self.rules.meanings else ():
-            frame, _, done, info = self._act(action)
+            frame, _, done, info, _ = yield from self._act(action)
             if done:
-                frame, info = self.start() if self.over else self._continue()
+                frame, info = yield from self._next()
         return frame, info
-
-    def _continue(self) -> tuple[Frame, dict[str, Any]]:
-        frame, _, _, info = self._act(_NOOP)
-        return self.start() if self.over else (frame, info)
-
-    def _act(self, action: np.ndarray) -> _Step:
-        self.send(action)
-        return self.receive()
 
     def _note(self, info: dict[str, np.ndarray]) -> dict[str, Any]:
         """The information on this one game, as AtariEnv gives it."""
-        noted = {key: int(info[key][0]) for key in ("lives", "episode_frame_number", "frame_number")}
+        noted: dict[str, Any] = {key: info[key].item() for key in ("lives", "episode_frame_number", "frame_number")}
         self.lives, self.frames = noted["lives"], noted["episode_frame_number"]
         return noted
 
@@ -284,23 +306,23 @@ class AtariVecEnv(VecEnv):
     ) -> None:
         rules = rules_of(task, kwargs)
         self.games = [Game(rules, None if monitor is None else monitor / str(rank)) for rank in range(n_envs)]
-        self._stacks = StackedObservations(n_envs, STACK, self.games[0].observation_space, "first")
-        self._waiting = False
-        super().__init__(n_envs, self._stacks.stacked_observation_space, self.games[0].action_space)
+        self._stacks: Frames = np.zeros((n_envs, STACK, SIDE, SIDE), np.uint8)
+        self._playing: list[Playing[Step]] = []
+        super().__init__(n_envs, spaces.Box(0, 255, (STACK, SIDE, SIDE), np.uint8), self.games[0].action_space)
         self.seed(seed)
 
     def reset(self) -> Frames:
         """The first observations of new games; games that are still going on are given up, and left out of the statistics."""
-        if self._waiting:
-            self.step_wait()
-        first = np.empty((self.num_envs, 1, SIDE, SIDE), np.uint8)
-        for index, (game, seed) in enumerate(zip(self.games, self._seeds, strict=True)):
-            first[index], self.reset_infos[index] = game.reset(None if seed is None else _bits(seed))
+        self._settle()
+        seeds = [None if seed is None else _bits(seed) for seed in self._seeds]
+        began = together(game.reset(seed) for game, seed in zip(self.games, seeds, strict=True))
         self._reset_seeds()
         self._reset_options()
-        # A copy, since SB3's stack is emptied in place: what was returned before must not change.
-        stacks: Frames = self._stacks.reset(first).copy()
-        return stacks
+        # New, as after every step: what was returned before must not change.
+        self._stacks = np.zeros_like(self._stacks)
+        for index, (frame, self.reset_infos[index]) in enumerate(began):
+            self._stacks[index, -1:] = frame
+        return self._stacks
 
     def step_async(self, actions: np.ndarray) -> None:
         """Begin a step.
@@ -312,40 +334,45 @@ class AtariVecEnv(VecEnv):
             SpaceMismatch: If there are not as many as games, or one is none of the game's; ale-py's threads would wait for ever.
         """
         chosen = np.asarray(actions).astype(np.int64)
-        if chosen.shape != (self.num_envs,) or not np.isin(chosen, range(len(self.games[0].rules.meanings))).all():
+        if chosen.shape != (self.num_envs,) or chosen.min() < 0 or chosen.max() >= len(self.games[0].rules.meanings):
             raise SpaceMismatch(f"Actions {np.asarray(actions)!r} were given for {self.num_envs} games, which act in {self.action_space}.")
-        for index, game in enumerate(self.games):
-            game.send(chosen[index : index + 1])
-        self._waiting = True
+        self._playing = [game.step(action) for game, action in zip(self.games, chosen.tolist(), strict=True)]
+        for playing in self._playing:
+            next(playing)
 
     def step_wait(self) -> tuple[Frames, Float32[np.ndarray, " games"], Bool[np.ndarray, " games"], list[dict[str, Any]]]:
         """Observations, signs of rewards, ends of episodes and information.
 
         Where an episode ended, the observation is the first of the next, and the last is `infos[i]["terminal_observation"]`.
         """
-        self._waiting = False
-        latest = np.empty((self.num_envs, 1, SIDE, SIDE), np.uint8)
-        rewards, dones = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, np.bool_)
+        played, self._playing = together(self._playing), []
+        stacks = np.empty_like(self._stacks)
+        stacks[:, :-1] = self._stacks[:, 1:]
         infos = []
-        for index, game in enumerate(self.games):
-            latest[index], reward, dones[index], info = game.receive()
-            rewards[index] = np.sign(reward)
-            if dones[index]:
-                info["terminal_observation"] = latest[index].copy()
-                latest[index], self.reset_infos[index] = game.restart()
-            # Behind the restart, in which a game that has just lost a life may end.
+        for index, (game, came) in enumerate(zip(self.games, played, strict=True)):
+            stacks[index, -1:] = came.frame
+            if came.first is not None:
+                came.info["terminal_observation"] = stacks[index].copy()
+                stacks[index] = 0
+                stacks[index, -1:], self.reset_infos[index] = came.first
+            # It may also have ended behind the step, in the restart after a lost life.
             if game.episode is not None:
-                info["episode"], game.episode = game.episode, None
-            infos.append(info)
-        stacks, infos = self._stacks.update(latest, dones, infos)
-        return stacks, rewards, dones, infos
+                came.info["episode"], game.episode = game.episode, None
+            infos.append(came.info)
+        self._stacks = stacks
+        rewards = np.sign(np.array([came.reward for came in played], np.float32))
+        return stacks, rewards, np.array([came.done for came in played]), infos
 
     def close(self) -> None:
         """End all games."""
-        if self._waiting:
-            self.step_wait()
+        self._settle()
         for game in self.games:
             game.close()
+
+    def _settle(self) -> None:
+        """Let a step that has begun come to its end."""
+        if self._playing:
+            self.step_wait()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of every game."""
@@ -379,6 +406,20 @@ class AtariVecEnv(VecEnv):
             BadConfig: Always, since ale-py's vector environment shows nothing but observations.
         """
         raise BadConfig("ale-py's vector environment draws no pictures; preprocessing='atari-sb3' plays the game in Python, which does.")
+
+
+def together(playing: Iterable[Playing[_Came]]) -> list[_Came]:
+    """What comes of games, in their order; none waits for another to go on."""
+    came: dict[int, _Came] = {}
+    waiting = dict(enumerate(playing))
+    while waiting:
+        for index, game in list(waiting.items()):
+            try:
+                next(game)
+            except StopIteration as end:
+                came[index] = end.value
+                del waiting[index]
+    return [came[index] for index in sorted(came)]
 
 
 def _check_version(task: str) -> None:

@@ -73,6 +73,7 @@ class HubCallback(BaseCallback):
     def _revise(self, policy: HubActorCriticPolicy) -> None:
         """Let trust follow what pathways earned alone, between an update and the next rollout."""
         if policy.solos is not None and policy.holds:
+            policy.solos.remaining = policy.method.remaining
             policy.method.revise(policy.solos.revised(policy.method.trusted_pathways))
 
     def _on_rollout_start(self) -> None:
@@ -132,6 +133,9 @@ class HubCallback(BaseCallback):
         self.verdict = probe(self.model, budget)
         if self.verdict is None:
             return
+        assert isinstance(self.model.policy, HubActorCriticPolicy)
+        if self.model.policy.solos is not None:
+            self.model.policy.solos.believe(list(self.verdict.start.values()))
         self.model.num_timesteps += self.verdict.steps
         self.num_timesteps = self.model.num_timesteps
         self.model._last_obs = self.training_env.reset()  # type: ignore[assignment]

@@ -24,6 +24,10 @@ Size = Annotated[int, Field(gt=0, le=2**16)]
 Activation = Literal["tanh", "relu", "elu", "gelu", "silu", "leaky_relu", "sigmoid", "mish", "softplus", "selu", "identity"]
 
 
+Preprocessing = Literal["none", "atari", "atari-sb3"]
+"""How observations are made of a task: as they are, or to SB3's Atari conventions in ale-py's C++ or in SB3's own wrappers."""
+
+
 class Plain(BaseModel):
     """Base of everything that is written to YAML or JSON: frozen, unknown keys refused."""
 
@@ -206,6 +210,8 @@ class SourceCard(Plain):
     task: str | None = None
     """Gymnasium id of the task it was trained on."""
     task_kwargs: dict[str, Any] = {}
+    task_preprocessing: Preprocessing | None = None
+    """How the task's observations were made, as `preprocessing` of a config; not known of older cards."""
     steps: int | None = None
     """Environment steps of training."""
     seed: int | None = None

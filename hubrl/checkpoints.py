@@ -106,18 +106,24 @@ def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     np.savez(path, allow_pickle=False, **arrays)
 
 
+def _statistics(vec: VecNormalize) -> dict[str, RunningMeanStd]:
+    """What VecNormalize keeps of returns and, if it normalises them, of observations."""
+    means: dict[str, RunningMeanStd] = {}
+    if vec.norm_obs:
+        means = vec.obs_rms if isinstance(vec.obs_rms, dict) else {"": vec.obs_rms}
+    return {**{f"obs/{key}": rms for key, rms in means.items()}, "returns": vec.ret_rms}
+
+
 def _vec_arrays(vec: VecNormalize) -> dict[str, np.ndarray]:
     arrays = {}
-    means = vec.obs_rms if isinstance(vec.obs_rms, dict) else {"": vec.obs_rms}
-    for key, rms in {**{f"obs/{key}": rms for key, rms in means.items()}, "returns": vec.ret_rms}.items():
+    for key, rms in _statistics(vec).items():
         for part in ("mean", "var", "count"):
             arrays[f"{key}|{part}"] = np.asarray(getattr(rms, part))
     return arrays
 
 
 def _restore_vec(vec: VecNormalize, arrays: dict[str, np.ndarray]) -> None:
-    means = vec.obs_rms if isinstance(vec.obs_rms, dict) else {"": vec.obs_rms}
-    for key, rms in {**{f"obs/{key}": rms for key, rms in means.items()}, "returns": vec.ret_rms}.items():
+    for key, rms in _statistics(vec).items():
         assert isinstance(rms, RunningMeanStd)
         rms.mean, rms.var = arrays[f"{key}|mean"], arrays[f"{key}|var"]
         rms.count = float(arrays[f"{key}|count"])

@@ -139,6 +139,7 @@ def study(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 2,
     case: Annotated[list[str] | None, typer.Option("--case", help="Run this case alone, repeatable.")] = None,
     method: Annotated[list[str] | None, typer.Option("--method", help="Run this method alone, repeatable.")] = None,
+    seed: Annotated[list[int] | None, typer.Option("--seed", help="Run this seed alone, repeatable.")] = None,
     report: Annotated[bool, typer.Option("--report", help="Run nothing; draw what is finished.")] = False,
 ) -> None:
     """Run what is missing of a study, and write its tables and figures."""
@@ -167,6 +168,7 @@ def study(
             jobs=jobs,
             cases=case or (),
             methods=method or (),
+            seeds=seed or (),
             on_plan=lambda finished, total: bars.update(bar, completed=finished, total=total),
             on_done=done,
         )
@@ -174,6 +176,45 @@ def study(
     console.print(f"Results in {where}; {len(failed)} runs failed.", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    only: Annotated[list[str] | None, typer.Option("--only", help="Measure this line alone, repeatable.")] = None,
+    json: Annotated[Path | None, typer.Option(help="A file for the numbers as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="A file for the table as Markdown.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Environment steps of a repetition; otherwise the line's own.")] = None,
+    repetitions: Annotated[int | None, typer.Option(min=1, help="How often all are measured in turn; otherwise the line's own.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; otherwise the line's own.")] = None,
+    names: Annotated[bool, typer.Option("--list", help="Name the lines and measure nothing.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where the time of a step goes instead.")] = False,
+) -> None:
+    """Measure how fast hubrl is, in ratios to plain SB3."""
+    from hubrl import bench, clock, lines
+
+    chosen = lines.chosen(only or [])
+    if names:
+        _print_table(["line", "what", "must reach"], [(line.name, line.what, line.bar) for line in chosen])
+        return
+    console.print(bench.machine(), soft_wrap=True, highlight=False)
+    measured = []
+    for line in chosen:
+        try:
+            if profile:
+                parts = bench.profiled(line, steps=steps, threads=threads)
+                _print_profile(line.name, parts, clock.PARTS)
+                continue
+            measured.append(bench.measure(line, steps=steps, repetitions=repetitions, threads=threads))
+        except BadConfig as error:
+            if only:
+                raise
+            console.print(f"{line.name} is left out: {error}", soft_wrap=True, highlight=False)
+            continue
+        _print_table([], [tuple(bench.cells_of(measured[-1]))])
+        if json:
+            bench.write_json(measured, json)
+        if markdown:
+            markdown.write_text(bench.markdown(measured), encoding="utf-8")
 
 
 @app.command()
@@ -359,6 +400,14 @@ def _print_played(played: list[Played]) -> None:
     ]
     if rows:
         _print_table(["agent", "mean return", "± std", "episodes", "mean length"], rows)
+
+
+def _print_profile(line: str, parts: dict[str, dict[str, float]], meanings: dict[str, str]) -> None:
+    for who, spent in parts.items():
+        total = sum(spent.values())
+        console.print(f"{line}, {who}: {total:.3f} ms a step", highlight=False)
+        rows = [(f"  {part}", f"{value:.3f} ms", f"{value / total:.0%}", meanings[part]) for part, value in spent.items()]
+        _print_table(["part", "a step", "share", ""], rows)
 
 
 def _print_table(columns: list[str], rows: Sequence[tuple[str, ...]]) -> None:

@@ -6,10 +6,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from hubrl.cards import Plain, first_problem, parse_yaml, read_yaml
+from hubrl.cards import Plain, Preprocessing, first_problem, parse_yaml, read_yaml
 from hubrl.errors import BadConfig, unknown
 from hubrl.methods import check_options, find
+from hubrl.methods.base import check_cached
 from hubrl.policies import Outputs
+from hubrl.precision import Precision
 from hubrl.q_policies import Teaching
 from hubrl.reading import HUGGING_FACE
 
@@ -25,7 +27,7 @@ class RunConfig(Plain):
     """Gymnasium id; `module:id` where importing a module registers it."""
     task_kwargs: dict[str, Any] = {}
     """Keyword arguments of the task."""
-    preprocessing: Literal["none", "atari", "atari-sb3"] = "none"
+    preprocessing: Preprocessing = "none"
     """`atari`: SB3's conventions and four stacked frames, in ale-py's C++ environment where it can; `atari-sb3`: SB3's wrappers."""
     n_envs: Whole = 1
     """Parallel environments."""
@@ -44,7 +46,9 @@ class RunConfig(Plain):
     tuned: bool = False
     """Whether the sources are trained further."""
     source_lr: Annotated[float, Field(gt=0)] | None = None
-    """Learning rate of tuned sources, as a factor on the algorithm's; 0.1 if not given, 1 where the method always tunes."""
+    """Learning rate of tuned sources, as a factor on the algorithm's; the method's own if not given."""
+    cached: bool = False
+    """Whether frozen sources' features are computed once a step and stored, instead of in every pass; at the level of features."""
     hub: Path | None = None
     """A hub's folder; relative paths start at the config's folder."""
     agents: tuple[str, ...] = ()
@@ -67,6 +71,8 @@ class RunConfig(Plain):
     """Threads of torch; one is fastest for small networks."""
     device: str = "auto"
     """As SB3 names devices."""
+    precision: Precision = "float32"
+    """In what NatureCNNs are computed: `bfloat16` is two to four times faster where the processor has it (docs/speed.md)."""
 
     @property
     def needs_hub(self) -> bool:
@@ -117,6 +123,8 @@ def parse_config(plain: dict[str, Any], where: str) -> RunConfig:
     check_options(config.method, {name: value for name, value in config.options.items() if name not in policys})
     if config.needs_hub and config.hub is None and not config.agents:
         raise BadConfig(f"{where}: method {config.method!r} learns from sources; name a hub or agents.")
+    if config.cached:
+        check_cached(config.method, tuned=config.tuned)
     if config.hub is not None and config.agents:
         raise BadConfig(f"{where}: both a hub and agents are named; name one of them.")
     return config

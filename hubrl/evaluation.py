@@ -10,11 +10,12 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
+from hubrl.cards import Preprocessing
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.hub import Hub
 from hubrl.source import Source
 from hubrl.spaces import describe, fits
-from hubrl.tasks import Preprocessing, make_env
+from hubrl.tasks import make_env
 
 TOLERANCE = 3.0
 """Standard errors of the difference within which a replayed return agrees with its card."""
@@ -155,14 +156,8 @@ def check_hub(
             continue
         count = episodes or card.episodes or 10
         try:
-            atari = len(source.space.shape or ()) == 3
-            env = make_env(
-                card.task,
-                card.task_kwargs,
-                n_envs=min(count, PARALLEL),
-                seed=seed,
-                preprocessing="atari" if atari else "none",
-            )
+            preprocessing = card.task_preprocessing or ("atari" if len(source.space.shape or ()) == 3 else "none")
+            env = make_env(card.task, card.task_kwargs, n_envs=min(count, PARALLEL), seed=seed, preprocessing=preprocessing)
             played = play(source, env, count, name=source.name, on_step=partial(on_step, source.name))
             env.close()
         except (BadConfig, SpaceMismatch) as error:

@@ -27,10 +27,10 @@ from hubrl import networks
 from hubrl.cards import Select
 from hubrl.errors import BadConfig
 from hubrl.extractor import HubExtractor
+from hubrl.gated import GatedLayer
 from hubrl.methods.base import Method
 from hubrl.methods.kickstart import Kickstart
 from hubrl.methods.single import Alone
-from hubrl.methods.zoo_tuning import GatedLayer
 from hubrl.pathways import FreshPathway, Original, SourcePathway
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.q_policies import HubDQNPolicy, RoutedQNetwork, SourceQNetwork

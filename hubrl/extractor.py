@@ -1,6 +1,8 @@
 """The features extractor: any torch algorithm of SB3 learns from a hub through it."""
 
-from typing import Any, TypeVar
+from collections import OrderedDict
+from collections.abc import Collection
+from typing import Any, TypeVar, cast
 
 import torch
 from gymnasium import spaces
@@ -10,11 +12,15 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor, nn
 
+from hubrl.errors import BadConfig
+from hubrl.heard import HEARD, OBSERVATION, Heard, heard_in
 from hubrl.losses import inject
 from hubrl.methods import create
-from hubrl.methods.base import Routed
+from hubrl.methods.base import Routed, check_cached
 from hubrl.networks import Observations, register_hub_extractor
-from hubrl.pathways import Pathways, Target, spec_sources
+from hubrl.pathways import Pathways, SourcePathway, Target, spec_sources
+from hubrl.source import Source
+from hubrl.spaces import describe
 from hubrl.spec import HubSpec, parse_spec
 
 
@@ -25,28 +31,50 @@ class HubExtractor(BaseFeaturesExtractor):
     overlook is lost, unless the method says otherwise. The router is without noise here, because an extractor cannot
     tell a rollout from an evaluation.
 
+    Where observations come with what the sources' encoders said of them, no source is computed (`hubrl.CachedVecEnv`).
+
     Args:
         observation_space: The target's observations, images channel first.
         hub: What `Hub.policy_kwargs` makes: the sources' cards, the method and its options, as plain data.
 
     Raises:
         SpaceMismatch: If a source does not fit the target's observations.
-        BadConfig: If the hub is not one, or an option cannot be.
+        BadConfig: If the hub is not one, an option cannot be, or the observations are not what `cached` says.
     """
 
     def __init__(self, observation_space: spaces.Space[Any], hub: HubSpec | dict[str, Any]) -> None:
         spec = parse_spec(hub)
-        method = create(spec.method, spec_sources(spec), Target(observation_space), spec.options)
-        flat = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
-        beside = get_flattened_obs_dim(observation_space) if flat and method.passes_observations else 0
+        heard = heard_in(observation_space)
+        if spec.cached != (heard is not None):
+            raise BadConfig(NOT_HEARD.format(describe(observation_space)) if spec.cached else NOT_CACHED)
+        observed = observation_space if heard is None else _observed(observation_space, heard)
+        method = create(spec.method, spec_sources(spec), Target(observed, precision=spec.precision), spec.options)
+        flat = isinstance(observed, spaces.Box) and len(observed.shape) == 1
+        beside = get_flattened_obs_dim(observed) if flat and method.passes_observations else 0
         super().__init__(observation_space, method.features_dim + beside)
         self.spec = spec
         self.method = method
         self.beside = bool(beside)
+        self.cached = heard is not None
+        self.parts = isinstance(observed, spaces.Dict)
+        if heard is not None:
+            self._check_heard(observation_space, heard)
+
+    @property
+    def reads_observations(self) -> bool:
+        """Whether it reads observations itself, beside what sources say of them."""
+        return self.beside or self.method.reads_observations
+
+    @property
+    def sources(self) -> list[Source]:
+        """The sources that it hears, in order."""
+        return [cast("SourcePathway", pathway).source for pathway in self.method.pathways.sources]
 
     def route(self, observations: Observations) -> Routed:
         """What the hub makes of observations as SB3 preprocesses them."""
-        routed: Routed = self.method(observations)
+        heard, observed = self._apart(observations)
+        with self.method.pathways.reminded(heard):
+            routed: Routed = self.method(observed)
         return routed
 
     def forward(self, observations: Observations) -> Float[Tensor, "batch features"]:
@@ -57,7 +85,45 @@ class HubExtractor(BaseFeaturesExtractor):
         if learning and routed.loss.requires_grad:
             features = inject(features, routed.loss)
         self.method.tally.count(routed.weights, routed.loss if learning else None)
-        return torch.cat([features, observations], dim=1) if self.beside and isinstance(observations, Tensor) else features
+        _, observed = self._apart(observations)
+        return torch.cat([features, observed], dim=1) if self.beside and isinstance(observed, Tensor) else features
+
+    def _apart(self, observations: Observations) -> tuple[Tensor | None, Observations]:
+        """What was heard, if anything was, and the observations; in their place what was heard if they were not kept."""
+        if not self.cached:
+            return None, observations
+        if isinstance(observations, Tensor):
+            return observations, observations
+        kept = {key: part for key, part in observations.items() if key != HEARD}
+        return observations[HEARD], kept if self.parts else kept[OBSERVATION]
+
+    def _check_heard(self, space: spaces.Space[Any], heard: Heard) -> None:
+        check_cached(self.spec.method, tuned=self.spec.tuned)
+        wanted = Heard(heard.observed, self.sources)
+        if not wanted.hears_as(heard):
+            names = [", ".join(said.names) for said in (heard, wanted)]
+            raise BadConfig(f"The environment hears the sources {names[0]}, the agent {names[1]}; make both from the same hub and method.")
+        if self.reads_observations and not isinstance(space, spaces.Dict):
+            raise BadConfig(
+                f"Method {self.spec.method!r} as it was given reads observations, and only what was heard was kept of them; "
+                "make CachedVecEnv and the agent from the same options."
+            )
+
+
+NOT_HEARD = (
+    "cached=True was given and the environment observes {}, with nothing that was heard; put CachedVecEnv around it, with no wrapper but "
+    "VecNormalize around that."
+)
+
+NOT_CACHED = "The environment is under CachedVecEnv and the agent was made without cached=True; give it, or leave the wrapper out."
+
+
+def _observed(space: spaces.Space[Any], heard: Heard) -> spaces.Space[Any]:
+    """The space of the observations themselves, as they were kept or, if they were not, as they were."""
+    if not isinstance(space, spaces.Dict):
+        return heard.observed
+    kept = OrderedDict((key, part) for key, part in space.spaces.items() if key != HEARD)
+    return spaces.Dict(kept) if isinstance(heard.observed, spaces.Dict) else kept[OBSERVATION]
 
 
 register_hub_extractor(HubExtractor)
@@ -80,10 +146,32 @@ def see_through_normalisation(module: nn.Module, env: VecEnv) -> None:
     """If the target's observations are normalised, let the sources see them as they were before.
 
     Uses the statistics of this moment: call it where they may change, but not between a rollout and its update.
+
+    Raises:
+        BadConfig: If what was heard is normalised too.
     """
     vec = unwrap_vec_normalize(env)
     if vec is None or not vec.norm_obs:
         return
     means = vec.obs_rms if isinstance(vec.obs_rms, dict) else {"": vec.obs_rms}
+    heard = heard_in(env.observation_space)
+    if heard is not None:
+        check_left_alone(means)
+        means = {"" if key == OBSERVATION and not isinstance(heard.observed, spaces.Dict) else key: rms for key, rms in means.items()}
     for pathways in parts_in(module, Pathways):
         pathways.see_through({key: (rms.mean, rms.var) for key, rms in means.items()}, vec.epsilon)
+
+
+def check_left_alone(normalised: Collection[str]) -> None:
+    """Refuse a VecNormalize that normalises what was heard.
+
+    Args:
+        normalised: The keys of the observations that it normalises; an empty one for what is no Dict.
+
+    Raises:
+        BadConfig: Saying how to make it.
+    """
+    if {"", HEARD} & set(normalised):
+        raise BadConfig(
+            "VecNormalize normalises what was heard; give it norm_obs_keys without 'heard', or norm_obs=False if no observation is kept."
+        )

@@ -21,6 +21,7 @@ from hubrl.errors import BadFile, OutputExists
 from hubrl.evaluation import Played, play
 from hubrl.export import Exported, export
 from hubrl.folders import write_atomically
+from hubrl.heard import leaving_heard
 from hubrl.reading import read_agent
 from hubrl.reading.agents import tidy
 from hubrl.reading.statistics import read_statistics
@@ -31,13 +32,17 @@ STATISTICS = "vecnormalize.pkl"
 
 
 def run_agent(run: Path) -> Source:
-    """A finished run's agent as a source, with its statistics.
+    """A finished run's agent as a source, with its statistics, and with a card that says what it was trained on.
 
     Raises:
         BadFile: If the run is not finished, or its agent cannot be read.
     """
     _check_finished(run)
-    return read_agent(run / "model.zip", name=tidy(run.resolve().name))
+    source = read_agent(run / "model.zip", name=tidy(run.resolve().name))
+    config = read_config(run / "config.yaml")
+    trained = {"task": config.task, "task_kwargs": config.task_kwargs, "task_preprocessing": config.preprocessing, "seed": config.seed}
+    source.card = source.card.model_copy(update=trained)
+    return source
 
 
 def run_model(run: Path, config: RunConfig, env: VecEnv) -> BaseAlgorithm:
@@ -61,19 +66,27 @@ def run_model(run: Path, config: RunConfig, env: VecEnv) -> BaseAlgorithm:
     return model
 
 
-def run_env(run: Path, config: RunConfig, *, episodes: int | None = None, seed: int | None = None) -> VecEnv:
+def run_env(run: Path, config: RunConfig, *, episodes: int | None = None, seed: int | None = None, cached: bool = True) -> VecEnv:
     """Environments of a finished run's task, under its VecNormalize with fixed statistics if it has one.
+
+    Args:
+        run: The run's folder.
+        config: Its config.
+        episodes: How many will be played; as many as the config says if not given.
+        seed: Of the episodes; behind the run's own if not given.
+        cached: Whether observations come with what the sources said of them, if the agent learned so.
 
     Raises:
         BadFile: If the statistics cannot be read.
     """
-    env = raw_env(config, episodes=episodes, seed=seed)
+    env = raw_env(config, episodes=episodes, seed=seed, cached=cached and config.cached)
     if not (run / STATISTICS).exists():
         return env
     read = read_statistics(run / STATISTICS)
     if read.statistics is None:
         return env
-    vec = VecNormalize(env, training=False, norm_reward=False, clip_obs=read.clip, epsilon=read.epsilon)
+    how = leaving_heard(env.observation_space)
+    vec = VecNormalize(env, training=False, norm_reward=False, clip_obs=read.clip, epsilon=read.epsilon, **how)
     for key, (mean, var) in read.statistics.items():
         rms = vec.obs_rms[key] if isinstance(vec.obs_rms, dict) else vec.obs_rms
         rms.mean, rms.var = mean, var
@@ -149,9 +162,10 @@ def distill_run(
     """
     _check_free(out, overwrite=overwrite)
     config = read_config(run / "config.yaml")
-    with closing(run_env(run, config, episodes=config.n_envs, seed=config.seed)) as env:
+    own, plain = (run_env(run, config, episodes=config.n_envs, seed=config.seed, cached=cached) for cached in (True, False))
+    with closing(own), closing(plain) as env:
         set_random_seed(seed)
-        teacher = run_model(run, config, env)
+        teacher = run_model(run, config, own)
         kind = next((known for known in (DQN, A2C) if isinstance(teacher, known)), PPO)
         small: dict[str, Any] = {"buffer_size": 1} if kind is DQN else {}
         kwargs = {"net_arch": list(net_arch)}
@@ -160,7 +174,7 @@ def distill_run(
         assert seen is not None
         distill(teacher, student, seen, steps=steps, seed=seed, on_step=on_step)
     _write(run, out, student)
-    with closing(run_env(run, config, episodes=episodes, seed=EVALUATION_SEED)) as env:
+    with closing(run_env(run, config, episodes=episodes, seed=EVALUATION_SEED, cached=False)) as env:
         before, after = (play(agent, env, episodes, name=name) for agent, name in ((teacher, run.name), (student, out.stem)))
     return Distilled(student, before, after)
 
@@ -168,7 +182,13 @@ def distill_run(
 def _write(run: Path, out: Path, model: BaseAlgorithm) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f"{out.stem}.{STATISTICS}")
-    if (run / STATISTICS).exists():
+    config = read_config(run / "config.yaml")
+    if config.cached and config.normalize:
+        # Its statistics are of observations beside what was heard; the plain agent's are of observations alone.
+        with closing(run_env(run, config, episodes=1, cached=False)) as env:
+            if isinstance(env, VecNormalize):
+                env.save(str(beside))
+    elif (run / STATISTICS).exists():
         shutil.copyfile(run / STATISTICS, beside)
     write_atomically(out, model_bytes(model))
 

@@ -17,15 +17,17 @@ from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 
 from hubrl import speech, store
+from hubrl.cached import cached_policy
 from hubrl.cards import Plain, first_problem, read_yaml, write_yaml
 from hubrl.errors import BadConfig, BadFile, UnknownName, check_format, unknown
 from hubrl.extractor import HubExtractor, parts_in
 from hubrl.folders import new_folder
 from hubrl.methods import find, options_of
-from hubrl.methods.base import Method, check_level
+from hubrl.methods.base import Method, check_cached, check_level
 from hubrl.methods.hub_pathway import check_top_k
 from hubrl.optimizers import HubAdam, HubRMSprop
 from hubrl.policies import HubActorCriticPolicy, Outputs
+from hubrl.precision import Precision
 from hubrl.q_policies import HubDQNPolicy, Teaching
 from hubrl.reading import read_agent, read_live
 from hubrl.source import Source
@@ -105,12 +107,13 @@ class Hub(Sequence[Source]):
             raise BadFile(f"{folder / HUB_FILE} is not a hub's card: {first_problem(error)}.") from error
         return cls(read_agent(_inside(folder, name)) for name in card.sources)
 
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+    def save(self, folder: str | Path, *, overwrite: bool = False, half: bool = False) -> None:
         """Write the hub as a folder: `hub.yaml`, and a card and a `.safetensors` file for each source.
 
         Args:
             folder: Where; it appears whole or not at all.
             overwrite: Whether it may replace a folder that is there.
+            half: Whether weights are rounded to float16, for half the size.
 
         Raises:
             OutputExists: If the folder exists and may not be replaced.
@@ -118,7 +121,7 @@ class Hub(Sequence[Source]):
         """
         with new_folder(Path(folder), overwrite=overwrite) as making:
             for source in self._sources:
-                raw = source.to_bytes()
+                raw = source.to_bytes(half=half)
                 # A source that was trained meanwhile is no longer the one its card was made for.
                 card = source.card.model_copy(update={"sha256": hashlib.sha256(raw).hexdigest()})
                 (making / f"{source.name}.safetensors").write_bytes(raw)
@@ -135,15 +138,24 @@ class Hub(Sequence[Source]):
         return [source.name for source in self._sources]
 
     def policy_kwargs(
-        self, method: str = "hub-pathway", *, tuned: bool = False, source_lr: float | None = None, **options: Any
+        self,
+        method: str = "hub-pathway",
+        *,
+        tuned: bool = False,
+        source_lr: float | None = None,
+        cached: bool = False,
+        precision: Precision = "float32",
+        **options: Any,
     ) -> dict[str, Any]:
         """What any torch algorithm of SB3 takes as `policy_kwargs`: the sources' features, through an extractor.
 
         Args:
             method: A method's name (`hubrl methods`).
             tuned: Whether the sources are trained further; otherwise they stay as they are, bit for bit.
-            source_lr: Learning rate of tuned sources, as a factor on the algorithm's; 0.1 if not given, 1 where the
-                method always tunes.
+            source_lr: Learning rate of tuned sources, as a factor on the algorithm's; if not given the method's
+                own, 0.1 where it says nothing else.
+            cached: Whether the environment is under CachedVecEnv, so that frozen sources are computed once a step.
+            precision: In what NatureCNNs are computed, of sources and of the fresh pathway (docs/speed.md).
             options: Options of the method.
 
         Raises:
@@ -151,7 +163,9 @@ class Hub(Sequence[Source]):
             BadConfig: If an option's value cannot be.
         """
         check_level(method, "features")
-        spec = self._spec(method, tuned, source_lr, options)
+        if cached:
+            check_cached(method, tuned=tuned)
+        spec = self._spec(method, "features", tuned, source_lr, options).model_copy(update={"cached": cached, "precision": precision})
         kwargs: dict[str, Any] = {"features_extractor_class": HubExtractor, "features_extractor_kwargs": {"hub": spec.plain()}}
         return {**kwargs, "optimizer_class": HubAdam} if spec.tuned else kwargs
 
@@ -163,6 +177,8 @@ class Hub(Sequence[Source]):
         level: speech.Level | None = None,
         tuned: bool = False,
         source_lr: float | None = None,
+        cached: bool = False,
+        precision: Precision = "float32",
         **options: Any,
     ) -> dict[str, Any]:
         """`policy` and `policy_kwargs` for an algorithm, at the best level it can be served.
@@ -176,19 +192,24 @@ class Hub(Sequence[Source]):
             method: A method's name (`hubrl methods`).
             level: `features` or `outputs`, where the choice above is not wanted.
             tuned: Whether the sources are trained further.
-            source_lr: Learning rate of tuned sources, as a factor on the algorithm's; 0.1 if not given, 1 where the
-                method always tunes.
+            source_lr: Learning rate of tuned sources, as a factor on the algorithm's; if not given the method's
+                own, 0.1 where it says nothing else.
+            cached: Whether the environment is under CachedVecEnv, so that frozen sources are computed once a step; they then speak
+                at the level of features.
+            precision: In what NatureCNNs are computed, of sources and of the fresh pathway (docs/speed.md).
             options: Options of the method and, at the level of outputs, of the policy (`Outputs`, for DQN `Teaching`).
 
         Raises:
             UnknownName: If there is no such method or option.
             BadConfig: If an option's value cannot be, or the algorithm cannot hear outputs.
         """
-        level = level or self.level(algorithm, method, tuned=tuned)
+        if cached and level == "outputs":
+            raise BadConfig("cached=True was given at the level of outputs, where what sources said is stored anyway; leave it out.")
+        level = "features" if cached else level or self.level(algorithm, method, tuned=tuned)
         if level == "features":
-            kwargs = self.policy_kwargs(method, tuned=tuned, source_lr=source_lr, **options)
-            made = policy_name(algorithm, self[0].space)
-            return {"policy": made, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if "optimizer_class" in kwargs else {})}}
+            kwargs = self.policy_kwargs(method, tuned=tuned, source_lr=source_lr, cached=cached, precision=precision, **options)
+            made = cached_policy(algorithm) if cached else policy_name(algorithm, self[0].space)
+            return {"policy": made, "policy_kwargs": {**kwargs, **_optimizer(algorithm, "optimizer_class" in kwargs, precision)}}
         if not issubclass(algorithm, PPO | A2C | DQN):
             otherwise = "for others use level='features'" if "features" in find(method).levels else f"method {method!r} needs them"
             raise BadConfig(f"{algorithm.__name__} cannot hear outputs; PPO, A2C and DQN can, {otherwise}.")
@@ -196,15 +217,19 @@ class Hub(Sequence[Source]):
         kind = Teaching if issubclass(algorithm, DQN) else Outputs
         given = {name: options.pop(name) for name in list(options) if name in kind.model_fields}
         chooses = (find(method).aggregation or given.get("aggregation", "mixture")) == "mixture"
-        recommended = RECOMMENDED if kind is Outputs and chooses else {}
+        recommended: dict[str, Any] = {}
+        if kind is Outputs and chooses:
+            # Alone a pathway plays only where all are computed.
+            recommended = {**RECOMMENDED, "solo_share": 0.0 if options.get("top_k") else find(method).solo_share}
         own = _own_options(kind, {**recommended, **given})
-        spec = self._spec(method, tuned, source_lr, options, also=tuple(kind.model_fields))
+        spec = self._spec(method, level, tuned, source_lr, options, also=tuple(kind.model_fields))
+        spec = spec.model_copy(update={"precision": precision})
         if issubclass(algorithm, DQN):
             kwargs = {"hub": spec.plain(), "teaching": own.plain()}
-            return {"policy": HubDQNPolicy, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if spec.tuned else {})}}
+            return {"policy": HubDQNPolicy, "policy_kwargs": {**kwargs, **_optimizer(algorithm, spec.tuned, precision)}}
         kwargs = {"hub": spec.plain(), "outputs": own.plain()}
         scaled = spec.tuned or (isinstance(own, Outputs) and own.router_lr != 1)
-        return {"policy": HubActorCriticPolicy, "policy_kwargs": {**kwargs, **(_optimizer(algorithm) if scaled else {})}}
+        return {"policy": HubActorCriticPolicy, "policy_kwargs": {**kwargs, **_optimizer(algorithm, scaled, precision)}}
 
     def level(self, algorithm: type[BaseAlgorithm], method: str = "hub-pathway", *, tuned: bool = False) -> speech.Level:
         """At what level an algorithm is served unless told otherwise: the best that it, the method and the sources can do."""
@@ -216,7 +241,15 @@ class Hub(Sequence[Source]):
         can_hear = issubclass(algorithm, PPO | A2C) or q_learner
         return "outputs" if can_hear and all(source.actions is not None for source in self) else "features"
 
-    def _spec(self, method: str, tuned: bool, source_lr: float | None, options: dict[str, Any], also: tuple[str, ...] = ()) -> HubSpec:
+    def _spec(
+        self,
+        method: str,
+        level: speech.Level,
+        tuned: bool,
+        source_lr: float | None,
+        options: dict[str, Any],
+        also: tuple[str, ...] = (),
+    ) -> HubSpec:
         known = options_of(method)
         for option in options:
             if option not in known:
@@ -228,7 +261,7 @@ class Hub(Sequence[Source]):
         if tuned and find(method).keeps_frozen:
             raise BadConfig(f"tuned=True was given for method {method!r}, whose sources stay frozen; leave it out.")
         if source_lr is None:
-            source_lr = 1.0 if tunes else 0.1
+            source_lr = find(method).source_lr(level)
         cards = tuple(source.card for source in self)
         return HubSpec(sources=cards, method=method, options=options, tuned=tuned or tunes, source_lr=source_lr)
 
@@ -279,12 +312,16 @@ def policy_name(algorithm: type[BaseAlgorithm], space: spaces.Space[Any]) -> str
     return next((alias for alias in (f"{name}Policy", f"{name}LstmPolicy") if alias in aliases), f"{name}Policy")
 
 
-def _optimizer(algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
-    """The algorithm's own optimizer, with learning rates of their own for tuned sources."""
+def _optimizer(algorithm: type[BaseAlgorithm], scaled: bool, precision: Precision) -> dict[str, Any]:
+    """The algorithm's own optimizer: with learning rates of their own for some parameters, or fused, or as SB3 makes it."""
     if issubclass(algorithm, A2C):
-        return {"optimizer_class": HubRMSprop}
-    # SB3 gives Adam this epsilon in on-policy algorithms, but only to the class itself.
-    return {"optimizer_class": HubAdam, **({"optimizer_kwargs": {"eps": 1e-5}} if issubclass(algorithm, OnPolicyAlgorithm) else {})}
+        return {"optimizer_class": HubRMSprop} if scaled else {}
+    fused = {"fused": True} if precision == "bfloat16" else {}
+    if not scaled and not fused:
+        return {}
+    # SB3 gives Adam this epsilon in on-policy algorithms, but only to the class itself and without other keyword arguments.
+    kwargs = {**fused, **({"eps": 1e-5} if issubclass(algorithm, OnPolicyAlgorithm) else {})}
+    return {**({"optimizer_class": HubAdam} if scaled else {}), **({"optimizer_kwargs": kwargs} if kwargs else {})}
 
 
 def _own_options(kind: type[Outputs | Teaching], options: dict[str, Any]) -> Outputs | Teaching:

@@ -60,6 +60,26 @@ def drift(
     return ((mean - former).square() / (2 * (2 * log_std).exp())).sum(dim=2)
 
 
+def kickstarting(
+    learner: Float[Tensor, "batch 1 outputs"], teachers: Float[Tensor, "batch sources outputs"], space: spaces.Space[Any]
+) -> Float[Tensor, "batch sources"]:
+    """How far a learner is from what each teacher does (Schmitt et al. 2018, eq. 2): KL(teacher || learner), in nats.
+
+    For continuous actions with the learner's standard deviation for both [ours], `sum_a (m' - m)^2 / (2 s^2)`, so that a learner is
+    not made as sharp as its teachers.
+
+    Args:
+        learner: Speech, with a gradient.
+        teachers: Speech, without one.
+        space: Box or Discrete.
+    """
+    learner = learner.expand_as(teachers)
+    if isinstance(space, spaces.Discrete):
+        return drift(learner, teachers, space)
+    mean, log_std = teachers.chunk(2, dim=2)[0], learner.detach().chunk(2, dim=2)[1]
+    return drift(learner, torch.cat([mean, log_std], dim=2), space)
+
+
 class _Inject(torch.autograd.Function):
     """Identity whose backward pass adds the gradient of a second loss."""
 

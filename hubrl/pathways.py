@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from hubrl import speech, store
 from hubrl.cards import Conv, Layers, Trunk
+from hubrl.encoders import Encoders
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.networks import NATURE, Observations, Reader, mlp
+from hubrl.precision import BF16NatureCNN, Precision
 from hubrl.preprocessing import Statistics
 from hubrl.routing import dispatch
 from hubrl.source import Source
@@ -36,6 +38,8 @@ class Target:
     """At the level of outputs, the standard deviation at which a source's pathway starts; none: as the source has it."""
     action_meanings: tuple[str, ...] | None = None
     """At the level of outputs, what the discrete actions mean; sources that know what theirs mean need not have the same."""
+    precision: Precision = "float32"
+    """In what encoders are computed."""
 
 
 class SourcePathway(nn.Module):
@@ -51,6 +55,7 @@ class SourcePathway(nn.Module):
             start = torch.full((get_action_dim(target.action_space),), float(target.source_std)).log()
             self.log_std = nn.Parameter(start)
         self.original = Original(target.observation_space)
+        self._encoders: Encoders | None = None
 
     def forward(self, observations: Observations) -> Float[Tensor, "batch width"]:
         """What the source says of the target's observations."""
@@ -59,12 +64,17 @@ class SourcePathway(nn.Module):
     def listen(self, observations: Observations) -> Float[Tensor, "batch said"]:
         """What the source itself says; if it is frozen, the same for the same observations for ever."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.source.frozen):
-            seen = self.original(observations)
-            if self.target.level == "features":
-                return self.source.features(seen)
-            said, own = self.source.outputs(seen), self.source.card.action_meanings
-            wanted = self.target.action_meanings
-            return said if own is None or wanted is None or own == wanted else speech.by_meaning(said, own, wanted)
+            if self._encoders is None or self._encoders.sources != [self.source]:  # a frozen source changes with the device
+                self._encoders = Encoders([self.source], self.target.precision)
+            return self.told(self._encoders(self.original(observations))[0])
+
+    def told(self, features: Float[Tensor, "batch own"]) -> Float[Tensor, "batch said"]:
+        """What the source says, from its features."""
+        if self.target.level == "features":
+            return features
+        said, own = self.source.spoken(features), self.source.card.action_meanings
+        wanted = self.target.action_meanings
+        return said if own is None or wanted is None or own == wanted else speech.by_meaning(said, own, wanted)
 
     def voiced(self, said: Float[Tensor, "batch said"]) -> Float[Tensor, "batch width"]:
         """What the pathway makes of it: projected features, or outputs with the pathway's own standard deviation."""
@@ -130,9 +140,10 @@ class FreshPathway(nn.Module):
         space: The target's observations.
         width: Width of its features.
         scale: How many times wider its hidden layers are than usual: 64 units each, or NatureCNN's channels.
+        precision: In what NatureCNN is computed, if it is no wider than usual.
     """
 
-    def __init__(self, space: spaces.Space[Any], width: int, scale: int = 1) -> None:
+    def __init__(self, space: spaces.Space[Any], width: int, scale: int = 1, precision: Precision = "float32") -> None:
         super().__init__()
         kind = extractor_class(space)
         if kind is NatureCNN and scale > 1:
@@ -140,7 +151,7 @@ class FreshPathway(nn.Module):
             self.reader: nn.Module = Reader(space, Trunk(convs=convs, linear=512))
             inputs = 512
         elif kind is not FlattenExtractor:
-            extractor = kind(space)
+            extractor = extractor_class(space, precision)(space)
             self.reader = extractor
             inputs = extractor.features_dim
         else:
@@ -188,8 +199,11 @@ class Pathways(nn.Module):
         else:
             self.width = width or max((source.width for source in sources), default=64)
         self.sources = nn.ModuleList(SourcePathway(source, target, self.width if project else None) for source in sources)
-        self.fresh = FreshPathway(target.observation_space, self.width) if fresh and target.level == "features" else None
-        self._heard: Tensor | None = None
+        self.fresh = (
+            FreshPathway(target.observation_space, self.width, precision=target.precision) if fresh and target.level == "features" else None
+        )
+        self._heard: Sequence[Tensor] | None = None
+        self._encoders: Encoders | None = None
 
     def listen(self, observations: Observations, wanted: Sequence[bool]) -> Float[Tensor, "batch sources said"]:
         """What the wanted sources themselves say, to be remembered; zeros for the others.
@@ -200,22 +214,63 @@ class Pathways(nn.Module):
         """
         n_rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
         said = torch.zeros(n_rows, len(self.sources), self.width)
+        members = [index for index in range(len(self.sources)) if wanted[index]]
         with torch.no_grad():
-            for index, pathway in enumerate(self.sources):
-                if wanted[index]:
-                    spoken = cast("SourcePathway", pathway).listen(observations)
-                    said = said.to(spoken.device)
-                    said[:, index] = spoken
+            for index, spoken in zip(members, self._listened(members, observations), strict=True):
+                said = said.to(spoken.device)
+                said[:, index] = spoken
         return said
 
+    def _listened(self, members: list[int], observations: Observations) -> list[Tensor]:
+        """What some sources themselves say of all observations, computed together."""
+        pathways = [cast("SourcePathway", self.sources[index]) for index in members]
+        if not pathways:
+            return []
+        sources = [pathway.source for pathway in pathways]
+        if self._encoders is None or self._encoders.sources != sources:
+            self._encoders = Encoders(sources, self.target.precision)
+        frozen = all(source.frozen for source in sources)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            features = self._encoders(self.original(observations))
+            return [pathway.told(each) for pathway, each in zip(pathways, features, strict=True)]
+
+    def original(self, observations: Observations) -> Observations:
+        """Observations as the sources see them: before the target's VecNormalize."""
+        before: Observations = cast("SourcePathway", self.sources[0]).original(observations)
+        return before
+
+    @property
+    def widths(self) -> list[int]:
+        """How many features each source has of its own."""
+        return [cast("SourcePathway", pathway).source.width for pathway in self.sources]
+
     @contextmanager
-    def reminded(self, heard: Float[Tensor, "batch sources said"] | None) -> Iterator[None]:
-        """Inside, sources are not computed: `listen` said this of the same observations before."""
-        self._heard = heard
+    def reminded(self, heard: Float[Tensor, " batch *said"] | None) -> Iterator[None]:
+        """Inside, sources are not computed: this was said of the same observations before.
+
+        Args:
+            heard: What `listen` said, `(batch, sources, said)`, or what `side_by_side` said, `(batch, said)`; none for nothing.
+        """
+        before = self._heard
+        if heard is not None:
+            self._heard = heard.unbind(dim=1) if heard.ndim == 3 else heard.split(self.widths, dim=1)
         try:
             yield
         finally:
-            self._heard = None
+            self._heard = before
+
+    def side_by_side(self, observations: Observations) -> Float[Tensor, "batch said"]:
+        """What all sources themselves say, one after the other in a row, each as wide as it is."""
+        return torch.cat(self._said(observations), dim=1)
+
+    def voices(self, observations: Observations) -> list[Float[Tensor, "batch width"]]:
+        """What all sources' pathways say, each in its own width."""
+        return [cast("SourcePathway", pathway).voiced(said) for pathway, said in zip(self.sources, self._said(observations), strict=True)]
+
+    def _said(self, observations: Observations) -> list[Tensor]:
+        if self._heard is not None:
+            return list(self._heard)
+        return self._listened(list(range(len(self.sources))), observations)
 
     def speak(
         self, observations: Observations, active: Bool[Tensor, "batch pathways"], fresh: Float[Tensor, "batch width"] | None = None
@@ -241,10 +296,14 @@ class Pathways(nn.Module):
     def _spoken(
         self, speakers: list[Any], observations: Observations, active: Bool[Tensor, "batch speakers"]
     ) -> Float[Tensor, "batch speakers width"]:
-        if self._heard is None:
+        n_sources = len(self.sources)
+        together = self.target.precision != "float32" and n_sources > 1 and bool(active[:, :n_sources].all())
+        if self._heard is None and not together:
             return dispatch(speakers, observations, active, self.width)
-        voiced = [cast("SourcePathway", pathway).voiced(self._heard[:, index]) for index, pathway in enumerate(self.sources)]
-        return torch.stack(voiced, dim=1) * active[:, :, None]
+        said = torch.stack(self.voices(observations), dim=1) * active[:, :n_sources, None]
+        if len(speakers) == n_sources:
+            return said
+        return torch.cat([said, dispatch(speakers[n_sources:], observations, active[:, n_sources:], self.width)], dim=1)
 
     def see_through(self, statistics: Statistics, epsilon: float) -> None:
         """Let the sources see what was before the target's VecNormalize."""
@@ -264,11 +323,13 @@ def spec_sources(spec: HubSpec) -> list[Source]:
     return owned
 
 
-def extractor_class(space: spaces.Space[Any]) -> type[BaseFeaturesExtractor]:
+def extractor_class(space: spaces.Space[Any], precision: Precision = "float32") -> type[BaseFeaturesExtractor]:
     """The features extractor that SB3's own policies have for such observations."""
     if isinstance(space, spaces.Dict):
         return CombinedExtractor
-    return NatureCNN if isinstance(space, spaces.Box) and is_image_space(space) else FlattenExtractor
+    if isinstance(space, spaces.Box) and is_image_space(space):
+        return BF16NatureCNN if precision == "bfloat16" else NatureCNN
+    return FlattenExtractor
 
 
 def check_meanings(meanings: tuple[str, ...] | None, space: spaces.Space[Any]) -> tuple[str, ...] | None:

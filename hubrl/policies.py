@@ -22,11 +22,12 @@ from hubrl.buffers import Memory
 from hubrl.cards import Plain
 from hubrl.distributions import CommittedDistribution, MixtureDistribution, PathwayDistribution, held, mixed_categorical
 from hubrl.errors import BadConfig, SpaceMismatch
-from hubrl.losses import drift, inject
+from hubrl.losses import drift, inject, kickstarting
 from hubrl.methods import create, find
 from hubrl.methods.base import Method, Routed
 from hubrl.networks import Observations
 from hubrl.pathways import FRESH, Pathways, Target, check_meanings, extractor_class, spec_sources
+from hubrl.precision import BF16NatureCNN, ReadsBytes
 from hubrl.routing import ZeroLinear, aggregate
 from hubrl.spaces import describe
 from hubrl.spec import HubSpec, parse_spec
@@ -50,8 +51,10 @@ class Outputs(Plain):
     release: Literal["fixed", "random", "learned"] = "random"
     """How a held pathway lets go: after `hold` steps, at random, or by a learned rule that starts there."""
     solo_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the episodes of training that one pathway plays alone, after which the router's trust is revised; needs
-    HubCallback, and all pathways active."""
+    """Share of the episodes that one pathway plays alone at the start of training, falling to none at its end, after which the
+    router's trust is revised; needs HubCallback, its probe, and all pathways active."""
+    kickstart_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient, falling to zero over the training, of what the fresh pathway learns from the sources that are active beside it."""
     anchor_coef: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of the divergence that holds what acts for a source, tuned or corrected, near what it did untouched."""
     action_meanings: tuple[str, ...] | None = None
@@ -92,7 +95,7 @@ class Holding:
         self.pathway = drawn.cpu()
 
 
-class HubActorCriticPolicy(ActorCriticPolicy):
+class HubActorCriticPolicy(ActorCriticPolicy, ReadsBytes):
     """SB3's actor-critic policy, whose actor is one pathway among the sources.
 
     Everything that SB3's policy builds is built first and unchanged: it is the fresh pathway and the critic. The hub
@@ -145,7 +148,9 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         self._distributed: Distribution | None = None
         self._holding: Holding | None = None
         self._predicting = False
-        kwargs.setdefault("features_extractor_class", extractor_class(observation_space))
+        kwargs.setdefault("features_extractor_class", extractor_class(observation_space, self.spec.precision))
+        if kwargs["features_extractor_class"] is BF16NatureCNN:
+            kwargs.setdefault("net_arch", [])  # as SB3 has it behind NatureCNN
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 
     @property
@@ -172,16 +177,17 @@ class HubActorCriticPolicy(ActorCriticPolicy):
 
     @torch.no_grad()
     def act_as(self, obs: PyTorchObs, pathway: Int[Tensor, " batch"]) -> np.ndarray:
-        """Actions that one pathway a row would take, drawn with its own standard deviation.
+        """Actions that one candidate a row would take, drawn with its own standard deviation.
 
         Args:
             obs: Observations as tensors, not yet preprocessed.
-            pathway: Position of the pathway, row by row.
+            pathway: Position among the method's candidates, which are its pathways unless it says otherwise, row by row.
         """
         observations: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
         latent_pi = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
-        active = nn.functional.one_hot(pathway, len(self.method.pathways.names)).bool()
-        said = self._with_residual(self.method.pathways.speak(observations, active, self._fresh_speech(latent_pi)), latent_pi)
+        racing = self.method.candidates
+        active = nn.functional.one_hot(pathway, len(racing.names)).bool()
+        said = self._with_residual(racing.speak(observations, active, self._fresh_speech(latent_pi)), latent_pi)
         rows = said.gather(1, pathway[:, None, None].expand(-1, 1, said.shape[2])).squeeze(1)
         return speech.act(rows, self.action_space, deterministic=False)
 
@@ -277,7 +283,7 @@ class HubActorCriticPolicy(ActorCriticPolicy):
 
     def _build_hub(self) -> None:
         meanings = check_meanings(self.outputs.action_meanings, self.action_space)
-        target = Target(self.observation_space, "outputs", self.action_space, self.outputs.source_std, meanings)
+        target = Target(self.observation_space, "outputs", self.action_space, self.outputs.source_std, meanings, self.spec.precision)
         self.method: Method = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
         self.anchors: Pathways | None = None
         if self.outputs.anchor_coef > 0 and self.aggregation == "whole":
@@ -374,6 +380,8 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         loss = routed.loss
         if learning and self.anchors is not None:
             loss = loss + self.outputs.anchor_coef * self._drift(routed, self._hearing.observations)
+        if learning and self.outputs.kickstart_coef > 0 and self.method.remaining > 0:
+            loss = loss + self._kickstart(routed)
         if learning and loss.requires_grad:
             routed = _carrying(routed, loss)
         self._distributed = self._distribution(routed, latent_pi, self._hearing)
@@ -388,6 +396,15 @@ class HubActorCriticPolicy(ActorCriticPolicy):
         weights = routed.weights[:, :n_sources].detach()
         before = self.anchors.speak(observations, weights > 0)
         return (weights * drift(routed.speech[:, :n_sources], before, self.action_space)).sum(dim=1).mean()
+
+    def _kickstart(self, routed: Routed) -> Float[Tensor, ""]:
+        """What the fresh pathway loses by not saying what the sources do, by their weights."""
+        if routed.speech is None or routed.weights is None or self.method.pathways.names[-1] != FRESH:
+            return routed.loss.new_zeros(())
+        said, fresh = routed.speech[:, :-1].detach(), routed.speech[:, -1:]
+        lessons = kickstarting(fresh, said, self.action_space)
+        coef = self.outputs.kickstart_coef * self.method.remaining
+        return coef * (routed.weights[:, :-1].detach() * lessons).sum(dim=1).mean()
 
     def _route(self, hearing: Hearing, latent_pi: Tensor) -> Routed:
         key = int(self.get_buffer("noise_key")) if hearing.exploring else None

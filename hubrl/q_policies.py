@@ -28,6 +28,7 @@ from hubrl.methods.base import Routed
 from hubrl.methods.kickstart import Kickstart
 from hubrl.networks import GreedyAction, Observations
 from hubrl.pathways import Pathways, Target, check_fit, check_meanings, extractor_class, spec_sources
+from hubrl.precision import BF16NatureCNN
 from hubrl.source import Source
 from hubrl.spec import HubSpec, parse_spec
 from hubrl.standing import ENOUGH, Standing
@@ -152,7 +153,9 @@ class HubDQNPolicy(DQNPolicy):
                 "options and with frozen sources, 'kickstart', 'finetune', 'multipolar' and 'componet'; "
                 + ("use level='features'." if "features" in levels else "use one of these.")
             )
-        kwargs.setdefault("features_extractor_class", extractor_class(observation_space))
+        kwargs.setdefault("features_extractor_class", extractor_class(observation_space, self.spec.precision))
+        if kwargs["features_extractor_class"] is BF16NatureCNN:
+            kwargs.setdefault("net_arch", [])  # as SB3 has it behind NatureCNN
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 
     @property
@@ -219,7 +222,7 @@ class HubDQNPolicy(DQNPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         meanings = check_meanings(self.teaching.action_meanings, self.action_space)
-        self._target = target = Target(self.observation_space, "outputs", self.action_space, action_meanings=meanings)
+        self._target = target = Target(self.observation_space, "outputs", self.action_space, None, meanings, self.spec.precision)
         if self.tuned_card is not None:
             check_fit(store.borrow(self.tuned_card), target)
         super()._build(lr_schedule)

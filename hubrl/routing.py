@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from hubrl.freezing import is_sb3_init
 from hubrl.networks import Observations
+from hubrl.precision import BF16Convolutions, Precision
 
 NOISE_FLOOR = 1e-2
 
@@ -54,11 +55,11 @@ class Router(nn.Module):
     images go through two small convolutions.
     """
 
-    def __init__(self, space: spaces.Space[Any], n_pathways: int, hidden_dim: int) -> None:
+    def __init__(self, space: spaces.Space[Any], n_pathways: int, hidden_dim: int, precision: Precision = "float32") -> None:
         super().__init__()
         self.keys = list(space.spaces) if isinstance(space, spaces.Dict) else [""]
         parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
-        self.readers = nn.ModuleList(_image_reader(part) if _is_image(part) else SymLog() for part in parts)
+        self.readers = nn.ModuleList(_image_reader(part, precision) if _is_image(part) else SymLog() for part in parts)
         inputs = sum(_read_width(part, reader) for part, reader in zip(parts, self.readers, strict=True))
         self.hidden = nn.Sequential(nn.Linear(inputs, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh())
         self.mean = ZeroLinear(hidden_dim, n_pathways)
@@ -174,10 +175,11 @@ def _is_image(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Box) and is_image_space(space, check_channels=False) and min(space.shape[1:]) >= SMALLEST_IMAGE
 
 
-def _image_reader(space: spaces.Space[Any]) -> nn.Module:
+def _image_reader(space: spaces.Space[Any], precision: Precision) -> nn.Module:
     assert space.shape is not None
     channels = space.shape[0]
-    return nn.Sequential(nn.Conv2d(channels, 16, 8, stride=4), nn.ReLU(), nn.Conv2d(16, 16, 4, stride=4), nn.ReLU(), nn.Flatten())
+    kind = BF16Convolutions if precision == "bfloat16" else nn.Sequential
+    return kind(nn.Conv2d(channels, 16, 8, stride=4), nn.ReLU(), nn.Conv2d(16, 16, 4, stride=4), nn.ReLU(), nn.Flatten())
 
 
 @torch.no_grad()

@@ -31,18 +31,22 @@ import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
-from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from hubrl.atari import FRAME_SKIP
+from hubrl.cached import CachedVecEnv
 from hubrl.callbacks import HubCallback
 from hubrl.cards import write_yaml
 from hubrl.checkpoints import CheckpointFolder, checkpoints_in, model_bytes, restore_checkpoint
 from hubrl.config import RunConfig, read_config
-from hubrl.errors import BadConfig, BadFile, OutputExists
+from hubrl.errors import BadConfig, BadFile, HubrlError, OutputExists
 from hubrl.evaluation import PARALLEL, play
 from hubrl.folders import new_folder, write_atomically
+from hubrl.heard import leaving_heard
 from hubrl.hub import Hub, policy_name
 from hubrl.networks import ACTIVATIONS
+from hubrl.precision import precise
 from hubrl.tasks import make_env, normalised
 
 EVALUATION_SEED = 10_000
@@ -56,6 +60,9 @@ CONTRIB_PACKAGES = {
     "recurrent_ppo": "RecurrentPPO",
     "maskable_ppo": "MaskablePPO",
 }
+
+SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
+"""Arguments of SB3's algorithms that may change over the training."""
 
 PACKAGES = ("hubrl", "stable-baselines3", "sb3-contrib", "torch", "gymnasium", "numpy", "ale-py", "mujoco")
 
@@ -152,11 +159,15 @@ def build_model(config: RunConfig, env: VecEnv, hub: Hub | None, *, tensorboard:
     given = dict(kwargs.pop("policy_kwargs", None) or {})
     if isinstance(given.get("activation_fn"), str):
         given["activation_fn"] = activation(given["activation_fn"])
+    kwargs |= {name: falling(name, kwargs[name]) for name in SCHEDULED if isinstance(kwargs.get(name), str)}
     if hub is None:
         made: dict[str, Any] = {"policy": plain_policy(algorithm, env), "policy_kwargs": {}}
+        made |= precise(algorithm, config.precision, env.observation_space)
     else:
         options = {**_meanings(algorithm, config, env, hub), **config.options}
-        made = hub.agent(algorithm, config.method, level=config.level, tuned=config.tuned, source_lr=config.source_lr, **options)
+        own: dict[str, Any] = {"level": config.level, "tuned": config.tuned, "source_lr": config.source_lr, "cached": config.cached}
+        own["precision"] = config.precision
+        made = hub.agent(algorithm, config.method, **own, **options)
     log = None if tensorboard is None else str(tensorboard)
     optimizer = {**given.pop("optimizer_kwargs", {}), **made["policy_kwargs"].get("optimizer_kwargs", {})}
     if optimizer:
@@ -170,7 +181,7 @@ def build_model(config: RunConfig, env: VecEnv, hub: Hub | None, *, tensorboard:
 
 def _meanings(algorithm: type[BaseAlgorithm], config: RunConfig, env: VecEnv, hub: Hub) -> dict[str, Any]:
     """What the target's actions mean, if it says so and the hub hears outputs of sources that do."""
-    level = config.level or hub.level(algorithm, config.method, tuned=config.tuned)
+    level = "features" if config.cached else config.level or hub.level(algorithm, config.method, tuned=config.tuned)
     if level == "features" or not any(source.card.action_meanings for source in hub):
         return {}
     game = env.get_attr("unwrapped")[0]
@@ -201,6 +212,22 @@ def activation(name: str) -> type[torch.nn.Module]:
     return lowered[name.lower()]
 
 
+def falling(name: str, text: str) -> LinearSchedule:
+    """A number that falls to zero over the training, written as in the RL Zoo: `lin_2.5e-4` begins at 2.5e-4.
+
+    Raises:
+        BadConfig: If it is not of that form, or the number is not above zero.
+    """
+    kind, _, number = text.partition("_")
+    try:
+        start = float(number)
+    except ValueError:
+        start = 0.0
+    if kind != "lin" or not 0 < start < float("inf"):
+        raise BadConfig(f"{name}={text!r} was given; expected a number, or one behind lin_ (lin_2.5e-4) that falls linearly to zero.")
+    return LinearSchedule(start, 0.0, end_fraction=1.0)
+
+
 def versions() -> dict[str, str | None]:
     """Versions of Python and the packages that matter, and the git commit of the working directory."""
     found: dict[str, str | None] = {"python": platform.python_version()}
@@ -220,7 +247,7 @@ def _finish(config: RunConfig, run: Path, model: BaseAlgorithm, watcher: HubCall
     vec = model.get_vec_normalize_env()
     if vec is not None:
         vec.save(str(run / "vecnormalize.pkl"))
-    with closing(raw_env(config)) as env:
+    with closing(raw_env(config, cached=config.cached)) as env:
         played = play(Judge(model, vec), env, config.eval_episodes)
     result = {
         "task": config.task,
@@ -263,17 +290,19 @@ class Judge:
 def training_curve(run: Path) -> list[tuple[int, float]]:
     """Environment steps, summed over parallel environments, and return of every episode of a training, in order.
 
-    Reads SB3's Monitor files; those of a resumed run go on where it was resumed.
+    Reads SB3's Monitor files; those of a resumed run go on where it was resumed. Under Atari they count frames, of which a step has
+    four; the no-ops and the FIRE that begin a game are among them, so that its end may be placed some steps late.
     """
+    skip = FRAME_SKIP if read_config(run / "config.yaml").preprocessing != "none" else 1
     curve = []
     for folder in sorted(run.glob("monitor*")):
         begun = int(folder.name.rpartition("-")[2]) if "-" in folder.name else 0
         files = sorted(folder.glob("*.monitor.csv"))
         for file in files:
-            steps = begun
+            frames = 0
             for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()[1:]):
-                steps += int(row["l"]) * len(files)
-                curve.append((steps, float(row["r"])))
+                frames += int(row["l"]) * len(files)
+                curve.append((begun + frames // skip, float(row["r"])))
     return sorted(curve)
 
 
@@ -292,21 +321,42 @@ def _recent(model: BaseAlgorithm) -> float | None:
     return float(np.mean([episode["r"] for episode in buffer])) if buffer else None
 
 
-def raw_env(config: RunConfig, *, episodes: int | None = None, seed: int | None = None) -> VecEnv:
+def raw_env(config: RunConfig, *, episodes: int | None = None, seed: int | None = None, cached: bool = False) -> VecEnv:
     """The environments of a run's evaluations, without VecNormalize.
 
     Args:
         config: The run's.
         episodes: How many will be played; as many as the config says if not given.
         seed: Of the episodes; behind the run's own if not given.
+        cached: Whether observations come with what the sources said of them, in a run with `cached: true`.
     """
     seed = config.seed + EVALUATION_SEED if seed is None else seed
-    return _plain_env(config, min(episodes or config.eval_episodes, PARALLEL), seed, monitor=None)
+    env = _plain_env(config, min(episodes or config.eval_episodes, PARALLEL), seed, monitor=None)
+    return cached_env(config, env) if cached else env
+
+
+def cached_env(config: RunConfig, env: VecEnv) -> CachedVecEnv:
+    """Environments of a run's task, with what its sources say of the observations.
+
+    Raises:
+        BadFile: If its hub cannot be read.
+        BadConfig: If an option's value cannot be.
+        SpaceMismatch: If a source does not fit the task.
+    """
+    hub = hub_of(config)
+    assert hub is not None
+    try:
+        made = hub.policy_kwargs(config.method, cached=True, precision=config.precision, **config.options)
+        return CachedVecEnv(env, made, config.device)
+    except HubrlError:
+        env.close()
+        raise
 
 
 def _evaluation_env(config: RunConfig) -> VecEnv:
-    env = raw_env(config)
-    return VecNormalize(env, training=False, norm_reward=False) if config.normalize else env
+    env = raw_env(config, cached=config.cached)
+    how = leaving_heard(env.observation_space)
+    return VecNormalize(env, training=False, norm_reward=False, **how) if config.normalize else env
 
 
 def _evaluations(config: RunConfig, run: Path, env: VecEnv) -> EvalCallback:
@@ -334,6 +384,7 @@ def _remember(evaluations: EvalCallback, path: Path) -> None:
 
 def _training_env(config: RunConfig, monitor: Path) -> VecEnv:
     env = _plain_env(config, config.n_envs, config.seed, monitor)
+    env = cached_env(config, env) if config.cached else env
     return normalised(env, config.algorithm_kwargs.get("gamma", 0.99)) if config.normalize else env
 
 

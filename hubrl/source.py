@@ -173,9 +173,17 @@ class Source(nn.Module):
             SourcesNotLoaded: If the weights never arrived.
             SpaceMismatch: If the source is an encoder alone.
         """
+        return self.spoken(self.features(observations))
+
+    def spoken(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch outputs"]:
+        """The same, from the source's features.
+
+        Raises:
+            SpaceMismatch: If the source is an encoder alone.
+        """
         if self.action is None:
             raise SpaceMismatch(f"Source {self.name!r} is an encoder alone and has no actions; use its features.")
-        said: Tensor = self.action(self.features(observations))
+        said: Tensor = self.action(features)
         if self.card.action_map is not None and self.actions is not None:
             said = speech.mapped(said, self.actions, self.card.action_map.order, self.card.action_map.signs)
         return said
@@ -244,14 +252,18 @@ class Source(nn.Module):
         """The weights by name, as copies on the CPU."""
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, *, half: bool = False) -> bytes:
         """The weights as the content of a `.safetensors` file; the card's sha256 is this content's digest.
+
+        Args:
+            half: Whether networks are rounded to float16; the statistics that normalise observations stay as they are.
 
         Raises:
             SourcesNotLoaded: If the weights never arrived.
         """
         self._check_arrived()
-        return safetensors.torch.save(self.tensors())
+        tensors = self.tensors()
+        return safetensors.torch.save({name: halved(tensor) for name, tensor in tensors.items()} if half else tensors)
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Load weights by name.
@@ -282,6 +294,9 @@ class Source(nn.Module):
 
     def train(self, mode: bool = True) -> "Source":
         """`nn.Module.train`, except that a frozen source stays in evaluation mode."""
+        if self.frozen and not self.training:
+            # SB3 asks at every `predict`, and walking through the layers took a quarter of DQN's time.
+            return self
         return super().train(mode and not self.frozen)
 
     def _check_arrived(self) -> None:
@@ -300,10 +315,17 @@ class Source(nn.Module):
         Raises:
             SourcesNotLoaded: If the weights never arrived.
         """
-        self._check_arrived()
-        if self.card.preprocessing:
-            observations = preprocessed(observations, self.card.preprocessing)
+        observations = self.selected(observations)
         return observations if self.normaliser is None else self.normaliser(observations)
+
+    def selected(self, observations: Observations) -> Observations:
+        """The same before its normaliser.
+
+        Raises:
+            SourcesNotLoaded: If the weights never arrived.
+        """
+        self._check_arrived()
+        return preprocessed(observations, self.card.preprocessing) if self.card.preprocessing else observations
 
     def _batch(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[Any, bool]:
         """A batch of tensors, and whether it was one already."""
@@ -443,6 +465,11 @@ def _zeros(space: spaces.Space[Any]) -> Observations:
     if isinstance(space, spaces.Box):
         return torch.zeros(1, *space.shape)
     return torch.zeros(1, get_flattened_obs_dim(space))
+
+
+def halved(tensor: Tensor) -> Tensor:
+    """A network's weights rounded to float16; anything but float32 as it is."""
+    return tensor.half() if tensor.dtype == torch.float32 else tensor
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from hubrl.cards import Plain, SourceCard, first_problem, parse_card
 from hubrl.errors import BadConfig, check_format
+from hubrl.precision import Precision
 
 SPEC_FORMAT = 1
 
@@ -22,6 +23,10 @@ class HubSpec(Plain):
     """Whether the sources are trained further; otherwise they stay as they are, bit for bit."""
     source_lr: float = 0.1
     """Learning rate of tuned sources, as a factor on the algorithm's."""
+    cached: bool = False
+    """Whether observations come with what the sources' encoders said of them (`hubrl.CachedVecEnv`)."""
+    precision: Precision = "float32"
+    """In what encoders are computed."""
 
     def plain(self) -> dict[str, Any]:
         """Data for keyword arguments: JSON holds it, and comparing it with another is unambiguous."""

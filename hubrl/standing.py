@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hubrl.pathways import FRESH
+
 STANDARD_ERRORS = 2.0
 """Within which a pathway is in favour, or trusted after a probe."""
 
@@ -26,6 +28,9 @@ Returns = dict[str, list[float]]
 
 ENOUGH = 3
 """Returns that a pathway must have before it is judged."""
+
+JUDGING = 0.2
+"""Share of the training within which sources play alone until they are judged."""
 
 
 def behind(one: Sequence[float], other: Sequence[float]) -> float:
@@ -120,51 +125,79 @@ class Standing(nn.Module):
 class Solos(nn.Module):
     """Whole episodes that one pathway plays alone in training, and what they say of it [ours].
 
-    Pathways that share an episode share its return; only alone each earns its own. Who has played least is next.
+    Pathways that share an episode share its return; only alone each earns its own. After a probe every episode is played alone, until each
+    source has played enough to be judged: a mixture of gaits that were not compared yet earns less than any of them. From then on some
+    are, and who is next is drawn by `exp(-lag / 2)`, so that those that are known to be worse cost little; `lag` is what a probe
+    believed, until a pathway is judged.
 
     Args:
         names: The pathways' names.
-        share: Share of the episodes.
+        share: Share of the episodes once the sources are judged, at the start of the training; it falls to zero with what remains of it.
     """
 
     def __init__(self, names: list[str], share: float) -> None:
         super().__init__()
         self.share = share
+        self.remaining = 1.0
+        """Share of the training that is still to come; a callback sees to it."""
         self.standing = Standing(names)
         self.register_buffer("lag", torch.zeros(len(names)))
+        self.register_buffer("believes", torch.zeros((), dtype=torch.bool))
         self.playing: Int[Tensor, " envs"] = torch.full((0,), -1)
+
+    def believe(self, start: Sequence[float]) -> None:
+        """Take over where a probe lets the router start."""
+        numbers = torch.as_tensor(list(start), dtype=torch.float32)
+        self.get_buffer("lag").copy_((numbers.max() - numbers).clamp_max(MOST_BEHIND))
+        self.get_buffer("believes").fill_(True)
 
     def begin(self, n_envs: int, trusted: Sequence[bool]) -> None:
         """Choose who plays alone in each of some environments, whose episodes begin."""
-        self.playing = torch.tensor([self._draw(trusted) for _ in range(n_envs)])
+        self.playing = torch.full((n_envs,), -1)
+        for env in range(n_envs):
+            self.playing[env] = self._draw(trusted)
 
     def ended(self, env: int, earned: float, trusted: Sequence[bool]) -> None:
         """An episode ended: remember what it earned if one pathway played it, and choose the next."""
         if int(self.playing[env]) >= 0:
             self.standing.note(int(self.playing[env]), earned)
+        self.playing[env] = -1
         self.playing[env] = self._draw(trusted)
 
     def revised(self, trusted: Sequence[bool]) -> Float[Tensor, " pathways"]:
-        """By how much more than last time each trusted pathway lies behind the best, in standard errors.
+        """By how much more than was believed each trusted pathway lies behind the best, in standard errors.
 
-        All zero until each of them has played enough; no pathway counts as more than `MOST_BEHIND` behind.
+        All zero until two of them have played enough; no pathway counts as more than `MOST_BEHIND` behind.
         """
-        members = [index for index, stays in enumerate(trusted) if stays]
         counts, old = self.standing.get_buffer("counts"), self.get_buffer("lag")
-        new = torch.zeros_like(old)
-        if all(int(counts[index]) >= ENOUGH for index in members):
-            behind_best = errors_behind({self.standing.names[index]: self.standing.of(index) for index in members})
-            for index in members:
+        judged = [index for index, stays in enumerate(trusted) if stays and int(counts[index]) >= ENOUGH]
+        new = old.clone()
+        if len(judged) > 1:
+            behind_best = errors_behind({self.standing.names[index]: self.standing.of(index) for index in judged})
+            for index in judged:
                 new[index] = min(max(behind_best[self.standing.names[index]], 0.0), MOST_BEHIND)
         change = new - old
         old.copy_(new)
         return change
 
     def _draw(self, trusted: Sequence[bool]) -> int:
-        """Who plays the next episode alone; -1 for nobody."""
-        if np.random.random() >= self.share:
+        """Who plays the next episode alone; -1 for nobody, as always without a probe, when the fresh pathway may be as good as any."""
+        if not bool(self.get_buffer("believes")):
             return -1
-        counts: list[int] = self.standing.get_buffer("counts").tolist()
         members = [index for index, stays in enumerate(trusted) if stays]
-        fewest = min(counts[index] for index in members)
-        return int(np.random.choice([index for index in members if counts[index] == fewest]))
+        first = self._unjudged(members)
+        if first is not None and self.remaining > 1 - JUDGING:
+            return first
+        if np.random.random() >= self.share * self.remaining:
+            return -1
+        chances = np.exp(-self.get_buffer("lag").double().cpu().numpy()[members] / 2)
+        return int(np.random.choice(members, p=chances / chances.sum()))
+
+    def _unjudged(self, members: Sequence[int]) -> int | None:
+        """The source that has played least, with what is being played, if that is not enough yet; not if there is but one."""
+        sources = [index for index in members if self.standing.names[index] != FRESH]
+        counts = self.standing.get_buffer("counts")
+        played = {index: int(counts[index]) + int((self.playing == index).sum()) for index in sources}
+        if len(sources) < 2 or min(played.values()) >= ENOUGH:
+            return None
+        return min(played, key=lambda index: played[index])

@@ -232,6 +232,7 @@ def run_study(
     jobs: int = 2,
     cases: Sequence[str] = (),
     methods: Sequence[str] = (),
+    seeds: Sequence[int] = (),
     on_plan: Callable[[int, int], None] = lambda done, total: None,
     on_done: Callable[[Job, str | None], None] = lambda job, problem: None,
 ) -> list[Job]:
@@ -247,6 +248,7 @@ def run_study(
         jobs: Processes.
         cases: The only cases to run now, by name; all if none is named.
         methods: The only methods to run now, by name; all if none is named.
+        seeds: The only seeds to run now; all if none is named.
         on_plan: Told how many of these runs are done and how many there are.
         on_done: Told of every finished run, and of its problem if it failed.
 
@@ -260,7 +262,13 @@ def run_study(
         _check_known("case", name, study.cases)
     for name in methods:
         _check_known("method", name, [*study.methods, ZERO_SHOT, ORACLE])
-    chosen = [job for job in planned if (not cases or job.case in cases) and (not methods or job.method in methods)]
+    for seed in seeds:
+        _check_known("seed", str(seed), {str(job.config.seed) for job in planned})
+    chosen = [
+        job
+        for job in planned
+        if (not cases or job.case in cases) and (not methods or job.method in methods) and (not seeds or job.config.seed in seeds)
+    ]
     missing = [job for job in chosen if not done.issuperset(job.keys)]
     on_plan(len(chosen) - len(missing), len(chosen))
     failed = []

@@ -3,8 +3,9 @@
 import importlib
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 from gymnasium import error as gym_error
@@ -12,9 +13,9 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from hubrl.atari import STACK, AtariVecEnv
+from hubrl.cards import Preprocessing
 from hubrl.errors import BadConfig, unknown
-
-Preprocessing = Literal["none", "atari", "atari-sb3"]
+from hubrl.heard import leaving_heard
 
 
 def make_env(
@@ -81,6 +82,9 @@ def check_task(task: str) -> None:
             importlib.import_module(module)
         except ImportError as error:
             raise BadConfig(f"The module {module!r} of task {task!r} cannot be imported ({_first_line(error)}).") from error
+    if name not in gym.registry:
+        with suppress(ImportError):  # ale-py's games are known once it is imported
+            importlib.import_module("ale_py")
     try:
         gym.spec(name)
     except gym_error.Error as error:
@@ -89,8 +93,8 @@ def check_task(task: str) -> None:
 
 
 def normalised(env: VecEnv, gamma: float) -> VecNormalize:
-    """The environments under VecNormalize, observations and rewards."""
-    return VecNormalize(env, gamma=gamma)
+    """The environments under VecNormalize, observations and rewards; what was heard stays as it is."""
+    return VecNormalize(env, gamma=gamma, **leaving_heard(env.observation_space))
 
 
 def _first_line(error: BaseException) -> str:

@@ -108,7 +108,7 @@ def probe(model: OnPolicyAlgorithm, budget: int, on_step: Callable[[int], None] 
     policy, env = model.policy, model.get_env()
     if not isinstance(policy, HubActorCriticPolicy) or env is None:
         raise BadConfig("A probe needs a model that hears the sources' outputs and has an environment.")
-    names = policy.method.pathways.names
+    names = policy.method.candidates.names
     segment = min(budget // (math.ceil(SEGMENTS * len(names) / env.num_envs) * env.num_envs), SEGMENT_STEPS[1])
     if segment < SEGMENT_STEPS[0]:
         return None
@@ -138,7 +138,7 @@ def play_segment(
     Where the fresh pathway is to play, an untrained network does, drawn by the seed and the environment's position.
     """
     untrained = {row: Untrained(policy, seed + row) for row, name in enumerate(players) if name == FRESH}
-    names = policy.method.pathways.names
+    names = policy.method.candidates.names
     pathway = torch.tensor([names.index(name) for name in players], device=policy.device)
     policy.set_training_mode(False)
     observations = env.reset()

@@ -1,6 +1,8 @@
 """ale-py's C++ environment as a VecEnv: what it must have in common with SB3's wrappers, on recorded actions."""
 
 import csv
+import subprocess
+import sys
 from functools import cache
 from typing import NamedTuple
 
@@ -22,7 +24,7 @@ from hubrl.tasks import make_env
 pytest.importorskip("ale_py")
 pytest.importorskip("cv2")
 
-from hubrl.atari import AtariVecEnv
+from hubrl.atari import AtariVecEnv, together
 
 STEPS = {"Breakout": 250, "Pong": 120, "SpaceInvaders": 700, "Freeway": 120}
 
@@ -225,7 +227,11 @@ def test_monitors_files_are_read_as_the_training_curve(tmp_path):
     assert all('"env_id": "BreakoutNoFrameskip-v4"' in text[0] for text in lines)
     rows = [row for text in lines for row in csv.DictReader(text[1:])]
     assert sorted((float(row["r"]), int(row["l"]), float(row["t"])) for row in rows) == sorted((e["r"], e["l"], e["t"]) for e in episodes)
-    assert sorted(value for _, value in training_curve(tmp_path)) == sorted(episode["r"] for episode in episodes)
+    (tmp_path / "config.yaml").write_text("task: BreakoutNoFrameskip-v4\npreprocessing: atari\nmethod: scratch\nsteps: 500\n")
+    curve = training_curve(tmp_path)
+    assert sorted(value for _, value in curve) == sorted(episode["r"] for episode in episodes)
+    # Steps of four frames: 500 in all, and no more than the no-ops and the FIREs of the games and lives beside them.
+    assert 250 < curve[-1][0] < 600
 
 
 @pytest.mark.parametrize("algorithm", [PPO, DQN])
@@ -318,6 +324,23 @@ def test_actions_that_no_game_has_are_refused_before_a_thread_waits_for_them(bre
     breakout.reset()
     with pytest.raises(SpaceMismatch, match=r"were given for 2 games, which act in Discrete\(4\)"):
         breakout.step(np.array(actions))
+
+
+def test_several_games_come_to_their_ends_in_their_order():
+    def game(name, times):
+        for _ in range(times):
+            played.append(name)
+            yield
+        return name
+
+    played = []
+    assert together([game("long", 3), game("short", 1), game("none", 0)]) == ["long", "short", "none"]
+    assert played == ["long", "short", "long", "long"]
+
+
+def test_games_are_known_before_anyone_imports_ale_py():
+    code = "from hubrl.tasks import check_task; check_task('PongNoFrameskip-v4')"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_an_older_ale_py_is_named(monkeypatch):

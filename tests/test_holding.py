@@ -111,7 +111,7 @@ def test_ratios_are_one_with_noise_top_k_and_held_pathways(release, actions, obs
 
 def test_a_fixed_hold_lasts_exactly_so_long():
     env = make_vec_env(Toy, n_envs=1, seed=0)
-    model = target(PPO, env, tiny_hub(Toy()).agent(PPO, hold=3, release="fixed"))
+    model = target(PPO, env, tiny_hub(Toy()).agent(PPO, hold=3, release="fixed", solo_share=0))
     ratios = Ratios()
     model.learn(32, callback=[HubCallback(probe_share=0), ratios])
     before = ratios.pathways[0].reshape(-1, 2)[:10, 0]
@@ -120,8 +120,8 @@ def test_a_fixed_hold_lasts_exactly_so_long():
 
 def test_what_frozen_sources_said_is_not_computed_again(monkeypatch):
     rows = []
-    outputs = Source.outputs
-    monkeypatch.setattr(Source, "outputs", lambda source, seen: (rows.append(len(seen)), outputs(source, seen))[1])
+    features = Source.features
+    monkeypatch.setattr(Source, "features", lambda source, seen: (rows.append(len(seen)), features(source, seen))[1])
 
     def trained(**options):
         rows.clear()

@@ -365,8 +365,8 @@ def test_width_is_that_of_the_features(name):
 @LEVELS
 def test_a_probe_may_tell_any_method_what_it_found_out(name, level):
     method = built(name, level)
-    n_pathways = len(method.pathways.names)
-    method.trust([True] * n_pathways, [0.0] * n_pathways)
+    n_racing = len(method.candidates.names)
+    method.trust([True] * n_racing, [0.0] * n_racing)
     assert not method.awaits_probe
     assert method.fresh_alone == (name == "scratch")
     assert routed(method, torch.randn(3, 4)).features.shape == (3, method.features_dim)

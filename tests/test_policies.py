@@ -366,3 +366,21 @@ def test_an_anchor_holds_what_acts_for_a_source_near_it(actions, tuned, tmp_path
         loaded = PPO.load(tmp_path / "model.zip", device="cpu")
         torch.testing.assert_close(loaded.policy.route(rows).speech, model.policy.route(rows).speech)
     assert moved[1000.0] < 0.5 * moved[0.0]
+
+
+@ACTIONS
+def test_the_fresh_pathway_learns_from_the_sources_beside_it(actions):
+    env = make_vec_env(lambda: Toy(actions=actions), n_envs=2, seed=0)
+    hub = tiny_hub(Toy(actions=actions))
+    rows = torch.as_tensor(np.random.default_rng(0).normal(size=(50, 4)), dtype=torch.float32)
+    apart = {}
+    for coef in (0.0, 10.0):
+        model = hears(PPO, env, hub=hub, kickstart_coef=coef, residual=False, settings={"learning_rate": 1e-2})
+        model.learn(1024, callback=HubCallback(probe_share=0, warmup_share=0))
+        routed = model.policy.route(rows)
+        means = routed.speech.chunk(2, dim=2)[0] if actions is STEER else routed.speech.exp()
+        taught = torch.einsum("bpa,bp->ba", means[:, :2], routed.weights[:, :2]) / routed.weights[:, :2].sum(dim=1, keepdim=True)
+        apart[coef] = (means[:, 2] - taught).abs().mean().item()
+        if actions is STEER:
+            assert model.policy.log_std.exp().mean() > 0.5, "it keeps the deviation that learning needs"
+    assert apart[10.0] < 0.75 * apart[0.0]

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions import Categorical, Normal, kl_divergence
 from toys import CHOOSE, IMAGE, PARTS, SETTINGS, STEER, VECTOR, Toy, target, tiny, tiny_hub
 
-from hubrl import BadConfig, Hub, HubCallback, Source, SpaceMismatch
+from hubrl import BadConfig, Hub, HubCallback, Source, SpaceMismatch, UnknownName
 from hubrl.methods import create
 from hubrl.methods.componet import attention, place_encodings
 from hubrl.methods.kickstart import annealed, cross_entropy
@@ -73,6 +73,18 @@ def test_multipolar_is_the_mean_of_scaled_actions_and_a_residual(actions):
             expected[row, : len(does)] += theta * does / 2
     torch.testing.assert_close(said, expected)
     assert method.measures() == pytest.approx({f"multipolar/theta/ppo-{index}": method.theta[index].mean().item() for index in (0, 1)})
+
+
+def test_multipolar_of_one_source_is_that_of_a_hub_of_one():
+    hub = two()
+    method = method_of("multipolar", hub, source="ppo-1")
+    assert method.pathways.names == ["ppo-1", "fresh"]
+    stirred(method)
+    fresh = torch.randn(6, 4)
+    expected = method.theta[0] * hub[1].outputs(ROWS)[:, :2] + fresh[:, :2]
+    torch.testing.assert_close(method(ROWS, fresh=fresh).features, torch.cat([expected, fresh[:, 2:]], dim=1))
+    with pytest.raises(UnknownName, match="Unknown source 'ppo1'. Did you mean 'ppo-1'"):
+        method_of("multipolar", hub, source="ppo1")
 
 
 def test_multipolars_residual_is_the_algorithms_own_network_and_so_is_its_spread():

@@ -8,13 +8,16 @@ import pytest
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
 
+from agents.bundle import main as bundle
 from hubrl import Hub, load_agent
 from hubrl.cards import write_yaml
 from hubrl.checkpoints import checkpoints_in
 from hubrl.errors import BadConfig, BadFile, OutputExists
-from hubrl.finished import evaluate_run
-from hubrl.runs import start_run, train
+from hubrl.finished import evaluate_run, run_agent
+from hubrl.runs import start_run, train, training_curve
+from hubrl.tasks import make_env
 
 TINY = {
     "ppo": {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "policy_kwargs": {"net_arch": [8]}},
@@ -83,6 +86,69 @@ def test_a_run_folder_holds_everything_and_repeats_to_the_bit(tmp_path, hub, alg
     repeated = train(again)
     assert same(weights_of(run), weights_of(again))
     assert repeated["eval_mean"] == result["eval_mean"]
+
+
+def test_a_number_may_fall_to_zero_over_a_training_as_the_rl_zoo_writes_it(tmp_path, hub):
+    kwargs = {**TINY["ppo"], "learning_rate": "lin_2.5e-4", "clip_range": "lin_0.1"}
+    run = start_run(config_of(tmp_path, hub, method="scratch", algorithm_kwargs=kwargs), [], tmp_path / "runs")
+    assert "learning_rate: lin_2.5e-4" in (run / "config.yaml").read_text()
+    seen = []
+
+    class See(BaseCallback):
+        def _on_training_start(self):
+            seen.extend(schedule(part) for schedule in (self.model.lr_schedule, self.model.clip_range) for part in (1.0, 0.5, 0.0))
+
+        def _on_step(self):
+            return True
+
+    train(run, [See()])
+    assert seen == pytest.approx([2.5e-4, 1.25e-4, 0.0, 0.1, 0.05, 0.0])
+    again = start_run(run / "config.yaml", [], tmp_path / "elsewhere")
+    train(again)
+    assert same(weights_of(run), weights_of(again))
+
+
+@pytest.mark.parametrize("written", ["lin_", "lin_fast", "lin_-1", "lin_0", "lin_nan", "lin_inf", "cos_0.1", "0.1x"])
+def test_a_schedule_that_cannot_be_is_refused(tmp_path, hub, written):
+    kwargs = {**TINY["ppo"], "clip_range": written}
+    run = start_run(config_of(tmp_path, hub, method="scratch", algorithm_kwargs=kwargs), [], tmp_path / "runs")
+    with pytest.raises(BadConfig, match=f"clip_range='{written}' was given; expected a number, or one behind lin_"):
+        train(run)
+
+
+def test_steps_of_atari_are_a_quarter_of_the_frames_that_monitor_counts(tmp_path):
+    rows = {"monitor/0": [(1.0, 400), (2.0, 402)], "monitor/1": [(3.0, 200)], "monitor-from-640/0": [(4.0, 41)]}
+    for name, episodes in rows.items():
+        path = tmp_path / f"{name}.monitor.csv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("#{}\nr,l,t\n" + "".join(f"{value},{length},0.1\n" for value, length in episodes))
+    config = {"task": "PongNoFrameskip-v4", "method": "scratch", "steps": 1}
+    (tmp_path / "config.yaml").write_text(write_yaml({**config, "preprocessing": "atari"}))
+    assert training_curve(tmp_path) == [(100, 3.0), (200, 1.0), (401, 2.0), (650, 4.0)]
+    (tmp_path / "config.yaml").write_text(write_yaml({**config, "preprocessing": "atari-sb3"}))
+    assert training_curve(tmp_path)[-1] == (650, 4.0)
+    (tmp_path / "config.yaml").write_text(write_yaml(config))
+    assert training_curve(tmp_path) == [(400, 3.0), (681, 4.0), (800, 1.0), (1604, 2.0)]
+
+
+def test_a_runs_agent_says_what_it_was_trained_on_and_is_bundled_in_half_precision(tmp_path, hub):
+    fields = {"method": "scratch", "algorithm_kwargs": TINY["ppo"]}
+    run = start_run(config_of(tmp_path, hub, **fields), [], tmp_path / "trained", "cart")
+    (run / "command.txt").write_text("/some/where/bin/hubrl train configs/cart.yaml --set seed=3\n")
+    train(run)
+    card = run_agent(run).card
+    assert (card.task, card.task_preprocessing, card.seed) == ("CartPole-v1", "none", 3)
+    bundle("both", ["cart"], trained=tmp_path / "trained", folder=tmp_path / "sources", episodes=2, half=True)
+    (source,) = Hub.load(tmp_path / "sources" / "both")
+    told = source.card
+    assert (told.name, told.origin) == ("cart", "hubrl train configs/cart.yaml --set seed=3")
+    assert (told.task, told.task_preprocessing, told.steps, told.seed) == ("CartPole-v1", "none", 256, 3)
+    assert told.episodes == 2
+    played = evaluate_policy(source, make_env("CartPole-v1", n_envs=2, seed=1003), n_eval_episodes=2)
+    # Rounded first, then played: what the card says is of the weights in the file.
+    assert told.return_mean == pytest.approx(played[0], abs=0.05)
+    trained, kept = weights_of(run), source.tensors()
+    assert all(torch.equal(kept[name], weight.half().to(weight.dtype)) for name, weight in trained.items() if weight.dtype == torch.float32)
 
 
 def test_runs_are_numbered_and_never_overwritten(tmp_path, hub):

@@ -32,17 +32,40 @@ def played(returns):
     return solos
 
 
-def test_who_has_played_least_is_next_and_only_who_is_trusted():
+def test_who_is_believed_worse_plays_less_and_only_who_is_trusted():
     np.random.seed(0)
-    solos = Solos(["a", "b", "c"], 0.99)
-    solos.begin(400, [True, False, True])
-    assert set(solos.playing.tolist()) == {-1, 0, 2}
-    solos.standing.note(0, 1.0)
-    assert {solos._draw([True, False, True]) for _ in range(200)} == {-1, 2}
+    solos = Solos(["a", "b", "c"], 0.9)
+    solos.believe([1.0, 1.0 - 2 * math.log(4), -99.0])
+    assert solos.get_buffer("lag").tolist() == pytest.approx([0.0, 2 * math.log(4), MOST_BEHIND])
+    solos.remaining = 0.5
+    solos.share = 1.8
+    solos.begin(4000, [True, True, False])
+    shares = [float((solos.playing == who).float().mean()) for who in (-1, 0, 1, 2)]
+    assert shares[:3] == pytest.approx([0.1, 0.9 * 0.8, 0.9 * 0.2], abs=0.03)
+    assert shares[3] == 0
+    solos.remaining = 0.0
     solos.playing = torch.tensor([2, -1])
-    solos.ended(0, 5.0, [True, False, True])
-    solos.ended(1, 7.0, [True, False, True])
+    solos.ended(0, 5.0, [True, True, True])
+    solos.ended(1, 7.0, [True, True, True])
     assert solos.standing.of(2) == [5.0], "what several pathways earned together is nobody's"
+    assert solos.playing.tolist() == [-1, -1], "at the end of training nobody plays alone"
+
+
+def test_sources_are_judged_first_and_the_fresh_pathway_is_not():
+    np.random.seed(0)
+    solos = Solos(["a", "b", "fresh"], 0.0)
+    solos.begin(8, [True, True, True])
+    assert (solos.playing == -1).all(), "nobody was probed"
+    solos.believe([0.0, 0.0, -4.0])
+    solos.begin(8, [True, True, True])
+    assert solos.playing.tolist() == [0, 1, 0, 1, 0, 1, -1, -1]
+    solos.ended(0, 1.0, [True, True, True])
+    assert solos.playing[0] == -1, "what others are playing counts"
+    solos.begin(4, [True, False, True])
+    assert (solos.playing == -1).all(), "one source has nobody to be compared with"
+    solos.remaining = 0.5
+    solos.begin(4, [True, True, True])
+    assert (solos.playing == -1).all(), "too late"
 
 
 def test_how_far_behind_is_told_once_and_in_standard_errors():
@@ -59,6 +82,9 @@ def test_how_far_behind_is_told_once_and_in_standard_errors():
     assert change[0] > 0
     assert played([[1.0, 1.1, 1.2], [99.0, 99.1, 99.2], []]).revised([True, True, False])[0] == MOST_BEHIND
     assert played([one, other[:2], []]).revised([True, True, False]).tolist() == [0.0, 0.0, 0.0], "too few to say"
+    believed = played([one, other, []])
+    believed.believe([-5.0, 0.0, -4.0])
+    assert believed.revised([True, True, True]).tolist() == pytest.approx([-5.0, apart, 0.0]), "evidence replaces belief"
 
 
 @pytest.mark.parametrize("actions", [STEER, CHOOSE])
@@ -68,6 +94,7 @@ def test_ratios_are_one_and_an_episode_has_one_player(actions, hold):
     model = target(PPO, env, tiny_hub(Toy(VECTOR, actions)).agent(PPO, hold=hold, solo_share=0.5), learning_rate=1e-2)
     ratios = Ratios()
     np.random.seed(1)
+    model.policy.solos.believe([0.0] * 3)
     model.learn(256, callback=[HubCallback(probe_share=0, warmup_share=0), ratios])
     assert ratios.greatest < 1e-4
     before, after = np.concatenate(ratios.pathways).reshape(-1, 2).T
@@ -82,6 +109,7 @@ def test_trust_follows_what_pathways_earn_alone(tmp_path):
     made = up_and_down().agent(PPO, solo_share=0.6, residual=False)
     model = target(PPO, env, made, learning_rate=0.0, clip_range=1e-9)
     np.random.seed(0)
+    model.policy.solos.believe([0.0] * 3)
     model.learn(1280, callback=HubCallback(probe_share=0))
     rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     weights = model.policy.route(torch.as_tensor(rows)).weights.mean(dim=0)

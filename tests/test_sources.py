@@ -9,11 +9,12 @@ import yaml
 from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC
 from torch import nn
-from untrained import ARM, FLAT, IMAGE, KEYS, Noise, draw, untrained
+from untrained import ARM, FLAT, IMAGE, KEYS, Noise, draw, normalised, untrained
 
 from hubrl import Hub, Networks, Source, register_network
-from hubrl.cards import Crop, Frames, Resize, Select, Stretch
+from hubrl.cards import Crop, Frames, Resize, Select, SourceCard, Stretch
 from hubrl.errors import BadConfig, BadFile, OutputExists, SourcesNotLoaded, SpaceMismatch, UnknownName
+from hubrl.evaluation import check_hub
 from hubrl.preprocessing import preprocessed
 from hubrl.reading import read_agent
 from hubrl.speech import squashed_gaussian
@@ -308,6 +309,40 @@ def test_a_sources_card_has_the_digest_of_its_file(hub, tmp_path):
         assert found == hub[name].card.sha256 == yaml.safe_load((tmp_path / "hub" / f"{name}.yaml").read_text())["sha256"]
 
 
+def test_a_hub_saved_in_half_precision_rounds_networks_and_no_statistics(hub, tmp_path):
+    normalised_one = Hub.from_agents([untrained(PPO, env=normalised())], names=["normalised"])[0]
+    both = Hub([hub[0], normalised_one])
+    both.save(tmp_path / "half", half=True)
+    both.save(tmp_path / "full")
+    again = Hub.load(tmp_path / "half")
+    for name in both.names:
+        half, full = ((tmp_path / kind / f"{name}.safetensors").stat().st_size for kind in ("half", "full"))
+        assert half < full
+        assert again[name].card.sha256 == hashlib.sha256((tmp_path / "half" / f"{name}.safetensors").read_bytes()).hexdigest()
+        for key, tensor in both[name].tensors().items():
+            kept = again[name].tensors()[key]
+            assert kept.dtype == tensor.dtype
+            assert torch.equal(kept, tensor.half().float() if tensor.dtype == torch.float32 else tensor)
+    assert {tensor.dtype for tensor in normalised_one.tensors().values()} == {torch.float32, torch.float64}
+
+
+@pytest.mark.parametrize(("told", "played"), [({}, "atari"), ({"task_preprocessing": "atari-sb3"}, "atari-sb3")])
+def test_a_source_is_replayed_as_its_card_says_it_was_trained(told, played, monkeypatch):
+    source = Hub.from_agents([untrained(PPO, IMAGE, KEYS, "CnnPolicy")], names=["seer"])[0]
+    told = {"task": "Some-v0", "return_mean": 1.0, **told}
+    asked = []
+
+    def refuse(task, kwargs, **given):
+        asked.append(given["preprocessing"])
+        raise BadConfig("seen")
+
+    monkeypatch.setattr("hubrl.evaluation.make_env", refuse)
+    card = SourceCard.model_validate({**source.card.plain(), **told})
+    (check,) = check_hub(Hub([Source.from_card(card.model_copy(update={"sha256": None}), source.tensors())]))
+    assert asked == [played]
+    assert check.sentence == "seen"
+
+
 def test_one_source_of_a_hubs_folder_is_read_by_its_name_card_or_weights(hub, tmp_path):
     hub.save(tmp_path / "hub")
     for path in ("m.third", "m.third.yaml", "m.third.safetensors"):
@@ -334,7 +369,7 @@ def test_a_hub_is_saved_whole_or_not_at_all(hub, there, tmp_path, monkeypatch):
     def fail(source):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(type(hub[1]), "to_bytes", lambda source: b"" if source.name == "z-first" else fail(source))
+    monkeypatch.setattr(type(hub[1]), "to_bytes", lambda source, half: b"" if source.name == "z-first" else fail(source))
     with pytest.raises(OSError, match="no space left"):
         hub.save(tmp_path / "hub", overwrite=there)
     monkeypatch.undo()

@@ -99,6 +99,8 @@ def test_a_study_runs_what_is_missing_and_reports_it(tmp_path, monkeypatch):
 
     run_study(path, folder=tmp_path / "x", results=results, methods=["residual"], on_plan=lambda *counts: plans.append(counts))
     assert plans[-1] == (4, 4)
+    run_study(path, folder=tmp_path / "x", results=results, methods=["residual"], seeds=[2], on_plan=lambda *counts: plans.append(counts))
+    assert plans[-1] == (2, 2)
 
     changed = written(tmp_path, cases=without_oracle(), set={**TINY["set"], "steps": 128})
     run_study(changed, folder=tmp_path / "runs2", results=results, jobs=1, on_plan=lambda *counts: plans.append(counts))
@@ -120,6 +122,8 @@ def test_only_known_cases_and_methods_can_be_chosen(tmp_path):
     for chosen in ({"cases": ["card"]}, {"methods": ["scrach"]}):
         with pytest.raises(UnknownName, match="Did you mean '(cart|scratch)'"):
             run_study(path, folder=tmp_path / "runs", results=tmp_path / "results", **chosen)
+    with pytest.raises(UnknownName, match="Unknown seed '9'.*Known: 1, 2"):
+        run_study(path, folder=tmp_path / "runs", results=tmp_path / "results", seeds=[9])
 
 
 def test_a_failing_run_does_not_end_the_others(tmp_path):
@@ -179,6 +183,14 @@ def test_every_shipped_study_can_be_run(path):
         for method in case.methods:
             merged = _merged(study.set, case.set, getattr(study.methods.get(method), "set", {}), case.tuned.get(method, {}))
             parse_config({**merged, "hub": "somewhere"}, name)
+
+
+def test_multipolars_published_lines_stand_beside_each_other_on_every_acrobot():
+    study = read_study(next(path for path in STUDIES if path.stem == "acrobot"))
+    assert all({"scratch", "multipolar:instance-101", "multipolar"} <= set(case.methods) for case in study.cases.values())
+    one, four = study.methods["multipolar:instance-101"].set, study.methods["multipolar"].set
+    assert one == {**four, "options": {"source": "instance-101"}}
+    assert "instance-101" in study.hubs["four"]
 
 
 def test_interquartile_means_and_intervals_by_hand():

@@ -11,9 +11,9 @@ from torch.nn import functional
 from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, Source, SpaceMismatch
+from hubrl.gated import GatedLayer, Gates
 from hubrl.methods import create
 from hubrl.methods.lite_zoo_tuning import LiteLayer
-from hubrl.methods.zoo_tuning import GatedLayer, Gates
 from hubrl.pathways import Target
 from hubrl.reading import read_live
 
@@ -54,17 +54,53 @@ def one_by_one(made, rows, gates):
     return torch.cat(said)
 
 
-def gates_by_hand(gates, rows):
+def gates_by_hand(gates, rows, start=None):
     pooled = rows if rows.ndim == 2 else rows.mean(dim=(2, 3))
     hidden = (pooled @ gates.squeeze.weight.T).clamp_min(0)
-    return 2 / gates.n_sources / (1 + torch.exp(-(hidden @ gates.excite.weight.T + gates.excite.bias)))
+    shares = 2 / gates.n_sources / (1 + torch.exp(-(hidden @ gates.excite.weight.T + gates.excite.bias)))
+    return shares if start is None else shares - 1 / gates.n_sources + start
 
 
 @KINDS
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_gates_start_at_equal_shares(kind, count):
     made = layer_of(kind, count=count, moved=False)
-    assert torch.equal(made.gates(rows_of(kind)), torch.full((6, count), 1 / count))
+    assert torch.equal(made.gates(rows_of(kind), made.start), torch.full((6, count), 1 / count))
+
+
+@KINDS
+@pytest.mark.parametrize("layer", [GatedLayer, LiteLayer])
+@pytest.mark.parametrize("gate", [True, False])
+def test_a_layer_that_starts_at_one_source_says_what_that_source_says(kind, layer, gate):
+    made, rows = layer_of(kind, layer, gate=gate, moved=False), rows_of(kind)
+    for index, source in enumerate(layers_of(kind)):
+        made.begin(torch.eye(3)[index])
+        torch.testing.assert_close(made(rows), source(rows))
+        torch.testing.assert_close(made.mean_gates, torch.eye(3)[index])
+
+
+@KINDS
+def test_gates_move_about_where_they_start(kind):
+    made, rows = layer_of(kind), rows_of(kind)
+    start = torch.tensor([1.0, 0.0, 0.0])
+    made.begin(start)
+    gates = gates_by_hand(made.gates, rows, start)
+    torch.testing.assert_close(made(rows), one_by_one(made, rows, gates), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made.mean_gates, gates.mean(dim=0))
+
+
+def test_gates_lie_within_one_share_of_where_they_start():
+    gates = Gates(2, 2)
+    gates.excite.bias.data.copy_(torch.tensor([3.0, 1 / 3]).log())
+    rows = torch.randn(1, 2)
+    torch.testing.assert_close(gates(rows, torch.tensor([0.5, 0.5])), torch.tensor([[0.75, 0.25]]))
+    torch.testing.assert_close(gates(rows, torch.tensor([1.0, 0.0])), torch.tensor([[1.25, -0.25]]))
+
+
+@pytest.mark.parametrize("n_rows", [3, 40])
+def test_linear_layers_are_aligned_where_it_costs_less_and_say_the_same(n_rows):
+    made, rows = layer_of("linear"), rows_of("linear", n_rows)
+    torch.testing.assert_close(made(rows), one_by_one(made, rows, gates_by_hand(made.gates, rows)), atol=1e-5, rtol=1e-5)
 
 
 @KINDS
@@ -73,7 +109,7 @@ def test_a_gated_layer_is_an_aggregated_kernel_for_every_row(kind, align):
     made, rows = layer_of(kind, align=align), rows_of(kind)
     gates = gates_by_hand(made.gates, rows)
     assert gates.std(dim=0).min() > 1e-3
-    torch.testing.assert_close(made.gates(rows), gates)
+    torch.testing.assert_close(made.gates(rows, made.start), gates)
     torch.testing.assert_close(made(rows), one_by_one(made, rows, gates), atol=1e-5, rtol=1e-5)
 
 
@@ -110,11 +146,11 @@ def test_pointwise_convolutions_are_not_aligned():
 def test_what_was_flattened_behind_convolutions_is_pooled_by_channel():
     gates = Gates(3, 2)
     nn.init.normal_(gates.excite.weight)
-    images = torch.randn(5, 3, 2, 4)
-    assert torch.equal(gates(images), gates(images.flatten(1)))
-    torch.testing.assert_close(gates(images.flatten(1)), gates_by_hand(gates, images))
+    images, start = torch.randn(5, 3, 2, 4), torch.full((2,), 0.5)
+    assert torch.equal(gates(images, start), gates(images.flatten(1), start))
+    torch.testing.assert_close(gates(images.flatten(1), start), gates_by_hand(gates, images))
     shuffled = images.flatten(2)[:, :, torch.randperm(8)].flatten(1)
-    torch.testing.assert_close(gates(shuffled), gates(images), msg="places within a channel do not matter")
+    torch.testing.assert_close(gates(shuffled, start), gates(images, start), msg="places within a channel do not matter")
 
 
 def test_the_layers_of_an_image_encoder_count_channels():
@@ -147,10 +183,17 @@ def test_of_one_source_without_gates_and_alignment_it_is_fine_tuning(name, algor
     hub = tiny_hub(env, (PPO,))
     sources, parts = [], []
     for method, options in (("finetune", {}), (name, {"align": False, "gate": False})):
-        model = target(algorithm, Toy(actions=actions), hub.agent(algorithm, method, level=level, **options), learning_rate=1e-2)
+        made = hub.agent(algorithm, method, level=level, source_lr=0.5, **options)
+        model = target(algorithm, Toy(actions=actions), made, learning_rate=1e-2)
         model.learn(96)
         sources.append(method_in(model).pathways.sources[0].source)
-        parts.append({key: value for key, value in model.policy.state_dict().items() if ".source." not in key and key != "noise_key"})
+        parts.append(
+            {
+                key: value
+                for key, value in model.policy.state_dict().items()
+                if ".source." not in key and "noise_key" not in key and "started" not in key
+            }
+        )
     tuned = dict(sources[0].named_parameters())
     ours = {key: value for key, value in sources[1].named_parameters() if key in tuned}
     assert len(ours) >= 2 + 2 * (level == "outputs")
@@ -481,13 +524,91 @@ def test_sources_of_images_that_normalise_are_refused():
 
 
 @BOTH
-def test_source_lr_reaches_kernels_and_spreads_and_not_what_is_new(name):
+def test_every_part_learns_at_its_own_rate(name):
     env = Toy()
-    model = target(PPO, env, tiny_hub(env, (PPO, PPO)).agent(PPO, name, source_lr=0.25, source_std=None))
+    options = {"source_lr": 0.25, "align_lr": 0.5, "gate_lr": 2.0, "source_std": None}
+    model = target(PPO, env, tiny_hub(env, (PPO, PPO)).agent(PPO, name, **options))
     scales = {parameter: group["lr_scale"] for group in model.policy.optimizer.param_groups for parameter in group["params"]}
     for path, parameter in model.policy.named_parameters():
-        new = ".source." not in path or "gates" in path or "alignment" in path
-        assert scales[parameter] == (1.0 if new else 0.25), path
+        kernel = 0.25 if ".source." in path else 1.0
+        assert scales[parameter] == (2.0 if "gates" in path else 0.5 if "alignment" in path else kernel), path
+
+
+@BOTH
+def test_what_acts_well_already_learns_gently_unless_told_otherwise(name):
+    env = Toy()
+    hub = tiny_hub(env, (PPO, PPO))
+    model = target(PPO, env, hub.agent(PPO, name))
+    scales = {parameter: group["lr_scale"] for group in model.policy.optimizer.param_groups for parameter in group["params"]}
+    for path, parameter in model.policy.named_parameters():
+        assert scales[parameter] == (0.03 if ".source." in path else 1.0), path
+    under_a_new_head = target(PPO, env, hub.agent(PPO, name, level="features"))
+    assert [group["lr_scale"] for group in under_a_new_head.policy.optimizer.param_groups] == [1.0]
+
+
+@BOTH
+@pytest.mark.parametrize("actions", [STEER, CHOOSE])
+def test_a_probe_lets_the_mean_kernel_and_every_source_race(name, actions):
+    sources = list(tiny_hub(Toy(actions=actions), (PPO, PPO)))
+    method = create(name, sources, Target(VECTOR, "outputs", actions), {})
+    rows = torch.randn(12, 4)
+    mean = method(rows).features
+    assert method.candidates.names == ["uniform", "ppo-0", "ppo-1"]
+    assert method.awaits_probe
+    active = torch.eye(3, dtype=torch.bool)[torch.arange(12) % 3]
+    said = method.candidates.speak(rows, active)
+    for index, expected in enumerate([mean, *(source.outputs(rows) for source in sources)]):
+        torch.testing.assert_close(said[index::3, index], expected[index::3])
+        assert not said[index::3, [other for other in range(3) if other != index]].any()
+    torch.testing.assert_close(method(rows).features, mean, msg="racing leaves no trace")
+    method.trust([True, True, True], [0.0, -1.0, 0.0], [1.0, 2.0, 3.0])
+    assert not method.awaits_probe
+    torch.testing.assert_close(method(rows).features, sources[1].outputs(rows))
+    assert method.measures()["gate/encoder.hidden.0/ppo-1"] == 1.0
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("kept", "worth", "best"),
+    [
+        ([True, True, True], [5.0, 2.0, 3.0], [0.5, 0.5]),
+        ([False, True, True], [9.0, 4.0, 3.0], [1.0, 0.0]),
+        ([True, True, True], [float("nan"), float("nan"), 3.0], [0.0, 1.0]),
+    ],
+)
+def test_the_best_that_was_kept_is_the_start(name, kept, worth, best):
+    method = create(name, list(tiny_hub(Toy(), (PPO, PPO))), Target(VECTOR, "outputs", STEER), {})
+    method.trust(kept, [0.0] * 3, worth)
+    assert list(method.measures().values()) == best * 2
+
+
+@BOTH
+def test_who_starts_as_the_paper_does_awaits_no_probe(name):
+    sources = list(tiny_hub(Toy(), (PPO, PPO)))
+    assert not create(name, sources, Target(VECTOR, "outputs", STEER), {"start": "uniform"}).awaits_probe
+    assert not create(name, sources[:1], Target(VECTOR, "outputs", STEER), {}).awaits_probe
+    with pytest.raises(BadConfig, match=r"^start='probes' was given; expected 'probe' or 'uniform'\.$"):
+        create(name, sources, Target(VECTOR), {"start": "probes"})
+    for rate in ("align_lr", "gate_lr"):
+        with pytest.raises(BadConfig, match=rf"^{rate}=-1 was given; a learning rate's factor must be above 0\.$"):
+            create(name, sources, Target(VECTOR), {rate: -1.0})
+
+
+@BOTH
+def test_a_training_starts_where_its_probe_says_and_remembers_it(name, tmp_path):
+    env = Toy()
+    model = target(PPO, env, tiny_hub(env, (PPO, PPO)).agent(PPO, name), learning_rate=1e-9)
+    probing = HubCallback(probe_share=0.9, warmup_share=0)
+    model.learn(2000, callback=probing)
+    assert list(probing.verdict.returns) == ["uniform", "ppo-0", "ppo-1"]
+    worth = [np.mean(returns) if probing.verdict.kept[name] else -np.inf for name, returns in probing.verdict.returns.items()]
+    expected = [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]][int(np.argmax(worth))]
+    assert list(model.policy.method.measures().values()) == pytest.approx(expected * 2, abs=1e-5)
+    model.save(tmp_path / "model.zip")
+    loaded = PPO.load(tmp_path / "model.zip", device="cpu")
+    assert not loaded.policy.method.awaits_probe
+    rows = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    assert np.array_equal(model.predict(rows, deterministic=True)[0], loaded.predict(rows, deterministic=True)[0])
 
 
 @BOTH

@@ -3,10 +3,10 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hubrl import speech
@@ -35,6 +35,18 @@ class Routed(NamedTuple):
     """Pathway weights; every row sums to one. None if the method has none."""
 
 
+@runtime_checkable
+class Speakers(Protocol):
+    """Who can be asked to act, one by one."""
+
+    names: list[str]
+
+    def speak(
+        self, observations: Observations, active: Bool[Tensor, "batch speakers"], fresh: Tensor | None = None
+    ) -> Float[Tensor, "batch speakers width"]:
+        """What the active ones say; zeros for the others."""
+
+
 class Method(nn.Module, ABC):
     """How several sources become one: which speak, what each counts, and what is added to the loss.
 
@@ -56,11 +68,15 @@ class Method(nn.Module, ABC):
     loss_name: ClassVar[str] = "exploration"
     """What the loss is that it adds, for the logs."""
     tunes: ClassVar[bool] = False
-    """Whether the method's sources are always trained further, with the algorithm's own learning rate."""
+    """Whether the method's sources are always trained further."""
     keeps_frozen: ClassVar[bool] = False
     """Whether the method's sources cannot be trained further."""
+    takes_heard: ClassVar[bool] = False
+    """Whether the features of its frozen sources are all it asks of them, so that they may have been computed before."""
     corrects: ClassVar[bool] = True
     """Whether a learned correction may be added to what its sources say at the level of outputs."""
+    solo_share: ClassVar[float] = 0.0
+    """Share of the episodes that pathways play alone where one acts at a time, unless told otherwise (`Outputs.solo_share`)."""
 
     def __init__(self, pathways: Pathways) -> None:
         super().__init__()
@@ -69,6 +85,11 @@ class Method(nn.Module, ABC):
         self.tally = Tally(pathways.names)
         self.remaining = 1.0
         """Share of the training that is still to come; a callback sees to it."""
+
+    @classmethod
+    def source_lr(cls, level: speech.Level) -> float:
+        """Learning rate of sources that are trained further at a level, as a factor on the algorithm's, unless it is said."""
+        return 1.0 if cls.tunes else 0.1
 
     @abstractmethod
     def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
@@ -81,12 +102,12 @@ class Method(nn.Module, ABC):
         """
 
     def trust(self, kept: Sequence[bool], start: Sequence[float], worth: Sequence[float] = ()) -> None:
-        """Take over what a probe found out; methods without a router have nothing to take over.
+        """Take over what a probe found out of the candidates; methods without a router have nothing to take over.
 
         Args:
-            kept: For every pathway, whether it may be active at all.
-            start: For every pathway, where the router starts for it; differences count.
-            worth: For every pathway, its mean return in the probe, NaN if it never played; empty if there was none.
+            kept: For every candidate, whether it may be active at all.
+            start: For every candidate, where the router starts for it; differences count.
+            worth: For every candidate, its mean return in the probe, NaN if it never played; empty if there was none.
         """
 
     def revise(self, behind: Float[Tensor, " pathways"]) -> None:
@@ -95,6 +116,11 @@ class Method(nn.Module, ABC):
         Args:
             behind: For every pathway the change, in standard errors and in nats of the router's numbers.
         """
+
+    @property
+    def candidates(self) -> Speakers:
+        """Who races in a probe: the pathways, unless the method has other things to choose between."""
+        return self.pathways
 
     @property
     def trusted_pathways(self) -> list[bool]:
@@ -110,6 +136,11 @@ class Method(nn.Module, ABC):
     def fresh_alone(self) -> bool:
         """Whether nothing is left but the fresh pathway, so that training is training from scratch."""
         return len(self.pathways.sources) == 0
+
+    @property
+    def reads_observations(self) -> bool:
+        """Whether it reads observations itself, where its sources' features were computed before."""
+        return self.pathways.fresh is not None
 
     def measures(self) -> dict[str, float]:
         """What the method has to say for the logs beside its tally, by tag."""
@@ -205,6 +236,19 @@ def check_level(name: str, level: speech.Level) -> None:
     levels = find(name).levels
     if level not in levels:
         raise BadConfig(f"Method {name!r} was asked to work at the level of {level}; it works at the level of {' or '.join(levels)} alone.")
+
+
+def check_cached(name: str, *, tuned: bool) -> None:
+    """Refuse features that were computed before where they do not serve.
+
+    Raises:
+        BadConfig: Saying why, and what to do.
+    """
+    method = find(name)
+    if tuned or method.tunes:
+        raise BadConfig(f"cached=True was given for method {name!r} with sources that are trained further; leave one of them out.")
+    if not method.takes_heard:
+        raise BadConfig(f"cached=True was given for method {name!r}, which is not made of frozen sources' features alone; leave it out.")
 
 
 def create(name: str, sources: Sequence[Source], target: Target, options: dict[str, Any]) -> Method:

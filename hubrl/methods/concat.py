@@ -25,6 +25,7 @@ class Concat(Method):
 
     summary = "the features of all sources side by side, under a new head"
     levels = ("features",)
+    takes_heard = True
 
     def __init__(self, sources: Sequence[Source], target: Target) -> None:
         if not sources:
@@ -34,5 +35,5 @@ class Concat(Method):
 
     def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
         """All of them speak."""
-        features = torch.cat([pathway(observations) for pathway in self.pathways.sources], dim=1)
+        features = torch.cat(self.pathways.voices(observations), dim=1)
         return Routed(features, features.new_zeros(()))

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor
 
@@ -31,12 +33,15 @@ class HubPathway(Method):
         fresh: Whether a fresh pathway is a member.
         width: Width of the aggregated features; the widest source's if not given.
         hidden_dim: Width of the router's two hidden layers.
+        router_reads: What the router reads: `observations` or, at the level of features, all sources' own `features`.
         noise: Whether the router is noisy in training; only where the noise can be replayed (level of outputs).
         exploration: The exploration loss: negative `entropy` of the mean weights, or `load` imbalance.
         explore_coef: Coefficient of the exploration loss.
     """
 
     summary = "noisy router, top-k routes, aggregation, exploration loss (NeurIPS 2022)"
+    solo_share = 0.2
+    takes_heard = True
 
     def __init__(
         self,
@@ -47,6 +52,7 @@ class HubPathway(Method):
         fresh: bool = True,
         width: int | None = None,
         hidden_dim: int = 64,
+        router_reads: str = "observations",
         noise: bool = True,
         exploration: str = "entropy",
         explore_coef: float = 0.001,
@@ -59,16 +65,23 @@ class HubPathway(Method):
         self.top_k = top_k or n_pathways
         self.noise, self.explore_coef = noise, explore_coef
         self.exploration = EXPLORATION_LOSSES[exploration]
-        self.router = Router(target.observation_space, n_pathways, hidden_dim)
+        check_router_reads(router_reads, target)
+        self.router_reads = router_reads
+        read = target.observation_space
+        if router_reads == "features":
+            read = spaces.Box(-np.inf, np.inf, (sum(self.pathways.widths),))
+        self.router = Router(read, n_pathways, hidden_dim, target.precision)
         self.register_buffer("trusted", torch.ones(n_pathways, dtype=torch.bool))
         self.register_buffer("probed", torch.zeros((), dtype=torch.bool))
 
     def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
         """Route, let the active pathways speak, aggregate."""
         trusted = self.get_buffer("trusted")
-        z = self.router(observations, noise_key if self.noise else None)
+        heard = self.pathways.side_by_side(observations) if self.router_reads == "features" else None
+        z = self.router(observations if heard is None else heard, noise_key if self.noise else None)
         weights, active = pathway_weights(z, self.top_k, trusted)
-        speech = self.pathways.speak(observations, active, fresh)
+        with self.pathways.reminded(heard):
+            speech = self.pathways.speak(observations, active, fresh)
         return Routed(aggregate(speech, weights), self._exploration_loss(weights[:, trusted]), speech, weights)
 
     def _exploration_loss(self, weights: Float[Tensor, "batch trusted"]) -> Float[Tensor, ""]:
@@ -99,6 +112,11 @@ class HubPathway(Method):
         return trusted
 
     @property
+    def reads_observations(self) -> bool:
+        """Whether the fresh pathway or the router does."""
+        return super().reads_observations or self.router_reads == "observations"
+
+    @property
     def awaits_probe(self) -> bool:
         """Whether there is a fresh pathway to compare the sources with, and no probe has done so."""
         return FRESH in self.pathways.names and len(self.pathways.names) > 1 and not bool(self.get_buffer("probed"))
@@ -108,6 +126,18 @@ class HubPathway(Method):
         """Whether every source was dropped."""
         trusted = self.get_buffer("trusted").tolist()
         return self.pathways.names[-1] == FRESH and trusted[-1] and not any(trusted[:-1])
+
+
+def check_router_reads(router_reads: str, target: Target) -> None:
+    """Refuse what the router cannot read.
+
+    Raises:
+        BadConfig: If it is neither `observations` nor `features`, or features at the level of outputs.
+    """
+    if router_reads not in ("observations", "features"):
+        raise BadConfig(f"router_reads={router_reads!r} was given; expected 'observations' or 'features'.")
+    if router_reads == "features" and target.level == "outputs":
+        raise BadConfig("router_reads='features' was given at the level of outputs; use level='features', or leave it out.")
 
 
 def check_top_k(top_k: int | None, n_sources: int) -> None:

@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hubrl.gated import GatedLayer
 from hubrl.layers import Kernel
 from hubrl.methods.base import register
-from hubrl.methods.zoo_tuning import GatedLayer, ZooTuning, layer_name
+from hubrl.methods.zoo_tuning import ZooTuning, layer_name, layers_in
 
 DECAY = 0.9
 """Of the temporal ensemble [Zoo-Tuning's code]."""
@@ -22,12 +23,12 @@ class LiteLayer(GatedLayer):
 
     Forward always goes through `A`; in a gradient step the gradient flows through the batch's mean of the gates
     (straight-through), and when learning is over for a while `A <- 0.9 A + 0.1 mean` with the mean of all batches since.
-    `A` starts at `1/m`, which is the gates' first mean. It is called `running_*`, so that SB3 copies it to target networks.
+    `A` starts where the gates do, which is their first mean. It is called `running_*`, so that SB3 copies it to target networks.
     """
 
     def __init__(self, layers: Sequence[Kernel], channels: int, *, align: bool, gate: bool) -> None:
         super().__init__(layers, channels, align=align, gate=gate)
-        self.register_buffer("running_gates", self.neutral.detach().clone())
+        self.register_buffer("running_gates", self.get_buffer("start").clone())
         self._seen: list[Tensor] = []
         # What is saved right behind an update must be what will act from then on.
         self.register_state_dict_pre_hook(lambda layer, *_: layer.advance())  # type: ignore[no-untyped-call]
@@ -37,7 +38,7 @@ class LiteLayer(GatedLayer):
         """What the layer says through `A`."""
         ensemble = self.get_buffer("running_gates")
         if self.gates is not None and self.training and torch.is_grad_enabled():
-            mean = self.gates(read).mean(dim=0)
+            mean = self.gates(read, self.get_buffer("start")).mean(dim=0)
             self._seen.append(mean.detach())
             return self._apply_kernel(read, *self.aggregated(ensemble + (mean - mean.detach())))
         weight, bias = self.aggregated(ensemble) if torch.is_grad_enabled() else self._merged()
@@ -49,6 +50,12 @@ class LiteLayer(GatedLayer):
             self.advance()
         super().train(mode)
         return self
+
+    @torch.no_grad()
+    def begin(self, start: Float[Tensor, " sources"]) -> None:
+        """Let the gates and `A` start there."""
+        super().begin(start)
+        self.get_buffer("running_gates").copy_(start)
 
     @torch.no_grad()
     def advance(self) -> None:
@@ -85,7 +92,12 @@ class LiteZooTuning(ZooTuning):
         sources: The sources, in order; all of one architecture.
         target: What they have to fit.
         align: Whether output channels are aligned.
-        gate: Whether gates are learned; otherwise every kernel counts the same.
+        gate: Whether gates are learned; otherwise they stay where they start.
+        start: `uniform`: every kernel counts the same, as in the paper; `probe`: what a probe finds best of that and of every
+            source alone, whose gates then start at 1 and the others' at 0. Without a probe it is uniform.
+        align_lr: Learning rate of alignments, as a factor on the algorithm's; 0.03 at the level of outputs, 1 at that of
+            features if not given, as `source_lr`.
+        gate_lr: Learning rate of gates, likewise.
     """
 
     summary = "zoo-tuning with constant gates: merges to one plain network (ICML 2021)"
@@ -95,7 +107,6 @@ class LiteZooTuning(ZooTuning):
         """Each source's share of the ensemble `A` in each layer."""
         return {
             f"gate/{layer_name(path)}/{name}": float(gate)
-            for path, part in self.pathways.named_modules()
-            if isinstance(part, LiteLayer)
+            for path, part in layers_in(self.pathways).items()
             for name, gate in zip(self.source_names, part.get_buffer("running_gates"), strict=True)
         }

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from hubrl.errors import BadConfig
 from hubrl.methods.base import Method, Routed, register
+from hubrl.methods.single import the_one
 from hubrl.networks import Observations
 from hubrl.pathways import Pathways, Target
 from hubrl.source import Source
@@ -28,6 +29,7 @@ class Multipolar(Method):
     Args:
         sources: The sources, in order.
         target: What they have to fit.
+        source: The name of the only one to be heard (`K = 1`); all of them if not given.
     """
 
     summary = "sources' actions scaled by learned factors, averaged, plus a residual network (IJCAI 2020)"
@@ -36,13 +38,14 @@ class Multipolar(Method):
     corrects = False
     serves_q_values = True
 
-    def __init__(self, sources: Sequence[Source], target: Target) -> None:
+    def __init__(self, sources: Sequence[Source], target: Target, *, source: str | None = None) -> None:
         if not sources:
             raise BadConfig("Method 'multipolar' needs a source; the hub has none.")
-        super().__init__(Pathways(sources, target, fresh=True))
+        heard = sources if source is None else [the_one(sources, source, "multipolar")]
+        super().__init__(Pathways(heard, target, fresh=True))
         self.discrete = isinstance(target.action_space, spaces.Discrete)
         n_actions = self.pathways.width if self.discrete else self.pathways.width // 2
-        self.theta = nn.Parameter(torch.ones(len(sources), n_actions))
+        self.theta = nn.Parameter(torch.ones(len(heard), n_actions))
 
     def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
         """Scale, average, add the auxiliary network."""

@@ -15,6 +15,8 @@ from hubrl.source import Source
 class Alone(Method):
     """One source speaks, and has all the say."""
 
+    takes_heard = True
+
     def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
         """What the one source says."""
         rows = next(iter(observations.values())) if isinstance(observations, dict) else observations

@@ -24,6 +24,7 @@ class Uniform(Method):
     """
 
     summary = "all sources alike: a control"
+    takes_heard = True
 
     def __init__(self, sources: Sequence[Source], target: Target, *, fresh: bool = False, width: int | None = None) -> None:
         super().__init__(Pathways(sources, target, fresh=fresh, width=width))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from gymnasium import spaces
 from safetensors import SafetensorError
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from hubrl.cards import NAME_PATTERN, Normalisation, SourceCard, read_card
 from hubrl.errors import BadConfig, BadFile
+from hubrl.heard import OBSERVATION
 from hubrl.reading.archive import load_weights, read_archive
 from hubrl.reading.hugging_face import HUGGING_FACE, fetch
 from hubrl.reading.statistics import VecNormalizeStatistics, read_statistics
@@ -142,7 +144,11 @@ def _bare(path: Path, card_path: Path, name: str | None, *, frozen: bool) -> Sou
 def _normalised(card: SourceCard, tensors: dict[str, Tensor], read: VecNormalizeStatistics | None, *, frozen: bool) -> Source:
     if read is None or read.statistics is None:
         return Source.from_card(card, tensors, frozen=frozen)
-    how = Normalisation(keys=tuple(read.statistics), clip=read.clip, epsilon=read.epsilon)
+    # Observations that stood beside what was heard had a key that they have no longer.
+    keys = tuple(read.statistics)
+    if keys == (OBSERVATION,) and not isinstance(card.observations, spaces.Dict):
+        keys = ("",)
+    how = Normalisation(keys=keys, clip=read.clip, epsilon=read.epsilon)
     tensors = dict(tensors)
     for index, (mean, var) in enumerate(read.statistics.values()):
         tensors[f"normaliser.mean_{index}"] = torch.as_tensor(np.asarray(mean, dtype=np.float64))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hubrl.cards import ActionHead, Declared, Layers, Registered, SourceCard, ValueHead
 from hubrl.errors import BadFile
+from hubrl.heard import plain_observed
 from hubrl.reading.printed_spaces import parse_space
 from hubrl.reading.weights import OWN_NETWORK, StateDict
 from hubrl.spaces import PlainSpace
@@ -32,6 +33,12 @@ FAMILIES = {
 HUB_POLICY, HUB_DQN = "hubrl.policies", "hubrl.q_policies"
 """Modules of the policies that hear a hub's outputs."""
 
+CACHED = "hubrl.cached"
+"""Module of SB3's policies for observations that come with what sources said of them."""
+
+PRECISE = "hubrl.precision"
+"""Module of SB3's policies whose NatureCNN is computed in bfloat16."""
+
 ACTIVATION_NAMES = {
     "Tanh": "tanh",
     "ReLU": "relu",
@@ -51,6 +58,7 @@ KNOWN_EXTRACTORS = (
     "stable_baselines3.common.torch_layers.NatureCNN",
     "stable_baselines3.common.torch_layers.CombinedExtractor",
     "hubrl.extractor.HubExtractor",
+    "hubrl.precision.BF16NatureCNN",
 )
 
 
@@ -83,10 +91,20 @@ class Archive:
         return kwargs if isinstance(kwargs, dict) else {}
 
     @property
+    def hub(self) -> dict[str, Any] | None:
+        """The hub whose features it learned from, as plain data."""
+        kwargs = self.policy_kwargs.get("features_extractor_kwargs")
+        hub = kwargs.get("hub") if isinstance(kwargs, dict) else None
+        return hub if isinstance(hub, dict) else None
+
+    @property
     def policy_module(self) -> str:
         """The module that the policy's class came from, as text."""
         policy = self.data.get("policy_class")
-        return str(policy.get("__module__") or _module_in_type(policy)) if isinstance(policy, dict) else ""
+        if not isinstance(policy, dict):
+            return ""
+        module = str(policy.get("__module__") or _module_in_type(policy))
+        return str(policy.get("plain_module")) if module in (CACHED, PRECISE) else module
 
     @property
     def algorithm(self) -> str:
@@ -132,8 +150,11 @@ class Archive:
         return ACTIVATION_NAMES[name]
 
     def space(self, which: str) -> PlainSpace:
-        """The `observation` or `action` space, as plain data."""
-        return parse_space(self.data.get(f"{which}_space"), f"{which} space")
+        """The `observation` or `action` space, as plain data; without what a cached hub was heard to say."""
+        printed = self.data.get(f"{which}_space")
+        space = parse_space(printed, f"{which} space")
+        heard = which == "observation" and self.hub is not None and self.hub.get("cached") is True
+        return plain_observed(printed, space) if heard else space
 
 
 def _unzip(path: Path | io.BytesIO) -> tuple[bytes, bytes]:
@@ -247,8 +268,10 @@ def read_network(weights: StateDict, archive: Archive, observation_space: PlainS
             network = _actor_critic(weights, archive, keys)
         case _:
             network = _on_policy(weights, archive, keys)
-    hub = archive.policy_kwargs.get("features_extractor_kwargs")
-    return network.model_copy(update={"hub": hub["hub"]}) if isinstance(hub, dict) and "hub" in hub else network
+    if archive.hub is None:
+        return network
+    # Whoever hears this agent gives it observations as they are.
+    return network.model_copy(update={"hub": {key: value for key, value in archive.hub.items() if key != "cached"}})
 
 
 def _on_policy(weights: StateDict, archive: Archive, keys: list[str]) -> Declared:

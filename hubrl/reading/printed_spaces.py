@@ -40,7 +40,7 @@ def parse_space(printed: Any, what: str) -> PlainSpace:
 
 def _parse(kind: str, printed: dict[str, Any]) -> PlainSpace:
     match kind:
-        case "Box":
+        case "Box" | "Heard":
             shape = [int(n) for n in printed.get("shape") or printed["_shape"]]
             dtype = str(printed["dtype"])
             low, high = (_numbers(str(printed[end])) for end in ("low", "high"))

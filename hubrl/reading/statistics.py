@@ -55,6 +55,7 @@ _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 ALLOWED_RECORDS = {
     ("stable_baselines3.common.vec_env.vec_normalize", "VecNormalize"),
     ("stable_baselines3.common.running_mean_std", "RunningMeanStd"),
+    ("hubrl.heard", "Heard"),
     ("numpy.random._pickle", "__randomstate_ctor"),
     ("numpy.random._pickle", "__generator_ctor"),
     ("numpy.random._pickle", "__bit_generator_ctor"),
@@ -94,7 +95,7 @@ class _Reader(pickle.Unpickler):
                 return _scalar
             case "numpy._core.numeric" | "numpy.core.numeric", "_frombuffer":
                 return _buffer
-            case "numpy", "bool_" | "bool" | "float32" | "float64" | "int64" | "uint8":
+            case "numpy", "bool_" | "bool" | "float16" | "float32" | "float64" | "int64" | "uint8":
                 return getattr(np, name)
             case "collections", "OrderedDict":
                 return Record

@@ -1,0 +1,89 @@
+"""Where the time of a training goes: into the emulator, the sources, the policy, the update, or SB3 around them."""
+
+import time
+from collections import defaultdict
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from hubrl.workloads import Learner, cache_of
+
+REST = "sb3"
+"""What is in no other part: buffers, copies, callbacks, logs."""
+
+PARTS = {
+    "emulator": "the environments' steps",
+    "sources": "what frozen sources say, where it is computed once a step",
+    "policy": "the policy in rollouts; sources too, where they are computed in it",
+    "update": "forward and backward of updates, and what SB3 does between them",
+    "optimizer": "the optimizer's steps",
+    REST: "buffers, copies, callbacks, logs",
+}
+"""The parts of a training, and what they are."""
+
+
+class Clock:
+    """Adds up the time between calls by part; a part inside another counts for itself alone."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = defaultdict(float)
+        self._parts = [REST]
+        self._since = time.perf_counter()
+
+    def watch(self, owner: Any, method: str, part: str) -> None:
+        """Count what an object's method takes as a part, from now on."""
+        original = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._turn()
+            self._parts.append(part)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._turn()
+                self._parts.pop()
+
+        setattr(owner, method, timed)
+
+    def start(self) -> None:
+        """Forget what was counted."""
+        self.spent.clear()
+        self._since = time.perf_counter()
+
+    def stop(self) -> dict[str, float]:
+        """Seconds by part."""
+        self._turn()
+        return dict(self.spent)
+
+    def _turn(self) -> None:
+        now = time.perf_counter()
+        self.spent[self._parts[-1]] += now - self._since
+        self._since = now
+
+
+def profile(learner: Learner, steps: int) -> dict[str, float]:
+    """Milliseconds of an environment step by part, over at least so many steps of a training."""
+    clock = Clock()
+    _watch(clock, learner.model, learner.env)
+    learner.measure(1)
+    before = learner.model.num_timesteps
+    clock.start()
+    learner.measure(steps)
+    spent, done = clock.stop(), learner.model.num_timesteps - before
+    return {part: 1000 * spent.get(part, 0.0) / done for part in PARTS}
+
+
+def _watch(clock: Clock, model: BaseAlgorithm, env: VecEnv) -> None:
+    for method in ("step_async", "step_wait", "reset"):
+        clock.watch(env, method, "emulator")
+    cached = cache_of(model)
+    if cached is not None:
+        clock.watch(cached, "_hear", "sources")
+    # PPO's rollouts call the policy and DQN's predict with it; neither is called in updates.
+    for method in ("forward", "predict", "predict_values"):
+        if hasattr(model.policy, method):
+            clock.watch(model.policy, method, "policy")
+    clock.watch(model, "train", "update")
+    optimizer = model.policy.optimizer
+    clock.watch(optimizer, "step", "optimizer")

@@ -1,0 +1,196 @@
+"""The encoders of several sources, computed together where they are alike."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from hubrl.cards import Layers, Trunk
+from hubrl.networks import ACTIVATIONS, NATURE, Encoder, Observations, Trunks
+from hubrl.precision import Kept, Precision, blocks, cast_convolutions, nature, pixels, weights_in
+from hubrl.source import Source
+
+Group = Callable[[Observations], list[Tensor]]
+"""Sources that are computed together: features of each, in order."""
+
+
+class Encoders:
+    """What the encoders of sources make of the same observations, in one call.
+
+    In float32 each source is computed by itself and its features are its own, bit for bit. In bfloat16 NatureCNNs that read
+    the same images are one network: their first convolutions stacked, the others grouped, the last layer a batched product,
+    with weights cast once; features differ from the sources' own by a few hundredths of their spread. Perceptrons of the same
+    widths and activation become batched products too, which stay in float32 (a difference of about 1e-6); padding unlike ones
+    to the widest cost more than it saved. Whatever fits neither is computed by itself.
+
+    Args:
+        sources: The sources, which stay on their device; a tuned one gets its gradient.
+        precision: `float32` for the sources' own numbers.
+    """
+
+    def __init__(self, sources: Sequence[Source], precision: Precision = "float32") -> None:
+        self.sources = list(sources)
+        alike: dict[object, list[int]] = {}
+        for index, source in enumerate(self.sources):
+            alike.setdefault(kind(source) or index if precision == "bfloat16" else index, []).append(index)
+        self._groups = [(members, _group([self.sources[index] for index in members], key)) for key, members in alike.items()]
+
+    @property
+    def reads_bytes(self) -> bool:
+        """Whether images may be given as the bytes they are, for the same features."""
+        return all(isinstance(group, NatureCNNs) and group.reads_bytes for _, group in self._groups)
+
+    def __call__(self, observations: Observations) -> list[Float[Tensor, "batch width"]]:
+        """Features of every source, each in its own width.
+
+        Args:
+            observations: As SB3 preprocesses them.
+
+        Raises:
+            SourcesNotLoaded: If a source's weights never arrived.
+        """
+        said: dict[int, Tensor] = {}
+        for members, group in self._groups:
+            said.update(zip(members, group(observations), strict=True))
+        return [said[index] for index in range(len(self.sources))]
+
+
+def kind(source: Source) -> tuple[object, ...] | None:
+    """What sources must have in common to be computed together; none for a source of a kind of its own."""
+    encoder = source.encoder
+    if not isinstance(encoder, Encoder) or not isinstance(encoder.trunks, Trunks) or not isinstance(source.space, spaces.Box):
+        return None
+    network = source.card.network
+    trunks: dict[str, Trunk] = getattr(network, "trunks", {})
+    if set(trunks) != {""}:
+        return None
+    trunk, hidden = trunks[""], encoder.hidden
+    common = (source.space.shape, tuple(step.model_dump_json() for step in source.card.preprocessing))
+    if _is_nature(trunk) and source.normaliser is None and source.space.dtype.name == "uint8":
+        return "nature", *common, trunk.linear, source.card.normalize_images
+    layers: Layers = getattr(network, "hidden", Layers())
+    if not trunk.convs and trunk.linear is None and len(hidden) and source.frozen:
+        return "perceptron", *common, layers.widths, layers.activation
+    return None
+
+
+def _is_nature(trunk: Trunk) -> bool:
+    convs = tuple((conv.channels, conv.kernel, conv.stride) for conv in trunk.convs)
+    return convs == NATURE and not any(conv.padding for conv in trunk.convs) and trunk.linear is not None and trunk.activation == "relu"
+
+
+def _group(sources: list[Source], key: object) -> Group:
+    match key:
+        case ("nature", *_):
+            return NatureCNNs(sources)
+        case ("perceptron", *_) if len(sources) > 1:
+            return Perceptrons(sources)
+        case _:
+            return Alone(sources[0])
+
+
+class Alone:
+    """One source, by itself."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __call__(self, observations: Observations) -> list[Tensor]:
+        """Its own features."""
+        return [self.source.features(observations)]
+
+
+class NatureCNNs:
+    """NatureCNNs over the same images, in bfloat16."""
+
+    def __init__(self, sources: list[Source]) -> None:
+        self.sources = sources
+        self.scale = 255 if sources[0].card.normalize_images else 1
+        self.reads_bytes = not sources[0].card.preprocessing
+        self._weights = [weights_in(encoder_of(source).trunks) for source in sources]
+        self._kept = Kept()
+
+    def __call__(self, observations: Observations) -> list[Tensor]:
+        """Features of each, behind its own hidden layers if it has any."""
+        read = unready(self.sources).read(observations)
+        assert isinstance(read, Tensor)
+        images = pixels(read, self.scale)
+        kept = self._kept.of([weight for own in self._weights for weight in own], self._cast)
+        features = [nature(images, kept)] if len(self.sources) == 1 else _natures(images, kept, len(self.sources))
+        return [encoder_of(source).hidden(said) for source, said in zip(self.sources, features, strict=True)]
+
+    def _cast(self) -> list[Tensor]:
+        own = [cast_convolutions(each, self.scale) for each in self._weights]
+        if len(own) == 1:
+            return own[0]
+        *convolutions, last, last_bias = zip(*own, strict=True)
+        stacked = [torch.cat(parts) for parts in convolutions]
+        kernels = [part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part for part in stacked]
+        return [*kernels, torch.stack(last).transpose(1, 2).contiguous(), torch.stack(last_bias)[:, None]]
+
+
+def _natures(images: Tensor, weights: Sequence[Tensor], n: int) -> list[Tensor]:
+    """Several NatureCNNs at once."""
+    first, first_bias, second, second_bias, third, third_bias, last, last_bias = weights
+    hidden = functional.conv2d(blocks(images), first, first_bias).relu()
+    hidden = functional.conv2d(hidden, second, second_bias, stride=2, groups=n).relu()
+    hidden = functional.conv2d(hidden, third, third_bias, groups=n).relu()
+    rows = hidden.flatten(1).view(len(images), n, -1).transpose(0, 1)  # (sources, batch, width)
+    return list(torch.baddbmm(last_bias, rows, last).relu().float())
+
+
+class Perceptrons:
+    """Perceptrons of the same widths over the same observations, each behind its own statistics."""
+
+    def __init__(self, sources: list[Source]) -> None:
+        self.sources = sources
+        network = sources[0].card.network
+        self.activation = ACTIVATIONS[getattr(network, "hidden", Layers()).activation]()
+        self._weights = [tensor for source in sources for tensor in weights_in(source.encoder)]
+        self._kept = Kept()
+
+    def __call__(self, observations: Observations) -> list[Tensor]:
+        """Features of each."""
+        mean, spread, clip, *layers = self._kept.of(self._weights, self._stacked)
+        read = self._read(observations)
+        hidden = ((read - mean) / spread).clamp(-clip, clip).float() if len(mean) else read.expand(len(self.sources), -1, -1)
+        for kernels, bias in zip(layers[::2], layers[1::2], strict=True):
+            hidden = self.activation(torch.baddbmm(bias, hidden, kernels))
+        return list(hidden)
+
+    def _read(self, observations: Observations) -> Tensor:
+        """Observations selected as all of them do, not yet normalised."""
+        read = unready(self.sources).selected(observations)
+        assert isinstance(read, Tensor)
+        return read.flatten(1)
+
+    def _stacked(self) -> list[Tensor]:
+        layers = [torch.stack(alike) for alike in zip(*(weights_in(encoder_of(source)) for source in self.sources), strict=True)]
+        return [*self._statistics(), *(layer.transpose(1, 2).contiguous() if layer.ndim == 3 else layer[:, None] for layer in layers)]
+
+    def _statistics(self) -> list[Tensor]:
+        """Mean, spread and clip of each, `(sources, 1, observed)`; none if no source normalises."""
+        like = self._weights[0]
+        found = [source.normaliser for source in self.sources]
+        if not any(found):
+            return [like.new_empty(0)] * 3
+        none = like.new_zeros(1, dtype=torch.float64)
+        means = [none if each is None else each.get_buffer("mean_0").flatten() for each in found]
+        spreads = [none + 1 if each is None else (each.get_buffer("var_0").flatten() + each.how.epsilon).sqrt() for each in found]
+        clips = [none + torch.inf if each is None else none + each.how.clip for each in found]
+        width = max(len(mean) for mean in means)
+        return [torch.stack([part.expand(width) for part in parts])[:, None] for parts in (means, spreads, clips)]
+
+
+def encoder_of(source: Source) -> Encoder:
+    """The encoder of a source that its card declares."""
+    assert isinstance(source.encoder, Encoder)
+    return source.encoder
+
+
+def unready(sources: Sequence[Source]) -> Source:
+    """The first of sources that read alike; one whose weights never arrived comes before it, and says so when it reads."""
+    return next((source for source in sources if not source.arrived), sources[0])

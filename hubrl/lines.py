@@ -1,0 +1,160 @@
+"""The lines of `hubrl bench`: what is compared with what, and what the ratio must reach."""
+
+from collections.abc import Sequence
+
+from hubrl.bench import OURS, SB3, Line, cost_of_more, of_sb3s_default, outside
+from hubrl.errors import UnknownName, unknown
+from hubrl.workloads import SUBPROC, Emulator, Kernels, Learning, Predicting, Replay
+
+PONG = {"task": "PongNoFrameskip-v4", "n_envs": 8}
+FAST, WRAPPED = {**PONG, "preprocessing": "atari"}, {**PONG, "preprocessing": "atari-sb3"}
+PPO_ATARI = {"algorithm": "ppo", "algorithm_kwargs": {"n_steps": 128, "batch_size": 256, "n_epochs": 4}}
+WIDE = {"n_envs": 32, "algorithm_kwargs": {"n_steps": 32, "batch_size": 256, "n_epochs": 4}}
+"""Shorter rollouts of more environments: as much of everything a step."""
+DQN_KWARGS = {"buffer_size": 10_000, "learning_starts": 256, "batch_size": 32, "train_freq": 4, "gradient_steps": 8}
+DQN_ATARI = {"algorithm": "dqn", "algorithm_kwargs": {**DQN_KWARGS, "exploration_initial_eps": 0.05, "target_update_interval": 1000}}
+LEAN = {"algorithm": "dqn", "algorithm_kwargs": {"buffer_size": 1000}}
+LEANER = {
+    "algorithm": "dqn",
+    "algorithm_kwargs": {
+        "buffer_size": 1000,
+        "optimize_memory_usage": True,
+        "replay_buffer_kwargs": {"handle_timeout_termination": False},
+    },
+}
+PPO_CHEETAH = {"task": "HalfCheetah-v5", "n_envs": 8, "algorithm": "ppo", "algorithm_kwargs": {"n_steps": 256, "batch_size": 64}}
+
+BF16 = {"precision": "bfloat16"}
+HUB = {"method": "hub-pathway"}
+FROZEN = {**HUB, **BF16, "cached": True, "options": {"fresh": False, "router_reads": "features"}}
+FRESH = {**HUB, **BF16, "cached": True}
+TUNED = {**HUB, **BF16, "tuned": True, "options": {"top_k": 1, "fresh": False}}
+LITE = {"method": "lite-zoo-tuning"}
+SHORT = {"algorithm_kwargs": {"n_steps": 32, "batch_size": 256, "n_epochs": 4}}
+
+GAMES = ("Pong", "Breakout", "SpaceInvaders", "Seaquest", "Riverraid")
+
+
+def _emulator_line(game: str) -> Line:
+    task = {"task": f"{game}NoFrameskip-v4", "n_envs": 8}
+    ways = {OURS: "atari", "sb3_dummy": "atari-sb3", "sb3_subproc": SUBPROC}
+    works = {who: Emulator({**task, "preprocessing": way}) for who, way in ways.items()}
+    what = f"AtariVecEnv over the better of make_atari_env's Dummy and Subproc, {game}"
+    return Line(f"atari-vec-env-{game.lower()}", what, works, "at least 2, aim 3", steps=800, repetitions=5)
+
+
+LINES = (
+    Line(
+        "ppo-frozen-8",
+        "PPO Atari, frozen hub of 3 NatureCNNs, 8 envs",
+        {OURS: Learning({**FAST, **PPO_ATARI, **FROZEN}, 3), SB3: Learning({**WRAPPED, **PPO_ATARI})},
+        "at least 3.5, aim 5.5",
+    ),
+    Line(
+        "ppo-frozen-32",
+        "PPO Atari, frozen hub of 3 NatureCNNs, 32 envs",
+        {OURS: Learning({**FAST, **PPO_ATARI, **FROZEN, **WIDE}, 3), SB3: Learning({**WRAPPED, **PPO_ATARI, **WIDE})},
+        "at least 4.5, aim 6.5",
+    ),
+    Line(
+        "ppo-frozen-fresh",
+        "PPO Atari, frozen hub of 3 NatureCNNs and a fresh pathway",
+        {OURS: Learning({**FAST, **PPO_ATARI, **FRESH}, 3), SB3: Learning({**WRAPPED, **PPO_ATARI})},
+        "at least 1.5, aim 2.5",
+    ),
+    Line(
+        "ppo-tuned",
+        "PPO Atari, tuned hub, top-1 of 3 NatureCNNs",
+        {OURS: Learning({**FAST, **PPO_ATARI, **TUNED}, 3), SB3: Learning({**WRAPPED, **PPO_ATARI})},
+        "at least 1.2, aim 2",
+    ),
+    Line(
+        "ppo-scratch",
+        "PPO Atari from scratch through hubrl",
+        {OURS: Learning({**FAST, **PPO_ATARI, **BF16}), SB3: Learning({**WRAPPED, **PPO_ATARI})},
+        "at least 2, aim 3",
+    ),
+    Line(
+        "dqn-frozen",
+        "DQN Atari, frozen hub of 3 NatureCNNs",
+        {OURS: Learning({**FAST, **DQN_ATARI, **FROZEN}, 3), SB3: Learning({**WRAPPED, **DQN_ATARI})},
+        "at least 6, aim 12",
+        steps=512,
+    ),
+    Line(
+        "dqn-replay-memory",
+        "DQN replay memory of a step, frozen hub of 3 NatureCNNs, as a share of SB3's default buffer's",
+        {
+            OURS: Replay({**FAST, **LEAN, **FROZEN}, 3),
+            SB3: Replay({**WRAPPED, **LEAN}),
+            "sb3_optimized": Replay({**WRAPPED, **LEANER}),
+        },
+        "at most 1/5, aim 1/9",
+        ratio=of_sb3s_default,
+        repetitions=1,
+        unit="bytes",
+    ),
+    Line(
+        "ppo-outputs-mlp",
+        "PPO HalfCheetah, outputs of a hub of 5 MLPs",
+        {OURS: Learning({**PPO_CHEETAH, **HUB}, 5), SB3: Learning(PPO_CHEETAH)},
+        "at least 0.8, aim 1.2",
+        steps=4096,
+        threads=1,
+    ),
+    Line(
+        "tuned-cost-of-8",
+        "PPO Atari, tuned, top-1: time with 8 sources over time with 1",
+        {
+            OURS: Learning({**FAST, **PPO_ATARI, **TUNED, **SHORT}, 8),
+            "one_source": Learning({**FAST, **PPO_ATARI, **TUNED, **SHORT}, 1),
+            SB3: Learning({**WRAPPED, **PPO_ATARI, **SHORT}),
+        },
+        "at most 1.3, aim 1.1",
+        ratio=cost_of_more,
+        steps=512,
+    ),
+    *(_emulator_line(game) for game in GAMES),
+    Line(
+        "overhead",
+        "Share of the time outside emulator and networks, PPO Atari, frozen hub of 3 NatureCNNs, 8 envs",
+        {
+            OURS: Learning({**FAST, **PPO_ATARI, **FROZEN}, 3),
+            "emulator": Emulator(FAST),
+            "kernels": Kernels({**FAST, **PPO_ATARI, **FROZEN}, 3),
+        },
+        "at most 0.3, aim 0.15",
+        ratio=outside,
+        steps=2048,
+    ),
+    Line(
+        "predict-mlp",
+        "predict of an exported lite Zoo-Tuning agent of 3 MLPs",
+        {OURS: Predicting({**PPO_CHEETAH, **LITE}, 3), SB3: Predicting(PPO_CHEETAH)},
+        "about 1",
+        steps=20_000,
+        repetitions=5,
+        threads=1,
+    ),
+    Line(
+        "predict-cnn",
+        "predict of an exported lite Zoo-Tuning agent of 3 NatureCNNs",
+        {OURS: Predicting({**FAST, **PPO_ATARI, **LITE}, 3), SB3: Predicting({**FAST, **PPO_ATARI})},
+        "about 1",
+        steps=4_000,
+        repetitions=5,
+    ),
+)
+
+
+def chosen(names: Sequence[str]) -> list[Line]:
+    """The lines of some names, or all.
+
+    Raises:
+        UnknownName: If there is no such line.
+    """
+    known = {line.name: line for line in LINES}
+    for name in names:
+        if name not in known:
+            raise UnknownName(unknown("line of the bench", name, known))
+    return [known[name] for name in names or known]

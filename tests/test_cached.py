@@ -1,0 +1,674 @@
+"""Under CachedVecEnv frozen sources are computed once a step, and everything else is as without it."""
+
+import json
+import pickle
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from sb3_contrib import QRDQN, TRPO, RecurrentPPO
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
+from torch import nn
+from toys import CHOOSE, IMAGE, PARTS, VECTOR, Toy, target, tiny, tiny_hub, toy_for
+
+import hubrl
+from hubrl import BadConfig, CachedVecEnv, Hub, HubCallback, SpaceMismatch, UnknownName, load_agent, pathway_weights
+from hubrl.cards import write_yaml
+from hubrl.extractor import HubExtractor, parts_in, see_through_normalisation
+from hubrl.finished import distill_run, evaluate_run, run_agent
+from hubrl.heard import HEARD, LARGEST, OBSERVATION, Heard, heard_in, stored
+from hubrl.methods import Method, available, find
+from hubrl.runs import start_run, train
+
+FEATURES_ALONE = {"fresh": False, "router_reads": "features"}
+SPACES = {"vector": VECTOR, "image": IMAGE, "parts": PARTS}
+SERVED = [
+    ("hub-pathway", {}),
+    ("hub-pathway", {"top_k": 1, "fresh": False}),
+    ("hub-pathway", FEATURES_ALONE),
+    ("probe-commit", {}),
+    ("uniform", {}),
+    ("uniform", {"fresh": True, "width": 5}),
+    ("concat", {}),
+    ("single", {"source": "wide"}),
+    ("frozen", {"source": "wide"}),
+]
+WIDELY = [SERVED[0], SERVED[2], ("concat", {})]
+CASES = [*((*served, "vector") for served in SERVED), *((*served, space) for served in WIDELY for space in ("image", "parts"))]
+EVERY_CASE = pytest.mark.parametrize(
+    ("method", "options", "space"), CASES, ids=[f"{name}-{'-'.join(given)}-{space}" for name, given, space in CASES]
+)
+EVERY_SPACE = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+BOTH = pytest.mark.parametrize("options", [{}, FEATURES_ALONE], ids=["kept", "heard-alone"])
+NEW_PROCESS = """
+import json, sys
+import numpy as np, stable_baselines3, torch
+torch.set_num_threads(1)
+rows = np.load(sys.argv[1] + "/rows.npy")
+models = [getattr(stable_baselines3, name).load(f"{sys.argv[1]}/{name}.zip", device="cpu") for name in sys.argv[2:]]
+print(json.dumps([model.predict(rows, deterministic=True)[0].tolist() for model in models]))
+"""
+
+
+def hub_for(env):
+    """Two sources whose features are not equally wide."""
+    image = isinstance(env.observation_space, spaces.Box) and len(env.observation_space.shape) == 3
+    wide, narrow = ({"features_extractor_kwargs": {"features_dim": width}} if image else {"net_arch": [width]} for width in (8, 5))
+    return Hub.from_agents(
+        [tiny(PPO, env, 1, **wide), tiny(A2C, env, 2, **({"net_arch": []} if image else {}), **narrow)], ["wide", "narrow"]
+    )
+
+
+def envs_for(algorithm, space=VECTOR, n_envs=2, length=10):
+    actions = toy_for(algorithm).action_space
+    return make_vec_env(lambda: Toy(space, actions, length), n_envs=n_envs, seed=0)
+
+
+def under_cache(algorithm, space=VECTOR, method="hub-pathway", hub=None, n_envs=2, seed=0, settings=None, **options):
+    """A target under CachedVecEnv, and its hub."""
+    hub = hub or hub_for(toy_for(algorithm, space))
+    made = hub.agent(algorithm, method, cached=True, **options)
+    env = CachedVecEnv(envs_for(algorithm, space, n_envs), made, device="cpu")
+    return target(algorithm, env, made, seed, **(settings or {})), hub
+
+
+def observe(space, count=6):
+    space.seed(0)
+    if isinstance(space, spaces.Dict):
+        return {key: observe(part, count) for key, part in space.spaces.items()}
+    return np.stack([space.sample() for _ in range(count)])
+
+
+def one_of(rows, index):
+    return {key: part[index] for key, part in rows.items()} if isinstance(rows, dict) else rows[index]
+
+
+def said_by(hub, rows, space):
+    """What the sources themselves say of observations as the environment gives them."""
+    tensors = [source._batch(rows)[0] for source in hub]
+    with torch.no_grad():
+        said = [source.features(preprocess_obs(tensor, source.space)) for source, tensor in zip(hub, tensors, strict=True)]
+    return torch.cat(said, dim=1).numpy()
+
+
+def scattered(model):
+    """The same model with weights that are at no special value."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) * (0.1 if parameter.ndim == 1 else 2 / parameter[0].numel() ** 0.5)
+            )
+    return model
+
+
+class Rows:
+    """Counts the observations that go through every source's encoder."""
+
+    def __init__(self, sources):
+        self.count = [0] * len(sources)
+        for place, source in enumerate(sources):
+            source.encoder.register_forward_hook(lambda module, inputs, features, place=place: self._add(place, len(features)))
+
+    def _add(self, place, rows):
+        self.count[place] += rows
+
+
+@EVERY_CASE
+def test_features_values_and_actions_are_those_without_it(method, options, space):
+    space = SPACES[space]
+    cached, hub = under_cache(PPO, space, method, **options)
+    plain = target(PPO, envs_for(PPO, space), hub.agent(PPO, method, level="features", **options))
+    plain.policy.load_state_dict(scattered(cached).policy.state_dict())
+    rows = observe(space)
+    inside, outside = (model.policy.obs_to_tensor(rows)[0] for model in (cached, plain))
+    with torch.no_grad():
+        features, expected = (model.policy.extract_features(seen) for model, seen in ((cached, inside), (plain, outside)))
+        values, worth = (model.policy.predict_values(seen) for model, seen in ((cached, inside), (plain, outside)))
+    assert expected.std(dim=0).max() > 0.05, "a test of nothing: all observations are alike"
+    torch.testing.assert_close(features, expected, atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(values, worth, atol=2e-2, rtol=2e-2)
+    acted, expected = (model.predict(rows, deterministic=True)[0] for model in (cached, plain))
+    np.testing.assert_allclose(acted, expected, atol=2e-2)
+
+
+@EVERY_SPACE
+@BOTH
+def test_what_is_observed_is_what_the_sources_say_at_ends_of_episodes_too(options, space):
+    model, hub = under_cache(PPO, space, **options)
+    cached, plain = model.get_env(), envs_for(PPO, space)
+    cached.seed(3), plain.seed(3)
+    keeps = heard_in(cached.observation_space) is not cached.observation_space
+    ends = 0
+    for step in range(25):
+        if step == 0:
+            seen, raw = cached.reset(), plain.reset()
+        else:
+            actions = np.stack([cached.action_space.sample() for _ in range(2)])
+            (seen, *_, infos), (raw, *_, expected) = cached.step(actions), plain.step(actions)
+            for info, other in zip(infos, expected, strict=True):
+                assert ("terminal_observation" in info) == ("terminal_observation" in other)
+                if "terminal_observation" in other:
+                    ends += 1
+                    assert_heard(info["terminal_observation"], other["terminal_observation"], hub, space, keeps, one=True)
+        assert_heard(seen, raw, hub, space, keeps)
+    assert ends == 4
+
+
+def assert_heard(seen, raw, hub, space, keeps, *, one=False):
+    heard = seen[HEARD] if keeps else seen
+    assert heard.dtype == np.float16
+    assert keeps == isinstance(seen, dict)
+    batch = ({key: part[None] for key, part in raw.items()} if isinstance(raw, dict) else raw[None]) if one else raw
+    np.testing.assert_allclose(heard[None] if one else heard, said_by(hub, batch, space), atol=2e-3)
+    if keeps and isinstance(space, spaces.Dict):
+        np.testing.assert_array_equal(seen["joints"], raw["joints"])
+        np.testing.assert_array_equal(np.moveaxis(seen["camera"], -3, -1), raw["camera"])
+    elif keeps:
+        kept = seen[OBSERVATION]
+        np.testing.assert_array_equal(np.moveaxis(kept, -3, -1) if space is IMAGE else kept, raw)
+
+
+class Updates(BaseCallback):
+    """Counts rows of encoders in rollouts, and ends of episodes."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows, self.ends, self.before, self.in_updates = rows, 0, None, 0
+
+    def _on_rollout_start(self):
+        if self.before is not None:
+            self.in_updates += sum(self.rows.count) - self.before
+
+    def _on_rollout_end(self):
+        self.before = sum(self.rows.count)
+
+    def _on_step(self):
+        self.ends += int(self.locals["dones"].sum())
+        return True
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN, SAC, TD3], ids=lambda algorithm: algorithm.__name__)
+@BOTH
+def test_every_source_is_computed_once_a_step_and_never_in_an_update(algorithm, options):
+    model, _ = under_cache(algorithm, **options, settings={} if algorithm in (PPO, A2C) else {"gradient_steps": 2})
+    rows = Rows(model.get_env().sources)
+    updates = Updates(rows)
+    model.learn(96, callback=[HubCallback(), updates])
+    assert model._n_updates >= 3
+    assert updates.ends > 4
+    assert updates.in_updates == 0
+    assert rows.count == [2 + model.num_timesteps + updates.ends] * 2
+
+
+def test_without_it_sources_are_computed_over_and_over():
+    hub = hub_for(Toy())
+    model = target(PPO, envs_for(PPO), hub.agent(PPO, level="features"))
+    rows = Rows(parts_in(model.policy, HubExtractor)[0].sources)
+    model.learn(96)
+    assert min(rows.count) > 2 * 96
+
+
+class FirstMinibatch(BaseCallback):
+    """How likely the update finds each rollout, before it changes anything, against what the rollout said."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_steps, self.of_minibatches = [], []
+
+    def _on_rollout_end(self):
+        buffer, policy = self.model.rollout_buffer, self.model.policy
+        state = np.random.get_state()
+        policy.set_training_mode(True)
+        for step in range(buffer.buffer_size):
+            stored = buffer.observations
+            seen = obs_as_tensor({key: part[step] for key, part in stored.items()} if isinstance(stored, dict) else stored[step], "cpu")
+            log_prob = policy.evaluate_actions(seen, torch.as_tensor(buffer.actions[step]))[1]
+            self.of_steps.append((log_prob.detach() - torch.as_tensor(buffer.log_probs[step])).exp())
+        for batch in buffer.get(16):
+            log_prob = policy.evaluate_actions(batch.observations, batch.actions)[1].detach()
+            self.of_minibatches.append((log_prob - batch.old_log_prob).exp())
+        buffer.generator_ready = True
+        np.random.set_state(state)
+
+    def _on_step(self):
+        return True
+
+
+@BOTH
+def test_the_ratio_of_an_update_is_one_before_it_begins(options):
+    model, _ = under_cache(PPO, **options, settings={"learning_rate": 1e-2})
+    first = FirstMinibatch()
+    model.learn(192, callback=first)
+    assert len(first.of_steps) == 96
+    assert torch.equal(torch.cat(first.of_steps), torch.ones(192)), "what was stored is to the bit what was acted on"
+    torch.testing.assert_close(torch.cat(first.of_minibatches), torch.ones(192), atol=1e-5, rtol=0)
+
+
+@BOTH
+def test_one_seed_gives_one_result(options):
+    first, second, other = (under_cache(PPO, seed=seed, **options)[0].learn(96).policy.state_dict() for seed in (5, 5, 6))
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
+    assert not all(torch.equal(first[name], tensor) for name, tensor in other.items())
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN, SAC, TD3, TRPO], ids=lambda algorithm: algorithm.__name__)
+@BOTH
+def test_a_loaded_model_takes_observations_as_the_environment_gives_them(algorithm, options, tmp_path):
+    options |= {"explore_coef": 0.0} if algorithm is TRPO else {}
+    model, _ = under_cache(algorithm, **options)
+    scattered(model.learn(48)).save(tmp_path / "model.zip")
+    loaded = algorithm.load(tmp_path / "model.zip", device="cpu")
+    env = model.get_env()
+    env.seed(1)
+    seen = env.reset()
+    batch = observe(VECTOR)
+    acted, _ = model.predict(batch, deterministic=True)
+    np.testing.assert_array_equal(loaded.predict(batch, deterministic=True)[0], acted)
+    assert len(np.unique(acted, axis=0)) > 1
+    for row, action in zip(batch, acted, strict=True):
+        one, _ = loaded.predict(row, deterministic=True)
+        assert one.shape == action.shape
+        np.testing.assert_allclose(one, action, atol=1e-4)
+    raw = seen[OBSERVATION] if isinstance(seen, dict) else None
+    if raw is not None:
+        np.testing.assert_allclose(loaded.predict(raw, deterministic=True)[0], loaded.predict(seen, deterministic=True)[0], atol=1e-5)
+    again = algorithm.load(tmp_path / "model.zip", env=env, device="cpu")
+    again.learn(16)
+
+
+@BOTH
+def test_images_are_heard_channel_last_or_first_one_or_many(options):
+    model, _ = under_cache(PPO, IMAGE, **options)
+    scattered(model)
+    batch = observe(IMAGE)
+    first = np.moveaxis(batch, -1, 1)
+    acted = model.predict(batch, deterministic=True)[0]
+    np.testing.assert_array_equal(model.predict(first, deterministic=True)[0], acted)
+    for index in range(len(batch)):
+        for one in (batch[index], first[index]):
+            np.testing.assert_allclose(model.predict(one, deterministic=True)[0], acted[index], atol=1e-4)
+    assert acted.std(axis=0).min() > 1e-3
+
+
+@BOTH
+def test_an_exploring_dqn_tells_one_image_from_many(options):
+    model, _ = under_cache(DQN, IMAGE, **options)
+    model.exploration_rate = 1.0
+    batch = observe(IMAGE)
+    assert model.predict(batch)[0].shape == (6,)
+    assert model.predict(batch[0])[0].shape == ()
+    assert model.predict(model.get_env().reset())[0].shape == (2,)
+
+
+def test_parts_of_observations_are_heard_as_they_come():
+    model, _ = under_cache(PPO, PARTS)
+    scattered(model)
+    batch = observe(PARTS)
+    acted = model.predict(batch, deterministic=True)[0]
+    np.testing.assert_allclose(model.predict(one_of(batch, 2), deterministic=True)[0], acted[2], atol=1e-4)
+
+
+def test_models_load_in_a_new_process_and_hear_for_themselves(tmp_path):
+    expected = []
+    for algorithm, options in ((PPO, {}), (DQN, FEATURES_ALONE)):
+        model, _ = under_cache(algorithm, IMAGE, **options)
+        scattered(model).save(tmp_path / f"{algorithm.__name__}.zip")
+        np.save(tmp_path / "rows.npy", observe(IMAGE))
+        expected.append(model.predict(np.load(tmp_path / "rows.npy"), deterministic=True)[0])
+    command = [sys.executable, "-c", NEW_PROCESS, str(tmp_path), "PPO", "DQN"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(hubrl.__file__).parents[1])
+    assert ran.returncode == 0, ran.stderr
+    for answer, actions in zip(json.loads(ran.stdout), expected, strict=True):
+        np.testing.assert_allclose(np.array(answer), actions, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "space"),
+    [
+        (PPO, {}, PARTS),
+        (PPO, {}, IMAGE),
+        (PPO, FEATURES_ALONE, IMAGE),
+        (PPO, FEATURES_ALONE, PARTS),
+        (DQN, FEATURES_ALONE, IMAGE),
+        (SAC, {}, VECTOR),
+        (TD3, FEATURES_ALONE, VECTOR),
+    ],
+)
+def test_its_zip_is_read_without_executing_it_as_an_agent_of_the_target_itself(algorithm, options, space, tmp_path, monkeypatch):
+    model, hub = under_cache(algorithm, space, **options, settings={"buffer_size": 50} if algorithm is not PPO else {})
+    scattered(model).save(tmp_path / "agent.zip")
+    rows = observe(space)
+    expected = model.predict(rows, deterministic=True)[0]
+    for door in ("pickle.loads", "pickle.load", "cloudpickle.loads"):
+        monkeypatch.setattr(door, lambda *args, **kwargs: pytest.fail("something was unpickled"))
+    source = load_agent(tmp_path / "agent.zip")
+    monkeypatch.undo()
+    assert source.card.algorithm == algorithm.__name__
+    assert not source.card.network.hub.get("cached")
+    np.testing.assert_allclose(source.predict(rows, deterministic=True)[0], expected, atol=2e-2)
+    grown = Hub([*hub, source])
+    again, _ = under_cache(algorithm, space, hub=grown, **options, settings={"buffer_size": 50} if algorithm is not PPO else {})
+    assert pathway_weights(again, one_of(rows, 0)).keys() >= {"wide", "narrow", "agent"}
+
+
+@BOTH
+def test_evaluations_are_the_same_on_the_environment_itself(options):
+    model, _ = under_cache(PPO, **options)
+    made = {"policy_kwargs": model.policy_kwargs}
+    returns = []
+    for wrap in (lambda env: env, lambda env: CachedVecEnv(env, made, device="cpu")):
+        env = wrap(envs_for(PPO))
+        env.seed(7)
+        evaluations = EvalCallback(env, n_eval_episodes=4, eval_freq=16, verbose=0, warn=False)
+        scattered(model)
+        model.learn(32, callback=evaluations)
+        model.num_timesteps = 0
+        returns.append(evaluations.last_mean_reward)
+    assert abs(returns[0]) > 0.01
+    assert returns[0] == pytest.approx(returns[1], abs=1e-3)
+
+
+def test_vecnormalize_normalises_what_was_observed_and_leaves_what_was_heard():
+    far = spaces.Box(-1000.0, 1000.0, (4,))
+    hub = hub_for(Toy(far))
+    made = hub.agent(PPO, cached=True)
+    env = VecNormalize(CachedVecEnv(envs_for(PPO, far), made, device="cpu"), norm_obs_keys=[OBSERVATION])
+    model = target(PPO, env, made)
+    rows = Rows(env.venv.sources)
+    model.learn(128, callback=HubCallback())
+    assert rows.count == [2 + 128 + 12] * 2
+    scattered(model)
+    seen = env.reset()
+    raw = env.get_original_obs()[OBSERVATION]
+    np.testing.assert_allclose(seen[HEARD], said_by(hub, raw, far), atol=2e-3)
+    np.testing.assert_allclose(
+        seen[OBSERVATION], (raw - env.obs_rms[OBSERVATION].mean) / np.sqrt(env.obs_rms[OBSERVATION].var + 1e-8), atol=1e-4
+    )
+    see_through_normalisation(model.policy, env)
+    np.testing.assert_allclose(
+        model.predict(seen[OBSERVATION], deterministic=True)[0], model.predict(seen, deterministic=True)[0], atol=1e-2
+    )
+
+
+@pytest.mark.parametrize("algorithm", [PPO, DQN, SAC], ids=lambda algorithm: algorithm.__name__)
+def test_vecnormalize_of_rewards_alone_goes_around_what_was_heard_alone(algorithm):
+    hub = hub_for(toy_for(algorithm, IMAGE))
+    made = hub.agent(algorithm, cached=True, **FEATURES_ALONE)
+    env = VecNormalize(CachedVecEnv(envs_for(algorithm, IMAGE), made, device="cpu"), norm_obs=False)
+    target(algorithm, env, made).learn(64, callback=HubCallback())
+    assert env.reset().dtype == np.float16
+
+
+@pytest.mark.parametrize("options", [{}, FEATURES_ALONE], ids=["kept", "heard-alone"])
+@pytest.mark.parametrize("algorithm", [PPO, DQN, SAC], ids=lambda algorithm: algorithm.__name__)
+def test_vecnormalize_of_what_was_heard_is_refused(algorithm, options):
+    space = VECTOR if options == {} else IMAGE
+    for callback in (HubCallback(), None):
+        made = hub_for(toy_for(algorithm, space)).agent(algorithm, cached=True, **options)
+        env = VecNormalize(CachedVecEnv(envs_for(algorithm, space), made, device="cpu"))
+        with pytest.raises(BadConfig, match="VecNormalize normalises what was heard; give it norm_obs_keys without 'heard'"):
+            target(algorithm, env, made).learn(64, callback=callback)
+
+
+def nature_hub(env):
+    return Hub.from_agents([PPO("CnnPolicy", env, n_steps=8, batch_size=8, seed=seed, device="cpu") for seed in range(3)], ["a", "b", "c"])
+
+
+def test_a_replay_buffer_of_what_three_nature_cnns_said_is_nine_times_smaller():
+    frames = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    hub = nature_hub(Toy(frames, CHOOSE))
+    made = hub.agent(DQN, cached=True, **FEATURES_ALONE)
+    heard = DQN(env=CachedVecEnv(envs_for(DQN, frames), made, device="cpu"), **made, buffer_size=20, device="cpu").replay_buffer
+    plain = DQN("CnnPolicy", envs_for(DQN, frames), buffer_size=20, device="cpu").replay_buffer
+    ours, theirs = (buffer.observations.nbytes + buffer.next_observations.nbytes for buffer in (heard, plain))
+    assert heard.observations.dtype == np.float16
+    assert (ours, theirs) == (20 * 2 * 3 * 512 * 2, 20 * 2 * 4 * 84 * 84)
+    assert theirs / ours > 9
+
+
+def test_float16_keeps_what_nature_cnns_say_to_half_a_thousandth():
+    frames = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    hub = nature_hub(Toy(frames, CHOOSE))
+    seen = torch.as_tensor(observe(frames, 16)).float() / 255
+    features = [source.features(seen) for source in hub]
+    exact, kept = torch.cat(features, dim=1), torch.as_tensor(stored(features)).float()
+    assert exact.abs().max() > 0.1
+    assert ((kept - exact).abs() <= exact.abs() * 2**-11 + 2**-25).all()
+
+
+def test_what_float16_cannot_hold_is_heard_as_the_greatest_that_it_holds():
+    loud = torch.tensor([[1e6, -1e30, torch.inf, 1.0]])
+    np.testing.assert_array_equal(stored([loud, loud[:, 3:]]), np.array([[LARGEST, -LARGEST, LARGEST, 1.0, 1.0]], np.float16))
+
+
+def test_a_space_of_what_was_heard_survives_copies_and_knows_who_was_heard():
+    hub = hub_for(Toy())
+    space = Heard(VECTOR, list(hub))
+    assert pickle.loads(pickle.dumps(space)) == space
+    assert Heard(VECTOR, [hub[1], hub[0]]) != space
+    assert Heard(spaces.Box(-1.0, 1.0, (4,)), list(hub)) != space
+    assert space != spaces.Box(-LARGEST, LARGEST, (13,), np.float16)
+    assert space.observed == VECTOR
+
+
+def test_attributes_methods_and_seeds_of_the_environments_are_within_reach():
+    model, _ = under_cache(PPO)
+    env = model.get_env()
+    assert env.get_attr("length") == [10, 10]
+    env.set_attr("length", 4)
+    assert [mask.tolist() for mask in env.env_method("action_masks")] == [[True, True, False]] * 2
+    firsts = []
+    for seed in (3, 3, 4):
+        env.seed(seed)
+        firsts.append(env.reset()[OBSERVATION])
+    np.testing.assert_array_equal(firsts[0], firsts[1])
+    assert not np.array_equal(firsts[0], firsts[2])
+
+
+def test_one_environment_alone_is_wrapped_as_sb3_does():
+    made = hub_for(Toy(IMAGE)).agent(PPO, cached=True)
+    env = CachedVecEnv(Toy(IMAGE), made, device="cpu")
+    assert env.num_envs == 1
+    assert env.observation_space[OBSERVATION].shape == (3, 36, 36)
+    model = target(PPO, env, made).learn(32)
+    assert len(model.ep_info_buffer) == 3, "Monitor counts its episodes"
+
+
+@pytest.mark.parametrize(("algorithm", "name"), [(QRDQN, "MultiInputPolicy"), (RecurrentPPO, "MultiInputLstmPolicy")])
+@BOTH
+def test_other_algorithms_learn_from_what_was_heard_under_sb3s_own_policies(algorithm, name, options):
+    hub = hub_for(toy_for(algorithm))
+    made = hub.agent(algorithm, cached=True, **options)
+    assert made["policy"] == name
+    env = CachedVecEnv(envs_for(algorithm), made, device="cpu")
+    rows = Rows(env.sources)
+    kwargs = {"lstm_hidden_size": 8} if algorithm is RecurrentPPO else {}
+    settings = {"learning_starts": 16, "buffer_size": 100} if algorithm is QRDQN else {"n_steps": 16, "batch_size": 16}
+    model = algorithm(name, env, policy_kwargs=kwargs | made["policy_kwargs"], device="cpu", seed=0, **settings).learn(64)
+    assert rows.count == [2 + model.num_timesteps + 6] * 2
+
+
+def test_the_router_may_read_features_where_nothing_is_stored_too():
+    env = Toy()
+    hub = hub_for(env)
+    extractor = HubExtractor(VECTOR, **hub.policy_kwargs(router_reads="features")["features_extractor_kwargs"])
+    rows = Rows(extractor.sources)
+    router = extractor.method.router
+    nn.init.normal_(router.mean.weight)
+    seen = torch.as_tensor(observe(VECTOR))
+    weights = extractor.route(seen).weights
+    said = torch.cat([source.encoder(seen) for source in extractor.sources], dim=1)
+    expected = router(said, None).softmax(dim=1)
+    torch.testing.assert_close(weights, expected)
+    assert rows.count == [12, 12], "each once for the router and for its pathway together, and once here"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"method": "finetune", "source": "wide"}, "method 'finetune' with sources that are trained further; leave one of them out"),
+        ({"tuned": True}, "method 'hub-pathway' with sources that are trained further"),
+        ({"method": "progressive"}, "method 'progressive', which is not made of frozen sources' features alone; leave it out"),
+        ({"method": "scratch"}, "method 'scratch', which is not made of frozen sources' features alone"),
+        ({"level": "outputs"}, "cached=True was given at the level of outputs, where what sources said is stored anyway"),
+        ({"method": "componet"}, "Method 'componet' was asked to work at the level of features"),
+        ({"router_reads": "nothing"}, "router_reads='nothing' was given; expected 'observations' or 'features'"),
+    ],
+)
+def test_what_cannot_be_heard_before_is_refused(given, sentence):
+    with pytest.raises(BadConfig, match=sentence):
+        under_cache(PPO, **given)
+
+
+def test_a_router_of_outputs_reads_no_features():
+    env = Toy()
+    with pytest.raises(BadConfig, match="router_reads='features' was given at the level of outputs; use level='features'"):
+        target(PPO, env, tiny_hub(env).agent(PPO, router_reads="features"))
+
+
+def test_no_method_is_served_that_is_not_tested():
+    assert {name for name in available() if find(name).takes_heard and not find(name).tunes and "features" in find(name).levels} == {
+        name for name, _ in SERVED
+    }
+
+
+def test_wrappers_in_the_wrong_order_are_refused():
+    made = hub_for(Toy()).agent(PPO, cached=True)
+    inside = "put it around the environment itself"
+    with pytest.raises(BadConfig, match=inside):
+        CachedVecEnv(VecNormalize(envs_for(PPO)), made)
+    with pytest.raises(BadConfig, match=inside):
+        CachedVecEnv(CachedVecEnv(envs_for(PPO), made), made)
+    alone = hub_for(Toy(IMAGE)).agent(PPO, cached=True, **FEATURES_ALONE)
+    with pytest.raises(BadConfig, match=r"cached=True was given and the environment observes Box\(26,\), with nothing that was heard"):
+        target(PPO, VecFrameStack(CachedVecEnv(envs_for(PPO, IMAGE), alone, device="cpu"), 2), alone)
+
+
+def test_an_agent_and_an_environment_that_were_not_made_for_each_other_are_refused():
+    hub = hub_for(Toy())
+    made, plain = hub.agent(PPO, cached=True), hub.agent(PPO, level="features")
+    env = CachedVecEnv(envs_for(PPO), made, device="cpu")
+    with pytest.raises(BadConfig, match=r"the environment observes Box\(4,\), with nothing that was heard; put CachedVecEnv around it"):
+        target(PPO, envs_for(PPO), made)
+    with pytest.raises(BadConfig, match="is under CachedVecEnv and the agent was made without cached=True"):
+        target(PPO, env, {**plain, "policy": "MultiInputPolicy"})
+    with pytest.raises(BadConfig, match="was given an agent made without cached=True"):
+        CachedVecEnv(envs_for(PPO), plain)
+    turned = Hub([hub[1], hub[0]]).agent(PPO, cached=True)
+    with pytest.raises(BadConfig, match="The environment hears the sources wide, narrow, the agent narrow, wide"):
+        target(PPO, env, turned)
+    alone = hub.agent(PPO, "frozen", cached=True, source="wide")
+    with pytest.raises(BadConfig, match="The environment hears the sources wide, the agent wide, narrow"):
+        target(PPO, CachedVecEnv(envs_for(PPO), alone, device="cpu"), made)
+
+
+def test_an_agent_that_reads_observations_is_refused_where_none_are_kept():
+    hub = hub_for(Toy(IMAGE))
+    env = CachedVecEnv(envs_for(PPO, IMAGE), hub.agent(PPO, cached=True, **FEATURES_ALONE), device="cpu")
+    for options in ({}, {"fresh": False}, {"router_reads": "features"}):
+        with pytest.raises(BadConfig, match="Method 'hub-pathway' as it was given reads observations, and only what was heard was kept"):
+            target(PPO, env, hub.agent(PPO, cached=True, **options))
+
+
+def test_observations_that_cannot_be_told_from_what_was_heard_are_refused():
+    for name in (HEARD, OBSERVATION):
+        space = spaces.Dict({name: VECTOR})
+        hub = Hub.from_agents([tiny(PPO, Toy(space))])
+        with pytest.raises(SpaceMismatch, match=r"a part called 'heard', or 'observation' alone, cannot be told apart"):
+            CachedVecEnv(envs_for(PPO, space), hub.agent(PPO, cached=True))
+
+
+def test_sources_that_do_not_fit_or_read_other_images_are_refused():
+    hub = hub_for(Toy())
+    with pytest.raises(SpaceMismatch, match=r"The target observes Box\(7,\), source 'wide' observes Box\(4,\)"):
+        CachedVecEnv(envs_for(PPO, spaces.Box(-1, 1, (7,))), hub.agent(PPO, cached=True))
+    kinds = [tiny(PPO, Toy(IMAGE), seed, normalize_images=scaled) for seed, scaled in enumerate((True, False))]
+    with pytest.raises(SpaceMismatch, match="Some sources read images from 0 to 1 and some from 0 to 255"):
+        CachedVecEnv(envs_for(PPO, IMAGE), Hub.from_agents(kinds).agent(PPO, cached=True))
+
+
+def test_observations_of_another_shape_are_refused():
+    model, _ = under_cache(PPO)
+    with pytest.raises(ValueError, match="Unexpected observation shape"):
+        model.predict(np.zeros(7, np.float32))
+
+
+@pytest.fixture(scope="module")
+def cartpole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hubs") / "cartpole"
+    agents = [PPO("MlpPolicy", "CartPole-v1", seed=seed, policy_kwargs={"net_arch": [8]}, device="cpu") for seed in (0, 1)]
+    Hub.from_agents(agents, names=["one", "two"]).save(folder)
+    return folder
+
+
+def config_of(tmp_path, hub, algorithm="ppo", **fields):
+    kwargs = {"ppo": {"n_steps": 32, "batch_size": 32, "n_epochs": 2}, "dqn": {"learning_starts": 16, "buffer_size": 200}}[algorithm]
+    plain = {"task": "CartPole-v1", "algorithm": algorithm, "algorithm_kwargs": kwargs | {"policy_kwargs": {"net_arch": [8]}}}
+    plain |= {"hub": str(hub), "cached": True, "steps": 128, "seed": 3, "eval_episodes": 2, "eval_every": 64}
+    path = tmp_path / f"{algorithm}.yaml"
+    path.write_text(write_yaml({**plain, **fields}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "fields"),
+    [
+        ("ppo", {"normalize": True, "n_envs": 2}),
+        ("dqn", {"method": "frozen", "options": {"source": "one"}}),
+        ("ppo", {"method": "frozen", "options": {"source": "one"}, "normalize": True}),
+    ],
+    ids=["ppo-kept-normalised", "dqn-heard-alone", "ppo-heard-alone-normalised"],
+)
+def test_a_run_with_cached_true_trains_evaluates_and_is_distilled(algorithm, fields, cartpole, tmp_path, monkeypatch):
+    run = start_run(config_of(tmp_path, cartpole, algorithm, **fields), [], tmp_path / "runs")
+    result = train(run)
+    assert result["steps"] >= 128
+    assert "cached: true" in (run / "config.yaml").read_text()
+    for door in ("pickle.loads", "pickle.load", "cloudpickle.loads"):
+        monkeypatch.setattr(door, lambda *args, **kwargs: pytest.fail("something was unpickled"))
+    again = [evaluate_run(run, 3, seed=7).returns for _ in range(2)]
+    assert again[0] == again[1]
+    agent = run_agent(run)
+    assert agent.predict(np.zeros(4, np.float32), deterministic=True)[0] in (0, 1)
+    monkeypatch.undo()
+    distilled = distill_run(run, tmp_path / "student.zip", steps=64, net_arch=[8], episodes=2)
+    assert distilled.model.observation_space.shape == (4,)
+    student = type(distilled.model).load(tmp_path / "student.zip", device="cpu")
+    statistics = tmp_path / "student.vecnormalize.pkl"
+    env = make_vec_env("CartPole-v1", n_envs=1)
+    with closing(VecNormalize.load(str(statistics), env) if statistics.exists() else env) as vec:
+        assert student.predict(vec.reset())[0].shape == (1,)
+    assert statistics.exists() == (fields.get("normalize", False) and fields.get("method") is None)
+
+
+def test_the_config_refuses_what_cannot_be_heard_before(cartpole, tmp_path):
+    with pytest.raises(BadConfig, match="cached=True was given for method 'scratch'"):
+        start_run(config_of(tmp_path, cartpole, method="scratch"), [], tmp_path / "runs")
+    with pytest.raises(
+        (BadConfig, UnknownName), match="cached=True was given for method 'hub-pathway' with sources that are trained further"
+    ):
+        start_run(config_of(tmp_path, cartpole, tuned=True), [], tmp_path / "runs")
+
+
+def test_who_speaks_is_told_of_what_was_heard_and_of_the_observation_itself():
+    model, _ = under_cache(PPO)
+    scattered(model)
+    env = model.get_env()
+    seen = env.reset()
+    names = parts_in(model.policy, Method)[0].pathways.names
+    heard, raw = pathway_weights(model, seen), pathway_weights(model, seen[OBSERVATION])
+    assert list(heard) == names == ["wide", "narrow", "fresh"]
+    for name in names:
+        np.testing.assert_allclose(heard[name], raw[name], atol=1e-6)
+    assert len(np.unique(np.round(heard["wide"], 6))) == 2

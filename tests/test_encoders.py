@@ -1,0 +1,159 @@
+"""Sources that are alike, computed together: exact in float32, near in bfloat16."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import DQN, PPO
+from toys import CHOOSE, IMAGE, STEER, VECTOR, Toy, tiny
+
+from hubrl import Hub, Source
+from hubrl.encoders import Alone, Encoders, NatureCNNs, Perceptrons
+from hubrl.errors import SourcesNotLoaded
+from hubrl.pathways import Pathways, Target
+from hubrl.precision import BF16NatureCNN
+from hubrl.preprocessing import Normaliser
+from hubrl.reading import read_live
+
+CAMERA = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+
+
+def perceptron(seed, widths=(16, 16), **kwargs):
+    return read_live(tiny(PPO, Toy(), seed, net_arch=list(widths), **kwargs), f"mlp-{seed}")
+
+
+def eye(seed, algorithm=PPO, **kwargs):
+    return read_live(tiny(algorithm, Toy(IMAGE, CHOOSE), seed, net_arch=[], **kwargs), f"eye-{seed}")
+
+
+def normalised(source, seed):
+    """The same source behind statistics of its own."""
+    rng = np.random.default_rng(seed)
+    statistics = {"": (rng.normal(size=4), rng.uniform(0.5, 2, size=4))}
+    card = type(source.card).model_validate({**source.card.plain(), "name": f"normal-{seed}", "normalisation": {"clip": 1.0}})
+    made = Source.from_card(card, None)
+    normaliser = Normaliser(source.space, card.normalisation, statistics)
+    made.fill({**source.tensors(), **{f"normaliser.{name}": tensor for name, tensor in normaliser.state_dict().items()}})
+    return made
+
+
+def flat(rows=8):
+    return torch.randn(rows, 4, generator=torch.Generator().manual_seed(0))
+
+
+def images(rows=8):
+    return torch.randint(0, 256, (rows, 3, 36, 36), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def groups(encoders):
+    return [(members, type(group)) for members, group in encoders._groups]
+
+
+def test_in_float32_every_source_says_its_own_numbers():
+    sources = [perceptron(1), perceptron(2), perceptron(3, (8,))]
+    for said, source in zip(Encoders(sources)(flat()), sources, strict=True):
+        assert torch.equal(said, source.features(flat()))
+
+
+def test_perceptrons_of_the_same_widths_are_computed_together():
+    sources = [perceptron(1), perceptron(2, (8,)), perceptron(3), perceptron(4, (16, 16), activation_fn=torch.nn.ReLU)]
+    encoders = Encoders(sources, "bfloat16")
+    assert groups(encoders) == [([0, 2], Perceptrons), ([1], Alone), ([3], Alone)]
+    for said, source in zip(encoders(flat()), sources, strict=True):
+        torch.testing.assert_close(said, source.features(flat()), atol=1e-5, rtol=1e-5)
+
+
+def test_perceptrons_behind_statistics_of_their_own_are_computed_together():
+    sources = [normalised(perceptron(1), 1), perceptron(2), normalised(perceptron(3), 3)]
+    encoders = Encoders(sources, "bfloat16")
+    assert groups(encoders) == [([0, 1, 2], Perceptrons)]
+    seen = 3 * flat()  # so that some numbers are clipped
+    for said, source in zip(encoders(seen), sources, strict=True):
+        torch.testing.assert_close(said, source.features(seen), atol=1e-5, rtol=1e-5)
+
+
+def test_perceptrons_that_select_what_they_read_are_computed_together():
+    wide = torch.randn(8, 9)
+    sources = [perceptron(seed).adapted(observes=[8, 0, 3, 1]) for seed in (1, 2)]
+    for said, source in zip(Encoders(sources, "bfloat16")(wide), sources, strict=True):
+        torch.testing.assert_close(said, source.features(wide), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_sources", [1, 3])
+def test_natures_are_computed_together_and_near_to_their_own(n_sources):
+    sources = [eye(1), eye(2, DQN), eye(3)][:n_sources]
+    encoders = Encoders(sources, "bfloat16")
+    assert groups(encoders) == [(list(range(n_sources)), NatureCNNs)]
+    for said, source in zip(encoders(images().float() / 255), sources, strict=True):
+        own = source.features(images().float() / 255)
+        assert said.shape == own.shape
+        assert said.dtype == torch.float32
+        assert (said - own).abs().max() < 0.03 * own.std()
+
+
+def test_natures_say_what_the_trainable_one_says():
+    sources = [eye(1), eye(2)]
+    for said, source in zip(Encoders(sources, "bfloat16")(images()), sources, strict=True):
+        network = BF16NatureCNN(CAMERA, 8)
+        for mine, theirs in zip(network.parameters(), source.encoder.trunks.readers[0].buffers(), strict=True):
+            mine.data.copy_(theirs)
+        torch.testing.assert_close(said, network(images()), atol=0.01 * said.std().item(), rtol=0.01)
+
+
+def test_natures_read_bytes_and_say_the_same():
+    encoders = Encoders([eye(1), eye(2)], "bfloat16")
+    assert encoders.reads_bytes
+    for of_bytes, of_floats in zip(encoders(images()), encoders(images().float() / 255), strict=True):
+        assert torch.equal(of_bytes, of_floats)
+    assert not Encoders([eye(1), eye(2)]).reads_bytes
+    assert not Encoders([eye(1).adapted(observes="camera")], "bfloat16").reads_bytes
+
+
+def test_hidden_layers_behind_a_nature_are_its_own():
+    source = read_live(tiny(PPO, Toy(IMAGE, CHOOSE), 1, net_arch=[12]), "deep")
+    seen = images().float() / 255
+    said, own = Encoders([source], "bfloat16")(seen)[0], source.features(seen)
+    assert said.shape == own.shape == (8, 12)
+    assert (said - own).abs().max() < 0.05 * own.std()
+
+
+def test_weights_that_have_not_arrived_are_missed():
+    empty = Source.from_card(eye(1).card)
+    with pytest.raises(SourcesNotLoaded, match="never arrived"):
+        Encoders([eye(2), empty], "bfloat16")(images())
+
+
+def test_a_tuned_source_gets_its_gradient():
+    card, tensors = eye(1).card, eye(1).tensors()
+    source = Source.from_card(card, tensors, frozen=False)
+    Encoders([source], "bfloat16")(images())[0].square().sum().backward()
+    found = [parameter.grad for parameter in source.encoder.parameters()]
+    source.zero_grad()
+    source.features(images().float() / 255).square().sum().backward()
+    for grad, parameter in zip(found, source.encoder.parameters(), strict=True):
+        assert (grad - parameter.grad).norm() < 0.05 * parameter.grad.norm()
+
+
+@pytest.mark.parametrize("observed", [VECTOR, CAMERA])
+def test_pathways_that_all_speak_say_what_each_says_alone(observed):
+    sources = [perceptron(1), perceptron(2)] if observed is VECTOR else [eye(1), eye(2)]
+    pathways = Pathways(sources, Target(observed, precision="bfloat16"), fresh=True)
+    seen = flat() if observed is VECTOR else images().float() / 255
+    together = pathways.speak(seen, torch.ones(8, 3, dtype=torch.bool))
+    some = torch.ones(8, 3, dtype=torch.bool)
+    some[0, 0] = some[1, 1] = False
+    apart = pathways.speak(seen, some)
+    torch.testing.assert_close(together[2:], apart[2:], atol=0.01 * together.std().item(), rtol=0.01)
+    assert (apart[0, 0] == 0).all()
+    assert (apart[0, 1] != 0).any()
+
+
+def test_outputs_of_perceptrons_together_are_their_own():
+    sources = Hub([perceptron(1), perceptron(2)])
+    exact, together = (
+        Pathways(sources, Target(VECTOR, "outputs", STEER, precision=precision), fresh=False) for precision in ("float32", "bfloat16")
+    )
+    wanted = [True, True]
+    assert torch.equal(exact.listen(flat(), wanted)[:, 1], sources[1].outputs(flat()))
+    torch.testing.assert_close(together.listen(flat(), wanted), exact.listen(flat(), wanted), atol=1e-5, rtol=1e-5)
+    assert (together.listen(flat(), [True, False])[:, 1] == 0).all()
