@@ -72,21 +72,23 @@ class HubExtractor(BaseFeaturesExtractor):
 
     def route(self, observations: Observations) -> Routed:
         """What the hub makes of observations as SB3 preprocesses them."""
-        heard, observed = self._apart(observations)
-        with self.method.pathways.reminded(heard):
-            routed: Routed = self.method(observed)
-        return routed
+        return self._routed(*self._apart(observations))
 
     def forward(self, observations: Observations) -> Float[Tensor, "batch features"]:
         """Aggregated features; in a gradient step the method's loss rides on them."""
-        routed = self.route(observations)
+        heard, observed = self._apart(observations)
+        routed = self._routed(heard, observed)
         features = routed.features
         learning = self.training and torch.is_grad_enabled()
         if learning and routed.loss.requires_grad:
             features = inject(features, routed.loss)
         self.method.tally.count(routed.weights, routed.loss if learning else None)
-        _, observed = self._apart(observations)
         return torch.cat([features, observed], dim=1) if self.beside and isinstance(observed, Tensor) else features
+
+    def _routed(self, heard: Tensor | None, observed: Observations) -> Routed:
+        with self.method.pathways.reminded(heard):
+            routed: Routed = self.method(observed)
+        return routed
 
     def _apart(self, observations: Observations) -> tuple[Tensor | None, Observations]:
         """What was heard, if anything was, and the observations; in their place what was heard if they were not kept."""
