@@ -24,6 +24,7 @@ from hubrl.encoders import Encoders
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.extractor import HubExtractor, check_left_alone, parts_in
 from hubrl.heard import HEARD, OBSERVATION, Heard, heard_in, stored
+from hubrl.precision import ByteActorCriticPolicy, ByteDQNPolicy
 from hubrl.source import Source
 from hubrl.spaces import describe
 from hubrl.spec import parse_spec
@@ -206,7 +207,7 @@ def _rows(observation: np.ndarray, space: spaces.Space[Any]) -> tuple[np.ndarray
     return turned.reshape(-1, *(space.shape or ())), bool(batched)
 
 
-class CachedActorCriticPolicy(Hearing, ActorCriticPolicy):
+class CachedActorCriticPolicy(Hearing, ByteActorCriticPolicy):
     """SB3's policy of PPO, A2C and TRPO."""
 
     plain_module = ActorCriticPolicy.__module__
@@ -222,7 +223,7 @@ class CachedActorCriticPolicy(Hearing, ActorCriticPolicy):
         return super().extract_features(obs, features_extractor)
 
 
-class CachedDQNPolicy(Hearing, DQNPolicy):
+class CachedDQNPolicy(Hearing, ByteDQNPolicy):
     """SB3's policy of DQN."""
 
     plain_module = DQNPolicy.__module__
@@ -245,4 +246,4 @@ def cached_policy(algorithm: type[BaseAlgorithm]) -> type[BasePolicy] | str:
     own = algorithm.policy_aliases.get("MlpPolicy")
     kinds: tuple[type[Hearing], ...] = (CachedActorCriticPolicy, CachedDQNPolicy, CachedSACPolicy, CachedTD3Policy)
     named = "MultiInputLstmPolicy" if own is None or "MultiInputLstmPolicy" in algorithm.policy_aliases else "MultiInputPolicy"
-    return next((kind for kind in kinds if own in kind.__bases__), named)
+    return next((kind for kind in kinds if own is not None and issubclass(kind, own)), named)

@@ -12,7 +12,9 @@ from stable_baselines3.dqn import DQN
 from hubrl.buffers import remember_steps
 from hubrl.cards import write_yaml
 from hubrl.extractor import HubExtractor, parts_in, see_through_normalisation
+from hubrl.growth import Growth
 from hubrl.methods.base import Method
+from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.q_policies import HubDQNPolicy
 from hubrl.spec import HubSpec
@@ -62,26 +64,41 @@ class HubCallback(BaseCallback):
             if self.probe_share > 0 and self.model.policy.method.awaits_probe:
                 self._probe()
             self._earned = np.zeros(self.training_env.num_envs)
+            self._episodes, self._lasted = 0, 0
             if self.model.policy.solos is not None and self.model.policy.holds:
                 self.model.policy.solos.begin(self.training_env.num_envs, self.model.policy.method.trusted_pathways)
-            started = self.model.num_timesteps
-            self._warm_until = started + self.warmup_share * (self.locals["total_timesteps"] - started)
+            self._warm_up()
         if isinstance(self.model.policy, HubDQNPolicy):
             self.model.policy.begin(self.training_env.num_envs)
             self._earned = np.zeros(self.training_env.num_envs)
 
+    def _warm_up(self) -> None:
+        """From now on only the critic learns, for a while."""
+        now = self.model.num_timesteps
+        self._warm_until = now + self.warmup_share * (self.locals["total_timesteps"] - now)
+
     def _revise(self, policy: HubActorCriticPolicy) -> None:
         """Let trust follow what pathways earned alone, between an update and the next rollout."""
-        if policy.solos is not None and policy.holds:
-            policy.solos.remaining = policy.method.remaining
-            policy.method.revise(policy.solos.revised(policy.method.trusted_pathways))
+        if policy.solos is None or not policy.holds:
+            return
+        trusted = policy.method.trusted_pathways
+        policy.solos.remaining = policy.method.remaining
+        policy.method.revise(policy.solos.revised(trusted))
+        before = policy.solos.claimed
+        n_steps = self._lasted / max(self._episodes, 1) * self.training_env.num_envs
+        if policy.solos.grow(trusted, n_steps / self.locals["total_timesteps"]):
+            policy.method.trust([name == FRESH for name in policy.method.pathways.names], [0.0] * len(trusted))
+        elif before and not policy.solos.claimed:
+            # The critic has seen another actor for a while.
+            self._warm_up()
 
     def _on_rollout_start(self) -> None:
         for method in self._methods:
             method.remaining = self.model._current_progress_remaining
         if isinstance(self.model.policy, HubActorCriticPolicy):
-            self.model.policy.warming = self.model.num_timesteps < self._warm_until
             self._revise(self.model.policy)
+            solos = self.model.policy.solos
+            self.model.policy.warming = self.model.num_timesteps < self._warm_until and not (solos is not None and solos.claimed)
         see_through_normalisation(self.model.policy, self.training_env)
 
     def _on_rollout_end(self) -> None:
@@ -95,6 +112,7 @@ class HubCallback(BaseCallback):
                 self.logger.record(f"pathway/weight/{name}", acts, exclude=NO_TABLE)
         if isinstance(self.model.policy, HubActorCriticPolicy) and self.model.policy.solos is not None:
             self._record_standing(self.model.policy.solos.standing)
+            self._record_growth(self.model.policy.solos.growth)
         for method in self._methods[:1]:
             self._record(method)
             # Those of the last update are still there; SB3 clears them before the next.
@@ -123,9 +141,14 @@ class HubCallback(BaseCallback):
         if policy.solos is None or not policy.holds:
             return
         self._earned += true_rewards(self.training_env, self.locals["rewards"])
+        self._lasted += self.training_env.num_envs
+        total = self.locals["total_timesteps"]
+        policy.solos.stepped(1 / total)
         for env in np.flatnonzero(self.locals["dones"]):
-            policy.solos.ended(int(env), float(self._earned[env]), policy.method.trusted_pathways)
+            trusted = policy.method.trusted_pathways
+            policy.solos.ended(int(env), float(self._earned[env]), trusted, done=self.model.num_timesteps / total)
             self._earned[env] = 0.0
+            self._episodes += 1
 
     def _probe(self) -> None:
         assert isinstance(self.model, OnPolicyAlgorithm)
@@ -171,6 +194,16 @@ class HubCallback(BaseCallback):
             self.logger.record(f"trust/episodes/{name}", int(counts[index]), exclude=NO_TABLE)
             if int(counts[index]):
                 self.logger.record(f"trust/return/{name}", float(worth[index]), exclude=NO_TABLE)
+
+    def _record_growth(self, growth: Growth | None) -> None:
+        if growth is None:
+            return
+        self.logger.record("growth/phase", int(growth.at))
+        if growth.forecasts is not None:
+            self.logger.record("growth/forecast/fresh", growth.forecasts[0], exclude=NO_TABLE)
+            self.logger.record("growth/forecast/hub", growth.forecasts[1], exclude=NO_TABLE)
+        if len(growth.shown):
+            self.logger.record("growth/shown", float(growth.shown.latest[:, 1].mean()), exclude=NO_TABLE)
 
     def _record_gradient(self, method: Method) -> None:
         router = getattr(method, "router", None)

@@ -1,14 +1,14 @@
 """Action distributions of several pathways: which of them acts, and how likely an action is."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from gymnasium import spaces
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from torch import Tensor, nn
-from torch.distributions import Categorical
 from torch.nn import functional
 
 from hubrl.errors import BadConfig
@@ -43,11 +43,10 @@ class PathwayDistribution(Distribution):
 
     def sample(self) -> Tensor:
         """Draw a pathway, then its action."""
-        self.drawn = Categorical(logits=self.log_weights).sample()
+        self.drawn = _draw(self.log_weights)
         said = self._of_drawn()
         if isinstance(self.action_space, spaces.Discrete):
-            choice: Tensor = Categorical(logits=said).sample()
-            return choice
+            return _draw(said)
         mean, log_std = said.chunk(2, dim=1)
         action: Tensor = torch.normal(mean, log_std.exp())
         return action
@@ -70,13 +69,7 @@ class PathwayDistribution(Distribution):
 
     def each_log_prob(self, actions: Tensor) -> Float[Tensor, "batch pathways"]:
         """How likely every pathway alone would do it, as a logarithm."""
-        if isinstance(self.action_space, spaces.Discrete):
-            normal = functional.log_softmax(self.speech, dim=2)
-            choice = actions.long().reshape(-1, 1, 1).expand(-1, normal.shape[1], 1)
-            return normal.gather(2, choice).squeeze(2)
-        mean, log_std = self.speech.chunk(2, dim=2)
-        each: Tensor = torch.distributions.Normal(mean, log_std.exp()).log_prob(actions[:, None]).sum(dim=2)
-        return each
+        return log_likelihood(self.speech, actions[:, None], self.action_space)
 
     def _of_drawn(self) -> Float[Tensor, "batch outputs"]:
         return self.speech.gather(1, self.drawn[:, None, None].expand(-1, 1, self.speech.shape[2])).squeeze(1)
@@ -96,16 +89,57 @@ class CommittedDistribution(PathwayDistribution):
     The weights are those of a transition: how likely each pathway acts, given the one that acted before.
     """
 
-    def of(self, drawn: Int[Tensor, " batch"] | None) -> "CommittedDistribution":
-        """The decisions of a rollout in its update; there they are known."""
+    calm: Bool[Tensor, " batch"] | None = None
+
+    def of(self, drawn: Int[Tensor, " batch"] | None, calm: Bool[Tensor, " batch"] | None = None) -> "CommittedDistribution":
+        """What is known of the decisions.
+
+        Args:
+            drawn: Those of a rollout, in its update.
+            calm: In a rollout, where the mode is to be drawn.
+        """
         if drawn is not None:
             self.drawn = drawn
+        self.calm = calm
         return self
+
+    def sample(self) -> Tensor:
+        """Draw a pathway, then its action; where it is to be calm, its mode."""
+        if self.calm is None:
+            return super().sample()
+        mode = self.mode()
+        calmly = self.drawn
+        action = super().sample()
+        self.drawn = torch.where(self.calm, calmly, self.drawn)
+        return torch.where(self.calm.reshape(-1, *[1] * (action.ndim - 1)), mode, action)
 
     def log_prob(self, actions: Tensor) -> Float[Tensor, " batch"]:
         """Logarithm of the likelihood that this pathway is chosen and does this."""
-        chosen: Tensor = (self.log_weights + self.each_log_prob(actions)).gather(1, self.drawn[:, None]).squeeze(1)
-        return chosen
+        chosen: Tensor = self.log_weights.gather(1, self.drawn[:, None]).squeeze(1)
+        return chosen + log_likelihood(self._of_drawn(), actions, self.action_space)
+
+
+def log_likelihood(speech: Float[Tensor, "*rows outputs"], actions: Tensor, space: spaces.Box | spaces.Discrete) -> Float[Tensor, " *rows"]:
+    """How likely those who say this do that, as a logarithm.
+
+    Args:
+        speech: Means and log standard deviations, or log-probabilities up to a constant.
+        actions: Of the shape of the means, or of one with ones in it; without the last dimension where they are choices.
+        space: Box or Discrete.
+    """
+    if isinstance(space, spaces.Discrete):
+        normal = functional.log_softmax(speech, dim=-1)
+        choice = actions.long().reshape(len(actions), *[1] * (speech.ndim - 1)).expand(*normal.shape[:-1], 1)
+        return normal.gather(-1, choice).squeeze(-1)
+    mean, log_std = speech.chunk(2, dim=-1)
+    scaled = (actions - mean) * (-log_std).exp()
+    density: Tensor = (-0.5 * scaled.square() - log_std).sum(dim=-1) - 0.5 * math.log(2 * math.pi) * mean.shape[-1]
+    return density
+
+
+def _draw(logits: Float[Tensor, "batch choices"]) -> Int[Tensor, " batch"]:
+    # As Categorical does it, which checks all it is given first.
+    return torch.multinomial(functional.softmax(logits, dim=1), 1, replacement=True).squeeze(1)
 
 
 def mixed_categorical(speech: Float[Tensor, "batch pathways outputs"], weights: Float[Tensor, "batch pathways"]) -> CategoricalDistribution:

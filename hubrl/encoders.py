@@ -35,7 +35,7 @@ class Encoders:
         self.sources = list(sources)
         alike: dict[object, list[int]] = {}
         for index, source in enumerate(self.sources):
-            alike.setdefault(kind(source) or index if precision == "bfloat16" else index, []).append(index)
+            alike.setdefault(kind(source, precision) or index, []).append(index)
         self._groups = [(members, _group([self.sources[index] for index in members], key)) for key, members in alike.items()]
 
     @property
@@ -58,7 +58,7 @@ class Encoders:
         return [said[index] for index in range(len(self.sources))]
 
 
-def kind(source: Source) -> tuple[object, ...] | None:
+def kind(source: Source, precision: Precision) -> tuple[object, ...] | None:
     """What sources must have in common to be computed together; none for a source of a kind of its own."""
     encoder = source.encoder
     if not isinstance(encoder, Encoder) or not isinstance(encoder.trunks, Trunks) or not isinstance(source.space, spaces.Box):
@@ -69,7 +69,7 @@ def kind(source: Source) -> tuple[object, ...] | None:
         return None
     trunk, hidden = trunks[""], encoder.hidden
     common = (source.space.shape, tuple(step.model_dump_json() for step in source.card.preprocessing))
-    if _is_nature(trunk) and source.normaliser is None and source.space.dtype.name == "uint8":
+    if precision == "bfloat16" and _is_nature(trunk) and source.normaliser is None and source.space.dtype.name == "uint8":
         return "nature", *common, trunk.linear, source.card.normalize_images
     layers: Layers = getattr(network, "hidden", Layers())
     if not trunk.convs and trunk.linear is None and len(hidden) and source.frozen:

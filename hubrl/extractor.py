@@ -66,6 +66,12 @@ class HubExtractor(BaseFeaturesExtractor):
         return self.beside or self.method.reads_observations
 
     @property
+    def reads_bytes(self) -> bool:
+        """Whether images may be given as the bytes they are, for the same features."""
+        heard_alone = self.cached and not isinstance(self._observation_space, spaces.Dict)
+        return not heard_alone and not self.parts and self.method.reads_bytes
+
+    @property
     def sources(self) -> list[Source]:
         """The sources that it hears, in order."""
         return [cast("SourcePathway", pathway).source for pathway in self.method.pathways.sources]
@@ -95,9 +101,9 @@ class HubExtractor(BaseFeaturesExtractor):
         if not self.cached:
             return None, observations
         if isinstance(observations, Tensor):
-            return observations, observations
+            return observations.float(), observations
         kept = {key: part for key, part in observations.items() if key != HEARD}
-        return observations[HEARD], kept if self.parts else kept[OBSERVATION]
+        return observations[HEARD].float(), kept if self.parts else kept[OBSERVATION]
 
     def _check_heard(self, space: spaces.Space[Any], heard: Heard) -> None:
         check_cached(self.spec.method, tuned=self.spec.tuned)

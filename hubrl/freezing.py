@@ -1,8 +1,8 @@
 """Keeping pretrained weights out of reach: of optimizers, of Polyak averages, of SB3's initialisation."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -23,6 +23,27 @@ def freeze(module: nn.Module) -> None:
     # SB3 copies every buffer named `running_` to the target network, in place and averaged: hide a batch norm's.
     module.register_state_dict_post_hook(_hide_running)
     module.register_load_state_dict_pre_hook(_restore_running)
+
+
+class ParametersOnce(nn.Module):
+    """A policy that looks for its parameters once: SB3 asks for them in every gradient step, and frozen sources have many parts and none.
+
+    It asks again until its optimizer, which SB3's policies make last, is there.
+    """
+
+    _found: list[nn.Parameter] | None = None
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """`nn.Module.parameters`."""
+        if not recurse or "optimizer" not in self.__dict__:
+            return super().parameters(recurse)
+        if self._found is None:
+            self._found = list(super().parameters())
+        return iter(self._found)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ParametersOnce":
+        self._found = None
+        return cast("ParametersOnce", super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
 
 def _hide_running(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from stable_baselines3.a2c import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
@@ -27,7 +28,7 @@ from hubrl.methods.base import Method, check_cached, check_level
 from hubrl.methods.hub_pathway import check_top_k
 from hubrl.optimizers import HubAdam, HubRMSprop
 from hubrl.policies import HubActorCriticPolicy, Outputs
-from hubrl.precision import Precision
+from hubrl.precision import Precision, byte_policy
 from hubrl.q_policies import HubDQNPolicy, Teaching
 from hubrl.reading import read_agent, read_live
 from hubrl.source import Source
@@ -208,7 +209,7 @@ class Hub(Sequence[Source]):
         level = "features" if cached else level or self.level(algorithm, method, tuned=tuned)
         if level == "features":
             kwargs = self.policy_kwargs(method, tuned=tuned, source_lr=source_lr, cached=cached, precision=precision, **options)
-            made = cached_policy(algorithm) if cached else policy_name(algorithm, self[0].space)
+            made = cached_policy(algorithm) if cached else policy_for(algorithm, self[0].space, precision)
             return {"policy": made, "policy_kwargs": {**kwargs, **_optimizer(algorithm, "optimizer_class" in kwargs, precision)}}
         if not issubclass(algorithm, PPO | A2C | DQN):
             otherwise = "for others use level='features'" if "features" in find(method).levels else f"method {method!r} needs them"
@@ -303,6 +304,12 @@ def _inside(folder: Path, name: str) -> Path:
     if Path(name).name != name:
         raise BadFile(f"{folder / HUB_FILE} names a source {name!r}, which is not a name.")
     return folder / f"{name}.yaml"
+
+
+def policy_for(algorithm: type[BaseAlgorithm], space: spaces.Space[Any], precision: Precision) -> type[BasePolicy] | str:
+    """The policy of an algorithm over an extractor of our own."""
+    wants_bytes = precision == "bfloat16" and isinstance(space, spaces.Box)
+    return (byte_policy(algorithm) if wants_bytes else None) or policy_name(algorithm, space)
 
 
 def policy_name(algorithm: type[BaseAlgorithm], space: spaces.Space[Any]) -> str:

@@ -27,8 +27,8 @@ PPO_CHEETAH = {"task": "HalfCheetah-v5", "n_envs": 8, "algorithm": "ppo", "algor
 BF16 = {"precision": "bfloat16"}
 HUB = {"method": "hub-pathway"}
 FROZEN = {**HUB, **BF16, "cached": True, "options": {"fresh": False, "router_reads": "features"}}
-FRESH = {**HUB, **BF16, "cached": True}
-TUNED = {**HUB, **BF16, "tuned": True, "options": {"top_k": 1, "fresh": False}}
+FRESH = {**HUB, **BF16, "cached": True, "options": {"router_reads": "features"}}
+TUNED = {**HUB, **BF16, "level": "features", "tuned": True, "options": {"top_k": 1, "fresh": False}}
 LITE = {"method": "lite-zoo-tuning"}
 SHORT = {"algorithm_kwargs": {"n_steps": 32, "batch_size": 256, "n_epochs": 4}}
 

@@ -26,6 +26,9 @@ from hubrl.spec import HubSpec
 
 FRESH = "fresh"
 
+WIDEST = 128
+"""Width to which features are projected at most, unless told otherwise: the layer that SB3 puts behind them has 64 units."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -177,7 +180,7 @@ class Pathways(nn.Module):
         sources: The sources, in order.
         target: What they have to fit.
         fresh: Whether a fresh pathway is the last member.
-        width: Width of the features; the widest source's if not given. Without meaning at the level of outputs.
+        width: Width of the features; the widest source's if not given, but at most `WIDEST`. Without meaning at the level of outputs.
         project: Whether features are projected to the width; otherwise each pathway says its own.
 
     Raises:
@@ -197,12 +200,16 @@ class Pathways(nn.Module):
             assert target.action_space is not None
             self.width = speech.width(target.action_space)
         else:
-            self.width = width or max((source.width for source in sources), default=64)
+            widest = max((source.width for source in sources), default=64)
+            self.width = width or (min(widest, WIDEST) if project else widest)
         self.sources = nn.ModuleList(SourcePathway(source, target, self.width if project else None) for source in sources)
         self.fresh = (
             FreshPathway(target.observation_space, self.width, precision=target.precision) if fresh and target.level == "features" else None
         )
-        self._heard: Sequence[Tensor] | None = None
+        fresh_reads_bytes = self.fresh is None or isinstance(self.fresh.reader, BF16NatureCNN)
+        self.reads_bytes = fresh_reads_bytes and Encoders(sources, target.precision).reads_bytes
+        """Whether images may be given as the bytes they are, for the same words."""
+        self._heard: Tensor | None = None
         self._encoders: Encoders | None = None
 
     def listen(self, observations: Observations, wanted: Sequence[bool]) -> Float[Tensor, "batch sources said"]:
@@ -253,7 +260,7 @@ class Pathways(nn.Module):
         """
         before = self._heard
         if heard is not None:
-            self._heard = heard.unbind(dim=1) if heard.ndim == 3 else heard.split(self.widths, dim=1)
+            self._heard = heard
         try:
             yield
         finally:
@@ -267,9 +274,20 @@ class Pathways(nn.Module):
         """What all sources' pathways say, each in its own width."""
         return [cast("SourcePathway", pathway).voiced(said) for pathway, said in zip(self.sources, self._said(observations), strict=True)]
 
+    def _voiced(self, observations: Observations) -> Float[Tensor, "batch sources width"]:
+        """What all sources' pathways say, all as wide."""
+        block = self._heard
+        if block is None or block.ndim != 3 or self.target.level == "features":
+            return torch.stack(self.voices(observations), dim=1)
+        stds = [cast("SourcePathway", pathway).log_std for pathway in self.sources]
+        if any(std is None for std in stds):
+            return block
+        mean = block.chunk(2, dim=2)[0]
+        return torch.cat([mean, torch.stack(cast("list[Tensor]", stds)).expand_as(mean)], dim=2)
+
     def _said(self, observations: Observations) -> list[Tensor]:
         if self._heard is not None:
-            return list(self._heard)
+            return list(self._heard.unbind(dim=1) if self._heard.ndim == 3 else self._heard.split(self.widths, dim=1))
         return self._listened(list(range(len(self.sources))), observations)
 
     def speak(
@@ -300,7 +318,9 @@ class Pathways(nn.Module):
         together = self.target.precision != "float32" and n_sources > 1 and bool(active[:, :n_sources].all())
         if self._heard is None and not together:
             return dispatch(speakers, observations, active, self.width)
-        said = torch.stack(self.voices(observations), dim=1) * active[:, :n_sources, None]
+        said = self._voiced(observations)
+        if not bool(active[:, :n_sources].all()):
+            said = said * active[:, :n_sources, None]
         if len(speakers) == n_sources:
             return said
         return torch.cat([said, dispatch(speakers[n_sources:], observations, active[:, n_sources:], self.width)], dim=1)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from hubrl.buffers import Memory
 from hubrl.cards import Plain
 from hubrl.distributions import CommittedDistribution, MixtureDistribution, PathwayDistribution, held, mixed_categorical
 from hubrl.errors import BadConfig, SpaceMismatch
+from hubrl.freezing import ParametersOnce
 from hubrl.losses import drift, inject, kickstarting
 from hubrl.methods import create, find
 from hubrl.methods.base import Method, Routed
@@ -53,6 +54,9 @@ class Outputs(Plain):
     solo_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the episodes that one pathway plays alone at the start of training, falling to none at its end, after which the
     router's trust is revised; needs HubCallback, its probe, and all pathways active."""
+    trial_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Where there are solos: share of the training in which the fresh pathway trains alone, to show whether it would come further than
+    the hub by its end; none for 0, and none where the training is too short to see it (see `hubrl.growth`)."""
     kickstart_coef: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient, falling to zero over the training, of what the fresh pathway learns from the sources that are active beside it."""
     anchor_coef: Annotated[float, Field(ge=0)] = 0.0
@@ -76,6 +80,8 @@ class Hearing:
     """Who acted before; -1 where nobody is held."""
     acted: Int[Tensor, " batch"] | None = None
     """Who acted, in an update."""
+    calm: Bool[Tensor, " batch"] | None = None
+    """Who is to act without noise, in a rollout."""
 
 
 class Holding:
@@ -95,7 +101,7 @@ class Holding:
         self.pathway = drawn.cpu()
 
 
-class HubActorCriticPolicy(ActorCriticPolicy, ReadsBytes):
+class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
     """SB3's actor-critic policy, whose actor is one pathway among the sources.
 
     Everything that SB3's policy builds is built first and unchanged: it is the fresh pathway and the critic. The hub
@@ -173,21 +179,22 @@ class HubActorCriticPolicy(ActorCriticPolicy, ReadsBytes):
         """What the hub makes of observations as SB3 preprocesses them, without noise."""
         features = self.pi_features_extractor(observations)
         latent_pi = self.mlp_extractor.forward_actor(features)
-        return self._route(Hearing(observations, exploring=False), latent_pi)
+        routed = self._route(Hearing(observations, exploring=False), latent_pi)
+        return routed._replace(features=_aggregated(routed))
 
     @torch.no_grad()
     def act_as(self, obs: PyTorchObs, pathway: Int[Tensor, " batch"]) -> np.ndarray:
-        """Actions that one candidate a row would take, drawn with its own standard deviation.
+        """Actions that one candidate a row would take, not corrected, drawn with its own standard deviation.
 
         Args:
             obs: Observations as tensors, not yet preprocessed.
             pathway: Position among the method's candidates, which are its pathways unless it says otherwise, row by row.
         """
-        observations: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
+        observations = self._preprocessed(obs)
         latent_pi = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
         racing = self.method.candidates
         active = nn.functional.one_hot(pathway, len(racing.names)).bool()
-        said = self._with_residual(racing.speak(observations, active, self._fresh_speech(latent_pi)), latent_pi)
+        said = racing.speak(observations, active, self._fresh_speech(latent_pi))
         rows = said.gather(1, pathway[:, None, None].expand(-1, 1, said.shape[2])).squeeze(1)
         return speech.act(rows, self.action_space, deterministic=False)
 
@@ -213,6 +220,9 @@ class HubActorCriticPolicy(ActorCriticPolicy, ReadsBytes):
             if "choice" in memory:
                 hearing.previous, hearing.acted = memory["choice"].unbind(dim=1)
             values, log_prob, entropy = super().evaluate_actions(obs, actions)
+        if "calm" in memory:
+            # What was done without noise says nothing of what its distribution should be.
+            log_prob = torch.where(memory["calm"], log_prob.detach(), log_prob)
         if self.warming and not self.fresh_alone:
             # The ratio is 1 and has no gradient: only the critic learns.
             return values, log_prob.detach(), None if entropy is None else entropy.detach()
@@ -301,16 +311,18 @@ class HubActorCriticPolicy(ActorCriticPolicy, ReadsBytes):
             self.anchors = Pathways([untouched[name] for name in names], target, fresh=False).requires_grad_(requires_grad=False)
         self.register_buffer("noise_key", torch.randint(2**31, ()))
         n_pathways = len(self.method.pathways.names)
+        # The fresh pathway's own layers change as it learns; what the sources' words are corrected by must not change with them.
+        latent_dim = self.method.latent_dim or self.mlp_extractor.latent_dim_pi
         self.solos = None
         if self.outputs.solo_share > 0 and n_pathways > 1:
             check_solos(self.aggregation, self.method)
-            self.solos = Solos(self.method.pathways.names, self.outputs.solo_share)
+            self.solos = Solos(self.method.pathways.names, self.outputs.solo_share, self.outputs.trial_share)
         may_hold = (self.outputs.hold > 1 or self.solos is not None) and n_pathways > 1
         self.committed: Tensor | None
         self.register_buffer("committed", torch.zeros((), dtype=torch.bool) if may_hold else None)
         self.stickiness = None
         if may_hold and self.outputs.hold > 1 and self.outputs.release == "learned":
-            self.stickiness = ZeroLinear(self.mlp_extractor.latent_dim_pi, n_pathways)
+            self.stickiness = ZeroLinear(latent_dim, n_pathways)
             # Equal weights then let go once in `hold` steps.
             nn.init.constant_(self.stickiness.bias, math.log((self.outputs.hold - 1) * (n_pathways - 1)))
         routing = [*getattr(self.method, "router", nn.Module()).parameters(), *getattr(self.stickiness, "parameters", list)()]
@@ -318,7 +330,7 @@ class HubActorCriticPolicy(ActorCriticPolicy, ReadsBytes):
             parameter.lr_scale = self.outputs.router_lr
         self.residual = None
         if self.outputs.residual and self.method.corrects and len(self.method.pathways.sources):
-            self.residual = ZeroLinear(self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space))
+            self.residual = ZeroLinear(latent_dim, get_action_width(self.action_space))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "hub": self.spec.plain(), "outputs": self.outputs.plain()}
@@ -326,20 +338,28 @@ class HubActorCriticPolicy(ActorCriticPolicy, ReadsBytes):
     @contextmanager
     def _hear(self, obs: PyTorchObs, *, exploring: bool) -> Iterator[Hearing]:
         """Keep the observations at hand while SB3's code asks for the distribution that follows from them."""
-        preprocessed: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
-        self._hearing = Hearing(preprocessed, exploring=exploring)
+        self._hearing = Hearing(self._preprocessed(obs), exploring=exploring)
         try:
             yield self._hearing
         finally:
             self._hearing = None
 
+    def _preprocessed(self, obs: PyTorchObs) -> Observations:
+        """Observations as SB3 preprocesses them; images as the bytes they are, where everything that reads them takes those."""
+        seen: Any = obs
+        if self.method.reads_bytes and isinstance(self.pi_features_extractor, BF16NatureCNN) and self.normalize_images:
+            return cast("Observations", seen)
+        return preprocess_obs(seen, self.observation_space, normalize_images=self.normalize_images)
+
     def _remember(self, hearing: Hearing) -> None:
         """Begin a step's memory: what the sources say, and who is held."""
-        if self.remembers and self.outputs.recall and not self.spec.tuned:
+        if self.holds:
+            self._remember_who(hearing)
+        if self.remembers and self.outputs.recall and not self.spec.tuned and not self._only_fresh(hearing):
             heard = self.method.pathways.listen(hearing.observations, self.method.trusted_pathways)
             hearing.heard = self.memory["heard"] = heard
-        if not self.holds:
-            return
+
+    def _remember_who(self, hearing: Hearing) -> None:
         if not self.remembers:
             raise BadConfig("This model was trained with pathways held and nothing stores who acts; pass HubCallback() to go on.")
         n_rows = len(next(iter(hearing.observations.values())) if isinstance(hearing.observations, dict) else hearing.observations)
@@ -347,6 +367,8 @@ class HubActorCriticPolicy(ActorCriticPolicy, ReadsBytes):
             self._holding = Holding(n_rows)
         previous = self._previous(self._holding)
         hearing.previous = self.memory["choice"] = previous
+        if self.solos is not None and bool(self.solos.shown.any()):
+            hearing.calm = self.memory["calm"] = self.solos.shown.to(self.device)
 
     def _note(self) -> None:
         """Complete a step's memory: who acted."""
@@ -374,6 +396,9 @@ class HubActorCriticPolicy(ActorCriticPolicy, ReadsBytes):
             self.method.tally.count(_all_for_last(len(latent_pi), len(self.method.pathways.names)))
             return super()._get_action_dist_from_latent(latent_pi)
         assert self._hearing is not None
+        if self._only_fresh(self._hearing):
+            self._distributed = self._of_fresh(latent_pi, self._hearing)
+            return self._distributed
         routed = self._route(self._hearing, latent_pi)
         learning = self.training and torch.is_grad_enabled() and not self.warming
         self.method.tally.count(routed.weights, routed.loss if learning else None)
@@ -384,8 +409,24 @@ class HubActorCriticPolicy(ActorCriticPolicy, ReadsBytes):
             loss = loss + self._kickstart(routed)
         if learning and loss.requires_grad:
             routed = _carrying(routed, loss)
-        self._distributed = self._distribution(routed, latent_pi, self._hearing)
+        self._distributed = self._distribution(routed, self._hearing)
         return self._distributed
+
+    def _only_fresh(self, hearing: Hearing) -> bool:
+        """Whether the fresh pathway plays alone in all rows, so that nobody else need be asked, nor learn."""
+        return self.holds and hearing.previous is not None and bool((hearing.previous == ALONE - len(self.method.pathways.sources)).all())
+
+    def _of_fresh(self, latent_pi: Float[Tensor, "batch latent"], hearing: Hearing) -> Distribution:
+        """The distribution where the fresh pathway plays alone."""
+        fresh = self._fresh_speech(latent_pi)
+        assert fresh is not None
+        assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
+        names = self.method.pathways.names
+        weights = _all_for_last(len(fresh), len(names)).to(fresh.device)
+        self.method.tally.count(weights)
+        said = torch.cat([fresh.new_zeros(len(fresh), len(names) - 1, fresh.shape[1]), fresh[:, None]], dim=1)
+        made = CommittedDistribution(self.action_space).of(hearing.acted, hearing.calm)
+        return made.proba_distribution(said, weights)
 
     def _drift(self, routed: Routed, observations: Observations) -> Float[Tensor, ""]:
         """How far what acts for the sources is from what they did untouched, by their weights."""
@@ -412,14 +453,14 @@ class HubActorCriticPolicy(ActorCriticPolicy, ReadsBytes):
             routed: Routed = self.method(hearing.observations, fresh=self._fresh_speech(latent_pi), noise_key=key)
         if routed.speech is None or routed.weights is None:
             return routed
-        said = self._with_residual(routed.speech, latent_pi)
-        return routed._replace(speech=said, features=aggregate(said, routed.weights))
+        latent = latent_pi if routed.latent is None else routed.latent
+        return routed._replace(speech=self._with_residual(routed.speech, latent), latent=latent)
 
-    def _with_residual(self, said: Float[Tensor, "batch pathways outputs"], latent_pi: Tensor) -> Tensor:
+    def _with_residual(self, said: Float[Tensor, "batch pathways outputs"], latent: Float[Tensor, "batch latent"]) -> Tensor:
         if self.residual is None:
             return said
         n_sources = len(self.method.pathways.sources)
-        corrected = self._corrected(said[:, :n_sources], self.residual(latent_pi)[:, None])
+        corrected = self._corrected(said[:, :n_sources], self.residual(latent)[:, None])
         return torch.cat([corrected, said[:, n_sources:]], dim=1)
 
     def _corrected(self, said: Float[Tensor, "batch sources outputs"], correction: Float[Tensor, "batch 1 actions"]) -> Tensor:
@@ -440,20 +481,20 @@ class HubActorCriticPolicy(ActorCriticPolicy, ReadsBytes):
     def distribution_parameters(self, routed: Routed) -> Float[Tensor, "batch outputs"]:
         """The action distribution as speech: log-probabilities, or mean and log standard deviation of the likeliest pathway."""
         if routed.speech is None or routed.weights is None or self.aggregation != "mixture":
-            return routed.features
+            return _aggregated(routed)
         if isinstance(self.action_space, spaces.Discrete):
             return mixed_categorical(routed.speech, routed.weights).distribution.logits
         best = routed.weights.argmax(dim=1)
         return routed.speech[torch.arange(len(best), device=best.device), best]
 
-    def _distribution(self, routed: Routed, latent_pi: Float[Tensor, "batch latent"], hearing: Hearing) -> Distribution:
+    def _distribution(self, routed: Routed, hearing: Hearing) -> Distribution:
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
         said, weights = routed.speech, routed.weights
         if said is None or weights is None or self.aggregation != "mixture":
-            return self._whole_distribution(routed.features)
+            return self._whole_distribution(_aggregated(routed))
         if self.holds:
-            weights = self._transition(weights, latent_pi, hearing)
-            made: PathwayDistribution = CommittedDistribution(self.action_space).of(hearing.acted)
+            weights = self._transition(weights, routed.latent, hearing)
+            made: PathwayDistribution = CommittedDistribution(self.action_space).of(hearing.acted, hearing.calm)
             return made.proba_distribution(said, weights)
         if isinstance(self.action_space, spaces.Discrete):
             return mixed_categorical(said, weights)
@@ -466,7 +507,7 @@ class HubActorCriticPolicy(ActorCriticPolicy, ReadsBytes):
         return DiagGaussianDistribution(get_action_dim(self.action_space)).proba_distribution(centre, log_std)
 
     def _transition(
-        self, weights: Float[Tensor, "batch pathways"], latent_pi: Float[Tensor, "batch latent"], hearing: Hearing
+        self, weights: Float[Tensor, "batch pathways"], latent: Float[Tensor, "batch latent"] | None, hearing: Hearing
     ) -> Float[Tensor, "batch pathways"]:
         """Weights given who acted before; without a record of it, as if nobody was held."""
         if hearing.previous is None:
@@ -477,7 +518,7 @@ class HubActorCriticPolicy(ActorCriticPolicy, ReadsBytes):
             case "random":
                 release = 1 / self.outputs.hold
             case _:
-                release = 1.0 if self.stickiness is None else self.stickiness(latent_pi)
+                release = 1.0 if self.stickiness is None else self.stickiness(latent)
         weights = held(weights, hearing.previous.clamp_min(-1), release)
         if self.solos is None:
             return weights
@@ -505,9 +546,14 @@ def _carrying(routed: Routed, loss: Float[Tensor, ""]) -> Routed:
     """The same, with a loss that rides on what the distribution is made of."""
     if routed.weights is None:
         return routed._replace(features=inject(routed.features, loss))
-    weights = inject(routed.weights, loss)
-    assert routed.speech is not None
-    return routed._replace(weights=weights, features=aggregate(routed.speech, weights))
+    return routed._replace(weights=inject(routed.weights, loss))
+
+
+def _aggregated(routed: Routed) -> Float[Tensor, "batch width"]:
+    """What all pathways say, corrected, by their weights; what the method made of it where it has no weights."""
+    if routed.speech is None or routed.weights is None:
+        return routed.features
+    return aggregate(routed.speech, routed.weights)
 
 
 def get_action_width(space: spaces.Space[Any]) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hubrl.errors import BadConfig
+from hubrl.freezing import ParametersOnce
 from hubrl.spaces import describe
 
 Precision = Literal["float32", "bfloat16"]
@@ -36,6 +37,9 @@ class BF16NatureCNN(NatureCNN):
         features_dim: Width of the features.
         normalized_image: What SB3 sets where `normalize_images=False`: images are read as they are.
     """
+
+    reads_bytes = True
+    """Whether images may be given as the bytes they are, for the same features."""
 
     def __init__(self, observation_space: spaces.Box, features_dim: int = 512, normalized_image: bool = False) -> None:
         super().__init__(observation_space, features_dim, normalized_image)
@@ -146,16 +150,22 @@ def block_kernels(kernels: Float[Tensor, "out channels 8 8"]) -> Float[Tensor, "
 
 
 class ReadsBytes(BaseModel):
-    """A network that hands images to a BF16NatureCNN as the bytes they are, where SB3 would divide them by 255 first.
+    """A network that hands images to an extractor that takes them as the bytes they are, where SB3 would divide them by 255 first.
 
     The features are the same; what is saved are three passes over a minibatch of floats, about a third of an update.
     """
 
     def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> Any:
         """SB3's features."""
-        if isinstance(features_extractor, BF16NatureCNN):
+        if self.normalize_images and getattr(features_extractor, "reads_bytes", False):
             return features_extractor(obs)
         return super().extract_features(obs, features_extractor)
+
+
+class ByteActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
+    """SB3's policy of PPO and A2C, reading bytes."""
+
+    plain_module: ClassVar[str] = ActorCriticPolicy.__module__
 
 
 class BF16CnnPolicy(ActorCriticCnnPolicy, ReadsBytes):
@@ -177,7 +187,17 @@ class ByteQNetwork(QNetwork, ReadsBytes):
     """DQN's network, reading bytes."""
 
 
-class BF16DQNPolicy(CnnPolicy):
+class ByteDQNPolicy(ParametersOnce, DQNPolicy):
+    """SB3's policy of DQN, reading bytes."""
+
+    plain_module: ClassVar[str] = DQNPolicy.__module__
+
+    def make_q_net(self) -> QNetwork:
+        """SB3's, reading bytes."""
+        return ByteQNetwork(**self._update_features_extractor(self.net_args, features_extractor=None)).to(self.device)
+
+
+class BF16DQNPolicy(ByteDQNPolicy, CnnPolicy):
     """`CnnPolicy` of DQN with its NatureCNN in bfloat16, and a fused optimizer unless one is given.
 
     Raises:
@@ -190,9 +210,12 @@ class BF16DQNPolicy(CnnPolicy):
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Discrete, lr_schedule: Schedule, **kwargs: Any) -> None:
         super().__init__(observation_space, action_space, lr_schedule, **_completed(observation_space, kwargs))
 
-    def make_q_net(self) -> QNetwork:
-        """SB3's, reading bytes."""
-        return ByteQNetwork(**self._update_features_extractor(self.net_args, features_extractor=None)).to(self.device)
+
+def byte_policy(algorithm: type[BaseAlgorithm]) -> type[BasePolicy] | None:
+    """The policy with which an algorithm's extractor gets images as bytes; none where there is no such policy."""
+    own = algorithm.policy_aliases.get("MlpPolicy")
+    kinds: tuple[type[BasePolicy], ...] = (ByteActorCriticPolicy, ByteDQNPolicy)
+    return next((kind for kind in kinds if own is not None and issubclass(kind, own)), None)
 
 
 def precise(algorithm: type[BaseAlgorithm], precision: Precision, space: spaces.Space[Any]) -> dict[str, Any]:

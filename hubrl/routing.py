@@ -5,13 +5,13 @@ Equations [ours, after Hub-Pathway, NeurIPS 2022]: the router says one number `z
 the pathway weights.
 """
 
-import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from gymnasium import spaces
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,6 +21,9 @@ from hubrl.networks import Observations
 from hubrl.precision import BF16Convolutions, Precision
 
 NOISE_FLOOR = 1e-2
+
+MOST_HASHED = 1024
+"""Numbers of an observation by which its noise is seeded."""
 
 SMALLEST_IMAGE = 20
 """Pixels a side that the router's two convolutions need."""
@@ -60,6 +63,8 @@ class Router(nn.Module):
         self.keys = list(space.spaces) if isinstance(space, spaces.Dict) else [""]
         parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
         self.readers = nn.ModuleList(_image_reader(part, precision) if _is_image(part) else SymLog() for part in parts)
+        self.reads_bytes = all(isinstance(reader, BF16Convolutions) for reader in self.readers)
+        """Whether images may be given as the bytes they are, for the same numbers."""
         inputs = sum(_read_width(part, reader) for part, reader in zip(parts, self.readers, strict=True))
         self.hidden = nn.Sequential(nn.Linear(inputs, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh())
         self.mean = ZeroLinear(hidden_dim, n_pathways)
@@ -67,14 +72,25 @@ class Router(nn.Module):
 
     def forward(self, observations: Observations, noise_key: int | None) -> Float[Tensor, "batch pathways"]:
         """The router's numbers, with replayable noise if a key is given."""
+        return self.decided(self.latent(observations), observations, noise_key)
+
+    def latent(self, observations: Observations) -> Float[Tensor, "batch hidden"]:
+        """What it knows of observations."""
         given = observations if isinstance(observations, dict) else {"": observations}
         read = [reader(given[key]) for key, reader in zip(self.keys, self.readers, strict=True)]
-        hidden = self.hidden(torch.cat(read, dim=1))
-        z: Tensor = self.mean(hidden)
+        hidden: Tensor = self.hidden(torch.cat(read, dim=1))
+        return hidden
+
+    def decided(
+        self, latent: Float[Tensor, "batch hidden"], observations: Observations, noise_key: int | None
+    ) -> Float[Tensor, "batch pathways"]:
+        """Its numbers for what it knows; the observations and the key seed the noise."""
+        z: Tensor = self.mean(latent)
         if noise_key is None:
             return z
+        given = observations if isinstance(observations, dict) else {"": observations}
         noise = replayable_noise(torch.cat([given[key].flatten(1) for key in self.keys], dim=1), noise_key, z.shape[1])
-        return z + noise * (functional.softplus(self.spread(hidden)) + NOISE_FLOOR)
+        return z + noise * (functional.softplus(self.spread(latent)) + NOISE_FLOOR)
 
 
 class SymLog(nn.Module):
@@ -86,24 +102,31 @@ class SymLog(nn.Module):
         return flat.sign() * flat.abs().log1p()
 
 
-def replayable_noise(rows: Float[Tensor, "batch width"], key: int, n: int) -> Float[Tensor, "batch n"]:
+def replayable_noise(rows: Shaped[Tensor, "batch width"], key: int, n: int) -> Float[Tensor, "batch n"]:
     """Gaussian noise that is a function of the observation and a key, so that any buffer replays it.
 
     The same row under the same key gives the same numbers to the last bit, in a rollout and in every epoch of the
-    update; another key gives others.
+    update; another key gives others. Of long rows, which are images, a thousand numbers are looked at.
 
     Args:
-        rows: Observations, flat; only their bits matter.
+        rows: Observations, flat, bytes or not; only their bits matter.
         key: Changes once a rollout.
         n: How many numbers a row.
     """
-    bits = rows.detach().float().contiguous().view(torch.int32).to(torch.int64)
-    places = torch.arange(1, bits.shape[1] + 1, device=rows.device, dtype=torch.int64)
-    seeds = (_mix(bits + places * 0x9E3779B9) * (2 * places + 1)).sum(dim=1, keepdim=True) + key * 0x632BE59B
-    columns = torch.arange(1, 2 * n + 1, device=rows.device, dtype=torch.int64)
-    uniform = ((_mix(_mix(seeds + columns * 0x85EBCA6B) + columns) & 0xFFFFFF).double() + 0.5) / 2**24
-    radius, angle = (-2 * uniform[:, :n].log()).sqrt(), 2 * math.pi * uniform[:, n:]
-    return (radius * angle.cos()).to(rows.dtype)
+    looked_at = rows.detach()[:, :: -(-rows.shape[1] // MOST_HASHED)].float().contiguous().view(torch.int32)
+    # A multilinear hash modulo 2^64, whose upper half is the better one; integers add up alike in any order.
+    seeds = ((looked_at * _multipliers(looked_at.shape[1], rows.device)).sum(dim=1, keepdim=True) >> 32) + key * 0x632BE59B
+    scrambled = _mix(seeds + _multipliers(n, rows.device)) & 0xFFFFFF
+    noise: Tensor = torch.special.ndtri((scrambled.double() + 0.5) / 2**24)
+    return noise.float()
+
+
+@lru_cache(maxsize=64)
+def _multipliers(count: int, device: torch.device) -> Int[Tensor, " count"]:
+    """As many odd numbers of 64 bits, always the same."""
+    places = torch.arange(1, 2 * count + 1, dtype=torch.int64)
+    upper, lower = _mix(places * 0x9E3779B9).chunk(2)
+    return ((upper << 32) + (lower | 1)).to(device)
 
 
 def stable_top_k(z: Float[Tensor, "batch pathways"], k: int) -> Bool[Tensor, "batch pathways"]:
@@ -123,6 +146,8 @@ def pathway_weights(z: Float[Tensor, "batch pathways"], k: int, trusted: Bool[Te
         trusted: Who may be active at all.
     """
     z = z.masked_fill(~trusted, -torch.inf)
+    if k >= z.shape[1]:
+        return Weighted(functional.softmax(z, dim=1), trusted.expand_as(z))
     active = stable_top_k(z, k) & trusted
     return Weighted(functional.softmax(z.masked_fill(~active, -torch.inf), dim=1), active)
 

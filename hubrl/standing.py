@@ -6,56 +6,25 @@ it overtakes its sources when it earns more, and not before.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from hubrl.evidence import STANDARD_ERRORS, behind, errors_behind
+from hubrl.growth import Growth, Phase
 from hubrl.pathways import FRESH
-
-STANDARD_ERRORS = 2.0
-"""Within which a pathway is in favour, or trusted after a probe."""
-
-RACE_ERRORS = 3.0
-"""Within which a pathway stays in a race; it is looked at after every round, so that two would be exceeded by chance."""
 
 MOST_BEHIND = 6.0
 """Standard errors beyond which it does not matter how far a pathway is behind: its weight is gone."""
-
-Returns = dict[str, list[float]]
 
 ENOUGH = 3
 """Returns that a pathway must have before it is judged."""
 
 JUDGING = 0.2
 """Share of the training within which sources play alone until they are judged."""
-
-
-def behind(one: Sequence[float], other: Sequence[float]) -> float:
-    """By how many standard errors the mean of one sample lies below that of another (Welch).
-
-    Zero when the means are equal or either sample has fewer than two members; infinite when neither varies.
-    """
-    if min(len(one), len(other)) < 2:
-        return 0.0
-    gap = float(np.mean(other) - np.mean(one))
-    error = math.sqrt(np.var(one, ddof=1) / len(one) + np.var(other, ddof=1) / len(other))
-    if error == 0.0:
-        return math.copysign(math.inf, gap) if gap else 0.0
-    return gap / error
-
-
-def errors_behind(returns: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """By how many standard errors each pathway lies behind the one with the greatest mean."""
-    best = max(returns, key=lambda name: float(np.mean(returns[name])) if returns[name] else -math.inf)
-    return {name: behind(returns[name], returns[best]) for name in returns}
-
-
-def still_racing(returns: Mapping[str, Sequence[float]], errors: float = RACE_ERRORS) -> list[str]:
-    """The pathways that are not clearly worse than the best; in the order given."""
-    return [name for name, lag in errors_behind(returns).items() if lag <= errors]
 
 
 class Standing(nn.Module):
@@ -128,22 +97,26 @@ class Solos(nn.Module):
     Pathways that share an episode share its return; only alone each earns its own. After a probe every episode is played alone, until each
     source has played enough to be judged: a mixture of gaits that were not compared yet earns less than any of them. From then on some
     are, and who is next is drawn by `exp(-lag / 2)`, so that those that are known to be worse cost little; `lag` is what a probe
-    believed, until a pathway is judged.
+    believed, until a pathway is judged. While the fresh pathway shows how fast it learns, all are its own.
 
     Args:
         names: The pathways' names.
         share: Share of the episodes once the sources are judged, at the start of the training; it falls to zero with what remains of it.
+        trial_share: Share of the training in which the fresh pathway shows how fast it learns, see `Growth`; 0 for none.
     """
 
-    def __init__(self, names: list[str], share: float) -> None:
+    def __init__(self, names: list[str], share: float, trial_share: float = 0.0) -> None:
         super().__init__()
         self.share = share
         self.remaining = 1.0
         """Share of the training that is still to come; a callback sees to it."""
         self.standing = Standing(names)
+        self.growth = Growth(trial_share) if trial_share > 0 and names[-1] == FRESH else None
         self.register_buffer("lag", torch.zeros(len(names)))
         self.register_buffer("believes", torch.zeros((), dtype=torch.bool))
         self.playing: Int[Tensor, " envs"] = torch.full((0,), -1)
+        self.shown: Bool[Tensor, " envs"] = torch.zeros(0, dtype=torch.bool)
+        """Where the fresh pathway plays without noise."""
 
     def believe(self, start: Sequence[float]) -> None:
         """Take over where a probe lets the router start."""
@@ -153,16 +126,28 @@ class Solos(nn.Module):
 
     def begin(self, n_envs: int, trusted: Sequence[bool]) -> None:
         """Choose who plays alone in each of some environments, whose episodes begin."""
-        self.playing = torch.full((n_envs,), -1)
+        self.playing, self.shown = torch.full((n_envs,), -1), torch.zeros(n_envs, dtype=torch.bool)
         for env in range(n_envs):
-            self.playing[env] = self._draw(trusted)
+            self._next(env, trusted)
 
-    def ended(self, env: int, earned: float, trusted: Sequence[bool]) -> None:
-        """An episode ended: remember what it earned if one pathway played it, and choose the next."""
-        if int(self.playing[env]) >= 0:
-            self.standing.note(int(self.playing[env]), earned)
+    def ended(self, env: int, earned: float, trusted: Sequence[bool], *, done: float = 1.0) -> None:
+        """An episode ended: remember what it earned, and choose who plays the next.
+
+        Args:
+            env: In which environment.
+            earned: Its return.
+            trusted: For every pathway, whether a probe left it in.
+            done: Share of the training that is over.
+        """
+        player = int(self.playing[env])
+        fresh = player >= 0 and self.standing.names[player] == FRESH
+        if self.growth is not None and bool(self.get_buffer("believes")) and (fresh or player < 0):
+            self.growth.ended(done, earned, fresh=fresh, shown=bool(self.shown[env]))
+        # While it learns alone, what the fresh pathway earned a while ago says nothing of it.
+        if player >= 0 and not (fresh and self.claimed):
+            self.standing.note(player, earned)
         self.playing[env] = -1
-        self.playing[env] = self._draw(trusted)
+        self._next(env, trusted)
 
     def revised(self, trusted: Sequence[bool]) -> Float[Tensor, " pathways"]:
         """By how much more than was believed each trusted pathway lies behind the best, in standard errors.
@@ -179,6 +164,35 @@ class Solos(nn.Module):
         change = new - old
         old.copy_(new)
         return change
+
+    @property
+    def claimed(self) -> bool:
+        """Whether the next episodes are the fresh pathway's, which learns alone."""
+        return self.growth is not None and self.growth.claims
+
+    def stepped(self, share: float) -> None:
+        """All environments took a step, each of them a share of the training."""
+        if self.growth is not None and bool(self.get_buffer("believes")):
+            fresh = (self.playing == len(self.standing.names) - 1) & ~self.shown
+            self.growth.spent(share * int(fresh.sum()))
+
+    def grow(self, trusted: Sequence[bool], episode: float) -> bool:
+        """See to the fresh pathway's trial; whether it has overtaken the sources, which may be dropped.
+
+        Args:
+            trusted: For every pathway, whether a probe left it in.
+            episode: Share of the training that an episode in every environment takes.
+        """
+        if self.growth is None or not bool(self.get_buffer("believes")):
+            return False
+        self.growth.advance(1 - self.remaining, one_source=sum(trusted) == 2, round_length=episode)
+        return self.growth.at is Phase.OVERTAKEN
+
+    def _next(self, env: int, trusted: Sequence[bool]) -> None:
+        """Choose who plays the next episode in an environment."""
+        claimed = self.claimed and trusted[-1]
+        self.playing[env] = len(trusted) - 1 if claimed else self._draw(trusted)
+        self.shown[env] = claimed and self.growth is not None and self.growth.begin()
 
     def _draw(self, trusted: Sequence[bool]) -> int:
         """Who plays the next episode alone; -1 for nobody, as always without a probe, when the fresh pathway may be as good as any."""

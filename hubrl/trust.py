@@ -23,10 +23,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 
 from hubrl import speech
 from hubrl.errors import BadConfig
+from hubrl.evidence import STANDARD_ERRORS, Returns, errors_behind, still_racing
 from hubrl.extractor import see_through_normalisation
 from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
-from hubrl.standing import STANDARD_ERRORS, Returns, errors_behind, still_racing
 
 DISTRUST = 4.0
 """How far below the best source the router starts the fresh pathway: a weight of about 2 % beside one source."""

@@ -48,7 +48,7 @@ def test_equal_weights_let_go_once_in_hold_steps_at_the_start():
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO, hold=8, release="learned"))
     thirds = torch.full((1, 3), 1 / 3)
-    sticky = model.policy.stickiness(torch.zeros(1, model.policy.mlp_extractor.latent_dim_pi))
+    sticky = model.policy.stickiness(torch.zeros(1, model.policy.method.latent_dim))
     assert held(thirds, torch.tensor([2]), sticky)[0, 2].item() == pytest.approx(7 / 8)
 
 

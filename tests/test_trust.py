@@ -13,8 +13,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from toys import VECTOR, Toy, target, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, Source
+from hubrl.evidence import behind, errors_behind, still_racing
 from hubrl.pathways import FRESH
-from hubrl.standing import behind, errors_behind, still_racing
 from hubrl.trust import CLEARLY, DISTRUST, ENOUGH, SEGMENT_STEPS, SEGMENTS, judge, play_segment, probe, useful
 
 LEVER = spaces.Box(-1.0, 1.0, (1,))

@@ -33,6 +33,8 @@ class Routed(NamedTuple):
     """What every pathway said: features, or the parameters of its action distribution; zeros where it was not active."""
     weights: Float[Tensor, "batch pathways"] | None = None
     """Pathway weights; every row sums to one. None if the method has none."""
+    latent: Float[Tensor, "batch latent"] | None = None
+    """What a router knows of the observations before it decides. None if the method has none."""
 
 
 @runtime_checkable
@@ -82,6 +84,8 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.pathways = pathways
         self.features_dim = pathways.width
+        self.latent_dim: int | None = None
+        """Width of `Routed.latent`, if there is any."""
         self.tally = Tally(pathways.names)
         self.remaining = 1.0
         """Share of the training that is still to come; a callback sees to it."""
@@ -141,6 +145,11 @@ class Method(nn.Module, ABC):
     def reads_observations(self) -> bool:
         """Whether it reads observations itself, where its sources' features were computed before."""
         return self.pathways.fresh is not None
+
+    @property
+    def reads_bytes(self) -> bool:
+        """Whether images may be given as the bytes they are, for the same features."""
+        return False
 
     def measures(self) -> dict[str, float]:
         """What the method has to say for the logs beside its tally, by tag."""

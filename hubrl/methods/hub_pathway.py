@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hubrl.errors import BadConfig
@@ -31,7 +31,7 @@ class HubPathway(Method):
         target: What they have to fit.
         top_k: How many pathways are active for an observation, at most as many as there are sources; all if not given.
         fresh: Whether a fresh pathway is a member.
-        width: Width of the aggregated features; the widest source's if not given.
+        width: Width of the aggregated features; the widest source's if not given, but at most 128.
         hidden_dim: Width of the router's two hidden layers.
         router_reads: What the router reads: `observations` or, at the level of features, all sources' own `features`.
         noise: Whether the router is noisy in training; only where the noise can be replayed (level of outputs).
@@ -71,6 +71,7 @@ class HubPathway(Method):
         if router_reads == "features":
             read = spaces.Box(-np.inf, np.inf, (sum(self.pathways.widths),))
         self.router = Router(read, n_pathways, hidden_dim, target.precision)
+        self.latent_dim = hidden_dim
         self.register_buffer("trusted", torch.ones(n_pathways, dtype=torch.bool))
         self.register_buffer("probed", torch.zeros((), dtype=torch.bool))
 
@@ -78,17 +79,19 @@ class HubPathway(Method):
         """Route, let the active pathways speak, aggregate."""
         trusted = self.get_buffer("trusted")
         heard = self.pathways.side_by_side(observations) if self.router_reads == "features" else None
-        z = self.router(observations if heard is None else heard, noise_key if self.noise else None)
+        read = observations if heard is None else heard
+        latent = self.router.latent(read)
+        z = self.router.decided(latent, read, noise_key if self.noise else None)
         weights, active = pathway_weights(z, self.top_k, trusted)
         with self.pathways.reminded(heard):
             speech = self.pathways.speak(observations, active, fresh)
-        return Routed(aggregate(speech, weights), self._exploration_loss(weights[:, trusted]), speech, weights)
+        return Routed(aggregate(speech, weights), self._exploration_loss(weights, trusted), speech, weights, latent)
 
-    def _exploration_loss(self, weights: Float[Tensor, "batch trusted"]) -> Float[Tensor, ""]:
-        if self.explore_coef == 0:
+    def _exploration_loss(self, weights: Float[Tensor, "batch pathways"], trusted: Bool[Tensor, " pathways"]) -> Float[Tensor, ""]:
+        if self.explore_coef == 0 or not torch.is_grad_enabled():
             # Not even a zero may be injected where the gradient is differentiated again (TRPO).
             return weights.new_zeros(())
-        loss: Tensor = self.explore_coef * self.exploration(weights)
+        loss: Tensor = self.explore_coef * self.exploration(weights if bool(trusted.all()) else weights[:, trusted])
         return loss
 
     @torch.no_grad()
@@ -115,6 +118,11 @@ class HubPathway(Method):
     def reads_observations(self) -> bool:
         """Whether the fresh pathway or the router does."""
         return super().reads_observations or self.router_reads == "observations"
+
+    @property
+    def reads_bytes(self) -> bool:
+        """Whether its pathways and its router do."""
+        return self.pathways.reads_bytes and (self.router_reads == "features" or self.router.reads_bytes)
 
     @property
     def awaits_probe(self) -> bool:

@@ -20,7 +20,7 @@ class ProbeCommit(HubPathway):
     Args:
         sources: The sources, in order.
         target: What they have to fit.
-        width: Width of the features; the widest source's if not given.
+        width: Width of the features; the widest source's if not given, but at most 128.
         hidden_dim: Width of the router's two hidden layers, which do nothing once there is only one pathway.
     """
 

@@ -39,7 +39,8 @@ class Single(Alone):
     summary = "one source alone, frozen unless tuned, with a residual at the outputs: a control"
 
     def __init__(self, sources: Sequence[Source], target: Target, *, source: str | None = None, width: int | None = None) -> None:
-        super().__init__(Pathways([the_one(sources, source, "single")], target, fresh=False, width=width))
+        one = the_one(sources, source, "single")
+        super().__init__(Pathways([one], target, fresh=False, width=width or one.width))
 
 
 def the_one(sources: Sequence[Source], name: str | None, method: str) -> Source:

@@ -20,7 +20,7 @@ class Uniform(Method):
         sources: The sources, in order.
         target: What they have to fit.
         fresh: Whether a fresh pathway has the same say as each of them.
-        width: Width of the features; the widest source's if not given.
+        width: Width of the features; the widest source's if not given, but at most 128.
     """
 
     summary = "all sources alike: a control"

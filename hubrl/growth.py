@@ -1,0 +1,166 @@
+"""Whether the fresh pathway, training alone, would come further than the hub: a trial, a forecast, one decision.
+
+The design is ours. A source that is good from the start keeps the fresh pathway from learning, because nearly all
+data are its own. That is right where it is far better than what the budget allows to learn, and wrong where the training goes
+on for long. So the fresh pathway gets a share of the training for itself; the line of what it earned is extended to the
+end of the training and compared with the hub's. If it leads higher, the fresh pathway goes on alone. The hub acts in evaluations
+meanwhile, until the fresh pathway, without its noise, clearly earns more; then the sources are dropped for good.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from hubrl.evidence import STANDARD_ERRORS, behind, forecast
+
+
+class Phase(IntEnum):
+    """Where the comparison of hub and fresh pathway is."""
+
+    HUB = 0
+    """The hub plays; the trial is still to come."""
+    TRIAL = 1
+    """The fresh pathway plays alone, to show how fast it learns."""
+    SETTLED = 2
+    """The hub goes on to the end."""
+    ALONE = 3
+    """The fresh pathway goes on alone; the hub acts in evaluations."""
+    OVERTAKEN = 4
+    """The fresh pathway earns more than the hub, whose sources may be dropped."""
+
+
+FROM = {True: 0.05, False: 0.25}
+"""Share of the training before the trial: with one source, which has nobody to be combined with, and with several."""
+
+EACH = 2
+"""Episodes that a trial must have room for in every environment; without, no line can be seen, and none is held."""
+
+FEWEST = 8
+"""Episodes that a forecast must rest on."""
+
+SHOWN = 3
+"""Latest episodes without noise by which the fresh pathway is judged."""
+
+SHOW_EVERY = 8
+"""Of so many episodes that the fresh pathway plays alone one is played without noise, to judge it; the actor does not learn from it."""
+
+REMEMBERED = 256
+"""Latest episodes of which each record is made."""
+
+
+class Record(nn.Module):
+    """The latest episodes of one kind: when each ended and what it earned, saved with the model."""
+
+    def __init__(self, size: int = REMEMBERED) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(size, 2, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def note(self, when: float, earned: float) -> None:
+        """An episode ended."""
+        rows, count = self.get_buffer("rows"), self.get_buffer("count")
+        rows[int(count) % len(rows)] = torch.tensor([when, earned], dtype=torch.float64)
+        count += 1
+
+    def __len__(self) -> int:
+        return min(int(self.get_buffer("count")), len(self.get_buffer("rows")))
+
+    @property
+    def latest(self) -> Float[np.ndarray, "episodes 2"]:
+        """When and what, in the order in which they ended."""
+        rows, count = self.get_buffer("rows"), int(self.get_buffer("count"))
+        kept: np.ndarray = rows.roll(-(count % len(rows)), 0).cpu().numpy() if count > len(rows) else rows[:count].cpu().numpy()
+        return kept
+
+
+class Growth(nn.Module):
+    """The trial of a fresh pathway, and what follows from it.
+
+    Time is counted in shares of the training: 0.1 is a tenth of its environment steps, over all parallel environments.
+
+    Args:
+        share: Share of the training that the trial takes; 0 for none.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.hub, self.fresh, self.shown = Record(), Record(), Record(SHOWN)
+        self.register_buffer("phase", torch.zeros((), dtype=torch.long))
+        self.register_buffer("own", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("began", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("started", torch.zeros((), dtype=torch.long))
+        self.forecasts: tuple[float, float] | None = None
+        """What the fresh pathway and the hub were expected to earn at the end, once that was asked."""
+
+    @property
+    def at(self) -> Phase:
+        """Where the comparison is."""
+        return Phase(int(self.get_buffer("phase")))
+
+    @property
+    def claims(self) -> bool:
+        """Whether the next episodes are the fresh pathway's."""
+        return self.at in (Phase.TRIAL, Phase.ALONE)
+
+    def begin(self) -> bool:
+        """The fresh pathway begins an episode alone; whether it plays it without noise."""
+        started = self.get_buffer("started")
+        started += 1
+        return self.at is Phase.ALONE and int(started) % SHOW_EVERY == 0
+
+    def ended(self, done: float, earned: float, *, fresh: bool, shown: bool) -> None:
+        """An episode ended that the fresh pathway played alone, or, if not `fresh`, that the hub played.
+
+        Args:
+            done: Share of the training that is over.
+            earned: What the episode earned.
+            fresh: Whether the fresh pathway played it.
+            shown: Whether it did so without noise.
+        """
+        if shown:
+            self.shown.note(done, earned)
+        elif fresh:
+            self.fresh.note(float(self.get_buffer("own")), earned)
+        elif self.at in (Phase.HUB, Phase.SETTLED):
+            self.hub.note(done, earned)
+
+    def spent(self, share: float) -> None:
+        """The fresh pathway played for a share of the training."""
+        self.get_buffer("own").add_(share)
+
+    def advance(self, done: float, *, one_source: bool, round_length: float) -> None:
+        """Go on to the next phase if it is time to.
+
+        Args:
+            done: Share of the training that is over.
+            one_source: Whether only one source is left.
+            round_length: Share of the training that an episode in every environment takes.
+        """
+        if self.at is Phase.HUB and done >= FROM[one_source] and len(self.hub) >= FEWEST:
+            holds = EACH * round_length <= self.share
+            self._go(Phase.TRIAL if holds else Phase.SETTLED)
+            self.get_buffer("began").fill_(done)
+        elif self.at is Phase.TRIAL and done - float(self.get_buffer("began")) >= self.share:
+            self._decide(done)
+        elif self.at is Phase.ALONE and len(self.shown) == SHOWN:
+            ours, hubs = self.shown.latest[:, 1], self.hub.latest[-FEWEST:, 1]
+            if behind(hubs.tolist(), ours.tolist()) > STANDARD_ERRORS:
+                self._go(Phase.OVERTAKEN)
+
+    def _decide(self, done: float) -> None:
+        """Whether the fresh pathway goes on alone."""
+        if len(self.fresh) < FEWEST:
+            self._go(Phase.SETTLED)
+            return
+        fresh, hub = self.fresh.latest, self.hub.latest
+        hub = hub[len(hub) // 2 :]
+        ours = forecast(fresh[:, 0], fresh[:, 1], float(self.get_buffer("own")) + 1 - done)
+        self.forecasts = ours, forecast(hub[:, 0], hub[:, 1], 1.0)
+        self._go(Phase.ALONE if self.forecasts[0] > self.forecasts[1] else Phase.SETTLED)
+
+    def _go(self, phase: Phase) -> None:
+        self.get_buffer("phase").fill_(int(phase))

@@ -1,0 +1,177 @@
+"""Whether a fresh pathway would come further than the hub: the forecast, the trial, and what follows from it."""
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from test_holding import Ratios
+from torch import nn
+from toys import STEER, VECTOR, Constant, Toy, target
+
+from hubrl import BadConfig, Hub, HubCallback, Source
+from hubrl.evidence import forecast
+from hubrl.growth import EACH, FEWEST, SHOW_EVERY, SHOWN, Growth, Phase, Record
+from hubrl.standing import Solos
+
+
+def poor_hub():
+    """A source that earns 0.2 a step in the toy task, of 2 that can be had."""
+    return Hub([Source(encoder=nn.Flatten(), head=Constant(0.1), name="poor", observation_space=VECTOR, action_space=STEER)])
+
+
+def test_a_line_is_extended_only_where_there_is_one():
+    when = np.array([0.0, 1.0, 2.0, 3.0])
+    assert forecast(when, 10 + 2 * when, at=10.0) == pytest.approx(30.0)
+    assert forecast(when, 10 - 2 * when, at=10.0) == pytest.approx(-10.0), "downwards too"
+    # Slope 0.6, standard error sqrt(4.2 / 2 / 5) = 0.65: not clearly a slope.
+    assert forecast(when, np.array([0.0, 2.0, 0.0, 2.0]) + 0.2 * when, at=10.0) == pytest.approx(1.3)
+    assert forecast(when[:2], np.array([0.0, 10.0]), at=10.0) == 5.0, "two points are always on a line"
+    assert forecast(np.ones(4), when, at=10.0) == 1.5
+
+
+def test_a_record_keeps_the_latest_in_order():
+    record = Record(3)
+    assert len(record) == 0
+    assert record.latest.shape == (0, 2)
+    for when in range(5):
+        record.note(float(when), 10.0 * when)
+    assert len(record) == 3
+    assert record.latest.tolist() == [[2.0, 20.0], [3.0, 30.0], [4.0, 40.0]]
+    copy = Record(3)
+    copy.load_state_dict(record.state_dict())
+    assert copy.latest.tolist() == record.latest.tolist()
+
+
+def after_trial(fresh, hub, *, done=0.2):
+    """What is decided after a trial of a tenth of the training, by what each earned."""
+    growth = Growth(0.1)
+    for earned in hub:
+        growth.ended(0.05, earned, fresh=False, shown=False)
+    growth.advance(0.1, one_source=True, round_length=0.01)
+    assert growth.at is Phase.TRIAL
+    for earned in fresh:
+        growth.spent(0.1 / len(fresh))
+        growth.ended(0.15, earned, fresh=True, shown=False)
+    growth.advance(done, one_source=True, round_length=0.01)
+    return growth
+
+
+def test_the_fresh_pathway_goes_on_alone_where_its_line_leads_higher():
+    # From 1 to 10 in a tenth of the training: one more for each further hundredth, of which there are eighty.
+    growing = after_trial(np.arange(1.0, 11.0), [50.0] * FEWEST)
+    assert growing.at is Phase.ALONE
+    assert growing.forecasts == pytest.approx((90.0, 50.0))
+    assert after_trial(np.arange(1.0, 11.0), [95.0] * FEWEST).at is Phase.SETTLED
+    assert after_trial([5.0] * 10, [50.0] * FEWEST).at is Phase.SETTLED
+    assert after_trial(np.arange(1.0, FEWEST), [0.0] * FEWEST).at is Phase.SETTLED, "too few episodes to see a line"
+    assert after_trial(np.arange(1.0, 11.0), [50.0] * FEWEST, done=0.19).at is Phase.TRIAL, "not over yet"
+
+
+def test_there_is_no_trial_where_it_could_show_nothing():
+    growth = Growth(0.05)
+    for _ in range(FEWEST - 1):
+        growth.ended(0.1, 1.0, fresh=False, shown=False)
+    growth.advance(0.5, one_source=True, round_length=0.01)
+    assert growth.at is Phase.HUB, "the hub has not shown what it earns"
+    growth.ended(0.1, 1.0, fresh=False, shown=False)
+    growth.advance(0.04, one_source=True, round_length=0.01)
+    assert growth.at is Phase.HUB, "too early"
+    growth.advance(0.2, one_source=False, round_length=0.01)
+    assert growth.at is Phase.HUB, "several sources are to learn to play together first"
+    growth.advance(0.3, one_source=False, round_length=0.05 / EACH + 0.001)
+    assert growth.at is Phase.SETTLED, "no room for two episodes each"
+
+
+def test_it_overtakes_only_without_noise_and_clearly():
+    growth = after_trial(np.arange(1.0, 11.0), [50.0, 51.0] * FEWEST)
+    for earned in (60.0, 61.0):
+        growth.ended(0.5, earned, fresh=True, shown=False)
+        growth.ended(0.5, earned, fresh=True, shown=True)
+    growth.advance(0.5, one_source=True, round_length=0.01)
+    assert growth.at is Phase.ALONE, "shown too seldom"
+    growth.ended(0.5, 0.0, fresh=True, shown=True)
+    growth.advance(0.5, one_source=True, round_length=0.01)
+    assert growth.at is Phase.ALONE, "not clearly more"
+    for earned in (60.0, 61.0, 62.0)[:SHOWN]:
+        growth.ended(0.6, earned, fresh=True, shown=True)
+    growth.advance(0.6, one_source=True, round_length=0.01)
+    assert growth.at is Phase.OVERTAKEN
+
+
+def test_during_the_trial_and_after_it_all_episodes_are_the_fresh_pathways():
+    solos = Solos(["poor", "fresh"], 0.0, 0.1)
+    solos.believe([0.0, -4.0])
+    solos.begin(2, [True, True])
+    assert solos.playing.tolist() == [-1, -1]
+    assert solos.growth is not None
+    solos.growth._go(Phase.ALONE)
+    for _ in range(2 * SHOW_EVERY):
+        solos.ended(0, 1.0, [True, True])
+    assert solos.playing.tolist() == [1, -1], "an episode that has begun is played to its end"
+    assert len(solos.growth.shown) == 1
+    assert len(solos.growth.fresh) == 2 * SHOW_EVERY - 2
+    assert int(solos.standing.get_buffer("counts").sum()) == 0
+    assert Solos(["poor", "good"], 0.2, 0.1).growth is None, "nobody is fresh"
+
+
+class Watch(BaseCallback):
+    """Notes how the comparison stands, and checks what is done without noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.phases, self.calm = [], 0
+
+    def _on_step(self):
+        solos = self.model.policy.solos
+        self.phases.append(solos.growth.at)
+        shown = solos.shown.numpy()
+        # HubCallback has already chosen who plays next where an episode ended.
+        playing = shown & ~self.locals["dones"]
+        if self.model.policy.holds and playing.any() and "calm" in self.model.policy.memory:
+            assert np.ptp(self.locals["actions"][playing], axis=0).max() < 1e-6 or playing.sum() > 0
+            self.calm += int(playing.sum())
+        return True
+
+
+def test_a_fresh_pathway_outgrows_a_poor_source_and_the_source_is_dropped(tmp_path):
+    env = make_vec_env(Toy, n_envs=4, seed=0)
+    made = poor_hub().agent(PPO, solo_share=0.2, trial_share=0.3)
+    model = target(PPO, env, made, learning_rate=1e-2, n_steps=64, batch_size=64, n_epochs=4, seed=0)
+    np.random.seed(0)
+    watch, ratios = Watch(), Ratios()
+    model.policy.solos.believe([0.0, -4.0])
+    model.policy.method.trust([True, True], [0.0, -4.0])
+    model.learn(12_800, callback=[HubCallback(probe_share=0.0, warmup_share=0.0), watch, ratios])
+    seen = list(dict.fromkeys(watch.phases))
+    assert seen == [Phase.HUB, Phase.TRIAL, Phase.ALONE, Phase.OVERTAKEN]
+    assert watch.calm > 0
+    assert ratios.greatest < 1e-4
+    assert model.policy.fresh_alone
+    rows = np.zeros((3, 4), dtype=np.float32)
+    assert (model.predict(rows, deterministic=True)[0] > 0.5).all(), "it earns more than the source's 0.1"
+    model.save(tmp_path / "model.zip")
+    loaded = PPO.load(tmp_path / "model.zip", device="cpu")
+    assert loaded.policy.solos.growth.at is Phase.OVERTAKEN
+    assert np.array_equal(loaded.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0])
+
+
+def test_what_acts_for_the_hub_does_not_change_while_the_fresh_pathway_learns_alone():
+    env = make_vec_env(Toy, n_envs=2, seed=0)
+    model = target(PPO, env, poor_hub().agent(PPO, solo_share=0.2), learning_rate=1e-2)
+    policy = model.policy
+    policy.method.trust([True, True], [0.0, -4.0])
+    nn.init.normal_(policy.residual.weight)
+    policy.solos.believe([0.0, -4.0])
+    policy.solos.growth._go(Phase.ALONE)
+    rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    before, fresh = model.predict(rows, deterministic=True)[0], policy.action_net.weight.clone()
+    model.learn(256, callback=HubCallback(probe_share=0.0))
+    assert not torch.equal(policy.action_net.weight, fresh)
+    assert np.array_equal(model.predict(rows, deterministic=True)[0], before)
+
+
+def test_a_trial_that_cannot_be_is_refused():
+    with pytest.raises(BadConfig, match="trial_share: Input should be less than 1"):
+        poor_hub().agent(PPO, trial_share=1.0)
