@@ -200,8 +200,8 @@ class HubCallback(BaseCallback):
             return
         self.logger.record("growth/phase", int(growth.at))
         if growth.forecasts is not None:
-            self.logger.record("growth/forecast/fresh", growth.forecasts[0], exclude=NO_TABLE)
-            self.logger.record("growth/forecast/hub", growth.forecasts[1], exclude=NO_TABLE)
+            self.logger.record("growth/fresh_forecast", growth.forecasts[0], exclude=NO_TABLE)
+            self.logger.record("growth/hub_forecast", growth.forecasts[1], exclude=NO_TABLE)
         if len(growth.shown):
             self.logger.record("growth/shown", float(growth.shown.latest[:, 1].mean()), exclude=NO_TABLE)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.logger import KVWriter, Logger
+from test_growth import grower
 
 from hubrl import Hub, HubCallback
 from hubrl.config import read_config
@@ -105,6 +106,9 @@ def test_the_metrics_page_names_exactly_the_tags_that_a_run_writes():
         model = PPO(env="CartPole-v1", **hub.agent(PPO), n_steps=256, n_epochs=1, device="cpu", seed=0)
         model.set_logger(Logger(None, [tags]))
         model.learn(2_000, callback=HubCallback(probe_share=probe_share, log_every=100))
+    model = grower()
+    model.set_logger(Logger(None, [tags]))
+    model.learn(12_800, callback=HubCallback(probe_share=0.0, warmup_share=0.0, log_every=100))
     made = hub.agent(DQN)
     model = DQN(made["policy"], "CartPole-v1", policy_kwargs=made["policy_kwargs"], learning_starts=50, device="cpu", seed=0)
     model.set_logger(Logger(None, [tags]))
