@@ -59,8 +59,8 @@ class Line(NamedTuple):
     steps: int = 1024
     """Environment steps of a repetition, rounded up to whole rollouts."""
     repetitions: int = 3
-    threads: int = 2
-    """Threads of torch, at most as many as there are cores."""
+    threads: int = 1
+    """Threads of torch, as a run's config has them."""
     unit: str = "steps_per_s"
 
 
@@ -111,12 +111,12 @@ def measure(line: Line, *, steps: int | None = None, repetitions: int | None = N
         line: The line.
         steps: Environment steps of a repetition, at least; the line's own if not given.
         repetitions: How often; the line's own if not given.
-        threads: Threads of torch; the line's own, at most as many as there are cores, if not given.
+        threads: Threads of torch; the line's own if not given.
 
     Raises:
         BadConfig: If a task needs a package that is not installed.
     """
-    threads = threads or min(line.threads, cores())
+    threads = threads or line.threads
     with _threads(threads), ExitStack() as stack:
         running = {who: stack.enter_context(closing(work.start())) for who, work in line.works.items()}
         if line.unit == "steps_per_s":
@@ -130,7 +130,7 @@ def measure(line: Line, *, steps: int | None = None, repetitions: int | None = N
 def profiled(line: Line, *, steps: int | None = None, threads: int | None = None) -> dict[str, dict[str, float]]:
     """Milliseconds of an environment step by part, for every training of a line; arguments as of `measure`."""
     found = {}
-    with _threads(threads or min(line.threads, cores())):
+    with _threads(threads or line.threads):
         for who, work in line.works.items():
             if type(work) is Learning:
                 with closing(work.start()) as learner:

@@ -100,7 +100,6 @@ LINES = (
         {OURS: Learning({**PPO_CHEETAH, **HUB}, 5), SB3: Learning(PPO_CHEETAH)},
         "at least 0.8, aim 1.2",
         steps=4096,
-        threads=1,
     ),
     Line(
         "tuned-cost-of-8",
@@ -134,7 +133,6 @@ LINES = (
         "about 1",
         steps=20_000,
         repetitions=5,
-        threads=1,
     ),
     Line(
         "predict-cnn",
