@@ -121,8 +121,10 @@ class HubCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         if isinstance(self.model.policy, HubActorCriticPolicy):
-            # A training without the callback, later, must not find the actor still waiting.
+            # A training without the callback, later, must not find the actor still waiting, or anybody alone.
             self.model.policy.warming = False
+            if self.model.policy.solos is not None:
+                self.model.policy.solos.end()
 
     def _on_step(self) -> bool:
         if isinstance(self.model.policy, HubActorCriticPolicy):

@@ -67,10 +67,11 @@ def difference(one: Sequence[float], other: Sequence[float]) -> Estimate:
 def write_reports(results: Path) -> None:
     """Write `table.md`, `curves.png` and `pathways.png` beside the tables of a study."""
     table = pd.read_csv(results / "runs.csv", dtype={"config": str, "probe_kept": str})
-    write_atomically(results / "table.md", "\n".join([summary(table), side_by_side(table), over_targets(table), details(table)]))
-    curves = results / "curves.csv"
-    if curves.exists():
-        draw_curves(pd.read_csv(curves), table, results / "curves.png")
+    curves = pd.read_csv(results / "curves.csv") if (results / "curves.csv").exists() else pd.DataFrame(columns=CURVE_COLUMNS)
+    texts = [summary(table), side_by_side(table), over_targets(table), details(table, curves)]
+    write_atomically(results / "table.md", "\n".join(texts))
+    if len(curves):
+        draw_curves(curves, table, results / "curves.png")
     pathways = results / "pathways.csv"
     if pathways.exists():
         draw_pathways(pd.read_csv(pathways), results / "pathways.png")
@@ -159,17 +160,50 @@ def stratified(by_target: Sequence[Sequence[float]]) -> Estimate:
     return Estimate(float(np.mean([runs.mean() for runs in arrays])), float(low), float(high), min(len(runs) for runs in arrays))
 
 
-def details(table: pd.DataFrame) -> str:
-    """Every method on every target: at the end, and over the whole of training."""
+CURVE_COLUMNS = ("task", "hub", "method", "seed", "kind", "step", "return")
+
+
+def seconds_to_scratch(group: pd.DataFrame, table: pd.DataFrame, curves: pd.DataFrame) -> list[float]:
+    """After how many seconds of wall clock each of some runs was evaluated to be where scratch ends, evaluations counted.
+
+    Args:
+        group: Runs of one method on one target.
+        table: All runs, scratch among them.
+        curves: Evaluations of all runs.
+
+    Returns:
+        A number a run; infinite if it never was there, and none at all where scratch was not run.
+    """
+    scratch = table[(table["task"] == group["task"].iloc[0]) & (table["method"] == "scratch")]["eval_return"]
+    if not len(scratch) or not len(curves):
+        return []
+    bar = float(iqm(scratch.to_numpy(dtype=float)))
+    found = []
+    for run in group.itertuples():
+        same = (curves["task"] == run.task) & (curves["hub"] == run.hub) & (curves["method"] == run.method) & (curves["seed"] == run.seed)
+        there = curves[same & (curves["kind"] == "evaluation") & (curves["return"] >= bar)]["step"]
+        reached = [float(there.min())] if len(there) else []
+        if float(run.eval_return) >= bar:  # type: ignore[arg-type]
+            reached.append(float(run.steps))  # type: ignore[arg-type]
+        found.append(float(run.wall_s) * min(reached) / float(run.steps) if reached else np.inf)  # type: ignore[arg-type]
+    return found
+
+
+def details(table: pd.DataFrame, curves: pd.DataFrame) -> str:
+    """Every method on every target: at the end, over the whole of training, and how long it took."""
     lines = [
-        "| target | hub | method | evaluated at the end | mean training return | probe steps | seeds |",
-        "|---|---|---|---|---|---|---|",
+        "| target | hub | method | evaluated at the end | mean training return | probe steps | seconds | until scratch's end | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (task, hub, method), group in table.groupby(["task", "hub", "method"], sort=False):
         curve = group["mean_train_return"].dropna().tolist()
         probe = group["probe_steps"].dropna()
         cells = [str(task), str(hub), str(method), _cell(group["eval_return"].tolist()), _cell(curve)]
-        lines.append("| " + " | ".join([*cells, f"{probe.mean():.0f}" if len(probe) else "", str(len(group))]) + " |")
+        trained = group[group["steps"] > 0]
+        until = [] if trained.empty else seconds_to_scratch(trained, table, curves)
+        cells += [f"{probe.mean():.0f}" if len(probe) else "", "" if trained.empty else f"{trained['wall_s'].mean():.0f}"]
+        cells += ["" if not until else "never" if np.isinf(np.mean(until)) else f"{np.mean(until):.0f}"]
+        lines.append("| " + " | ".join([*cells, str(len(group))]) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -114,9 +114,11 @@ class Solos(nn.Module):
         self.growth = Growth(trial_share) if trial_share > 0 and names[-1] == FRESH else None
         self.register_buffer("lag", torch.zeros(len(names)))
         self.register_buffer("believes", torch.zeros((), dtype=torch.bool))
-        self.playing: Int[Tensor, " envs"] = torch.full((0,), -1)
-        self.shown: Bool[Tensor, " envs"] = torch.zeros(0, dtype=torch.bool)
+        self.playing: Int[Tensor, " envs"]
+        """Who plays alone in each environment; -1 for nobody."""
+        self.shown: Bool[Tensor, " envs"]
         """Where the fresh pathway plays without noise."""
+        self.end()
 
     def believe(self, start: Sequence[float]) -> None:
         """Take over where a probe lets the router start."""
@@ -124,9 +126,13 @@ class Solos(nn.Module):
         self.get_buffer("lag").copy_((numbers.max() - numbers).clamp_max(MOST_BEHIND))
         self.get_buffer("believes").fill_(True)
 
+    def end(self, n_envs: int = 0) -> None:
+        """Nobody plays alone any more."""
+        self.playing, self.shown = torch.full((n_envs,), -1), torch.zeros(n_envs, dtype=torch.bool)
+
     def begin(self, n_envs: int, trusted: Sequence[bool]) -> None:
         """Choose who plays alone in each of some environments, whose episodes begin."""
-        self.playing, self.shown = torch.full((n_envs,), -1), torch.zeros(n_envs, dtype=torch.bool)
+        self.end(n_envs)
         for env in range(n_envs):
             self._next(env, trusted)
 

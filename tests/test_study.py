@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from hubrl import BadConfig, UnknownName
 from hubrl.cli import app
 from hubrl.config import parse_config
-from hubrl.reports import difference, estimate, iqm, over_targets, resampled, side_by_side, stratified
+from hubrl.reports import details, difference, estimate, iqm, over_targets, resampled, seconds_to_scratch, side_by_side, stratified
 from hubrl.runs import training_curve
 from hubrl.study import RUN_COLUMNS, _merged, plan, read_study, read_table, run_study
 from hubrl.tasks import make_env
@@ -229,3 +229,29 @@ def test_results_of_before_a_column_was_added_are_read(tmp_path):
     table = read_table(tmp_path / "runs.csv", RUN_COLUMNS)
     assert list(table.columns) == list(RUN_COLUMNS)
     assert table.loc[0, "first_quarter_return"] == ""
+
+
+def test_how_long_until_where_scratch_ends_by_hand():
+    rows = [
+        ("cart", "none", "scratch", 1, 1000, 50.0, 10.0),
+        ("cart", "pair", "fast", 1, 1000, 60.0, 20.0),
+        ("cart", "pair", "fast", 2, 1000, 55.0, 40.0),
+        ("cart", "pair", "slow", 1, 1000, 40.0, 20.0),
+        ("pole", "pair", "fast", 1, 1000, 40.0, 20.0),
+    ]
+    table = pd.DataFrame(rows, columns=["task", "hub", "method", "seed", "steps", "eval_return", "wall_s"])
+    table = table.assign(mean_train_return=0.0, probe_steps=np.nan)
+    points = [("fast", 1, 300, 49.0), ("fast", 1, 600, 50.0), ("fast", 2, 300, 1.0), ("slow", 1, 300, 49.0)]
+    curves = pd.DataFrame(
+        [("cart", "pair", method, seed, "evaluation", step, earned) for method, seed, step, earned in points]
+        + [("cart", "pair", "fast", 1, "training", 100, 99.0)],
+        columns=["task", "hub", "method", "seed", "kind", "step", "return"],
+    )
+    groups = {key: group for key, group in table.groupby(["task", "method"])}
+    assert seconds_to_scratch(groups["cart", "fast"], table, curves) == [12.0, 40.0]
+    assert seconds_to_scratch(groups["cart", "slow"], table, curves) == [np.inf]
+    assert seconds_to_scratch(groups["pole", "fast"], table, curves) == [], "nobody ran scratch there"
+    lines = details(table, curves).splitlines()
+    assert "| cart | pair | fast | 58 | 0 |  | 30 | 26 | 2 |" in lines
+    assert "| cart | pair | slow | 40 | 0 |  | 20 | never | 1 |" in lines
+    assert "| pole | pair | fast | 40 | 0 |  | 20 |  | 1 |" in lines
