@@ -84,12 +84,15 @@ class HubCallback(BaseCallback):
         trusted = policy.method.trusted_pathways
         policy.solos.remaining = policy.method.remaining
         policy.method.revise(policy.solos.revised(trusted))
-        before = policy.solos.claimed
+        claimed = policy.solos.claimed
         n_steps = self._lasted / max(self._episodes, 1) * self.training_env.num_envs
         if policy.solos.grow(trusted, n_steps / self.locals["total_timesteps"]):
             policy.method.trust([name == FRESH for name in policy.method.pathways.names], [0.0] * len(trusted))
-        elif before and not policy.solos.claimed:
+        elif not claimed and policy.solos.claimed:
+            policy.keep()
+        elif claimed and not policy.solos.claimed:
             # The critic has seen another actor for a while.
+            policy.restore()
             self._warm_up()
 
     def _on_rollout_start(self) -> None:

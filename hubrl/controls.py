@@ -42,7 +42,7 @@ def play_controls(model: BaseAlgorithm, env: VecEnv, episodes: int, seed: int) -
         env.seed(seed)
         alone = play(model, env, episodes)
         return {name: alone._replace(name=name) for name in (MEAN_WEIGHTS, SHUFFLED_INPUT)}
-    parts: dict[str, nn.Module] = {"router": policy.method.router.mean}
+    parts: dict[str, nn.Module] = {"router": policy.method.router}
     if policy.stickiness is not None:
         parts["stickiness"] = policy.stickiness
     said: dict[str, list[Tensor]] = {name: [] for name in parts}

@@ -1,5 +1,6 @@
 """The policy for PPO and A2C in which the sources' own heads speak."""
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from hubrl.buffers import Memory
 from hubrl.cards import Plain
 from hubrl.distributions import CommittedDistribution, MixtureDistribution, PathwayDistribution, held, mixed_categorical
 from hubrl.errors import BadConfig, SpaceMismatch
-from hubrl.freezing import ParametersOnce
+from hubrl.freezing import ParametersOnce, freeze
 from hubrl.losses import drift, inject, kickstarting
 from hubrl.methods import create, find
 from hubrl.methods.base import Method, Routed
@@ -232,6 +233,19 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         """Be reminded of a rollout's steps, before `evaluate_actions` is called with these very observations."""
         self._recalled = (observations, memory)
 
+    def keep(self) -> None:
+        """Remember the actor's hidden layers as they are, by which the hub goes on acting while the fresh pathway learns alone."""
+        if self.kept is not None:
+            _copy(self._own_layers(), self.kept)
+
+    def restore(self) -> None:
+        """Take the actor's hidden layers back to when they were kept."""
+        if self.kept is not None:
+            _copy(self.kept, self._own_layers())
+
+    def _own_layers(self) -> nn.ModuleList:
+        return nn.ModuleList([self.pi_features_extractor, self.mlp_extractor.policy_net])
+
     def release(self, ended: np.ndarray) -> None:
         """Hold nobody any more in environments whose episode ended."""
         if self._holding is not None:
@@ -295,34 +309,23 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         meanings = check_meanings(self.outputs.action_meanings, self.action_space)
         target = Target(self.observation_space, "outputs", self.action_space, self.outputs.source_std, meanings, self.spec.precision)
         self.method: Method = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
-        self.anchors: Pathways | None = None
-        if self.outputs.anchor_coef > 0 and self.aggregation == "whole":
-            raise BadConfig(
-                f"anchor_coef={self.outputs.anchor_coef:g} was given for method {self.spec.method!r}, where no source acts itself."
-            )
-        if self.outputs.anchor_coef > 0 and len(self.method.pathways.sources):
-            untouched = {card.name: store.borrow(card) for card in self.spec.sources}
-            names = [name for name in self.method.pathways.names if name != FRESH]
-            if not set(names) <= set(untouched):
-                raise BadConfig(
-                    f"anchor_coef={self.outputs.anchor_coef:g} was given for method {self.spec.method!r}, which makes one network of its "
-                    "sources; leave it out."
-                )
-            self.anchors = Pathways([untouched[name] for name in names], target, fresh=False).requires_grad_(requires_grad=False)
+        self.anchors = self._anchors(target)
         self.register_buffer("noise_key", torch.randint(2**31, ()))
         n_pathways = len(self.method.pathways.names)
-        # The fresh pathway's own layers change as it learns; what the sources' words are corrected by must not change with them.
-        latent_dim = self.method.latent_dim or self.mlp_extractor.latent_dim_pi
         self.solos = None
         if self.outputs.solo_share > 0 and n_pathways > 1:
             check_solos(self.aggregation, self.method)
             self.solos = Solos(self.method.pathways.names, self.outputs.solo_share, self.outputs.trial_share)
+        self.kept: nn.ModuleList | None = None
+        if self.solos is not None and self.solos.growth is not None:
+            self.kept = copy.deepcopy(self._own_layers())
+            freeze(self.kept)
         may_hold = (self.outputs.hold > 1 or self.solos is not None) and n_pathways > 1
         self.committed: Tensor | None
         self.register_buffer("committed", torch.zeros((), dtype=torch.bool) if may_hold else None)
         self.stickiness = None
         if may_hold and self.outputs.hold > 1 and self.outputs.release == "learned":
-            self.stickiness = ZeroLinear(latent_dim, n_pathways)
+            self.stickiness = ZeroLinear(self.mlp_extractor.latent_dim_pi, n_pathways)
             # Equal weights then let go once in `hold` steps.
             nn.init.constant_(self.stickiness.bias, math.log((self.outputs.hold - 1) * (n_pathways - 1)))
         routing = [*getattr(self.method, "router", nn.Module()).parameters(), *getattr(self.stickiness, "parameters", list)()]
@@ -330,7 +333,24 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             parameter.lr_scale = self.outputs.router_lr
         self.residual = None
         if self.outputs.residual and self.method.corrects and len(self.method.pathways.sources):
-            self.residual = ZeroLinear(latent_dim, get_action_width(self.action_space))
+            self.residual = ZeroLinear(self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space))
+
+    def _anchors(self, target: Target) -> Pathways | None:
+        """The sources untouched, if what acts for them is to be held near what they did."""
+        if self.outputs.anchor_coef == 0 or not len(self.method.pathways.sources):
+            return None
+        if self.aggregation == "whole":
+            raise BadConfig(
+                f"anchor_coef={self.outputs.anchor_coef:g} was given for method {self.spec.method!r}, where no source acts itself."
+            )
+        untouched = {card.name: store.borrow(card) for card in self.spec.sources}
+        names = [name for name in self.method.pathways.names if name != FRESH]
+        if not set(names) <= set(untouched):
+            raise BadConfig(
+                f"anchor_coef={self.outputs.anchor_coef:g} was given for method {self.spec.method!r}, which makes one network of its "
+                "sources; leave it out."
+            )
+        return Pathways([untouched[name] for name in names], target, fresh=False).requires_grad_(requires_grad=False)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "hub": self.spec.plain(), "outputs": self.outputs.plain()}
@@ -409,7 +429,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             loss = loss + self._kickstart(routed)
         if learning and loss.requires_grad:
             routed = _carrying(routed, loss)
-        self._distributed = self._distribution(routed, self._hearing)
+        self._distributed = self._distribution(routed, latent_pi, self._hearing)
         return self._distributed
 
     def _only_fresh(self, hearing: Hearing) -> bool:
@@ -453,8 +473,15 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             routed: Routed = self.method(hearing.observations, fresh=self._fresh_speech(latent_pi), noise_key=key)
         if routed.speech is None or routed.weights is None:
             return routed
-        latent = latent_pi if routed.latent is None else routed.latent
-        return routed._replace(speech=self._with_residual(routed.speech, latent), latent=latent)
+        return routed._replace(speech=self._with_residual(routed.speech, self._hub_latent(hearing.observations, latent_pi)))
+
+    def _hub_latent(self, observations: Observations, latent_pi: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch latent"]:
+        """What the residual and the stickiness read: the actor's hidden layers, as they were before the fresh pathway learned alone."""
+        if self.kept is None or self.solos is None or not self.solos.claimed:
+            return latent_pi
+        extractor, hidden = self.kept
+        latent: Tensor = hidden(extractor(observations))
+        return latent
 
     def _with_residual(self, said: Float[Tensor, "batch pathways outputs"], latent: Float[Tensor, "batch latent"]) -> Tensor:
         if self.residual is None:
@@ -487,13 +514,13 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         best = routed.weights.argmax(dim=1)
         return routed.speech[torch.arange(len(best), device=best.device), best]
 
-    def _distribution(self, routed: Routed, hearing: Hearing) -> Distribution:
+    def _distribution(self, routed: Routed, latent_pi: Float[Tensor, "batch latent"], hearing: Hearing) -> Distribution:
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
         said, weights = routed.speech, routed.weights
         if said is None or weights is None or self.aggregation != "mixture":
             return self._whole_distribution(_aggregated(routed))
         if self.holds:
-            weights = self._transition(weights, routed.latent, hearing)
+            weights = self._transition(weights, latent_pi, hearing)
             made: PathwayDistribution = CommittedDistribution(self.action_space).of(hearing.acted, hearing.calm)
             return made.proba_distribution(said, weights)
         if isinstance(self.action_space, spaces.Discrete):
@@ -507,7 +534,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         return DiagGaussianDistribution(get_action_dim(self.action_space)).proba_distribution(centre, log_std)
 
     def _transition(
-        self, weights: Float[Tensor, "batch pathways"], latent: Float[Tensor, "batch latent"] | None, hearing: Hearing
+        self, weights: Float[Tensor, "batch pathways"], latent_pi: Float[Tensor, "batch latent"], hearing: Hearing
     ) -> Float[Tensor, "batch pathways"]:
         """Weights given who acted before; without a record of it, as if nobody was held."""
         if hearing.previous is None:
@@ -518,7 +545,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             case "random":
                 release = 1 / self.outputs.hold
             case _:
-                release = 1.0 if self.stickiness is None else self.stickiness(latent)
+                release = 1.0 if self.stickiness is None else self.stickiness(self._hub_latent(hearing.observations, latent_pi))
         weights = held(weights, hearing.previous.clamp_min(-1), release)
         if self.solos is None:
             return weights
@@ -540,6 +567,14 @@ def check_solos(aggregation: str, method: Method) -> None:
         raise BadConfig("solo_share was given where no pathway is drawn; use aggregation='mixture', or leave it out.")
     if getattr(method, "top_k", len(method.pathways.names)) < len(method.pathways.names):
         raise BadConfig("solo_share was given with top_k, under which a pathway may not be computed; leave one of them out.")
+
+
+@torch.no_grad()
+def _copy(source: nn.Module, target: nn.Module) -> None:
+    """Give one network the weights of another, frozen or not."""
+    own = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+    for name, tensor in [*target.named_parameters(), *target.named_buffers()]:
+        tensor.copy_(own[name])
 
 
 def _carrying(routed: Routed, loss: Float[Tensor, ""]) -> Routed:

@@ -22,6 +22,7 @@ from torch.nn import functional
 from hubrl import store
 from hubrl.cards import Plain, SourceCard
 from hubrl.errors import BadConfig, UnknownName, unknown
+from hubrl.evidence import RACE_ERRORS
 from hubrl.losses import inject
 from hubrl.methods import check_options, create, find
 from hubrl.methods.base import Routed
@@ -31,7 +32,10 @@ from hubrl.pathways import Pathways, Target, check_fit, check_meanings, extracto
 from hubrl.precision import BF16NatureCNN
 from hubrl.source import Source
 from hubrl.spec import HubSpec, parse_spec
-from hubrl.standing import ENOUGH, Standing
+from hubrl.standing import Standing
+
+EPISODES = 8
+"""Episodes that a pathway must have played before it is judged."""
 
 
 class Teaching(Plain):
@@ -46,7 +50,7 @@ class Teaching(Plain):
     action_meanings: tuple[str, ...] | None = None
     """What the target's actions mean, for sources whose cards say what theirs do."""
     window: Annotated[int, Field(ge=3)] = 20
-    """Episodes of each pathway that are remembered."""
+    """Latest episodes by which the learner is judged; sources do not change, and all of theirs count."""
 
 
 def teaching_loss(q_values: Float[Tensor, "batch actions"], taught: Int[Tensor, " batch"], temperature: float) -> Float[Tensor, ""]:
@@ -232,7 +236,9 @@ class HubDQNPolicy(DQNPolicy):
             made = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
             assert isinstance(made, Kickstart)
             self.kickstart = made
-        self.standing = Standing(self.pathways.names, self.teaching.window)
+        # Episodes differ much, and who is out of favour plays no more: nobody is to be so by chance.
+        steady = self.pathways.names[: self.learner]
+        self.standing = Standing(self.pathways.names, self.teaching.window, steady, enough=EPISODES, errors=RACE_ERRORS)
         self.playing = torch.full((0,), self.learner)
         self._lesson = (self.learner, 0.0)
         if isinstance(self.q_net, TaughtQNetwork):
@@ -250,9 +256,9 @@ class HubDQNPolicy(DQNPolicy):
         sources = [index for index in self.standing.in_favour if index != self.learner]
         if not sources or np.random.random() < self.teaching.learner_share:
             return self.learner
-        # Those that are not judged yet come first.
-        fewest = min(min(counts[index], ENOUGH) for index in sources)
-        return int(np.random.choice([index for index in sources if min(counts[index], ENOUGH) == fewest]))
+        # Those that played least come first.
+        fewest = min(counts[index] for index in sources)
+        return int(np.random.choice([index for index in sources if counts[index] == fewest]))
 
     def _taught(self, obs: PyTorchObs, q_values: Tensor) -> Tensor:
         """Q-values that carry the teaching loss of the best source, if it earns more than the learner."""

@@ -72,25 +72,14 @@ class Router(nn.Module):
 
     def forward(self, observations: Observations, noise_key: int | None) -> Float[Tensor, "batch pathways"]:
         """The router's numbers, with replayable noise if a key is given."""
-        return self.decided(self.latent(observations), observations, noise_key)
-
-    def latent(self, observations: Observations) -> Float[Tensor, "batch hidden"]:
-        """What it knows of observations."""
         given = observations if isinstance(observations, dict) else {"": observations}
         read = [reader(given[key]) for key, reader in zip(self.keys, self.readers, strict=True)]
-        hidden: Tensor = self.hidden(torch.cat(read, dim=1))
-        return hidden
-
-    def decided(
-        self, latent: Float[Tensor, "batch hidden"], observations: Observations, noise_key: int | None
-    ) -> Float[Tensor, "batch pathways"]:
-        """Its numbers for what it knows; the observations and the key seed the noise."""
-        z: Tensor = self.mean(latent)
+        hidden = self.hidden(torch.cat(read, dim=1))
+        z: Tensor = self.mean(hidden)
         if noise_key is None:
             return z
-        given = observations if isinstance(observations, dict) else {"": observations}
         noise = replayable_noise(torch.cat([given[key].flatten(1) for key in self.keys], dim=1), noise_key, z.shape[1])
-        return z + noise * (functional.softplus(self.spread(latent)) + NOISE_FLOOR)
+        return z + noise * (functional.softplus(self.spread(hidden)) + NOISE_FLOOR)
 
 
 class SymLog(nn.Module):

@@ -6,7 +6,7 @@ it overtakes its sources when it earns more, and not before.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ MOST_BEHIND = 6.0
 ENOUGH = 3
 """Returns that a pathway must have before it is judged."""
 
+STEADY = 500
+"""Returns that are remembered of a pathway that does not change."""
+
 JUDGING = 0.2
 """Share of the training within which sources play alone until they are judged."""
 
@@ -33,23 +36,35 @@ class Standing(nn.Module):
     Args:
         names: The pathways' names.
         window: How many returns are remembered of each.
+        steady: Those that do not change as training goes on, of which `STEADY` are.
+        enough: Returns that a pathway must have before it is judged.
+        errors: Standard errors by which a pathway must be behind to be out of favour.
     """
 
-    def __init__(self, names: list[str], window: int = 20) -> None:
+    def __init__(
+        self,
+        names: list[str],
+        window: int = 20,
+        steady: Collection[str] = (),
+        *,
+        enough: int = ENOUGH,
+        errors: float = STANDARD_ERRORS,
+    ) -> None:
         super().__init__()
-        self.names = names
-        self.register_buffer("returns", torch.zeros(len(names), window, dtype=torch.float64))
+        self.names, self.enough, self.errors = names, enough, errors
+        self.windows = [STEADY if name in steady else window for name in names]
+        self.register_buffer("returns", torch.zeros(len(names), max(self.windows), dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(len(names), dtype=torch.long))
 
     def note(self, pathway: int, earned: float) -> None:
         """A pathway played an episode."""
         returns, counts = self.get_buffer("returns"), self.get_buffer("counts")
-        returns[pathway, int(counts[pathway]) % returns.shape[1]] = earned
+        returns[pathway, int(counts[pathway]) % self.windows[pathway]] = earned
         counts[pathway] += 1
 
     def of(self, pathway: int) -> list[float]:
         """The remembered returns of a pathway."""
-        played = int(self.get_buffer("counts")[pathway])
+        played = min(int(self.get_buffer("counts")[pathway]), self.windows[pathway])
         remembered: list[float] = self.get_buffer("returns")[pathway, :played].tolist()
         return remembered
 
@@ -63,7 +78,7 @@ class Standing(nn.Module):
     def best(self) -> int:
         """The pathway that earns most, of those that played enough to say so; otherwise of those that played; else the last."""
         worth = self.worth
-        judged = torch.where(self.get_buffer("counts") >= ENOUGH, worth, math.nan)
+        judged = torch.where(self.get_buffer("counts") >= self.enough, worth, math.nan)
         for candidates in (judged, worth):
             if not candidates.isnan().all():
                 return int(candidates.nan_to_num(nan=-math.inf).argmax())
@@ -74,7 +89,9 @@ class Standing(nn.Module):
         """The pathways that are not clearly worse than the best, or not judged yet."""
         best = self.of(self.best)
         counts = self.get_buffer("counts")
-        return [index for index in range(len(self.names)) if int(counts[index]) < ENOUGH or behind(self.of(index), best) <= STANDARD_ERRORS]
+        return [
+            index for index in range(len(self.names)) if int(counts[index]) < self.enough or behind(self.of(index), best) <= self.errors
+        ]
 
     def gap(self, pathway: int, other: int) -> float:
         """How much less a pathway earns than another, from 0 (not less) to 1 (nothing of it yet).
@@ -82,9 +99,9 @@ class Standing(nn.Module):
         In units of what the other earns above the worst return on record; 1 while the pathway was not judged.
         """
         worth, counts = self.worth, self.get_buffer("counts")
-        if int(counts[other]) < ENOUGH:
+        if int(counts[other]) < self.enough:
             return 0.0
-        if int(counts[pathway]) < ENOUGH:
+        if int(counts[pathway]) < self.enough:
             return 1.0
         worst = min(value for index in range(len(self.names)) for value in self.of(index))
         scale = float(worth[other]) - worst

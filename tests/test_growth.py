@@ -180,6 +180,15 @@ def test_what_acts_for_the_hub_does_not_change_while_the_fresh_pathway_learns_al
     model.learn(256, callback=HubCallback(probe_share=0.0))
     assert not torch.equal(policy.action_net.weight, fresh)
     assert np.array_equal(model.predict(rows, deterministic=True)[0], before)
+    learnt = policy.mlp_extractor.policy_net[0].weight.clone()
+    policy.restore()
+    assert not torch.equal(policy.mlp_extractor.policy_net[0].weight, learnt)
+    policy.solos.growth._go(Phase.SETTLED)
+    assert np.array_equal(model.predict(rows, deterministic=True)[0], before), "what was learned alone is gone"
+    policy.keep()
+    nn.init.zeros_(policy.mlp_extractor.policy_net[0].weight)
+    policy.restore()
+    assert np.array_equal(model.predict(rows, deterministic=True)[0], before)
 
 
 def test_a_trial_that_cannot_be_is_refused():

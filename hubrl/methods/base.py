@@ -33,8 +33,6 @@ class Routed(NamedTuple):
     """What every pathway said: features, or the parameters of its action distribution; zeros where it was not active."""
     weights: Float[Tensor, "batch pathways"] | None = None
     """Pathway weights; every row sums to one. None if the method has none."""
-    latent: Float[Tensor, "batch latent"] | None = None
-    """What a router knows of the observations before it decides. None if the method has none."""
 
 
 @runtime_checkable
@@ -84,8 +82,6 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.pathways = pathways
         self.features_dim = pathways.width
-        self.latent_dim: int | None = None
-        """Width of `Routed.latent`, if there is any."""
         self.tally = Tally(pathways.names)
         self.remaining = 1.0
         """Share of the training that is still to come; a callback sees to it."""

@@ -71,7 +71,6 @@ class HubPathway(Method):
         if router_reads == "features":
             read = spaces.Box(-np.inf, np.inf, (sum(self.pathways.widths),))
         self.router = Router(read, n_pathways, hidden_dim, target.precision)
-        self.latent_dim = hidden_dim
         self.register_buffer("trusted", torch.ones(n_pathways, dtype=torch.bool))
         self.register_buffer("probed", torch.zeros((), dtype=torch.bool))
 
@@ -79,13 +78,11 @@ class HubPathway(Method):
         """Route, let the active pathways speak, aggregate."""
         trusted = self.get_buffer("trusted")
         heard = self.pathways.side_by_side(observations) if self.router_reads == "features" else None
-        read = observations if heard is None else heard
-        latent = self.router.latent(read)
-        z = self.router.decided(latent, read, noise_key if self.noise else None)
+        z = self.router(observations if heard is None else heard, noise_key if self.noise else None)
         weights, active = pathway_weights(z, self.top_k, trusted)
         with self.pathways.reminded(heard):
             speech = self.pathways.speak(observations, active, fresh)
-        return Routed(aggregate(speech, weights), self._exploration_loss(weights, trusted), speech, weights, latent)
+        return Routed(aggregate(speech, weights), self._exploration_loss(weights, trusted), speech, weights)
 
     def _exploration_loss(self, weights: Float[Tensor, "batch pathways"], trusted: Bool[Tensor, " pathways"]) -> Float[Tensor, ""]:
         if self.explore_coef == 0 or not torch.is_grad_enabled():
