@@ -261,6 +261,49 @@ def test_the_ratio_of_a_hub_is_one_before_the_first_step():
     assert log_ratios(model).max() < 1e-5
 
 
+@pytest.mark.parametrize("options", [{"tuned": True, "top_k": 1, "fresh": False}, {"tuned": False}, {"router_reads": "features"}])
+@pytest.mark.parametrize("algorithm", [PPO, DQN])
+def test_a_hub_reads_bytes_as_it_reads_what_sb3_divides(algorithm, options):
+    made = tiny_hub(game()).agent(algorithm, level="features", precision="bfloat16", **options)
+    model = algorithm(env=game(), seed=1, device="cpu", **SETTINGS[algorithm], **made)
+    network = model.policy if algorithm is PPO else model.q_net
+    extractor = network.features_extractor
+    assert extractor.reads_bytes
+    seen = bytes_of((3, 36, 36))
+    given = []
+    extractor.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].dtype))
+    read = network.extract_features(seen, extractor)
+    assert given == [torch.uint8]
+    assert torch.equal(read, extractor(seen.float() / 255))
+    network.normalize_images = False
+    network.extract_features(seen, extractor)
+    assert given[-1] == torch.float32, "where nothing is divided, SB3's way"
+
+
+def test_a_policy_that_hears_outputs_of_images_reads_bytes():
+    made = tiny_hub(game()).agent(PPO, level="outputs", precision="bfloat16")
+    policy = PPO(env=game(), seed=1, device="cpu", n_steps=64, batch_size=32, **made).policy
+    assert policy.method.reads_bytes
+    seen = bytes_of((3, 36, 36))
+    read, divided = (policy.route(rows) for rows in (seen, seen.float() / 255))
+    assert torch.equal(read.weights, divided.weights)
+    assert torch.equal(read.speech, divided.speech)
+    plain = PPO(env=game(), device="cpu", n_steps=64, batch_size=32, **tiny_hub(game()).agent(PPO, level="outputs")).policy
+    assert not plain.method.reads_bytes, "float32 says the sources' own numbers"
+
+
+@pytest.mark.parametrize("level", ["features", "outputs"])
+def test_parameters_are_looked_for_once_and_are_all_there(level):
+    made = tiny_hub(game()).agent(PPO, level=level, precision="bfloat16", tuned=True)
+    policy = PPO(env=game(), seed=1, device="cpu", n_steps=64, batch_size=32, **made).policy
+    everything = [id(parameter) for _, parameter in policy.named_parameters()]
+    assert [id(parameter) for parameter in policy.parameters()] == everything
+    assert {id(parameter) for group in policy.optimizer.param_groups for parameter in group["params"]} == set(everything)
+    policy.to(torch.float64)
+    assert all(parameter.dtype == torch.float64 for parameter in policy.parameters())
+    assert [id(parameter) for parameter in policy.parameters()] == [id(parameter) for _, parameter in policy.named_parameters()]
+
+
 def test_the_fresh_pathway_draws_the_same_weights_in_either_precision():
     made = []
     for precision in ("float32", "bfloat16"):

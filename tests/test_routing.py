@@ -48,6 +48,17 @@ def test_noise_differs_for_another_key_and_for_another_row():
         assert torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1].abs() < 0.1
 
 
+def test_noise_of_images_comes_from_their_bytes():
+    images = torch.randint(0, 256, (6, 4 * 84 * 84), dtype=torch.uint8)
+    noise = replayable_noise(images, key=3, n=2)
+    assert noise.dtype == torch.float32
+    assert torch.equal(replayable_noise(images[2:3], key=3, n=2), noise[2:3])
+    assert len(noise.unique()) == noise.numel()
+    darker = images.clone()
+    darker[:, :100] = 0  # a spot in one frame
+    assert (replayable_noise(darker, key=3, n=2) != noise).all()
+
+
 def test_noise_columns_are_independent_of_one_another():
     noise = replayable_noise(torch.randn(100_000, 2), key=1, n=4)
     off_diagonal = torch.corrcoef(noise.T) - torch.eye(4)
