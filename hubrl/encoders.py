@@ -20,15 +20,15 @@ Group = Callable[[Observations], list[Tensor]]
 class Encoders:
     """What the encoders of sources make of the same observations, in one call.
 
-    In float32 each source is computed by itself and its features are its own, bit for bit. In bfloat16 NatureCNNs that read
-    the same images are one network: their first convolutions stacked, the others grouped, the last layer a batched product,
-    with weights cast once; features differ from the sources' own by a few hundredths of their spread. Perceptrons of the same
-    widths and activation become batched products too, which stay in float32 (a difference of about 1e-6); padding unlike ones
-    to the widest cost more than it saved. Whatever fits neither is computed by itself.
+    Frozen perceptrons of the same widths and activation become batched products, in float32 always (a difference of about 1e-6);
+    padding unlike ones to the widest cost more than it saved. In bfloat16 NatureCNNs that read the same images are one network: their
+    first convolutions stacked, the others grouped, the last layer a batched product, with weights cast once; features differ
+    from the sources' own by a few hundredths of their spread. Whatever fits neither is computed by itself, and its features are its
+    own, bit for bit.
 
     Args:
         sources: The sources, which stay on their device; a tuned one gets its gradient.
-        precision: `float32` for the sources' own numbers.
+        precision: In what NatureCNNs are computed.
     """
 
     def __init__(self, sources: Sequence[Source], precision: Precision = "float32") -> None:
