@@ -38,6 +38,9 @@ FROM = {True: 0.05, False: 0.25}
 EACH = 2
 """Episodes that a trial must have room for in every environment; without, no line can be seen, and none is held."""
 
+AT_MOST = {True: 2.0, False: 1.0}
+"""How many times its share a trial may last to have that room: with one source, and with several."""
+
 FEWEST = 8
 """Episodes that a forecast must rest on."""
 
@@ -91,7 +94,7 @@ class Growth(nn.Module):
         self.hub, self.fresh, self.shown = Record(), Record(), Record(SHOWN)
         self.register_buffer("phase", torch.zeros((), dtype=torch.long))
         self.register_buffer("own", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("began", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("until", torch.zeros((), dtype=torch.float64))
         self.register_buffer("started", torch.zeros((), dtype=torch.long))
         self.forecasts: tuple[float, float] | None = None
         """What the fresh pathway and the hub were expected to earn at the end, once that was asked."""
@@ -141,10 +144,10 @@ class Growth(nn.Module):
             round_length: Share of the training that an episode in every environment takes.
         """
         if self.at is Phase.HUB and done >= FROM[one_source] and len(self.hub) >= FEWEST:
-            holds = EACH * round_length <= self.share
-            self._go(Phase.TRIAL if holds else Phase.SETTLED)
-            self.get_buffer("began").fill_(done)
-        elif self.at is Phase.TRIAL and done - float(self.get_buffer("began")) >= self.share:
+            length = max(self.share, EACH * round_length)
+            self._go(Phase.TRIAL if length <= AT_MOST[one_source] * self.share else Phase.SETTLED)
+            self.get_buffer("until").fill_(done + length)
+        elif self.at is Phase.TRIAL and done >= float(self.get_buffer("until")):
             self._decide(done)
         elif self.at is Phase.ALONE and len(self.shown) == SHOWN:
             ours, hubs = self.shown.latest[:, 1], self.hub.latest[-FEWEST:, 1]

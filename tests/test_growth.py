@@ -84,6 +84,18 @@ def test_there_is_no_trial_where_it_could_show_nothing():
     assert growth.at is Phase.SETTLED, "no room for two episodes each"
 
 
+def test_the_only_source_waits_longer_for_two_episodes_each():
+    growth = Growth(0.05)
+    for _ in range(FEWEST):
+        growth.ended(0.1, 1.0, fresh=False, shown=False)
+    growth.advance(0.1, one_source=True, round_length=0.08 / EACH)
+    assert growth.at is Phase.TRIAL
+    growth.advance(0.17, one_source=True, round_length=0.08 / EACH)
+    assert growth.at is Phase.TRIAL
+    growth.advance(0.18, one_source=True, round_length=0.08 / EACH)
+    assert growth.at is Phase.SETTLED, "nothing was earned meanwhile"
+
+
 def test_it_overtakes_only_without_noise_and_clearly():
     growth = after_trial(np.arange(1.0, 11.0), [50.0, 51.0] * FEWEST)
     for earned in (60.0, 61.0):
