@@ -31,6 +31,12 @@ from hubrl.policies import HubActorCriticPolicy
 DISTRUST = 4.0
 """How far below the best source the router starts the fresh pathway: a weight of about 2 % beside one source."""
 
+NEAR = 0.8
+"""Share of what the best earns above untrained networks at which a source stays, however clear it is that it earns less.
+
+Segments are short and show the beginning of an episode alone; whole episodes, played alone, tell those that are near each other apart.
+"""
+
 SEGMENTS = 6
 """How many segments every pathway should have, if nobody leaves early."""
 
@@ -74,20 +80,28 @@ def useful(source: Sequence[float], untrained: Sequence[float]) -> bool:
     return float(np.mean(better) - np.mean(untrained)) > CLEARLY * error
 
 
+def closeness(returns: Returns, name: str) -> float:
+    """What share of that by which the best pathway is above untrained networks a pathway reaches; 0 if it never played."""
+    means = {name: float(np.mean(segments)) for name, segments in returns.items() if segments}
+    gap = max(means.values()) - means.get(FRESH, math.nan)
+    return (means[name] - means[FRESH]) / gap if name in means and gap > 0 else 0.0
+
+
 def judge(returns: Returns) -> tuple[dict[str, bool], dict[str, float]]:
     """Whom to keep and where the router starts, from the segments' returns.
 
-    Sources stay if they are not clearly worse than the best pathway and do what untrained networks do not; each starts
-    as much lower as it is standard errors behind. The fresh pathway always stays; it starts low beside a source that is
-    better than it, and alone if there is none.
+    Sources stay if they are not clearly worse than the best pathway, or near it, and do what untrained networks do not; each
+    starts as much lower as it is standard errors behind, but not below the fresh pathway. The fresh pathway always stays; it
+    starts low beside a source that is better than it, and alone if there is none.
     """
     racing = still_racing(returns, STANDARD_ERRORS)
-    trusted = [name for name in racing if name != FRESH and useful(returns[name], returns.get(FRESH, []))]
-    if FRESH not in returns:
-        trusted = racing
+    trusted = racing
+    if FRESH in returns:
+        near = [name for name in returns if name in racing or closeness(returns, name) >= NEAR]
+        trusted = [name for name in near if name != FRESH and useful(returns[name], returns[FRESH])]
     kept = {name: name in trusted or name == FRESH for name in returns}
     lag = errors_behind({name: returns[name] for name in trusted}) if trusted else {}
-    start = {name: -lag.get(name, 0.0) for name in returns}
+    start = {name: -min(lag.get(name, 0.0), DISTRUST) for name in returns}
     return kept, {**start, FRESH: -DISTRUST} if trusted and FRESH in returns else start
 
 

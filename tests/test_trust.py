@@ -15,7 +15,7 @@ from toys import VECTOR, Toy, target, tiny_hub
 from hubrl import BadConfig, Hub, HubCallback, Source
 from hubrl.evidence import behind, errors_behind, still_racing
 from hubrl.pathways import FRESH
-from hubrl.trust import CLEARLY, DISTRUST, ENOUGH, SEGMENT_STEPS, SEGMENTS, judge, play_segment, probe, useful
+from hubrl.trust import CLEARLY, DISTRUST, ENOUGH, SEGMENT_STEPS, SEGMENTS, closeness, judge, play_segment, probe, useful
 
 LEVER = spaces.Box(-1.0, 1.0, (1,))
 AIM = 0.8
@@ -105,6 +105,17 @@ def test_who_is_behind_starts_lower_by_as_many_standard_errors():
     kept, start = judge(returns)
     assert kept["second"]
     assert start == {"first": 0.0, "second": pytest.approx(-lag), FRESH: -DISTRUST}
+
+
+def test_a_source_that_is_near_the_best_stays_though_it_is_clearly_worse():
+    returns = {"first": [30.0, 30.1], "near": [24.0, 24.1], "far": [23.0, 23.1], FRESH: [0.0, 1.0]}
+    assert closeness(returns, "near") == pytest.approx(23.55 / 29.55)
+    assert closeness({**returns, "never": []}, "never") == 0.0
+    kept, start = judge(returns)
+    assert kept == {"first": True, "near": False, "far": False, FRESH: True}
+    kept, start = judge({**returns, "near": [25.0, 25.1]})
+    assert kept == {"first": True, "near": True, "far": False, FRESH: True}
+    assert start["near"] == -DISTRUST, "not below the fresh pathway"
 
 
 def test_a_source_that_only_ties_with_untrained_networks_is_dropped():
