@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 
@@ -23,6 +24,14 @@ def freeze(module: nn.Module) -> None:
     # SB3 copies every buffer named `running_` to the target network, in place and averaged: hide a batch norm's.
     module.register_state_dict_post_hook(_hide_running)
     module.register_load_state_dict_pre_hook(_restore_running)
+
+
+@torch.no_grad()
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Give one network the weights of another, frozen or not."""
+    own = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+    for name, tensor in [*target.named_parameters(), *target.named_buffers()]:
+        tensor.copy_(own[name])
 
 
 class ParametersOnce(nn.Module):

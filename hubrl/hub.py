@@ -27,7 +27,8 @@ from hubrl.methods import find, options_of
 from hubrl.methods.base import Method, check_cached, check_level
 from hubrl.methods.hub_pathway import check_top_k
 from hubrl.optimizers import HubAdam, HubRMSprop
-from hubrl.policies import HubActorCriticPolicy, Outputs
+from hubrl.outputs import Outputs
+from hubrl.policies import HubActorCriticPolicy
 from hubrl.precision import Precision, byte_policy
 from hubrl.q_policies import HubDQNPolicy, Teaching
 from hubrl.reading import read_agent, read_live

@@ -12,7 +12,7 @@ from torch import nn
 from toys import CHOOSE, STEER, VECTOR, Constant, Toy, target, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, Source
-from hubrl.policies import ALONE
+from hubrl.outputs import ALONE
 from hubrl.standing import MOST_BEHIND, Solos
 
 

@@ -1,0 +1,95 @@
+"""What a policy at the level of outputs is told, asks, and keeps in mind from step to step."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from hubrl.cards import Plain
+from hubrl.errors import BadConfig
+from hubrl.methods.base import Method
+from hubrl.networks import Observations
+
+ALONE = -2
+"""Less the position of a pathway it stands, in place of who acted before, for the pathway that plays the episode alone."""
+
+
+class Outputs(Plain):
+    """Options of the level of outputs, beside those of the method."""
+
+    aggregation: Literal["mixture", "mean"] = "mixture"
+    """`mixture`: one pathway is drawn by its weight at every step and acts; `mean`: the weighted mean of what they say."""
+    residual: bool = True
+    """Whether a learned correction, zero at the start, is added to what the sources say."""
+    router_lr: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate of the router and of who is held, as a factor on the algorithm's."""
+    source_std: float | None = 0.05
+    """Standard deviation at which each source's pathway starts, learned from there; none: the source's own."""
+    hold: Annotated[float, Field(ge=1)] = 1
+    """How many steps a pathway that was drawn acts (a mixture's commitment), in the mean where it is random, at the start
+    where it is learned. Needs a callback that stores who acted; without it pathways are drawn anew at every step."""
+    release: Literal["fixed", "random", "learned"] = "random"
+    """How a held pathway lets go: after `hold` steps, at random, or by a learned rule that starts there."""
+    solo_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the episodes that one pathway plays alone at the start of training, falling to none at its end, after which the
+    router's trust is revised; needs HubCallback, its probe, and all pathways active."""
+    trial_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Where there are solos: share of the training in which the fresh pathway trains alone, to show whether it would come further than
+    the hub by its end; none for 0, and none where the training is too short to see it (see `hubrl.growth`)."""
+    kickstart_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient, falling to zero over the training, of what the fresh pathway learns from the sources that are active beside it."""
+    anchor_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of the divergence that holds what acts for a source, tuned or corrected, near what it did untouched."""
+    action_meanings: tuple[str, ...] | None = None
+    """What the target's discrete actions mean (`env.unwrapped.get_action_meanings()`), for sources whose cards say so too."""
+    recall: bool = True
+    """Whether what frozen sources said in a rollout is stored with it and not computed again in its update."""
+
+
+@dataclass
+class Hearing:
+    """What an action distribution is being asked for."""
+
+    observations: Observations
+    exploring: bool
+    """Whether the router's noise is on."""
+    heard: Float[Tensor, "batch sources outputs"] | None = None
+    """What the sources said of these observations, where that is remembered."""
+    previous: Int[Tensor, " batch"] | None = None
+    """Who acted before; -1 where nobody is held."""
+    acted: Int[Tensor, " batch"] | None = None
+    """Who acted, in an update."""
+    calm: Bool[Tensor, " batch"] | None = None
+    """Who is to act without noise, in a rollout."""
+
+
+class Holding:
+    """Who is held in each of some environments, and for how many steps."""
+
+    def __init__(self, n_envs: int) -> None:
+        self.pathway = torch.full((n_envs,), -1)
+        self.steps = torch.zeros(n_envs, dtype=torch.long)
+
+    def release(self, rows: Bool[Tensor, " envs"]) -> None:
+        """Nobody is held any more in these."""
+        self.pathway = torch.where(rows, -1, self.pathway)
+
+    def acted(self, drawn: Int[Tensor, " envs"], previous: Int[Tensor, " envs"]) -> None:
+        """These acted in the last step, and those before bound them; -1 where the choice was free."""
+        self.steps = torch.where(previous.cpu() >= 0, self.steps + 1, 1)
+        self.pathway = drawn.cpu()
+
+
+def check_solos(aggregation: str, method: Method) -> None:
+    """Refuse episodes of one pathway where pathways are not drawn, or not always computed.
+
+    Raises:
+        BadConfig: Saying what to leave out.
+    """
+    if aggregation != "mixture":
+        raise BadConfig("solo_share was given where no pathway is drawn; use aggregation='mixture', or leave it out.")
+    if getattr(method, "top_k", len(method.pathways.names)) < len(method.pathways.names):
+        raise BadConfig("solo_share was given with top_k, under which a pathway may not be computed; leave one of them out.")
