@@ -43,7 +43,7 @@ class Encoders:
         """Whether images may be given as the bytes they are, for the same features."""
         return all(isinstance(group, NatureCNNs) and group.reads_bytes for _, group in self._groups)
 
-    def __call__(self, observations: Observations) -> list[Float[Tensor, "batch width"]]:
+    def __call__(self, observations: Observations) -> list[Float[Tensor, "batch _"]]:
         """Features of every source, each in its own width.
 
         Args:

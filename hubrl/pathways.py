@@ -270,7 +270,7 @@ class Pathways(nn.Module):
         """What all sources themselves say, one after the other in a row, each as wide as it is."""
         return torch.cat(self._said(observations), dim=1)
 
-    def voices(self, observations: Observations) -> list[Float[Tensor, "batch width"]]:
+    def voices(self, observations: Observations) -> list[Float[Tensor, "batch _"]]:
         """What all sources' pathways say, each in its own width."""
         return [cast("SourcePathway", pathway).voiced(said) for pathway, said in zip(self.sources, self._said(observations), strict=True)]
 

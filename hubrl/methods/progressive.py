@@ -30,7 +30,7 @@ class Adapter(nn.Module):
         self.squeeze: nn.Module = nn.Conv2d(sum(heard), width, 1) if image else nn.Linear(sum(heard), width)
         self.activation = activation
 
-    def forward(self, heard: Sequence[Float[Tensor, " batch *layer"]]) -> Float[Tensor, " batch *squeezed"]:
+    def forward(self, heard: Sequence[Float[Tensor, " batch ..."]]) -> Float[Tensor, " batch *squeezed"]:
         """What the new column hears of the others' layer."""
         scaled = torch.cat([scale * column for scale, column in zip(self.scales, heard, strict=True)], dim=1)
         adapted: Tensor = self.activation(self.squeeze(scaled))
