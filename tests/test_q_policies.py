@@ -38,6 +38,26 @@ def test_the_last_returns_count():
     assert made.best == 0
 
 
+def test_all_returns_of_a_source_count_and_nobody_is_judged_too_soon():
+    made = Standing(["source", "fresh"], 4, ["source"], enough=6, errors=3.0)
+    for value in range(40):
+        made.note(0, float(value))
+        made.note(1, float(value))
+    assert made.of(0) == [float(value) for value in range(40)]
+    assert sorted(made.of(1)) == [36.0, 37.0, 38.0, 39.0]
+    soon = Standing(["poor", "good"], 20, enough=6, errors=3.0)
+    for value in (0.0, 0.1, 0.0, 0.1, 0.0):
+        soon.note(0, value)
+    for value in (9.0, 9.1, 9.0, 9.1, 9.0, 9.1):
+        soon.note(1, value)
+    assert soon.in_favour == [0, 1], "five episodes are too few"
+    soon.note(0, 0.1)
+    assert soon.in_favour == [1]
+    model = learner()
+    assert model.policy.standing.windows == [500, 500, 20][-len(model.policy.standing.names) :]
+    assert model.policy.standing.enough == 8
+
+
 def test_the_best_is_the_one_that_earns_most_and_was_judged():
     assert standing(a=[1, 1, 1], b=[2, 2, 2], fresh=[9]).best == 1
     assert standing(a=[], b=[2], fresh=[]).best == 1
