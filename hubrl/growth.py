@@ -128,7 +128,7 @@ class Growth(nn.Module):
             self.shown.note(done, earned)
         elif fresh:
             self.fresh.note(float(self.get_buffer("own")), earned)
-        elif self.at in (Phase.HUB, Phase.SETTLED):
+        elif self.at is Phase.HUB:
             self.hub.note(done, earned)
 
     def spent(self, share: float) -> None:

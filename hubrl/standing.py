@@ -1,7 +1,7 @@
 """What the pathways have earned on the target, and who is clearly worse than the best.
 
 The design is ours. Every pathway has a record of its last returns. Those that are clearly worse than the best (by two
-standard errors of the difference, as in a probe) are out of favour; the learner is in the race like any other, so that
+standard errors of the difference unless told otherwise) are out of favour; the learner is in the race like any other, so that
 it overtakes its sources when it earns more, and not before.
 """
 

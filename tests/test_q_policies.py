@@ -54,7 +54,7 @@ def test_all_returns_of_a_source_count_and_nobody_is_judged_too_soon():
     soon.note(0, 0.1)
     assert soon.in_favour == [1]
     model = learner()
-    assert model.policy.standing.windows == [500, 500, 20][-len(model.policy.standing.names) :]
+    assert model.policy.standing.windows == [500] * len(model.policy.spec.sources) + [20]
     assert model.policy.standing.enough == 8
 
 
