@@ -24,7 +24,7 @@ from hubrl.encoders import Encoders
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.extractor import HubExtractor, check_left_alone, parts_in
 from hubrl.heard import HEARD, OBSERVATION, Heard, heard_in, stored
-from hubrl.precision import ByteActorCriticPolicy, ByteDQNPolicy
+from hubrl.precision import ByteActorCriticPolicy, ByteDQNPolicy, serving
 from hubrl.source import Source
 from hubrl.spaces import describe
 from hubrl.spec import parse_spec
@@ -243,7 +243,6 @@ class CachedTD3Policy(Hearing, TD3Policy):
 
 def cached_policy(algorithm: type[BaseAlgorithm]) -> type[BasePolicy] | str:
     """The policy with which an algorithm hears for itself, or SB3's name of one that takes what was heard alone."""
-    own = algorithm.policy_aliases.get("MlpPolicy")
-    kinds: tuple[type[Hearing], ...] = (CachedActorCriticPolicy, CachedDQNPolicy, CachedSACPolicy, CachedTD3Policy)
-    named = "MultiInputLstmPolicy" if own is None or "MultiInputLstmPolicy" in algorithm.policy_aliases else "MultiInputPolicy"
-    return next((kind for kind in kinds if own is not None and issubclass(kind, own)), named)
+    recurrent = "MlpPolicy" not in algorithm.policy_aliases or "MultiInputLstmPolicy" in algorithm.policy_aliases
+    named = "MultiInputLstmPolicy" if recurrent else "MultiInputPolicy"
+    return serving(algorithm, (CachedActorCriticPolicy, CachedDQNPolicy, CachedSACPolicy, CachedTD3Policy)) or named

@@ -213,8 +213,12 @@ class BF16DQNPolicy(ByteDQNPolicy, CnnPolicy):
 
 def byte_policy(algorithm: type[BaseAlgorithm]) -> type[BasePolicy] | None:
     """The policy with which an algorithm's extractor gets images as bytes; none where there is no such policy."""
+    return serving(algorithm, (ByteActorCriticPolicy, ByteDQNPolicy))
+
+
+def serving(algorithm: type[BaseAlgorithm], kinds: Sequence[type[BasePolicy]]) -> type[BasePolicy] | None:
+    """The first of some policies that is made of the algorithm's own."""
     own = algorithm.policy_aliases.get("MlpPolicy")
-    kinds: tuple[type[BasePolicy], ...] = (ByteActorCriticPolicy, ByteDQNPolicy)
     return next((kind for kind in kinds if own is not None and issubclass(kind, own)), None)
 
 
