@@ -16,7 +16,7 @@ from hubrl.growth import Growth
 from hubrl.methods.base import Method
 from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
-from hubrl.q_policies import HubDQNPolicy
+from hubrl.q_policies import HubDQNPolicy, Pausing
 from hubrl.spec import HubSpec
 from hubrl.standing import Standing
 from hubrl.trust import Verdict, probe, true_rewards
@@ -68,9 +68,18 @@ class HubCallback(BaseCallback):
             if self.model.policy.solos is not None and self.model.policy.holds:
                 self.model.policy.solos.begin(self.training_env.num_envs, self.model.policy.method.trusted_pathways)
             self._warm_up()
-        if isinstance(self.model.policy, HubDQNPolicy):
+        if isinstance(self.model, DQN) and isinstance(self.model.policy, HubDQNPolicy):
             self.model.policy.begin(self.training_env.num_envs)
             self._earned = np.zeros(self.training_env.num_envs)
+            self._began = np.full(self.training_env.num_envs, self.model.num_timesteps)
+            self._pause_exploration(self.model, self.model.policy)
+
+    def _pause_exploration(self, model: DQN, policy: HubDQNPolicy) -> None:
+        """No random actions while an episode shows what its pathway earns."""
+        _explore_as_before(model)
+        model.exploration_schedule = Pausing(model.exploration_schedule, lambda: policy.calm)
+        if policy.calm:
+            model.exploration_rate = 0.0
 
     def _warm_up(self) -> None:
         """From now on only the critic learns, for a while."""
@@ -123,6 +132,8 @@ class HubCallback(BaseCallback):
             method.tally.reset()
 
     def _on_training_end(self) -> None:
+        if isinstance(self.model, DQN):
+            _explore_as_before(self.model)
         if isinstance(self.model.policy, HubActorCriticPolicy):
             # A training without the callback, later, must not find the actor still waiting, or anybody alone.
             self.model.policy.warming = False
@@ -138,8 +149,9 @@ class HubCallback(BaseCallback):
             assert isinstance(self.model, DQN)
             telling = self.model.exploration_rate <= max(MUCH_EXPLORATION, self.model.exploration_final_eps)
             for env in np.flatnonzero(self.locals["dones"]):
-                self.model.policy.ended(int(env), float(self._earned[env]), counts=telling)
-                self._earned[env] = 0.0
+                counts = telling and int(self._began[env]) >= self.model.learning_starts
+                self.model.policy.ended(int(env), float(self._earned[env]), counts=counts)
+                self._earned[env], self._began[env] = 0.0, self.model.num_timesteps
         return True
 
     def _count_solos(self, policy: HubActorCriticPolicy) -> None:
@@ -234,6 +246,12 @@ class HubCallback(BaseCallback):
         }
         metrics: dict[str, float] = {"rollout/ep_rew_mean": 0.0, "pathway/entropy_nats": 0.0}
         self.logger.record("hparams", HParam(hparams, metrics), exclude=TENSORBOARD_ONLY)
+
+
+def _explore_as_before(model: DQN) -> None:
+    """Undo the pauses of a training, also of one that was interrupted."""
+    if isinstance(model.exploration_schedule, Pausing):
+        model.exploration_schedule = model.exploration_schedule.schedule
 
 
 def hub_spec(policy: torch.nn.Module) -> HubSpec | None:

@@ -53,6 +53,31 @@ class Teaching(Plain):
     """Latest episodes by which the learner is judged; sources do not change, and all of theirs count."""
 
 
+class Pausing:
+    """DQN's exploration schedule, at zero while an episode is to show what its pathway earns.
+
+    It is saved as the schedule that it wraps, so that a saved model knows nothing of it.
+
+    Args:
+        schedule: SB3's own, from the remaining progress of the training to the share of random actions.
+        calm: Whether an episode is going on that is to be without them.
+    """
+
+    def __init__(self, schedule: Schedule, calm: Callable[[], bool]) -> None:
+        self.schedule, self.calm = schedule, calm
+
+    def __call__(self, progress_remaining: float) -> float:
+        """Share of random actions."""
+        return 0.0 if self.calm() else self.schedule(progress_remaining)
+
+    def __reduce__(self) -> tuple[Callable[[Schedule], Schedule], tuple[Schedule]]:
+        return _itself, (self.schedule,)
+
+
+def _itself(schedule: Schedule) -> Schedule:
+    return schedule
+
+
 def teaching_loss(q_values: Float[Tensor, "batch actions"], taught: Int[Tensor, " batch"], temperature: float) -> Float[Tensor, ""]:
     """Cross-entropy between what a teacher would do and a softmax over the learner's Q-values [ours].
 
@@ -167,8 +192,17 @@ class HubDQNPolicy(DQNPolicy):
         """Position of the learner among the pathways: the last."""
         return len(self.pathways.names) - 1
 
+    @property
+    def calm(self) -> bool:
+        """Whether nobody is to act at random: a source plays, or the learner shows what it earns.
+
+        Never in several environments, because SB3 draws once for all of them.
+        """
+        return self._shows and (int(self.playing[0]) != self.learner or self._shown)
+
     def begin(self, n_envs: int) -> None:
         """Choose who plays in each of some environments, whose episodes begin."""
+        self._shows = n_envs == 1 and self.learner > 0
         self.playing = torch.tensor([self._draw() for _ in range(n_envs)])
         self._lesson = self._next_lesson()
 
@@ -178,9 +212,9 @@ class HubDQNPolicy(DQNPolicy):
         Args:
             env: Which environment's.
             earned: Its return.
-            counts: Whether it says something about the pathway; it does not where most actions were random.
+            counts: Whether it says something about the pathway; it does not where many actions were random.
         """
-        if counts:
+        if counts and (self.calm or not self._shows):
             self.standing.note(int(self.playing[env]), earned)
             self._lesson = self._next_lesson()
         self.playing[env] = self._draw()
@@ -240,6 +274,7 @@ class HubDQNPolicy(DQNPolicy):
         steady = self.pathways.names[: self.learner]
         self.standing = Standing(self.pathways.names, self.teaching.window, steady, enough=EPISODES, errors=RACE_ERRORS)
         self.playing = torch.full((0,), self.learner)
+        self._shows, self._shown = False, True
         self._lesson = (self.learner, 0.0)
         if isinstance(self.q_net, TaughtQNetwork):
             self.q_net.teach = self._taught
@@ -255,6 +290,8 @@ class HubDQNPolicy(DQNPolicy):
         counts: list[int] = self.standing.get_buffer("counts").tolist()
         sources = [index for index in self.standing.in_favour if index != self.learner]
         if not sources or np.random.random() < self.teaching.learner_share:
+            # Every other of its episodes, the second first.
+            self._shown = not self._shown
             return self.learner
         # Those that played least come first.
         fewest = min(counts[index] for index in sources)
