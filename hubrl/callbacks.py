@@ -120,7 +120,7 @@ class HubCallback(BaseCallback):
         if isinstance(self.model.policy, HubDQNPolicy):
             self._record_standing(self.model.policy.standing)
             for index, name in enumerate(self.model.policy.pathways.names):
-                acts = float(index == self.model.policy.standing.best)
+                acts = float(index == self.model.policy.standing.acting)
                 self.logger.record(f"pathway/weight/{name}", acts, exclude=NO_TABLE)
         if isinstance(self.model.policy, HubActorCriticPolicy) and self.model.policy.solos is not None:
             self._record_standing(self.model.policy.solos.standing)

@@ -356,7 +356,7 @@ def pathway_weights(model: BaseAlgorithm, observation: np.ndarray | dict[str, np
     policy = model.policy
     if isinstance(policy, HubDQNPolicy):
         rows = len(observation) if policy.obs_to_tensor(observation)[1] else None
-        acts = {name: float(index == policy.standing.best) for index, name in enumerate(policy.pathways.names)}
+        acts = {name: float(index == policy.standing.acting) for index, name in enumerate(policy.pathways.names)}
         return {name: one if rows is None else np.full(rows, one) for name, one in acts.items()}
     hears = next((part for part in policy.modules() if isinstance(part, HubActorCriticPolicy | HubExtractor)), None)
     if hears is None:

@@ -282,7 +282,7 @@ class HubDQNPolicy(DQNPolicy):
     def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
         n_rows = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
         training = not deterministic and len(self.playing) == n_rows
-        pathway = self.playing if training else torch.full((n_rows,), self.standing.best)
+        pathway = self.playing if training else torch.full((n_rows,), self.standing.acting)
         return self.act_as(obs, pathway.to(self.device))
 
     def _draw(self) -> int:

@@ -77,12 +77,31 @@ class Standing(nn.Module):
     @property
     def best(self) -> int:
         """The pathway that earns most, of those that played enough to say so; otherwise of those that played; else the last."""
-        worth = self.worth
-        judged = torch.where(self.get_buffer("counts") >= self.enough, worth, math.nan)
-        for candidates in (judged, worth):
-            if not candidates.isnan().all():
-                return int(candidates.nan_to_num(nan=-math.inf).argmax())
-        return len(self.names) - 1
+        most = self._most(range(len(self.names)))
+        return len(self.names) - 1 if most is None else most
+
+    def _most(self, among: Collection[int]) -> int | None:
+        """Who earns most of some, see `best`; nobody if none of them played."""
+        counts: list[int] = self.get_buffer("counts").tolist()
+        worth: list[float] = self.worth.tolist()
+        for enough in (self.enough, 1):
+            played = [index for index in among if counts[index] >= enough]
+            if played:
+                return max(played, key=lambda index: worth[index])
+        return None
+
+    @property
+    def acting(self) -> int:
+        """The pathway that acts in evaluations: the source that earns most, or the learner once it clearly earns more.
+
+        By two standard errors: what changes is judged by few episodes, and the best of several by the luckiest of them.
+        """
+        learner = len(self.names) - 1
+        best = self._most(range(learner))
+        if best is None:
+            return self.best
+        judged = int(self.get_buffer("counts")[learner]) >= self.enough
+        return learner if judged and behind(self.of(best), self.of(learner)) > STANDARD_ERRORS else best
 
     @property
     def in_favour(self) -> list[int]:

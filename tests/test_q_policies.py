@@ -66,6 +66,18 @@ def test_the_best_is_the_one_that_earns_most_and_was_judged():
     assert standing(a=[], fresh=[]).best == 1, "the learner, where nobody has played"
 
 
+def test_the_learner_acts_once_it_clearly_earns_more():
+    made = standing(poor=[0, 1, 0, 1], good=[4, 5, 4, 5], fresh=[5, 6, 4, 5])
+    assert made.best == 2
+    assert made.acting == 1, "half a point more, by chance"
+    for value in (8, 9, 8, 9):
+        made.note(2, float(value))
+    assert made.acting == 2
+    assert standing(good=[4, 5, 4, 5], fresh=[9, 9]).acting == 0, "not judged yet"
+    assert standing(never=[], fresh=[9, 9]).acting == 1
+    assert standing(fresh=[]).acting == 0
+
+
 def test_who_is_clearly_worse_is_out_of_favour_until_it_catches_up():
     made = standing(poor=[0, 1, 0, 1], good=[9, 10, 9, 10], fresh=[0, 0])
     assert made.in_favour == [1, 2], "who was not judged yet stays"
@@ -176,7 +188,7 @@ def test_the_best_acts_in_predict_and_survives_saving(tmp_path):
     for best, source in enumerate(hub):
         model.policy.standing.returns.fill_(0.0)
         model.policy.standing.returns[best] = 9.0
-        model.policy.standing.counts.fill_(4)
+        model.policy.standing.counts.fill_(8)
         expected = source.predict(ROWS, deterministic=True)[0]
         assert np.array_equal(model.predict(ROWS, deterministic=True)[0], expected)
         model.save(tmp_path / "model.zip")
