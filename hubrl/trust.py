@@ -31,7 +31,7 @@ from hubrl.policies import HubActorCriticPolicy
 DISTRUST = 4.0
 """How far below the best source the router starts the fresh pathway: a weight of about 2 % beside one source."""
 
-NEAR = 0.8
+NEAR = 0.5
 """Share of what the best earns above untrained networks at which a source stays, however clear it is that it earns less.
 
 Segments are short and show the beginning of an episode alone; whole episodes, played alone, tell those that are near each other apart.

@@ -108,12 +108,12 @@ def test_who_is_behind_starts_lower_by_as_many_standard_errors():
 
 
 def test_a_source_that_is_near_the_best_stays_though_it_is_clearly_worse():
-    returns = {"first": [30.0, 30.1], "near": [24.0, 24.1], "far": [23.0, 23.1], FRESH: [0.0, 1.0]}
-    assert closeness(returns, "near") == pytest.approx(23.55 / 29.55)
+    returns = {"first": [30.0, 30.1], "near": [15.0, 15.1], "far": [10.0, 10.1], FRESH: [0.0, 1.0]}
+    assert closeness(returns, "near") == pytest.approx(14.55 / 29.55)
     assert closeness({**returns, "never": []}, "never") == 0.0
     kept, start = judge(returns)
     assert kept == {"first": True, "near": False, "far": False, FRESH: True}
-    kept, start = judge({**returns, "near": [25.0, 25.1]})
+    kept, start = judge({**returns, "near": [16.0, 16.1]})
     assert kept == {"first": True, "near": True, "far": False, FRESH: True}
     assert start["near"] == -DISTRUST, "not below the fresh pathway"
 
