@@ -51,7 +51,9 @@ class HubRolloutBuffer(RolloutBuffer):
     def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         """Minibatches, each after the policy was reminded of it."""
         if not self.generator_ready:
-            self.memories = {name: self.swap_and_flatten(array) for name, array in self.memories.items()}
+            # SB3 gives what has no dimension of its own one.
+            flat = {name: self.swap_and_flatten(array) for name, array in self.memories.items()}
+            self.memories = {name: rows if self.memories[name].ndim > 2 else rows[:, 0] for name, rows in flat.items()}
         yield from super().get(batch_size)
 
     def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> Any:

@@ -124,6 +124,8 @@ class HubCallback(BaseCallback):
                 self.logger.record(f"pathway/weight/{name}", acts, exclude=NO_TABLE)
         if isinstance(self.model.policy, HubActorCriticPolicy) and self.model.policy.solos is not None:
             self._record_standing(self.model.policy.solos.standing)
+            self._record_standing(self.model.policy.solos.together)
+            self.logger.record("trust/acting", self.model.policy.lead, exclude=NO_TABLE)
             self._record_growth(self.model.policy.solos.growth)
         for method in self._methods[:1]:
             self._record(method)

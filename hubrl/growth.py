@@ -7,6 +7,7 @@ end of the training and compared with the hub's. If it leads higher, the fresh p
 meanwhile, until the fresh pathway, without its noise, clearly earns more; then the sources are dropped for good.
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -48,7 +49,7 @@ SHOWN = 3
 """Latest episodes without noise by which the fresh pathway is judged."""
 
 SHOW_EVERY = 8
-"""Of so many episodes that the fresh pathway plays alone one is played without noise, to judge it; the actor does not learn from it."""
+"""Of so many episodes one is played without noise, to judge who plays it; the actor does not learn from it."""
 
 REMEMBERED = 256
 """Latest episodes of which each record is made."""
@@ -135,26 +136,27 @@ class Growth(nn.Module):
         """The fresh pathway played for a share of the training."""
         self.get_buffer("own").add_(share)
 
-    def advance(self, done: float, *, one_source: bool, round_length: float) -> None:
+    def advance(self, done: float, *, one_source: bool, round_length: float, instead: Sequence[float] | None = None) -> None:
         """Go on to the next phase if it is time to.
 
         Args:
             done: Share of the training that is over.
             one_source: Whether only one source is left.
             round_length: Share of the training that an episode in every environment takes.
+            instead: What a source earned that acts for the hub in evaluations, if one does.
         """
         if self.at is Phase.HUB and done >= FROM[one_source] and len(self.hub) >= FEWEST:
             length = max(self.share, EACH * round_length)
             self._go(Phase.TRIAL if length <= AT_MOST[one_source] * self.share else Phase.SETTLED)
             self.get_buffer("until").fill_(done + length)
         elif self.at is Phase.TRIAL and done >= float(self.get_buffer("until")):
-            self._decide(done)
+            self._decide(done, instead)
         elif self.at is Phase.ALONE and len(self.shown) == SHOWN:
-            ours, hubs = self.shown.latest[:, 1], self.hub.latest[-FEWEST:, 1]
-            if behind(hubs.tolist(), ours.tolist()) > STANDARD_ERRORS:
+            ours, hubs = self.shown.latest[:, 1], self.hub.latest[-FEWEST:, 1].tolist() if instead is None else instead
+            if behind(hubs, ours.tolist()) > STANDARD_ERRORS:
                 self._go(Phase.OVERTAKEN)
 
-    def _decide(self, done: float) -> None:
+    def _decide(self, done: float, instead: Sequence[float] | None) -> None:
         """Whether the fresh pathway goes on alone."""
         if len(self.fresh) < FEWEST:
             self._go(Phase.SETTLED)
@@ -162,7 +164,7 @@ class Growth(nn.Module):
         fresh, hub = self.fresh.latest, self.hub.latest
         hub = hub[len(hub) // 2 :]
         ours = forecast(fresh[:, 0], fresh[:, 1], float(self.get_buffer("own")) + 1 - done)
-        self.forecasts = ours, forecast(hub[:, 0], hub[:, 1], 1.0)
+        self.forecasts = ours, forecast(hub[:, 0], hub[:, 1], 1.0) if instead is None else float(np.mean(instead))
         self._go(Phase.ALONE if self.forecasts[0] > self.forecasts[1] else Phase.SETTLED)
 
     def _go(self, phase: Phase) -> None:

@@ -102,6 +102,11 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         """Whether a pathway that was drawn acts for a while: if asked for, once a buffer stores who acted."""
         return self.committed is not None and bool(self.committed) and not self.fresh_alone
 
+    @property
+    def lead(self) -> int:
+        """The source that acts for all outside training, because it earns more than they do together; -1 for none."""
+        return self.solos.acting if self.solos is not None and self.holds else -1
+
     def commit(self) -> None:
         """From now on a buffer stores `memory` and brings it back by `recall`, so that pathways can be held."""
         self.remembers = True
@@ -112,7 +117,14 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         """What the hub makes of observations as SB3 preprocesses them, without noise."""
         features = self.pi_features_extractor(observations)
         latent_pi = self.mlp_extractor.forward_actor(features)
-        routed = self._route(Hearing(observations, exploring=False), latent_pi)
+        lead = self.lead
+        if lead < 0:
+            routed = self._route(Hearing(observations, exploring=False), latent_pi)
+        else:
+            alone = torch.full((len(latent_pi),), lead, device=latent_pi.device)
+            routed = self._route(Hearing(observations, exploring=False, previous=ALONE - alone), latent_pi)
+            assert routed.weights is not None
+            routed = routed._replace(weights=nn.functional.one_hot(alone, routed.weights.shape[1]).to(routed.weights.dtype))
         return routed._replace(features=_aggregated(routed))
 
     @torch.no_grad()
@@ -149,7 +161,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         """Values, log-probabilities and entropy for an update, under the rollout's noise."""
         with self._hear(obs, exploring=True) as hearing:
             memory = self._recalled[1] if self._recalled is not None and self._recalled[0] is obs else {}
-            hearing.heard = memory.get("heard")
+            hearing.heard, hearing.calm = memory.get("heard"), memory.get("calm")
             if "choice" in memory:
                 hearing.previous, hearing.acted = memory["choice"].unbind(dim=1)
             values, log_prob, entropy = super().evaluate_actions(obs, actions)
@@ -320,7 +332,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         previous = self._previous(self._holding)
         hearing.previous = self.memory["choice"] = previous
         if self.solos is not None and bool(self.solos.shown.any()):
-            hearing.calm = self.memory["calm"] = self.solos.shown.to(self.device)
+            # A copy: before the step is stored, the next episodes have begun.
+            hearing.calm = self.memory["calm"] = self.solos.shown.clone().to(self.device)
 
     def _note(self) -> None:
         """Complete a step's memory: who acted."""
@@ -333,6 +346,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
     def _previous(self, holding: Holding) -> Int[Tensor, " batch"]:
         """Who acted before, as far as that binds."""
         previous = holding.pathway
+        if self._predicting and self.lead >= 0:
+            return torch.full_like(previous, ALONE - self.lead).to(self.device)
         if self.outputs.release == "fixed":
             previous = torch.where(holding.steps >= self.outputs.hold, -1, previous)
         if self.solos is not None and holding is self._holding and len(self.solos.playing) == len(previous) and not self._predicting:
@@ -401,11 +416,13 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
 
     def _route(self, hearing: Hearing, latent_pi: Tensor) -> Routed:
         key = int(self.get_buffer("noise_key")) if hearing.exploring else None
-        with self.method.pathways.reminded(hearing.heard):
+        with self.method.pathways.reminded(hearing.heard), self.method.quiet(hearing.calm):
             routed: Routed = self.method(hearing.observations, fresh=self._fresh_speech(latent_pi), noise_key=key)
         if routed.speech is None or routed.weights is None:
             return routed
-        return routed._replace(speech=self._with_residual(routed.speech, self._hub_latent(hearing.observations, latent_pi)))
+        return routed._replace(
+            speech=self._with_residual(routed.speech, self._hub_latent(hearing.observations, latent_pi), hearing.previous)
+        )
 
     def _hub_latent(self, observations: Observations, latent_pi: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch latent"]:
         """What the residual and the stickiness read: the actor's hidden layers, as they were before the fresh pathway learned alone."""
@@ -415,11 +432,17 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         latent: Tensor = hidden(extractor(observations))
         return latent
 
-    def _with_residual(self, said: Float[Tensor, "batch pathways outputs"], latent: Float[Tensor, "batch latent"]) -> Tensor:
+    def _with_residual(
+        self, said: Float[Tensor, "batch pathways outputs"], latent: Float[Tensor, "batch latent"], previous: Int[Tensor, " batch"] | None
+    ) -> Tensor:
         if self.residual is None:
             return said
         n_sources = len(self.method.pathways.sources)
-        corrected = self._corrected(said[:, :n_sources], self.residual(latent)[:, None])
+        correction = self.residual(latent)[:, None]
+        if self.solos is not None and previous is not None:
+            # Whoever plays alone is judged as it is.
+            correction = correction.masked_fill((previous <= ALONE)[:, None, None], 0.0)
+        corrected = self._corrected(said[:, :n_sources], correction)
         return torch.cat([corrected, said[:, n_sources:]], dim=1)
 
     def _corrected(self, said: Float[Tensor, "batch sources outputs"], correction: Float[Tensor, "batch 1 actions"]) -> Tensor:

@@ -70,8 +70,10 @@ class Router(nn.Module):
         self.mean = ZeroLinear(hidden_dim, n_pathways)
         self.spread = ZeroLinear(hidden_dim, n_pathways)
 
-    def forward(self, observations: Observations, noise_key: int | None) -> Float[Tensor, "batch pathways"]:
-        """The router's numbers, with replayable noise if a key is given."""
+    def forward(
+        self, observations: Observations, noise_key: int | None, quiet: Bool[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch pathways"]:
+        """The router's numbers, with replayable noise if a key is given, but for rows that are to be quiet."""
         given = observations if isinstance(observations, dict) else {"": observations}
         read = [reader(given[key]) for key, reader in zip(self.keys, self.readers, strict=True)]
         hidden = self.hidden(torch.cat(read, dim=1))
@@ -79,6 +81,8 @@ class Router(nn.Module):
         if noise_key is None:
             return z
         noise = replayable_noise(torch.cat([given[key].flatten(1) for key in self.keys], dim=1), noise_key, z.shape[1])
+        if quiet is not None:
+            noise = noise.masked_fill(quiet[:, None], 0.0)
         return z + noise * (functional.softplus(self.spread(hidden)) + NOISE_FLOOR)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hubrl.evidence import STANDARD_ERRORS, behind, errors_behind
-from hubrl.growth import Growth, Phase
+from hubrl.growth import SHOW_EVERY, Growth, Phase
 from hubrl.pathways import FRESH
 
 MOST_BEHIND = 6.0
@@ -28,6 +28,12 @@ STEADY = 500
 
 JUDGING = 0.2
 """Share of the training within which sources play alone until they are judged."""
+
+TOGETHER = "together"
+"""What the record of episodes that pathways play together is called in logs."""
+
+LATEST = 8
+"""Latest episodes without noise by which pathways are judged together: they learn, and what they earned a while ago says little."""
 
 
 class Standing(nn.Module):
@@ -77,10 +83,10 @@ class Standing(nn.Module):
     @property
     def best(self) -> int:
         """The pathway that earns most, of those that played enough to say so; otherwise of those that played; else the last."""
-        most = self._most(range(len(self.names)))
+        most = self.most(range(len(self.names)))
         return len(self.names) - 1 if most is None else most
 
-    def _most(self, among: Collection[int]) -> int | None:
+    def most(self, among: Collection[int]) -> int | None:
         """Who earns most of some, see `best`; nobody if none of them played."""
         counts: list[int] = self.get_buffer("counts").tolist()
         worth: list[float] = self.worth.tolist()
@@ -97,7 +103,7 @@ class Standing(nn.Module):
         By two standard errors: what changes is judged by few episodes, and the best of several by the luckiest of them.
         """
         learner = len(self.names) - 1
-        best = self._most(range(learner))
+        best = self.most(range(learner))
         if best is None:
             return self.best
         judged = int(self.get_buffer("counts")[learner]) >= self.enough
@@ -135,6 +141,9 @@ class Solos(nn.Module):
     are, and who is next is drawn by `exp(-lag / 2)`, so that those that are known to be worse cost little; `lag` is what a probe
     believed, until a pathway is judged. While the fresh pathway shows how fast it learns, all are its own.
 
+    A source plays alone as it is, neither corrected nor noisy, and so do the pathways together in one of `SHOW_EVERY` of their episodes:
+    these say what each earns in evaluations, and if a source clearly earns more there than all together, it is who acts in them.
+
     Args:
         names: The pathways' names.
         share: Share of the episodes once the sources are judged, at the start of the training; it falls to zero with what remains of it.
@@ -146,14 +155,17 @@ class Solos(nn.Module):
         self.share = share
         self.remaining = 1.0
         """Share of the training that is still to come; a callback sees to it."""
-        self.standing = Standing(names)
+        self.sources = [index for index, name in enumerate(names) if name != FRESH]
+        self.standing = Standing(names, steady=[names[index] for index in self.sources])
+        self.together = Standing([TOGETHER], LATEST)
+        self._begun = 0
         self.growth = Growth(trial_share) if trial_share > 0 and names[-1] == FRESH else None
         self.register_buffer("lag", torch.zeros(len(names)))
         self.register_buffer("believes", torch.zeros((), dtype=torch.bool))
         self.playing: Int[Tensor, " envs"]
         """Who plays alone in each environment; -1 for nobody."""
         self.shown: Bool[Tensor, " envs"]
-        """Where the fresh pathway plays without noise."""
+        """Where an episode is played without noise."""
         self.end()
 
     def believe(self, start: Sequence[float]) -> None:
@@ -161,6 +173,14 @@ class Solos(nn.Module):
         numbers = torch.as_tensor(list(start), dtype=torch.float32)
         self.get_buffer("lag").copy_((numbers.max() - numbers).clamp_max(MOST_BEHIND))
         self.get_buffer("believes").fill_(True)
+
+    @property
+    def acting(self) -> int:
+        """The source that acts in evaluations, alone and as it is, because it clearly earns more than all together; -1 for none."""
+        best, together = self.standing.most(self.sources), self.together.of(0)
+        if best is None or min(len(together), int(self.standing.get_buffer("counts")[best])) < ENOUGH:
+            return -1
+        return best if behind(together, self.standing.of(best)) > STANDARD_ERRORS else -1
 
     def end(self, n_envs: int = 0) -> None:
         """Nobody plays alone any more."""
@@ -184,7 +204,9 @@ class Solos(nn.Module):
         player = int(self.playing[env])
         fresh = player >= 0 and self.standing.names[player] == FRESH
         if self.growth is not None and bool(self.get_buffer("believes")) and (fresh or player < 0):
-            self.growth.ended(done, earned, fresh=fresh, shown=bool(self.shown[env]))
+            self.growth.ended(done, earned, fresh=fresh, shown=fresh and bool(self.shown[env]))
+        if player < 0 and bool(self.shown[env]):
+            self.together.note(0, earned)
         # While it learns alone, what the fresh pathway earned a while ago says nothing of it.
         if player >= 0 and not (fresh and self.claimed):
             self.standing.note(player, earned)
@@ -227,14 +249,21 @@ class Solos(nn.Module):
         """
         if self.growth is None or not bool(self.get_buffer("believes")):
             return False
-        self.growth.advance(1 - self.remaining, one_source=sum(trusted) == 2, round_length=episode)
+        instead = self.standing.of(self.acting) if self.acting >= 0 else None
+        self.growth.advance(1 - self.remaining, one_source=sum(trusted) == 2, round_length=episode, instead=instead)
         return self.growth.at is Phase.OVERTAKEN
 
     def _next(self, env: int, trusted: Sequence[bool]) -> None:
         """Choose who plays the next episode in an environment."""
-        claimed = self.claimed and trusted[-1]
-        self.playing[env] = len(trusted) - 1 if claimed else self._draw(trusted)
-        self.shown[env] = claimed and self.growth is not None and self.growth.begin()
+        if self.growth is not None and self.claimed and trusted[-1]:
+            self.playing[env] = len(trusted) - 1
+            self.shown[env] = self.growth.begin()
+            return
+        player = self._draw(trusted)
+        self.playing[env], self.shown[env] = player, player in self.sources
+        if player < 0 and bool(self.get_buffer("believes")):
+            self._begun += 1
+            self.shown[env] = self._begun % SHOW_EVERY == 0
 
     def _draw(self, trusted: Sequence[bool]) -> int:
         """Who plays the next episode alone; -1 for nobody, as always without a probe, when the fresh pathway may be as good as any."""

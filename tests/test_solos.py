@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.env_util import make_vec_env
 from test_holding import Ratios
 from torch import nn
 from toys import CHOOSE, STEER, VECTOR, Constant, Toy, target, tiny_hub
 
-from hubrl import BadConfig, Hub, HubCallback, Source
+from hubrl import BadConfig, Hub, HubCallback, Source, pathway_weights
 from hubrl.outputs import ALONE
+from hubrl.reading import read_agent
+from hubrl.routing import Router
 from hubrl.standing import MOST_BEHIND, Solos
 
 
@@ -130,6 +133,105 @@ def test_an_evaluation_in_the_middle_of_training_has_no_solos():
     model.policy.method.trust([True, False, False], [0.0, 0.0, 0.0])
     actions, _ = model.predict(np.zeros((2, 4), dtype=np.float32), deterministic=True)
     assert (actions == 1.0).all()
+
+
+def test_a_source_acts_in_evaluations_where_all_together_clearly_earn_less():
+    solos = Solos(["poor", "good", "fresh"], 0.2, 0.05)
+    assert solos.acting == -1
+    for value in (5.0, 6.0, 7.0):
+        solos.standing.note(1, value)
+        solos.together.note(0, value - 0.5)
+        solos.standing.note(2, 99.0)
+    assert solos.acting == -1, "half a point less, by chance"
+    for _ in range(8):
+        solos.together.note(0, 1.0)
+    assert solos.acting == 1, "of sources alone; the fresh pathway has a trial of its own"
+    assert len(solos.together.of(0)) == 8
+    for value in (9.0, 8.0, 9.0, 8.0, 9.0, 8.0, 9.0, 8.0):
+        solos.together.note(0, value)
+    assert solos.acting == -1, "they learned"
+
+
+def test_a_source_that_acts_for_all_does_so_as_it_is(tmp_path):
+    env = make_vec_env(Toy, n_envs=2, seed=0)
+    model = target(PPO, env, up_and_down().agent(PPO))
+    policy = model.policy
+    policy.commit()
+    nn.init.normal_(policy.residual.weight)
+    policy.method.trust([True, True, True], [0.0, 9.0, 0.0])
+    rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    assert (model.predict(rows, deterministic=True)[0] != 1.0).all()
+    for _ in range(3):
+        policy.solos.standing.note(0, 20.0)
+        policy.solos.together.note(0, 1.0)
+    assert policy.lead == 0
+    model.save(tmp_path / "model.zip")
+    for agent in (model, PPO.load(tmp_path / "model.zip", device="cpu"), read_agent(tmp_path / "model.zip")):
+        assert (agent.predict(rows, deterministic=True)[0] == 1.0).all()
+    assert pathway_weights(model, rows[0]) == {"up": 1.0, "down": 0.0, "fresh": 0.0}
+
+
+def test_together_they_are_shown_without_noise_once_in_eight():
+    np.random.seed(0)
+    solos = Solos(["a", "b", "fresh"], 0.0)
+    solos.believe([0.0, 0.0, -4.0])
+    solos.remaining = 0.0
+    solos.begin(80, [True, True, True])
+    assert (solos.playing == -1).all()
+    assert int(solos.shown.sum()) == 10
+    for env in range(80):
+        solos.ended(env, float(solos.shown[env]), [True, True, True])
+    assert solos.together.of(0) == [1.0] * 8, "only those count"
+
+
+def test_of_episodes_without_noise_the_actor_learns_nothing():
+    env = make_vec_env(Toy, n_envs=2, seed=0)
+    model = target(PPO, env, up_and_down().agent(PPO, explore_coef=0.0))
+    policy = model.policy
+    policy.commit()
+    policy.set_training_mode(True)
+    rows = torch.randn(6, 4)
+    calm = torch.tensor([True, False, True, False, True, True])
+    memory = {"choice": torch.tensor([[-1, 0]] * 6), "calm": calm}
+    policy.recall(rows, memory)
+    log_prob = policy.evaluate_actions(rows, torch.zeros(6, 2))[1]
+    assert log_prob.shape == (6,)
+    actor = [*policy.residual.parameters(), *policy.method.router.parameters()]
+    for which, learns in ((calm, False), (~calm, True)):
+        gradients = torch.autograd.grad(log_prob[which].sum(), actor, retain_graph=True, allow_unused=True)
+        assert any(gradient is not None and bool(gradient.any()) for gradient in gradients) == learns
+
+
+def test_what_is_remembered_of_a_step_comes_back_as_it_was():
+    env = make_vec_env(Toy, n_envs=2, seed=0)
+    model = target(PPO, env, up_and_down().agent(PPO))
+    model.policy.solos.believe([0.0] * 3)
+    shapes = []
+
+    class Watch(BaseCallback):
+        def _on_rollout_end(self):
+            buffer = model.rollout_buffer
+            remembered, recall = [], model.policy.recall
+            model.policy.recall = lambda seen, memory: remembered.append({name: rows.shape for name, rows in memory.items()})
+            next(iter(buffer.get(8)))
+            model.policy.recall = recall
+            shapes.extend(remembered)
+
+        def _on_step(self):
+            return True
+
+    model.learn(64, callback=CallbackList([HubCallback(probe_share=0), Watch()]))
+    assert shapes[0] == {"choice": (8, 2), "calm": (8,), "heard": (8, 2, 4)}
+
+
+def test_a_quiet_row_is_routed_without_noise():
+    router = Router(VECTOR, 3, 8)
+    rows, quiet = torch.randn(4, 4), torch.tensor([True, False, True, False])
+    plain, noisy = router(rows, None), router(rows, 7)
+    some = router(rows, 7, quiet)
+    assert torch.equal(some[quiet], plain[quiet])
+    assert torch.equal(some[~quiet], noisy[~quiet])
+    assert (noisy != plain).all()
 
 
 def test_solos_that_cannot_be_are_refused():

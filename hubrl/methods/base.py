@@ -2,7 +2,8 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -85,6 +86,17 @@ class Method(nn.Module, ABC):
         self.tally = Tally(pathways.names)
         self.remaining = 1.0
         """Share of the training that is still to come; a callback sees to it."""
+        self.quiet_rows: Bool[Tensor, " batch"] | None = None
+        """Which rows are routed without noise, whatever the key; see `quiet`."""
+
+    @contextmanager
+    def quiet(self, rows: Bool[Tensor, " batch"] | None) -> Iterator[None]:
+        """Inside, some rows are routed without noise; none for none of them."""
+        self.quiet_rows = rows
+        try:
+            yield
+        finally:
+            self.quiet_rows = None
 
     @classmethod
     def source_lr(cls, level: speech.Level) -> float:

@@ -78,7 +78,7 @@ class HubPathway(Method):
         """Route, let the active pathways speak, aggregate."""
         trusted = self.get_buffer("trusted")
         heard = self.pathways.side_by_side(observations) if self.router_reads == "features" else None
-        z = self.router(observations if heard is None else heard, noise_key if self.noise else None)
+        z = self.router(observations if heard is None else heard, noise_key if self.noise else None, self.quiet_rows)
         weights, active = pathway_weights(z, self.top_k, trusted)
         with self.pathways.reminded(heard):
             speech = self.pathways.speak(observations, active, fresh)
