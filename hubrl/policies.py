@@ -346,8 +346,9 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
     def _previous(self, holding: Holding) -> Int[Tensor, " batch"]:
         """Who acted before, as far as that binds."""
         previous = holding.pathway
-        if self._predicting and self.lead >= 0:
-            return torch.full_like(previous, ALONE - self.lead).to(self.device)
+        lead = self.lead if self._predicting else -1
+        if lead >= 0:
+            return torch.full_like(previous, ALONE - lead).to(self.device)
         if self.outputs.release == "fixed":
             previous = torch.where(holding.steps >= self.outputs.hold, -1, previous)
         if self.solos is not None and holding is self._holding and len(self.solos.playing) == len(previous) and not self._predicting:

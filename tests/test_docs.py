@@ -125,7 +125,7 @@ def named(tag):
     """A tag as the metrics page names it."""
     tag = re.sub(r"^(gate|progressive/scale)/.+/(one|two)$", r"\1/<layer>/<source>", tag)
     tag = re.sub(r"^(multipolar/theta|componet/attention)/(one|two)$", r"\1/<source>", tag)
-    return re.sub(r"/(one|two|fresh|zoo-tuning)$", "/<pathway>", tag)
+    return re.sub(r"/(one|two|fresh|together|zoo-tuning)$", "/<pathway>", tag)
 
 
 def test_every_method_has_a_page_and_a_row_in_the_table_of_all():
