@@ -249,7 +249,8 @@ class Solos(nn.Module):
         """
         if self.growth is None or not bool(self.get_buffer("believes")):
             return False
-        instead = self.standing.of(self.acting) if self.acting >= 0 else None
+        acting = self.acting
+        instead = self.standing.of(acting) if acting >= 0 else None
         self.growth.advance(1 - self.remaining, one_source=sum(trusted) == 2, round_length=episode, instead=instead)
         return self.growth.at is Phase.OVERTAKEN
 

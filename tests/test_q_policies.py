@@ -132,7 +132,7 @@ def rates_played(model, steps):
     return played
 
 
-def test_nothing_is_random_while_a_pathway_shows_what_it_earns(tmp_path):
+def test_nothing_is_random_while_a_pathway_shows_what_it_earns():
     model = learner()
     schedule = model.exploration_schedule
     played = rates_played(model, 400)
