@@ -90,8 +90,12 @@ class HubCallback(BaseCallback):
         """Let trust follow what pathways earned alone, between an update and the next rollout."""
         if policy.solos is None or not policy.holds:
             return
-        trusted = policy.method.trusted_pathways
         policy.solos.remaining = policy.method.remaining
+        settled = policy.solos.settle(policy.method.trusted_pathways)
+        if settled is not None:
+            policy.method.trust(*settled)
+            self._tell_settled(settled[0])
+        trusted = policy.method.trusted_pathways
         policy.method.revise(policy.solos.revised(trusted))
         claimed = policy.solos.claimed
         n_steps = self._lasted / max(self._episodes, 1) * self.training_env.num_envs
@@ -177,7 +181,7 @@ class HubCallback(BaseCallback):
             return
         assert isinstance(self.model.policy, HubActorCriticPolicy)
         if self.model.policy.solos is not None:
-            self.model.policy.solos.believe(list(self.verdict.start.values()))
+            self.model.policy.solos.believe(list(self.verdict.start.values()), self.verdict.doubted)
         self.model.num_timesteps += self.verdict.steps
         self.num_timesteps = self.model.num_timesteps
         self.model._last_obs = self.training_env.reset()  # type: ignore[assignment]
@@ -185,9 +189,19 @@ class HubCallback(BaseCallback):
         self.logger.record("probe/steps", self.verdict.steps)
         for name, returns in self.verdict.returns.items():
             self.logger.record(f"probe/return/{name}", float(np.mean(returns)), exclude=NO_TABLE)
-            self.logger.record(f"probe/kept/{name}", float(self.verdict.kept[name]), exclude=NO_TABLE)
+            kept = 0.5 if name in self.verdict.doubted else float(self.verdict.kept[name])
+            self.logger.record(f"probe/kept/{name}", kept, exclude=NO_TABLE)
         if self.verbose:
             print(describe_verdict(self.verdict))  # noqa: T201 - what verbose=1 asks for, as SB3's callbacks do
+
+    def _tell_settled(self, kept: list[bool]) -> None:
+        """What became of those whom the probe doubted."""
+        fates = dict(zip(self._methods[0].pathways.names, kept, strict=True))
+        for name, stays in fates.items():
+            self.logger.record(f"trust/kept/{name}", float(stays), exclude=NO_TABLE)
+        if self.verbose:
+            told = ", ".join(f"{name} {'kept' if stays else 'dropped'}" for name, stays in fates.items())
+            print(f"Whole episodes after {self.model.num_timesteps} steps: {told}")  # noqa: T201 - as the verdict
 
     def _record(self, method: Method) -> None:
         for tag, value in method.measures().items():
@@ -267,6 +281,6 @@ def describe_verdict(verdict: Verdict) -> str:
     lines = [f"Probe: {verdict.steps} steps in segments of {verdict.segment}."]
     for name, returns in verdict.returns.items():
         spread = np.std(returns, ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else float("nan")
-        fate = "kept" if verdict.kept[name] else "dropped"
+        fate = "in doubt, whole episodes decide" if name in verdict.doubted else "kept" if verdict.kept[name] else "dropped"
         lines.append(f"  {name}: {np.mean(returns):.1f} ± {spread:.1f} over {len(returns)} segments, {fate}")
     return "\n".join(lines)

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+DISTRUST = 4.0
+"""How far below the best source the router starts the fresh pathway: a weight of about 2 % beside one source."""
+
 STANDARD_ERRORS = 2.0
 """Within which a pathway is in favour, or trusted after a probe; and beyond which a slope is one."""
 

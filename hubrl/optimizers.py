@@ -34,7 +34,16 @@ class ScaledStep(torch.optim.Optimizer):
 
 
 class HubAdam(ScaledStep, torch.optim.Adam):
-    """Adam with learning rates of their own for tuned sources."""
+    """Adam with learning rates of their own for tuned sources.
+
+    It steps all parameters of a group together unless told otherwise: a hub has many small ones, and on a CPU that takes two
+    thirds of the time for the same numbers, bit for bit.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], *args: Any, foreach: bool | None = None, fused: bool | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(params, *args, foreach=not fused if foreach is None else foreach, fused=fused, **kwargs)
 
 
 class HubRMSprop(ScaledStep, torch.optim.RMSprop):

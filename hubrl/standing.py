@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from hubrl.evidence import STANDARD_ERRORS, behind, errors_behind
+from hubrl.evidence import DISTRUST, STANDARD_ERRORS, Returns, behind, errors_behind
 from hubrl.growth import SHOW_EVERY, Growth, Phase
 from hubrl.pathways import FRESH
 
@@ -23,17 +23,32 @@ MOST_BEHIND = 6.0
 ENOUGH = 3
 """Returns that a pathway must have before it is judged."""
 
+DOUBTED = 5
+"""Returns that a pathway must have before it is decided whether those that a probe doubts stay."""
+
 STEADY = 500
 """Returns that are remembered of a pathway that does not change."""
 
 JUDGING = 0.2
-"""Share of the training within which sources play alone until they are judged."""
+"""Share of the training within which sources play alone until they are judged, and by whose end nobody is in doubt any more."""
 
 TOGETHER = "together"
 """What the record of episodes that pathways play together is called in logs."""
 
 LATEST = 8
 """Latest episodes without noise by which pathways are judged together: they learn, and what they earned a while ago says little."""
+
+
+def starting_points(returns: Returns, trusted: Collection[str], doubted: Collection[str] = ()) -> dict[str, float]:
+    """Where the router starts for each pathway, once it is known whom to trust.
+
+    Each trusted source starts as much lower as it is standard errors behind the best of them, but not below the fresh pathway,
+    which starts low beside them and first without any. Who is in doubt starts low.
+    """
+    lag = errors_behind({name: returns[name] for name in trusted}) if trusted else {}
+    start = {name: -min(lag.get(name, 0.0), DISTRUST) for name in returns}
+    low = {*doubted, *([FRESH] if trusted and FRESH in returns else [])}
+    return {name: -DISTRUST if name in low else value for name, value in start.items()}
 
 
 class Standing(nn.Module):
@@ -141,6 +156,9 @@ class Solos(nn.Module):
     are, and who is next is drawn by `exp(-lag / 2)`, so that those that are known to be worse cost little; `lag` is what a probe
     believed, until a pathway is judged. While the fresh pathway shows how fast it learns, all are its own.
 
+    Where a probe is in doubt whether a source is worth more than a network that has learned nothing, the fresh pathway plays alone too,
+    until each has `DOUBTED` whole episodes: a source stays if it earned more by two standard errors, and is dropped if not.
+
     A source plays alone as it is, neither corrected nor noisy, and so do the pathways together in one of `SHOW_EVERY` of their episodes:
     these say what each earns in evaluations, and if a source clearly earns more there than all together, it is who acts in them.
 
@@ -162,17 +180,45 @@ class Solos(nn.Module):
         self.growth = Growth(trial_share) if trial_share > 0 and names[-1] == FRESH else None
         self.register_buffer("lag", torch.zeros(len(names)))
         self.register_buffer("believes", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("doubted", torch.zeros(len(names), dtype=torch.bool))
         self.playing: Int[Tensor, " envs"]
         """Who plays alone in each environment; -1 for nobody."""
         self.shown: Bool[Tensor, " envs"]
         """Where an episode is played without noise."""
         self.end()
 
-    def believe(self, start: Sequence[float]) -> None:
-        """Take over where a probe lets the router start."""
+    def believe(self, start: Sequence[float], doubted: Collection[str] = ()) -> None:
+        """Take over where a probe lets the router start, and whom it doubts."""
         numbers = torch.as_tensor(list(start), dtype=torch.float32)
         self.get_buffer("lag").copy_((numbers.max() - numbers).clamp_max(MOST_BEHIND))
+        self.get_buffer("doubted").copy_(torch.tensor([name in doubted for name in self.standing.names]))
         self.get_buffer("believes").fill_(True)
+
+    def settle(self, trusted: Sequence[bool]) -> tuple[list[bool], list[float]] | None:
+        """Whom to trust and where the router starts, as soon as whole episodes say so of everybody in doubt; then nobody is.
+
+        Who is dropped while playing hands the rest of the episode over to all together.
+
+        Args:
+            trusted: For every pathway, whether a probe left it in.
+
+        Returns:
+            None if nobody is in doubt, or it cannot be told yet.
+        """
+        doubted: list[bool] = self.get_buffer("doubted").tolist()
+        counts: list[int] = self.standing.get_buffer("counts").tolist()
+        told = all(counts[index] >= DOUBTED for index, stays in enumerate(trusted) if stays)
+        if not any(doubted) or not (told or self.remaining <= 1 - JUDGING):
+            return None
+        names, returns = self.standing.names, [self.standing.of(index) for index in range(len(trusted))]
+        fresh = returns[names.index(FRESH)]
+        kept = [stays and not (doubted[index] and behind(fresh, returns[index]) <= STANDARD_ERRORS) for index, stays in enumerate(trusted)]
+        sources = [names[index] for index in self.sources if kept[index]]
+        start = list(starting_points(dict(zip(names, returns, strict=True)), sources).values())
+        self.believe(start)
+        dropped = torch.tensor([player >= 0 and not kept[player] for player in self.playing.tolist()], dtype=torch.bool)
+        self.playing[dropped], self.shown[dropped] = -1, False
+        return kept, start
 
     @property
     def acting(self) -> int:
@@ -280,10 +326,14 @@ class Solos(nn.Module):
         return int(np.random.choice(members, p=chances / chances.sum()))
 
     def _unjudged(self, members: Sequence[int]) -> int | None:
-        """The source that has played least, with what is being played, if that is not enough yet; not if there is but one."""
-        sources = [index for index in members if self.standing.names[index] != FRESH]
+        """Who has played least of those to be judged, with what is being played, if that is not enough yet; nobody if there is but one.
+
+        These are the sources, and beside those in doubt the fresh pathway.
+        """
+        doubt = bool(self.get_buffer("doubted").any())
+        judged = [index for index in members if doubt or self.standing.names[index] != FRESH]
         counts = self.standing.get_buffer("counts")
-        played = {index: int(counts[index]) + int((self.playing == index).sum()) for index in sources}
-        if len(sources) < 2 or min(played.values()) >= ENOUGH:
+        played = {index: int(counts[index]) + int((self.playing == index).sum()) for index in judged}
+        if len(judged) < 2 or min(played.values()) >= (DOUBTED if doubt else ENOUGH):
             return None
         return min(played, key=lambda index: played[index])

@@ -4,7 +4,8 @@ The design is ours. Pathways race: after every round those whose mean return is 
 standard errors of the difference leave the race. In place of the fresh pathway, which has learned nothing yet, untrained
 networks of its architecture race, another one in every segment. A source is trusted only if its better half does what
 they do not; if none does, the fresh pathway stays alone and training is training from scratch. The better half counts
-because a source may be good for a part of the task alone.
+because a source may be good for a part of the task alone. Where episodes can end early, in a crash or a success, a segment
+says little of what follows: a source that earns more there, but not clearly, is left in doubt, and whole episodes decide.
 """
 
 import copy
@@ -23,13 +24,11 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 
 from hubrl import speech
 from hubrl.errors import BadConfig
-from hubrl.evidence import STANDARD_ERRORS, Returns, errors_behind, still_racing
+from hubrl.evidence import STANDARD_ERRORS, Returns, still_racing
 from hubrl.extractor import see_through_normalisation
 from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
-
-DISTRUST = 4.0
-"""How far below the best source the router starts the fresh pathway: a weight of about 2 % beside one source."""
+from hubrl.standing import starting_points
 
 NEAR = 0.5
 """Share of what the best earns above untrained networks at which a source stays, however clear it is that it earns less.
@@ -62,10 +61,17 @@ class Verdict(NamedTuple):
     """Whether each pathway may be active in training."""
     start: dict[str, float]
     """Where the router starts for each pathway."""
+    doubted: list[str]
+    """Sources that stay until whole episodes say what they are worth."""
     segment: int
     """Steps of a segment."""
     steps: int
     """Environment steps that the probe took."""
+
+
+def better_half(segments: Sequence[float]) -> list[float]:
+    """The greater half of some returns; the middle one is in it."""
+    return sorted(segments)[len(segments) // 2 :]
 
 
 def useful(source: Sequence[float], untrained: Sequence[float]) -> bool:
@@ -75,9 +81,14 @@ def useful(source: Sequence[float], untrained: Sequence[float]) -> bool:
     """
     if min(len(source), len(untrained)) < 2:
         return False
-    better = sorted(source)[len(source) // 2 :]
+    better = better_half(source)
     error = float(np.std(untrained, ddof=1)) * math.sqrt(1 / len(better) + 1 / len(untrained))
     return float(np.mean(better) - np.mean(untrained)) > CLEARLY * error
+
+
+def promising(source: Sequence[float], untrained: Sequence[float]) -> bool:
+    """Whether the better half of a source's segments is above the better half of what untrained networks earn, however little."""
+    return min(len(source), len(untrained)) > 0 and float(np.mean(better_half(source)) - np.mean(better_half(untrained))) > 0
 
 
 def closeness(returns: Returns, name: str) -> float:
@@ -87,22 +98,21 @@ def closeness(returns: Returns, name: str) -> float:
     return (means[name] - means[FRESH]) / gap if name in means and gap > 0 else 0.0
 
 
-def judge(returns: Returns) -> tuple[dict[str, bool], dict[str, float]]:
-    """Whom to keep and where the router starts, from the segments' returns.
+def judge(returns: Returns, *, may_doubt: bool = False) -> tuple[dict[str, bool], dict[str, float], list[str]]:
+    """Whom to keep, where the router starts, and who is in doubt, from the segments' returns.
 
-    Sources stay if they are not clearly worse than the best pathway, or near it, and do what untrained networks do not; each
-    starts as much lower as it is standard errors behind, but not below the fresh pathway. The fresh pathway always stays; it
-    starts low beside a source that is better than it, and alone if there is none.
+    Sources stay if they are not clearly worse than the best pathway, or near it, and do what untrained networks do not; see
+    `starting_points` for the start. The fresh pathway always stays. Sources that do not clearly do what untrained networks do not are
+    dropped, or, if doubt is possible and they are promising, left in doubt.
     """
     racing = still_racing(returns, STANDARD_ERRORS)
-    trusted = racing
+    trusted, doubted = racing, list[str]()
     if FRESH in returns:
-        near = [name for name in returns if name in racing or closeness(returns, name) >= NEAR]
-        trusted = [name for name in near if name != FRESH and useful(returns[name], returns[FRESH])]
-    kept = {name: name in trusted or name == FRESH for name in returns}
-    lag = errors_behind({name: returns[name] for name in trusted}) if trusted else {}
-    start = {name: -min(lag.get(name, 0.0), DISTRUST) for name in returns}
-    return kept, {**start, FRESH: -DISTRUST} if trusted and FRESH in returns else start
+        near = [name for name in returns if name != FRESH and (name in racing or closeness(returns, name) >= NEAR)]
+        trusted = [name for name in near if useful(returns[name], returns[FRESH])]
+        doubted = [name for name in near if may_doubt and name not in trusted and promising(returns[name], returns[FRESH])]
+    kept = {name: name in (*trusted, *doubted, FRESH) for name in returns}
+    return kept, starting_points(returns, trusted, doubted), doubted
 
 
 def probe(model: OnPolicyAlgorithm, budget: int, on_step: Callable[[int], None] = lambda steps: None) -> Verdict | None:
@@ -127,47 +137,53 @@ def probe(model: OnPolicyAlgorithm, budget: int, on_step: Callable[[int], None] 
     if segment < SEGMENT_STEPS[0]:
         return None
     returns: Returns = {name: [] for name in names}
-    steps, turn, racing = 0, 0, list(names)
+    steps, turn, racing, may_end = 0, 0, list(names), False
     while len(racing) > 1 and steps + segment * env.num_envs <= budget:
         players = [racing[(turn + index) % len(racing)] for index in range(env.num_envs)]
         turn += env.num_envs
-        for name, value in zip(players, play_segment(policy, env, players, segment, on_step, seed=steps), strict=True):
+        earned, ended = play_segment(policy, env, players, segment, on_step, seed=steps)
+        may_end = may_end or ended
+        for name, value in zip(players, earned, strict=True):
             returns[name].append(value)
         steps += segment * env.num_envs
         if all(len(returns[name]) >= ENOUGH for name in racing):
             survivors = still_racing({name: returns[name] for name in racing})
             racing = [name for name in racing if name in survivors or (name == FRESH and len(survivors) > 1)]
-    kept, start = judge(returns)
+    kept, start, doubted = judge(returns, may_doubt=may_end and policy.solos is not None and policy.holds)
     worth = [float(np.mean(segments)) if segments else math.nan for segments in returns.values()]
     policy.method.trust(list(kept.values()), list(start.values()), worth)
-    return Verdict(returns, kept, start, segment, steps)
+    return Verdict(returns, kept, start, doubted, segment, steps)
 
 
 @torch.no_grad()
 def play_segment(
     policy: HubActorCriticPolicy, env: VecEnv, players: list[str], segment: int, on_step: Callable[[int], None], *, seed: int = 0
-) -> list[float]:
-    """One segment from a reset, every environment under one pathway; returns up to the first end of an episode.
+) -> tuple[list[float], bool]:
+    """One segment from a reset, every environment under one pathway.
 
     Where the fresh pathway is to play, an untrained network does, drawn by the seed and the environment's position.
+
+    Returns:
+        What each earned up to the first end of an episode, and whether any episode ended of itself, not by a limit of time.
     """
     untrained = {row: Untrained(policy, seed + row) for row, name in enumerate(players) if name == FRESH}
     names = policy.method.candidates.names
     pathway = torch.tensor([names.index(name) for name in players], device=policy.device)
     policy.set_training_mode(False)
     observations = env.reset()
-    earned, playing = np.zeros(env.num_envs), np.ones(env.num_envs, dtype=bool)
+    earned, playing, ended = np.zeros(env.num_envs), np.ones(env.num_envs, dtype=bool), False
     for _ in range(segment):
         see_through_normalisation(policy, env)
         seen: Any = obs_as_tensor(observations, policy.device)  # type: ignore[arg-type]
         actions = policy.act_as(seen, pathway)
         for row, network in untrained.items():
             actions[row] = network.act(seen, row)
-        observations, rewards, dones, _ = env.step(actions)
+        observations, rewards, dones, infos = env.step(actions)
         earned += true_rewards(env, rewards) * playing
+        ended = ended or any(done and not info.get("TimeLimit.truncated", False) for done, info in zip(dones, infos, strict=True))
         playing &= ~dones
         on_step(env.num_envs)
-    return [float(value) for value in earned]
+    return [float(value) for value in earned], ended
 
 
 class Untrained:

@@ -13,10 +13,11 @@ from torch import nn
 from toys import CHOOSE, STEER, VECTOR, Constant, Toy, target, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, Source, pathway_weights
+from hubrl.evidence import DISTRUST
 from hubrl.outputs import ALONE
 from hubrl.reading import read_agent
 from hubrl.routing import Router
-from hubrl.standing import MOST_BEHIND, Solos
+from hubrl.standing import DOUBTED, MOST_BEHIND, Solos
 
 
 def up_and_down():
@@ -69,6 +70,53 @@ def test_sources_are_judged_first_and_the_fresh_pathway_is_not():
     solos.remaining = 0.5
     solos.begin(4, [True, True, True])
     assert (solos.playing == -1).all(), "too late"
+
+
+def in_doubt(returns):
+    """Two sources in doubt beside a fresh pathway; nobody beyond these whole episodes."""
+    solos = Solos(["good", "bad", "fresh"], 0.0)
+    solos.believe([-DISTRUST, -DISTRUST, 0.0], ["good", "bad"])
+    for index, earned in enumerate(returns):
+        for value in earned:
+            solos.standing.note(index, value)
+    return solos
+
+
+def test_where_sources_are_in_doubt_the_fresh_pathway_is_judged_too():
+    solos = in_doubt([[1.0] * DOUBTED, [1.0] * (DOUBTED - 1), [1.0] * (DOUBTED - 2)])
+    solos.begin(4, [True, True, True])
+    assert solos.playing.tolist() == [2, 1, 2, -1]
+    solos = in_doubt([[]] * 3)
+    solos.begin(3, [True, False, True])
+    assert solos.playing.tolist() == [0, 2, 0], "one source is compared with the fresh pathway"
+
+
+def test_who_earned_clearly_more_than_the_fresh_pathway_stays_and_who_did_not_is_dropped():
+    good, bad, fresh = [100.0, 120.0, 80.0, 110.0, 90.0], [10.0, -30.0, 20.0, -10.0, 0.0], [-50.0, 50.0, 0.0, -20.0, 20.0]
+    solos = in_doubt([good, bad, fresh[:-1]])
+    assert solos.settle([True, True, True]) is None, "the fresh pathway has played too little"
+    solos.standing.note(2, fresh[-1])
+    solos.playing, solos.shown = torch.tensor([0, 1, -1]), torch.tensor([True, True, True])
+    kept, start = solos.settle([True, True, True])
+    assert kept == [True, False, True]
+    assert start == [0.0, 0.0, -DISTRUST]
+    assert solos.playing.tolist() == [0, -1, -1]
+    assert solos.shown.tolist() == [True, False, True], "what is begun without noise ends so, but for whom is dropped"
+    assert solos.get_buffer("lag").tolist() == [0.0, 0.0, DISTRUST]
+    assert solos.settle(kept) is None, "nobody is in doubt any more"
+
+
+def test_doubt_ends_when_it_is_too_late_to_judge():
+    solos = in_doubt([[100.0, 120.0], [100.0], [0.0, 10.0]])
+    solos.remaining = 0.81
+    assert solos.settle([True, True, True]) is None
+    solos.remaining = 0.8
+    kept, start = solos.settle([True, True, True])
+    assert kept == [True, False, True], "one episode says nothing"
+    solos = in_doubt([[0.0] * DOUBTED, [5.0] * DOUBTED, [5.0] * DOUBTED])
+    kept, start = solos.settle([True, True, True])
+    assert kept == [False, False, True]
+    assert start == [0.0, 0.0, 0.0], "the fresh pathway alone"
 
 
 def test_how_far_behind_is_told_once_and_in_standard_errors():

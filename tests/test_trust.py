@@ -13,9 +13,10 @@ from stable_baselines3.common.vec_env import VecNormalize
 from toys import VECTOR, Toy, target, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, Source
-from hubrl.evidence import behind, errors_behind, still_racing
+from hubrl.evidence import DISTRUST, behind, errors_behind, still_racing
 from hubrl.pathways import FRESH
-from hubrl.trust import CLEARLY, DISTRUST, ENOUGH, SEGMENT_STEPS, SEGMENTS, closeness, judge, play_segment, probe, useful
+from hubrl.standing import DOUBTED
+from hubrl.trust import CLEARLY, ENOUGH, SEGMENT_STEPS, SEGMENTS, closeness, judge, play_segment, probe, promising, useful
 
 LEVER = spaces.Box(-1.0, 1.0, (1,))
 AIM = 0.8
@@ -39,6 +40,16 @@ class Aim(gym.Env):
         return self.np_random.normal(size=4).astype(np.float32), 1 - abs(float(action[0]) - AIM), False, self.played >= 40, {}
 
 
+class Ledge(Aim):
+    """The same, but one in ten actions below zero is a fall, which costs up to 200 and ends the episode."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        if action[0] < 0 and self.np_random.random() < 0.1:
+            return observation, -float(self.np_random.uniform(0, 200)), True, truncated, info
+        return observation, reward, terminated, truncated, info
+
+
 def always(name, action):
     """A source that does one thing."""
     head = torch.nn.Linear(4, 1)
@@ -47,8 +58,8 @@ def always(name, action):
     return Source(encoder=torch.nn.Flatten(), head=head, name=name, observation_space=VECTOR, action_space=LEVER)
 
 
-def racer(*sources, algorithm=PPO, n_envs=1, **options):
-    env = make_vec_env(Aim, n_envs=n_envs, seed=0)
+def racer(*sources, algorithm=PPO, n_envs=1, env_class=Aim, **options):
+    env = make_vec_env(env_class, n_envs=n_envs, seed=0)
     return target(algorithm, env, Hub(sources).agent(algorithm, **options))
 
 
@@ -92,7 +103,7 @@ def test_a_source_does_what_untrained_networks_do_not_if_its_better_half_does():
 
 
 def test_a_source_that_beats_untrained_networks_is_kept_and_starts_above_the_fresh_pathway():
-    kept, start = judge({"good": [30.0, 31.0], "bad": [0.0, 1.0], FRESH: [4.0, 5.0]})
+    kept, start, _ = judge({"good": [30.0, 31.0], "bad": [0.0, 1.0], FRESH: [4.0, 5.0]})
     assert kept == {"good": True, "bad": False, FRESH: True}
     assert start == {"good": 0.0, "bad": 0.0, FRESH: -DISTRUST}
 
@@ -102,7 +113,7 @@ def test_who_is_behind_starts_lower_by_as_many_standard_errors():
     lag = behind(returns["second"], returns["first"])
     assert 0 < lag < 2
     assert errors_behind(returns)["second"] == pytest.approx(lag)
-    kept, start = judge(returns)
+    kept, start, _ = judge(returns)
     assert kept["second"]
     assert start == {"first": 0.0, "second": pytest.approx(-lag), FRESH: -DISTRUST}
 
@@ -111,31 +122,46 @@ def test_a_source_that_is_near_the_best_stays_though_it_is_clearly_worse():
     returns = {"first": [30.0, 30.1], "near": [15.0, 15.1], "far": [10.0, 10.1], FRESH: [0.0, 1.0]}
     assert closeness(returns, "near") == pytest.approx(14.55 / 29.55)
     assert closeness({**returns, "never": []}, "never") == 0.0
-    kept, start = judge(returns)
+    kept, start, _ = judge(returns)
     assert kept == {"first": True, "near": False, "far": False, FRESH: True}
-    kept, start = judge({**returns, "near": [16.0, 16.1]})
+    kept, start, _ = judge({**returns, "near": [16.0, 16.1]})
     assert kept == {"first": True, "near": True, "far": False, FRESH: True}
     assert start["near"] == -DISTRUST, "not below the fresh pathway"
 
 
 def test_a_source_that_only_ties_with_untrained_networks_is_dropped():
-    kept, start = judge({"same": [2.0, 2.0], FRESH: [2.0, 2.0]})
+    kept, start, _ = judge({"same": [2.0, 2.0], FRESH: [2.0, 2.0]})
     assert kept == {"same": False, FRESH: True}
     assert start == {"same": 0.0, FRESH: 0.0}
 
 
 def test_a_source_that_beats_untrained_networks_not_clearly_is_dropped():
-    kept, _ = judge({"noisy": [0.0, 4.0], FRESH: [1.0, 2.0]})
+    kept, _, _ = judge({"noisy": [0.0, 4.0], FRESH: [1.0, 2.0]})
     assert not kept["noisy"]
 
 
+def test_a_source_that_is_above_untrained_networks_not_clearly_is_in_doubt_where_there_may_be_doubt():
+    returns = {"good": [30.0, 31.0], "near": [18.0, 20.0], "bad": [-9.0, 3.0], FRESH: [-20.0, 4.0]}
+    assert promising(returns["near"], returns[FRESH])
+    assert not useful(returns["near"], returns[FRESH])
+    assert not promising(returns["bad"], returns[FRESH]), "3 against 4"
+    assert not promising([1.0], [])
+    kept, _, doubted = judge(returns)
+    assert doubted == []
+    assert kept == {"good": False, "near": False, "bad": False, FRESH: True}
+    kept, start, doubted = judge(returns, may_doubt=True)
+    assert doubted == ["good", "near"]
+    assert kept == {"good": True, "near": True, "bad": False, FRESH: True}
+    assert start == {"good": -DISTRUST, "near": -DISTRUST, "bad": 0.0, FRESH: 0.0}, "the fresh pathway first"
+
+
 def test_one_sample_is_not_enough_to_be_trusted():
-    kept, _ = judge({"once": [100.0], FRESH: [0.0, 0.1]})
+    kept, _, _ = judge({"once": [100.0], FRESH: [0.0, 0.1]})
     assert not kept["once"]
 
 
 def test_without_a_fresh_pathway_whoever_is_racing_is_kept():
-    kept, start = judge({"good": [10.0, 11.0], "bad": [0.0, 1.0]})
+    kept, start, _ = judge({"good": [10.0, 11.0], "bad": [0.0, 1.0]})
     assert kept == {"good": True, "bad": False}
     assert start == {"good": 0.0, "bad": 0.0}
 
@@ -187,11 +213,12 @@ def test_a_model_that_hears_features_cannot_be_probed():
 
 def test_a_segments_return_ends_with_the_episode_and_is_in_true_rewards():
     model = racer(always("good", AIM), source_std=1e-6)
-    (alone,) = play_segment(model.policy, model.get_env(), ["good"], 100, lambda steps: None)
+    (alone,), ended = play_segment(model.policy, model.get_env(), ["good"], 100, lambda steps: None)
+    assert not ended, "a limit of time is no end"
     assert alone == pytest.approx(40.0, abs=1e-3)
     env = VecNormalize(make_vec_env(Aim, n_envs=2, seed=0))
     model = target(PPO, env, Hub([always("good", AIM), always("bad", -0.2)]).agent(PPO, source_std=1e-6))
-    returns = play_segment(model.policy, env, ["good", "bad"], 30, lambda steps: None)
+    returns, _ = play_segment(model.policy, env, ["good", "bad"], 30, lambda steps: None)
     assert returns == pytest.approx([30.0, 0.0], abs=1e-3)
 
 
@@ -208,6 +235,26 @@ def test_the_callback_probes_once_and_counts_the_steps(algorithm):
     again = HubCallback(probe_share=0.5)
     model.learn(64, callback=again, reset_num_timesteps=False)
     assert again.verdict is None
+
+
+def test_where_episodes_can_end_early_whole_episodes_settle_what_a_probe_doubts(capsys):
+    model = racer(always("poor", 0.3), always("good", 0.8), env_class=Ledge, n_envs=2, solo_share=0.2)
+    watch = HubCallback(probe_share=0.1, verbose=1)
+    model.learn(6000, callback=watch)
+    assert watch.verdict.doubted == ["poor", "good"]
+    told = capsys.readouterr().out
+    assert "segments, in doubt" in told
+    assert "steps: poor kept, good kept, fresh kept" in told
+    solos = model.policy.solos
+    assert not bool(solos.get_buffer("doubted").any())
+    assert min(solos.standing.get_buffer("counts").tolist()) >= DOUBTED
+    assert model.policy.method.trusted_pathways == [True, True, True], "both earn more than what has learned nothing"
+    assert solos.standing.worth[1] > solos.standing.worth[0] + 10
+
+
+def test_without_solos_nobody_is_in_doubt():
+    model = racer(always("good", 0.8), env_class=Ledge, n_envs=2, solo_share=0.0)
+    assert probe(model, 600).doubted == []
 
 
 def test_no_share_means_no_probe():
