@@ -32,6 +32,9 @@ STEADY = 500
 JUDGING = 0.2
 """Share of the training within which sources play alone until they are judged, and by whose end nobody is in doubt any more."""
 
+LATE = 0.5
+"""Share of the training that is left when pathways that together still earn less than one of them alone make way for it."""
+
 TOGETHER = "together"
 """What the record of episodes that pathways play together is called in logs."""
 
@@ -160,7 +163,17 @@ class Solos(nn.Module):
     until each has `DOUBTED` whole episodes: a source stays if it earned more by two standard errors, and is dropped if not.
 
     A source plays alone as it is, neither corrected nor noisy, and so do the pathways together in one of `SHOW_EVERY` of their episodes:
-    these say what each earns in evaluations, and if a source clearly earns more there than all together, it is who acts in them.
+    these say what each earns in evaluations, and if a source clearly earns more there than all together, it is who acts in them. If
+    one does when half of the training is over, the others count as far behind from then on: mixing gaits makes some robots fall, and
+    the rest of the training goes into correcting the one that does not.
+
+    Where a probe is in doubt whether a source is worth more than a network that has learned nothing, the fresh pathway plays alone too,
+    until each has `DOUBTED` whole episodes: a source stays if it earned more by two standard errors, and is dropped if not.
+
+    A source plays alone as it is, neither corrected nor noisy, and so do the pathways together in one of `SHOW_EVERY` of their episodes:
+    these say what each earns in evaluations, and if a source clearly earns more there than all together, it is who acts in them. If one does
+    when half of the training is over, the others count as far behind from then on: mixing gaits makes some robots fall, and the rest
+    of the training goes into correcting the one that does not.
 
     Args:
         names: The pathways' names.
@@ -181,6 +194,7 @@ class Solos(nn.Module):
         self.register_buffer("lag", torch.zeros(len(names)))
         self.register_buffer("believes", torch.zeros((), dtype=torch.bool))
         self.register_buffer("doubted", torch.zeros(len(names), dtype=torch.bool))
+        self.register_buffer("chosen", torch.tensor(-1))
         self.playing: Int[Tensor, " envs"]
         """Who plays alone in each environment; -1 for nobody."""
         self.shown: Bool[Tensor, " envs"]
@@ -262,7 +276,8 @@ class Solos(nn.Module):
     def revised(self, trusted: Sequence[bool]) -> Float[Tensor, " pathways"]:
         """By how much more than was believed each trusted pathway lies behind the best, in standard errors.
 
-        All zero until two of them have played enough; no pathway counts as more than `MOST_BEHIND` behind.
+        All zero until two of them have played enough; no pathway counts as more than `MOST_BEHIND` behind. All but one do from when
+        half of the training is over, if that one then acts in evaluations.
         """
         counts, old = self.standing.get_buffer("counts"), self.get_buffer("lag")
         judged = [index for index, stays in enumerate(trusted) if stays and int(counts[index]) >= ENOUGH]
@@ -271,6 +286,12 @@ class Solos(nn.Module):
             behind_best = errors_behind({self.standing.names[index]: self.standing.of(index) for index in judged})
             for index in judged:
                 new[index] = min(max(behind_best[self.standing.names[index]], 0.0), MOST_BEHIND)
+        chosen = self.get_buffer("chosen")
+        if int(chosen) < 0 and self.remaining <= LATE:
+            chosen.fill_(self.acting)
+        if int(chosen) >= 0 and trusted[int(chosen)]:
+            new[[index for index, stays in enumerate(trusted) if stays]] = MOST_BEHIND
+            new[int(chosen)] = 0.0
         change = new - old
         old.copy_(new)
         return change

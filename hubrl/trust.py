@@ -5,7 +5,8 @@ standard errors of the difference leave the race. In place of the fresh pathway,
 networks of its architecture race, another one in every segment. A source is trusted only if its better half does what
 they do not; if none does, the fresh pathway stays alone and training is training from scratch. The better half counts
 because a source may be good for a part of the task alone. Where episodes can end early, in a crash or a success, a segment
-says little of what follows: a source that earns more there, but not clearly, is left in doubt, and whole episodes decide.
+says little of what follows: a source that earns more there, but not clearly, is left in doubt, and whole episodes decide; so it
+is where every segment earns the same, as under rare rewards.
 """
 
 import copy
@@ -98,19 +99,30 @@ def closeness(returns: Returns, name: str) -> float:
     return (means[name] - means[FRESH]) / gap if name in means and gap > 0 else 0.0
 
 
-def judge(returns: Returns, *, may_doubt: bool = False) -> tuple[dict[str, bool], dict[str, float], list[str]]:
+def tied(source: Sequence[float], untrained: Sequence[float]) -> bool:
+    """Whether all segments earned the same, so that they tell nothing."""
+    return len({*source, *untrained}) == 1
+
+
+def judge(returns: Returns, *, ended: bool = False, decidable: bool = False) -> tuple[dict[str, bool], dict[str, float], list[str]]:
     """Whom to keep, where the router starts, and who is in doubt, from the segments' returns.
 
     Sources stay if they are not clearly worse than the best pathway, or near it, and do what untrained networks do not; see
     `starting_points` for the start. The fresh pathway always stays. Sources that do not clearly do what untrained networks do not are
-    dropped, or, if doubt is possible and they are promising, left in doubt.
+    dropped, or left in doubt: the promising where episodes end early, and those that tie with untrained networks in every segment.
+
+    Args:
+        returns: Of every segment, by pathway.
+        ended: Whether an episode ended of itself.
+        decidable: Whether there may be doubt, because whole episodes will decide.
     """
     racing = still_racing(returns, STANDARD_ERRORS)
     trusted, doubted = racing, list[str]()
     if FRESH in returns:
         near = [name for name in returns if name != FRESH and (name in racing or closeness(returns, name) >= NEAR)]
         trusted = [name for name in near if useful(returns[name], returns[FRESH])]
-        doubted = [name for name in near if may_doubt and name not in trusted and promising(returns[name], returns[FRESH])]
+        open_to = {name: tied(returns[name], returns[FRESH]) or (ended and promising(returns[name], returns[FRESH])) for name in near}
+        doubted = [name for name in near if decidable and name not in trusted and open_to[name]]
     kept = {name: name in (*trusted, *doubted, FRESH) for name in returns}
     return kept, starting_points(returns, trusted, doubted), doubted
 
@@ -149,7 +161,7 @@ def probe(model: OnPolicyAlgorithm, budget: int, on_step: Callable[[int], None] 
         if all(len(returns[name]) >= ENOUGH for name in racing):
             survivors = still_racing({name: returns[name] for name in racing})
             racing = [name for name in racing if name in survivors or (name == FRESH and len(survivors) > 1)]
-    kept, start, doubted = judge(returns, may_doubt=may_end and policy.solos is not None and policy.holds)
+    kept, start, doubted = judge(returns, ended=may_end, decidable=policy.solos is not None and policy.holds)
     worth = [float(np.mean(segments)) if segments else math.nan for segments in returns.values()]
     policy.method.trust(list(kept.values()), list(start.values()), worth)
     return Verdict(returns, kept, start, doubted, segment, steps)

@@ -17,7 +17,7 @@ from hubrl.evidence import DISTRUST
 from hubrl.outputs import ALONE
 from hubrl.reading import read_agent
 from hubrl.routing import Router
-from hubrl.standing import DOUBTED, MOST_BEHIND, Solos
+from hubrl.standing import DOUBTED, LATEST, MOST_BEHIND, Solos
 
 
 def up_and_down():
@@ -136,6 +136,29 @@ def test_how_far_behind_is_told_once_and_in_standard_errors():
     believed = played([one, other, []])
     believed.believe([-5.0, 0.0, -4.0])
     assert believed.revised([True, True, True]).tolist() == pytest.approx([-5.0, apart, 0.0]), "evidence replaces belief"
+
+
+def test_half_way_the_others_make_way_for_a_source_that_earns_more_alone_than_all_together():
+    solos = Solos(["a", "b", "fresh"], 0.0)
+    solos.believe([0.0, 0.0, -4.0])
+    for earned in (10.0, 11.0, 12.0):
+        solos.standing.note(0, earned)
+        solos.standing.note(1, earned)
+        solos.together.note(0, earned - 9)
+    everybody = [True, True, True]
+    solos.remaining = 0.51
+    assert solos.acting == 0
+    assert solos.revised(everybody).tolist() == [0.0, 0.0, 0.0], "they may still learn to play together"
+    solos.remaining = 0.5
+    assert solos.revised(everybody).tolist() == [0.0, MOST_BEHIND, MOST_BEHIND - 4]
+    for _ in range(LATEST):
+        solos.together.note(0, 20.0)
+    assert solos.acting == -1, "corrected it earns more than untouched"
+    assert solos.revised(everybody).tolist() == [0.0, 0.0, 0.0], "which is no reason to mix again"
+    solos = Solos(["a", "b", "fresh"], 0.0)
+    solos.believe([0.0, 0.0, -4.0])
+    solos.remaining = 0.4
+    assert solos.revised(everybody).tolist() == [0.0, 0.0, 0.0], "nobody acts for all"
 
 
 @pytest.mark.parametrize("actions", [STEER, CHOOSE])

@@ -146,13 +146,23 @@ def test_a_source_that_is_above_untrained_networks_not_clearly_is_in_doubt_where
     assert not useful(returns["near"], returns[FRESH])
     assert not promising(returns["bad"], returns[FRESH]), "3 against 4"
     assert not promising([1.0], [])
-    kept, _, doubted = judge(returns)
-    assert doubted == []
-    assert kept == {"good": False, "near": False, "bad": False, FRESH: True}
-    kept, start, doubted = judge(returns, may_doubt=True)
+    for without in ({"ended": True}, {"decidable": True}):
+        kept, _, doubted = judge(returns, **without)
+        assert doubted == []
+        assert kept == {"good": False, "near": False, "bad": False, FRESH: True}
+    kept, start, doubted = judge(returns, ended=True, decidable=True)
     assert doubted == ["good", "near"]
     assert kept == {"good": True, "near": True, "bad": False, FRESH: True}
     assert start == {"good": -DISTRUST, "near": -DISTRUST, "bad": 0.0, FRESH: 0.0}, "the fresh pathway first"
+
+
+def test_sources_that_tie_with_untrained_networks_in_every_segment_are_in_doubt():
+    returns = {"silent": [0.0, 0.0], "noisy": [-1.0, 0.0], FRESH: [0.0, 0.0]}
+    kept, start, doubted = judge(returns, decidable=True)
+    assert doubted == ["silent"]
+    assert kept == {"silent": True, "noisy": False, FRESH: True}
+    assert start == {"silent": -DISTRUST, "noisy": 0.0, FRESH: 0.0}
+    assert judge(returns)[2] == []
 
 
 def test_one_sample_is_not_enough_to_be_trusted():
