@@ -167,14 +167,6 @@ class Solos(nn.Module):
     one does when half of the training is over, the others count as far behind from then on: mixing gaits makes some robots fall, and
     the rest of the training goes into correcting the one that does not.
 
-    Where a probe is in doubt whether a source is worth more than a network that has learned nothing, the fresh pathway plays alone too,
-    until each has `DOUBTED` whole episodes: a source stays if it earned more by two standard errors, and is dropped if not.
-
-    A source plays alone as it is, neither corrected nor noisy, and so do the pathways together in one of `SHOW_EVERY` of their episodes:
-    these say what each earns in evaluations, and if a source clearly earns more there than all together, it is who acts in them. If one does
-    when half of the training is over, the others count as far behind from then on: mixing gaits makes some robots fall, and the rest
-    of the training goes into correcting the one that does not.
-
     Args:
         names: The pathways' names.
         share: Share of the episodes once the sources are judged, at the start of the training; it falls to zero with what remains of it.
