@@ -32,9 +32,8 @@ class PathwayDistribution(Distribution):
     def proba_distribution(
         self, speech: Float[Tensor, "batch pathways outputs"], weights: Float[Tensor, "batch pathways"]
     ) -> "PathwayDistribution":
-        """What the pathways say, and their weights."""
-        self.speech = speech
-        self.log_weights = log_weights(weights)
+        """What the pathways say, and the logarithms of their weights."""
+        self.speech, self.log_weights = speech, weights
         return self
 
     def entropy(self) -> Tensor | None:
@@ -154,9 +153,9 @@ Release = Callable[[Float[Tensor, "batch pathways"], Int[Tensor, " batch"]], Flo
 
 
 def held(
-    weights: Float[Tensor, "batch pathways"], previous: Int[Tensor, " batch"], release: float | Float[Tensor, "batch pathways"]
+    log_weights: Float[Tensor, "batch pathways"], previous: Int[Tensor, " batch"], release: float | Float[Tensor, "batch pathways"]
 ) -> Float[Tensor, "batch pathways"]:
-    """How likely each pathway acts next, given who acted before [ours].
+    """How likely each pathway acts next, given who acted before, as a logarithm [ours].
 
     With a number, a pathway lets go with that probability and the router draws anew:
     `p(i) = (1 - release) [i = previous] + release * w_i`. With a tensor, each pathway's own stickiness `c_i` is added
@@ -164,13 +163,19 @@ def held(
     but is not active any more lets go.
 
     Args:
-        weights: Pathway weights; every row sums to one.
-        previous: Who acted before; -1 for nobody.
+        log_weights: Logarithms of pathway weights; minus infinity where a pathway is not active.
+        previous: Who acted before; below 0 for nobody.
         release: Probability to let go, or the stickiness of each pathway in nats.
     """
-    there = functional.one_hot(previous.clamp_min(0), weights.shape[1]).bool() & (previous >= 0)[:, None] & (weights > 0)
+    there = at(previous, log_weights.shape[1])
     if isinstance(release, Tensor):
-        stuck = log_weights(weights) + torch.where(there, release, torch.zeros_like(release))
-        return functional.softmax(stuck, dim=1)
-    kept = (1 - release) * there.to(weights.dtype) + release * weights
-    return torch.where(there.any(dim=1, keepdim=True), kept, weights)
+        return functional.log_softmax(log_weights + there * release, dim=1)
+    there = there & log_weights.isfinite()
+    kept = torch.where(there, math.log1p(-release), -torch.inf) if release < 1 else torch.full_like(log_weights, -torch.inf)
+    drawn = log_weights + math.log(release) if release > 0 else torch.full_like(log_weights, -torch.inf)
+    return torch.where(there.any(dim=1, keepdim=True), torch.logaddexp(kept, drawn), log_weights)
+
+
+def at(place: Int[Tensor, " batch"], n: int) -> Bool[Tensor, "batch n"]:
+    """Where the place of every row is, of `n`; nowhere where it is not among them."""
+    return torch.arange(n, device=place.device) == place[:, None]

@@ -64,6 +64,8 @@ class Hearing:
     """Who acted, in an update."""
     calm: Bool[Tensor, " batch"] | None = None
     """Who is to act without noise, in a rollout."""
+    noise: Float[Tensor, "batch pathways"] | None = None
+    """The router's noise, where that is remembered."""
 
 
 class Holding:

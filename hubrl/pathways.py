@@ -220,13 +220,11 @@ class Pathways(nn.Module):
             wanted: For every pathway, whether it may speak at all.
         """
         n_rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-        said = torch.zeros(n_rows, len(self.sources), self.width)
         members = [index for index in range(len(self.sources)) if wanted[index]]
         with torch.no_grad():
-            for index, spoken in zip(members, self._listened(members, observations), strict=True):
-                said = said.to(spoken.device)
-                said[:, index] = spoken
-        return said
+            spoken = dict(zip(members, self._listened(members, observations), strict=True))
+            silence = torch.zeros(n_rows, self.width, device=next(iter(spoken.values())).device if spoken else None)
+            return torch.stack([spoken.get(index, silence) for index in range(len(self.sources))], dim=1)
 
     def _listened(self, members: list[int], observations: Observations) -> list[Tensor]:
         """What some sources themselves say of all observations, computed together."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hubrl import speech, store
 from hubrl.buffers import Memory
-from hubrl.distributions import CommittedDistribution, MixtureDistribution, PathwayDistribution, held, mixed_categorical
+from hubrl.distributions import CommittedDistribution, MixtureDistribution, PathwayDistribution, at, held, mixed_categorical
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.freezing import ParametersOnce, copy_weights, freeze
 from hubrl.losses import drift, inject, kickstarting
@@ -28,7 +28,7 @@ from hubrl.networks import Observations
 from hubrl.outputs import ALONE, Hearing, Holding, Outputs, check_solos
 from hubrl.pathways import FRESH, Pathways, Target, check_meanings, extractor_class, spec_sources
 from hubrl.precision import BF16NatureCNN, ReadsBytes
-from hubrl.routing import ZeroLinear, aggregate
+from hubrl.routing import ZeroLinear, log_weights
 from hubrl.spaces import describe
 from hubrl.spec import HubSpec, parse_spec
 from hubrl.standing import Solos
@@ -125,7 +125,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             routed = self._route(Hearing(observations, exploring=False, previous=ALONE - alone), latent_pi)
             assert routed.weights is not None
             routed = routed._replace(weights=nn.functional.one_hot(alone, routed.weights.shape[1]).to(routed.weights.dtype))
-        return routed._replace(features=_aggregated(routed))
+        return routed._replace(whole=routed.features)
 
     @torch.no_grad()
     def act_as(self, obs: PyTorchObs, pathway: Int[Tensor, " batch"]) -> np.ndarray:
@@ -161,7 +161,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         """Values, log-probabilities and entropy for an update, under the rollout's noise."""
         with self._hear(obs, exploring=True) as hearing:
             memory = self._recalled[1] if self._recalled is not None and self._recalled[0] is obs else {}
-            hearing.heard, hearing.calm = memory.get("heard"), memory.get("calm")
+            hearing.heard, hearing.noise = memory.get("heard"), memory.get("noise")
             if "choice" in memory:
                 hearing.previous, hearing.acted = memory["choice"].unbind(dim=1)
             values, log_prob, entropy = super().evaluate_actions(obs, actions)
@@ -319,9 +319,14 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         """Begin a step's memory: what the sources say, and who is held."""
         if self.holds:
             self._remember_who(hearing)
-        if self.remembers and self.outputs.recall and not self.spec.tuned and not self._only_fresh(hearing):
+        if not self.remembers or self._only_fresh(hearing):
+            return
+        if self.outputs.recall and not self.spec.tuned:
             heard = self.method.pathways.listen(hearing.observations, self.method.trusted_pathways)
             hearing.heard = self.memory["heard"] = heard
+        noise = self._noise(hearing)
+        if noise is not None:
+            hearing.noise = self.memory["noise"] = noise
 
     def _remember_who(self, hearing: Hearing) -> None:
         if not self.remembers:
@@ -361,7 +366,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         if self.fresh_alone:
-            self.method.tally.count(_all_for_last(len(latent_pi), len(self.method.pathways.names)))
+            if not self.training:
+                self.method.tally.count(_all_for_last(len(latent_pi), len(self.method.pathways.names)))
             return super()._get_action_dist_from_latent(latent_pi)
         assert self._hearing is not None
         if self._only_fresh(self._hearing):
@@ -369,7 +375,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             return self._distributed
         routed = self._route(self._hearing, latent_pi)
         learning = self.training and torch.is_grad_enabled() and not self.warming
-        self.method.tally.count(routed.weights, routed.loss if learning else None)
+        # What an update goes through is what the rollout went through, again and again.
+        self.method.tally.count(None if self.training else routed.weights, routed.loss if learning else None)
         loss = routed.loss
         if learning and self.anchors is not None:
             loss = loss + self.outputs.anchor_coef * self._drift(routed, self._hearing.observations)
@@ -391,10 +398,10 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
         names = self.method.pathways.names
         weights = _all_for_last(len(fresh), len(names)).to(fresh.device)
-        self.method.tally.count(weights)
+        self.method.tally.count(None if self.training else weights)
         said = torch.cat([fresh.new_zeros(len(fresh), len(names) - 1, fresh.shape[1]), fresh[:, None]], dim=1)
         made = CommittedDistribution(self.action_space).of(hearing.acted, hearing.calm)
-        return made.proba_distribution(said, weights)
+        return made.proba_distribution(said, log_weights(weights))
 
     def _drift(self, routed: Routed, observations: Observations) -> Float[Tensor, ""]:
         """How far what acts for the sources is from what they did untouched, by their weights."""
@@ -416,14 +423,19 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         return coef * (routed.weights[:, :-1].detach() * lessons).sum(dim=1).mean()
 
     def _route(self, hearing: Hearing, latent_pi: Tensor) -> Routed:
-        key = int(self.get_buffer("noise_key")) if hearing.exploring else None
-        with self.method.pathways.reminded(hearing.heard), self.method.quiet(hearing.calm):
-            routed: Routed = self.method(hearing.observations, fresh=self._fresh_speech(latent_pi), noise_key=key)
+        with self.method.pathways.reminded(hearing.heard):
+            routed: Routed = self.method(hearing.observations, fresh=self._fresh_speech(latent_pi), noise=self._noise(hearing))
         if routed.speech is None or routed.weights is None:
             return routed
-        return routed._replace(
-            speech=self._with_residual(routed.speech, self._hub_latent(hearing.observations, latent_pi), hearing.previous)
-        )
+        corrected = self._with_residual(routed.speech, self._hub_latent(hearing.observations, latent_pi), hearing.previous)
+        return routed._replace(speech=corrected, whole=None)
+
+    def _noise(self, hearing: Hearing) -> Float[Tensor, "batch pathways"] | None:
+        """The router's noise: as it was, where that is remembered; none where it is to be quiet."""
+        if not hearing.exploring or hearing.noise is not None:
+            return hearing.noise
+        noise = self.method.draw_noise(hearing.observations, int(self.get_buffer("noise_key")))
+        return noise if noise is None or hearing.calm is None else noise.masked_fill(hearing.calm[:, None], 0.0)
 
     def _hub_latent(self, observations: Observations, latent_pi: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch latent"]:
         """What the residual and the stickiness read: the actor's hidden layers, as they were before the fresh pathway learned alone."""
@@ -464,7 +476,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
     def distribution_parameters(self, routed: Routed) -> Float[Tensor, "batch outputs"]:
         """The action distribution as speech: log-probabilities, or mean and log standard deviation of the likeliest pathway."""
         if routed.speech is None or routed.weights is None or self.aggregation != "mixture":
-            return _aggregated(routed)
+            return routed.features
         if isinstance(self.action_space, spaces.Discrete):
             return mixed_categorical(routed.speech, routed.weights).distribution.logits
         best = routed.weights.argmax(dim=1)
@@ -474,14 +486,14 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
         said, weights = routed.speech, routed.weights
         if said is None or weights is None or self.aggregation != "mixture":
-            return self._whole_distribution(_aggregated(routed))
+            return self._whole_distribution(routed.features)
         if self.holds:
-            weights = self._transition(weights, latent_pi, hearing)
+            transition = self._transition(log_weights(weights), latent_pi, hearing)
             made: PathwayDistribution = CommittedDistribution(self.action_space).of(hearing.acted, hearing.calm)
-            return made.proba_distribution(said, weights)
+            return made.proba_distribution(said, transition)
         if isinstance(self.action_space, spaces.Discrete):
             return mixed_categorical(said, weights)
-        return MixtureDistribution(self.action_space).proba_distribution(said, weights)
+        return MixtureDistribution(self.action_space).proba_distribution(said, log_weights(weights))
 
     def _whole_distribution(self, said: Float[Tensor, "batch outputs"]) -> Distribution:
         if isinstance(self.action_space, spaces.Discrete):
@@ -492,7 +504,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
     def _transition(
         self, weights: Float[Tensor, "batch pathways"], latent_pi: Float[Tensor, "batch latent"], hearing: Hearing
     ) -> Float[Tensor, "batch pathways"]:
-        """Weights given who acted before; without a record of it, as if nobody was held."""
+        """Logarithms of weights given who acted before; without a record of it, as if nobody was held."""
         if hearing.previous is None:
             return weights
         match self.outputs.release:
@@ -502,25 +514,18 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
                 release = 1 / self.outputs.hold
             case _:
                 release = 1.0 if self.stickiness is None else self.stickiness(self._hub_latent(hearing.observations, latent_pi))
-        weights = held(weights, hearing.previous.clamp_min(-1), release)
+        weights = held(weights, hearing.previous, release)
         if self.solos is None:
             return weights
-        alone = nn.functional.one_hot((ALONE - hearing.previous).clamp_min(0), weights.shape[1]).to(weights.dtype)
-        return torch.where((hearing.previous <= ALONE)[:, None], alone, weights)
+        only = torch.zeros_like(weights).masked_fill(~at(ALONE - hearing.previous, weights.shape[1]), -torch.inf)
+        return torch.where((hearing.previous <= ALONE)[:, None], only, weights)
 
 
 def _carrying(routed: Routed, loss: Float[Tensor, ""]) -> Routed:
     """The same, with a loss that rides on what the distribution is made of."""
     if routed.weights is None:
-        return routed._replace(features=inject(routed.features, loss))
+        return routed._replace(whole=inject(routed.features, loss))
     return routed._replace(weights=inject(routed.weights, loss))
-
-
-def _aggregated(routed: Routed) -> Float[Tensor, "batch width"]:
-    """What all pathways say, corrected, by their weights; what the method made of it where it has no weights."""
-    if routed.speech is None or routed.weights is None:
-        return routed.features
-    return aggregate(routed.speech, routed.weights)
 
 
 def get_action_width(space: spaces.Space[Any]) -> int:

@@ -70,20 +70,23 @@ class Router(nn.Module):
         self.mean = ZeroLinear(hidden_dim, n_pathways)
         self.spread = ZeroLinear(hidden_dim, n_pathways)
 
-    def forward(
-        self, observations: Observations, noise_key: int | None, quiet: Bool[Tensor, " batch"] | None = None
-    ) -> Float[Tensor, "batch pathways"]:
-        """The router's numbers, with replayable noise if a key is given, but for rows that are to be quiet."""
-        given = observations if isinstance(observations, dict) else {"": observations}
+    def forward(self, observations: Observations, noise: Float[Tensor, "batch pathways"] | None = None) -> Float[Tensor, "batch pathways"]:
+        """The router's numbers, with noise as wide as it says, if any is given."""
+        given = self._by_key(observations)
         read = [reader(given[key]) for key, reader in zip(self.keys, self.readers, strict=True)]
         hidden = self.hidden(torch.cat(read, dim=1))
         z: Tensor = self.mean(hidden)
-        if noise_key is None:
+        if noise is None:
             return z
-        noise = replayable_noise(torch.cat([given[key].flatten(1) for key in self.keys], dim=1), noise_key, z.shape[1])
-        if quiet is not None:
-            noise = noise.masked_fill(quiet[:, None], 0.0)
         return z + noise * (functional.softplus(self.spread(hidden)) + NOISE_FLOOR)
+
+    def draw_noise(self, observations: Observations, key: int) -> Float[Tensor, "batch pathways"]:
+        """Standard Gaussian noise, replayable: the same for the same observations under the same key."""
+        given = self._by_key(observations)
+        return replayable_noise(torch.cat([given[name].flatten(1) for name in self.keys], dim=1), key, self.mean.out_features)
+
+    def _by_key(self, observations: Observations) -> dict[str, Tensor]:
+        return observations if isinstance(observations, dict) else {"": observations}
 
 
 class SymLog(nn.Module):

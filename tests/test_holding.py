@@ -21,7 +21,7 @@ WEIGHTS = torch.tensor([[0.5, 0.3, 0.2]])
 
 
 def transition(previous, release):
-    return held(WEIGHTS, torch.tensor([previous]), release)[0].tolist()
+    return held(WEIGHTS.log(), torch.tensor([previous]), release)[0].exp().tolist()
 
 
 def test_a_held_pathway_lets_go_with_a_probability():
@@ -41,7 +41,7 @@ def test_stickiness_is_added_where_a_pathway_acted():
 def test_who_is_not_active_any_more_lets_go():
     weights = torch.tensor([[0.6, 0.0, 0.4]])
     for release in (0.1, torch.full((1, 3), 5.0)):
-        assert held(weights, torch.tensor([1]), release)[0].tolist() == pytest.approx([0.6, 0.0, 0.4])
+        assert held(weights.log(), torch.tensor([1]), release)[0].exp().tolist() == pytest.approx([0.6, 0.0, 0.4])
 
 
 def test_equal_weights_let_go_once_in_hold_steps_at_the_start():
@@ -49,18 +49,18 @@ def test_equal_weights_let_go_once_in_hold_steps_at_the_start():
     model = target(PPO, env, tiny_hub(env).agent(PPO, hold=8, release="learned"))
     thirds = torch.full((1, 3), 1 / 3)
     sticky = model.policy.stickiness(torch.zeros(1, model.policy.mlp_extractor.latent_dim_pi))
-    assert held(thirds, torch.tensor([2]), sticky)[0, 2].item() == pytest.approx(7 / 8)
+    assert held(thirds.log(), torch.tensor([2]), sticky)[0, 2].exp().item() == pytest.approx(7 / 8)
 
 
 def test_the_likelihood_is_of_pathway_and_action():
     speech = torch.tensor([[[0.0, math.log(1.0)], [2.0, math.log(0.5)]]])
     one = CommittedDistribution(spaces.Box(-1.0, 1.0, (1,))).of(torch.tensor([1]))
-    one.proba_distribution(speech, torch.tensor([[0.75, 0.25]]))
+    one.proba_distribution(speech, torch.tensor([[0.75, 0.25]]).log())
     density = math.exp(-((1.8 - 2.0) ** 2) / (2 * 0.25)) / (0.5 * math.sqrt(2 * math.pi))
     assert one.log_prob(torch.tensor([[1.8]])).item() == pytest.approx(math.log(0.25 * density), rel=1e-5)
     choices = torch.tensor([[[0.9, 0.1], [0.3, 0.7]]]).log()
     other = CommittedDistribution(spaces.Discrete(2)).of(torch.tensor([1]))
-    other.proba_distribution(choices, torch.tensor([[0.75, 0.25]]))
+    other.proba_distribution(choices, torch.tensor([[0.75, 0.25]]).log())
     assert other.log_prob(torch.tensor([0])).item() == pytest.approx(math.log(0.25 * 0.3), rel=1e-5)
 
 

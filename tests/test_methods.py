@@ -137,7 +137,8 @@ def built(name, level="features", hub=None, **options):
 def routed(method, rows, noise_key=None):
     pathways = method.pathways
     fresh = torch.ones(len(rows), pathways.width) if pathways.target.level == "outputs" and pathways.names[-1] == FRESH else None
-    return method(rows, fresh=fresh, noise_key=noise_key)
+    noise = None if noise_key is None else method.draw_noise(rows, noise_key)
+    return method(rows, fresh=fresh, noise=noise)
 
 
 @LEVELS

@@ -13,6 +13,7 @@ from toys import CHOOSE, IMAGE, PARTS, SETTINGS, STEER, TINY, Toy, target, tiny,
 
 from hubrl import BadConfig, Hub, HubActorCriticPolicy, HubCallback, SpaceMismatch, UnknownName
 from hubrl.distributions import MixtureDistribution
+from hubrl.routing import log_weights
 
 ACTIONS = pytest.mark.parametrize("actions", [STEER, CHOOSE], ids=["box", "discrete"])
 AGGREGATIONS = pytest.mark.parametrize("aggregation", ["mixture", "mean"])
@@ -98,7 +99,7 @@ def mixture():
     mean = torch.tensor([[[0.0, 1.0], [2.0, -1.0], [50.0, 50.0]]])
     std = torch.tensor([[[1.0, 0.5], [0.1, 0.2], [1.0, 1.0]]])
     weights = torch.tensor([[0.75, 0.25, 0.0]])
-    return MixtureDistribution(spaces.Box(-1.0, 1.0, (2,))).proba_distribution(torch.cat([mean, std.log()], dim=2), weights)
+    return MixtureDistribution(spaces.Box(-1.0, 1.0, (2,))).proba_distribution(torch.cat([mean, std.log()], dim=2), weights.log())
 
 
 def test_the_likelihood_is_that_of_the_mixture():
@@ -132,7 +133,8 @@ def test_gradients_of_a_mixture_are_finite_with_pathways_of_no_weight():
     speech = torch.randn(4, 3, 4, requires_grad=True)
     z = torch.randn(4, 3, requires_grad=True)
     weights = z.masked_fill(torch.tensor([False, True, False]), -torch.inf).softmax(dim=1)
-    MixtureDistribution(spaces.Box(-1.0, 1.0, (2,))).proba_distribution(speech, weights).log_prob(torch.randn(4, 2)).sum().backward()
+    made = MixtureDistribution(spaces.Box(-1.0, 1.0, (2,))).proba_distribution(speech, log_weights(weights))
+    made.log_prob(torch.randn(4, 2)).sum().backward()
     assert torch.isfinite(speech.grad).all()
     assert torch.isfinite(z.grad).all()
     assert (speech.grad[:, 1] == 0).all()

@@ -155,11 +155,10 @@ def test_a_new_router_prefers_nobody(space):
     space = spaces.Dict({"camera": channel_first, "joints": VECTOR}) if isinstance(space, spaces.Dict) else space
     router = Router(space, n_pathways=3, hidden_dim=8)
     rows = {"camera": torch.rand(5, 3, 36, 36), "joints": torch.randn(5, 4)} if isinstance(space, spaces.Dict) else torch.randn(5, 4)
-    assert (router(rows, None) == 0).all()
-    noisy = router(rows, 1)
-    assert noisy.abs().min() > 0
-    assert torch.equal(noisy, router(rows, 1))
-    assert not torch.equal(noisy, router(rows, 2))
+    assert (router(rows) == 0).all()
+    assert router(rows, router.draw_noise(rows, 1)).abs().min() > 0
+    assert torch.equal(router.draw_noise(rows, 1), router.draw_noise(rows, 1))
+    assert not torch.equal(router.draw_noise(rows, 1), router.draw_noise(rows, 2))
 
 
 def test_observations_of_any_unit_leave_the_router_sensitive():

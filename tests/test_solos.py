@@ -292,17 +292,26 @@ def test_what_is_remembered_of_a_step_comes_back_as_it_was():
             return True
 
     model.learn(64, callback=CallbackList([HubCallback(probe_share=0), Watch()]))
-    assert shapes[0] == {"choice": (8, 2), "calm": (8,), "heard": (8, 2, 4)}
+    assert shapes[0] == {"choice": (8, 2), "calm": (8,), "heard": (8, 2, 4), "noise": (8, 3)}
 
 
-def test_a_quiet_row_is_routed_without_noise():
+def test_the_noise_of_a_rollout_is_kept_for_its_update_and_none_is_in_calm_rows():
+    env = make_vec_env(Toy, n_envs=4, seed=0)
+    model = target(PPO, env, tiny_hub(Toy()).agent(PPO, solo_share=0.2))
+    policy = model.policy
+    policy.commit()
+    policy.set_training_mode(False)
+    policy.solos.begin(4, [True] * 3)
+    policy.solos.shown = torch.tensor([True, False, True, False])
+    rows = torch.randn(4, 4)
+    policy(rows)
+    noise, key = policy.memory["noise"], int(policy.get_buffer("noise_key"))
+    drawn = policy.method.router.draw_noise(rows, key)
+    assert torch.equal(noise[1::2], drawn[1::2])
+    assert (noise[::2] == 0).all()
     router = Router(VECTOR, 3, 8)
-    rows, quiet = torch.randn(4, 4), torch.tensor([True, False, True, False])
-    plain, noisy = router(rows, None), router(rows, 7)
-    some = router(rows, 7, quiet)
-    assert torch.equal(some[quiet], plain[quiet])
-    assert torch.equal(some[~quiet], noisy[~quiet])
-    assert (noisy != plain).all()
+    assert torch.equal(router(rows, torch.zeros(4, 3)), router(rows))
+    assert (router(rows, drawn) != router(rows)).all()
 
 
 def test_solos_that_cannot_be_are_refused():

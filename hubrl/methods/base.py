@@ -2,8 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -15,6 +14,7 @@ from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.losses import entropy_nats
 from hubrl.networks import Observations
 from hubrl.pathways import Pathways, Target
+from hubrl.routing import aggregate
 from hubrl.source import Source
 
 Aggregation = Literal["mixture", "mean", "whole"]
@@ -26,14 +26,23 @@ _methods: dict[str, type["Method"]] = {}
 class Routed(NamedTuple):
     """What a method makes of a batch, at either level."""
 
-    features: Float[Tensor, "batch features"]
-    """Features, or the parameters of one action distribution: the aggregation of `speech` by `weights` where there are."""
+    whole: Float[Tensor, "batch features"] | None
+    """Features, or the parameters of one action distribution; none where they are the aggregation of `speech` by `weights`."""
     loss: Float[Tensor, ""]
     """What the method adds to the task's loss."""
     speech: Float[Tensor, "batch pathways width"] | None = None
     """What every pathway said: features, or the parameters of its action distribution; zeros where it was not active."""
     weights: Float[Tensor, "batch pathways"] | None = None
     """Pathway weights; every row sums to one. None if the method has none."""
+
+    @property
+    def features(self) -> Float[Tensor, "batch features"]:
+        """What was made as a whole, or else of what every pathway said; aggregated when it is asked for."""
+        if self.whole is not None:
+            return self.whole
+        assert self.speech is not None
+        assert self.weights is not None
+        return aggregate(self.speech, self.weights)
 
 
 @runtime_checkable
@@ -86,17 +95,6 @@ class Method(nn.Module, ABC):
         self.tally = Tally(pathways.names)
         self.remaining = 1.0
         """Share of the training that is still to come; a callback sees to it."""
-        self.quiet_rows: Bool[Tensor, " batch"] | None = None
-        """Which rows are routed without noise, whatever the key; see `quiet`."""
-
-    @contextmanager
-    def quiet(self, rows: Bool[Tensor, " batch"] | None) -> Iterator[None]:
-        """Inside, some rows are routed without noise; none for none of them."""
-        self.quiet_rows = rows
-        try:
-            yield
-        finally:
-            self.quiet_rows = None
 
     @classmethod
     def source_lr(cls, level: speech.Level) -> float:
@@ -104,14 +102,23 @@ class Method(nn.Module, ABC):
         return 1.0 if cls.tunes else 0.1
 
     @abstractmethod
-    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
+    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
         """Route a batch.
 
         Args:
             observations: As SB3 preprocesses them.
             fresh: At the level of outputs, what the target's own actor says `(batch, width)`.
-            noise_key: Key of the replayable noise; none for no noise.
+            noise: What `draw_noise` gave for these observations `(batch, pathways)`; none for no noise.
         """
+
+    def draw_noise(self, observations: Observations, key: int) -> Float[Tensor, "batch pathways"] | None:
+        """Standard Gaussian noise of exploration for a batch, always the same under a key; none for methods without any.
+
+        Args:
+            observations: As SB3 preprocesses them.
+            key: Changes once a rollout.
+        """
+        return None
 
     def trust(self, kept: Sequence[bool], start: Sequence[float], worth: Sequence[float] = ()) -> None:
         """Take over what a probe found out of the candidates; methods without a router have nothing to take over.

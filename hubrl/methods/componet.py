@@ -62,7 +62,7 @@ class CompoNet(Method):
         self.register_buffer("places", place_encodings(len(sources) + 1, n_actions))
         self.attention = torch.zeros(len(sources))
 
-    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
+    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
         """Attend, propose, correct."""
         assert fresh is not None
         active = torch.ones(len(fresh), len(self.pathways.names), dtype=torch.bool, device=fresh.device)

@@ -33,7 +33,7 @@ class Concat(Method):
         super().__init__(Pathways(sources, target, fresh=False, project=False))
         self.features_dim = sum(source.width for source in sources)
 
-    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
+    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
         """All of them speak."""
         features = torch.cat(self.pathways.voices(observations), dim=1)
         return Routed(features, features.new_zeros(()))

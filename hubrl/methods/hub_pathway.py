@@ -13,7 +13,7 @@ from hubrl.losses import exploration_entropy, load_balance
 from hubrl.methods.base import Method, Routed, register
 from hubrl.networks import Observations
 from hubrl.pathways import FRESH, Pathways, Target
-from hubrl.routing import Router, aggregate, pathway_weights
+from hubrl.routing import Router, pathway_weights
 from hubrl.source import Source
 
 EXPLORATION_LOSSES = {"entropy": exploration_entropy, "load": load_balance}
@@ -74,15 +74,19 @@ class HubPathway(Method):
         self.register_buffer("trusted", torch.ones(n_pathways, dtype=torch.bool))
         self.register_buffer("probed", torch.zeros((), dtype=torch.bool))
 
-    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
+    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
         """Route, let the active pathways speak, aggregate."""
         trusted = self.get_buffer("trusted")
         heard = self.pathways.side_by_side(observations) if self.router_reads == "features" else None
-        z = self.router(observations if heard is None else heard, noise_key if self.noise else None, self.quiet_rows)
+        z = self.router(observations if heard is None else heard, noise)
         weights, active = pathway_weights(z, self.top_k, trusted)
         with self.pathways.reminded(heard):
             speech = self.pathways.speak(observations, active, fresh)
-        return Routed(aggregate(speech, weights), self._exploration_loss(weights, trusted), speech, weights)
+        return Routed(None, self._exploration_loss(weights, trusted), speech, weights)
+
+    def draw_noise(self, observations: Observations, key: int) -> Float[Tensor, "batch pathways"] | None:
+        """The router's, if it is noisy."""
+        return self.router.draw_noise(observations, key) if self.noise else None
 
     def _exploration_loss(self, weights: Float[Tensor, "batch pathways"], trusted: Bool[Tensor, " pathways"]) -> Float[Tensor, ""]:
         if self.explore_coef == 0 or not torch.is_grad_enabled():

@@ -58,7 +58,7 @@ class Kickstart(Method):
         """For every pathway, whether it may speak: the teachers as long as they are heard."""
         return [self.coef_now > 0] * len(self.pathways.sources) + [True]
 
-    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
+    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
         """What the student says; in a gradient step with the distillation loss."""
         assert fresh is not None
         if self.coef_now == 0 or not (self.training and torch.is_grad_enabled()):

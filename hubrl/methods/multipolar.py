@@ -47,7 +47,7 @@ class Multipolar(Method):
         n_actions = self.pathways.width if self.discrete else self.pathways.width // 2
         self.theta = nn.Parameter(torch.ones(len(heard), n_actions))
 
-    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
+    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
         """Scale, average, add the auxiliary network."""
         assert fresh is not None
         active = torch.ones(len(fresh), len(self.pathways.names), dtype=torch.bool, device=fresh.device)

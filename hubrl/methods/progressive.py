@@ -74,7 +74,7 @@ class Progressive(Method):
         self.laterals = nn.ModuleList(_new(layer, bias=False) for layer, _ in layers[1:])
         self.features_dim = 2 * _width(layers[-1][0])
 
-    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
+    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
         """The new column's last layer, and what the head hears of the others'."""
         pathways = [cast("SourcePathway", pathway) for pathway in self.pathways.sources]
         with torch.no_grad():

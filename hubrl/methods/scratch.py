@@ -47,7 +47,7 @@ class Scratch(Method):
             wanted = sum(tensor.numel() for source in sources for tensor in source.encoder.state_dict().values())
             self.pathways.fresh = sized(target.observation_space, self.pathways.width, wanted)
 
-    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
+    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
         """What the fresh pathway says."""
         rows = next(iter(observations.values())) if isinstance(observations, dict) else observations
         weights = torch.ones(len(rows), 1, device=rows.device)

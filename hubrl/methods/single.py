@@ -17,7 +17,7 @@ class Alone(Method):
 
     takes_heard = True
 
-    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
+    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
         """What the one source says."""
         rows = next(iter(observations.values())) if isinstance(observations, dict) else observations
         weights = torch.ones(len(rows), 1, device=rows.device)

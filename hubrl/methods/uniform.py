@@ -8,7 +8,6 @@ from torch import Tensor
 from hubrl.methods.base import Method, Routed, register
 from hubrl.networks import Observations
 from hubrl.pathways import Pathways, Target
-from hubrl.routing import aggregate
 from hubrl.source import Source
 
 
@@ -29,10 +28,10 @@ class Uniform(Method):
     def __init__(self, sources: Sequence[Source], target: Target, *, fresh: bool = False, width: int | None = None) -> None:
         super().__init__(Pathways(sources, target, fresh=fresh, width=width))
 
-    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise_key: int | None = None) -> Routed:
+    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
         """The mean of what they say."""
         rows = next(iter(observations.values())) if isinstance(observations, dict) else observations
         n_pathways = len(self.pathways.names)
         weights = torch.full((len(rows), n_pathways), 1 / n_pathways, device=rows.device)
         speech = self.pathways.speak(observations, weights > 0, fresh)
-        return Routed(aggregate(speech, weights), speech.new_zeros(()), speech, weights)
+        return Routed(None, speech.new_zeros(()), speech, weights)
