@@ -96,6 +96,10 @@ class HubCallback(BaseCallback):
             policy.method.trust(*settled)
             self._tell_settled(settled[0])
         trusted = policy.method.trusted_pathways
+        chosen = policy.solos.chosen
+        if chosen >= 0 and sum(trusted) > 1:
+            trusted = [index == chosen for index in range(len(trusted))]
+            policy.method.trust(trusted, [0.0] * len(trusted))
         policy.method.revise(policy.solos.revised(trusted))
         claimed = policy.solos.claimed
         n_steps = self._lasted / max(self._episodes, 1) * self.training_env.num_envs

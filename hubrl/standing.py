@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from hubrl.evidence import DISTRUST, STANDARD_ERRORS, Returns, behind, errors_behind
+from hubrl.evidence import DISTRUST, RACE_ERRORS, STANDARD_ERRORS, Returns, behind, errors_behind
 from hubrl.growth import SHOW_EVERY, Growth, Phase
 from hubrl.pathways import FRESH
 
@@ -164,8 +164,8 @@ class Solos(nn.Module):
 
     A source plays alone as it is, neither corrected nor noisy, and so do the pathways together in one of `SHOW_EVERY` of their episodes:
     these say what each earns in evaluations, and if a source clearly earns more there than all together, it is who acts in them. If
-    one does when half of the training is over, the others count as far behind from then on: mixing gaits makes some robots fall, and
-    the rest of the training goes into correcting the one that does not.
+    one is ahead by three standard errors when half of the training is over, the others are dropped: mixing gaits makes some robots
+    fall, and the rest of the training goes into correcting the one that does not.
 
     Args:
         names: The pathways' names.
@@ -186,7 +186,6 @@ class Solos(nn.Module):
         self.register_buffer("lag", torch.zeros(len(names)))
         self.register_buffer("believes", torch.zeros((), dtype=torch.bool))
         self.register_buffer("doubted", torch.zeros(len(names), dtype=torch.bool))
-        self.register_buffer("chosen", torch.tensor(-1))
         self.playing: Int[Tensor, " envs"]
         """Who plays alone in each environment; -1 for nobody."""
         self.shown: Bool[Tensor, " envs"]
@@ -229,10 +228,19 @@ class Solos(nn.Module):
     @property
     def acting(self) -> int:
         """The source that acts in evaluations, alone and as it is, because it clearly earns more than all together; -1 for none."""
+        return self._ahead(STANDARD_ERRORS)
+
+    @property
+    def chosen(self) -> int:
+        """The source that all others should make way for, because it still earns more than all together half-way; -1 for none."""
+        return self._ahead(RACE_ERRORS) if self.remaining <= LATE else -1
+
+    def _ahead(self, errors: float) -> int:
+        """The source that earns most, if by so many standard errors more than all together; -1 for none."""
         best, together = self.standing.most(self.sources), self.together.of(0)
         if best is None or min(len(together), int(self.standing.get_buffer("counts")[best])) < ENOUGH:
             return -1
-        return best if behind(together, self.standing.of(best)) > STANDARD_ERRORS else -1
+        return best if behind(together, self.standing.of(best)) > errors else -1
 
     def end(self, n_envs: int = 0) -> None:
         """Nobody plays alone any more."""
@@ -268,8 +276,7 @@ class Solos(nn.Module):
     def revised(self, trusted: Sequence[bool]) -> Float[Tensor, " pathways"]:
         """By how much more than was believed each trusted pathway lies behind the best, in standard errors.
 
-        All zero until two of them have played enough; no pathway counts as more than `MOST_BEHIND` behind. All but one do from when
-        half of the training is over, if that one then acts in evaluations.
+        All zero until two of them have played enough; no pathway counts as more than `MOST_BEHIND` behind.
         """
         counts, old = self.standing.get_buffer("counts"), self.get_buffer("lag")
         judged = [index for index, stays in enumerate(trusted) if stays and int(counts[index]) >= ENOUGH]
@@ -278,12 +285,6 @@ class Solos(nn.Module):
             behind_best = errors_behind({self.standing.names[index]: self.standing.of(index) for index in judged})
             for index in judged:
                 new[index] = min(max(behind_best[self.standing.names[index]], 0.0), MOST_BEHIND)
-        chosen = self.get_buffer("chosen")
-        if int(chosen) < 0 and self.remaining <= LATE:
-            chosen.fill_(self.acting)
-        if int(chosen) >= 0 and trusted[int(chosen)]:
-            new[[index for index, stays in enumerate(trusted) if stays]] = MOST_BEHIND
-            new[int(chosen)] = 0.0
         change = new - old
         old.copy_(new)
         return change
@@ -306,7 +307,7 @@ class Solos(nn.Module):
             trusted: For every pathway, whether a probe left it in.
             episode: Share of the training that an episode in every environment takes.
         """
-        if self.growth is None or not bool(self.get_buffer("believes")):
+        if self.growth is None or not bool(self.get_buffer("believes")) or not trusted[-1]:
             return False
         acting = self.acting
         instead = self.standing.of(acting) if acting >= 0 else None

@@ -17,7 +17,7 @@ from hubrl.evidence import DISTRUST
 from hubrl.outputs import ALONE
 from hubrl.reading import read_agent
 from hubrl.routing import Router
-from hubrl.standing import DOUBTED, LATEST, MOST_BEHIND, Solos
+from hubrl.standing import DOUBTED, MOST_BEHIND, Solos
 
 
 def up_and_down():
@@ -138,27 +138,43 @@ def test_how_far_behind_is_told_once_and_in_standard_errors():
     assert believed.revised([True, True, True]).tolist() == pytest.approx([-5.0, apart, 0.0]), "evidence replaces belief"
 
 
-def test_half_way_the_others_make_way_for_a_source_that_earns_more_alone_than_all_together():
+def test_half_way_all_make_way_for_a_source_that_earns_more_alone_than_all_together():
     solos = Solos(["a", "b", "fresh"], 0.0)
-    solos.believe([0.0, 0.0, -4.0])
     for earned in (10.0, 11.0, 12.0):
         solos.standing.note(0, earned)
-        solos.standing.note(1, earned)
-        solos.together.note(0, earned - 9)
-    everybody = [True, True, True]
-    solos.remaining = 0.51
-    assert solos.acting == 0
-    assert solos.revised(everybody).tolist() == [0.0, 0.0, 0.0], "they may still learn to play together"
+        solos.together.note(0, earned - 2.1)
     solos.remaining = 0.5
-    assert solos.revised(everybody).tolist() == [0.0, MOST_BEHIND, MOST_BEHIND - 4]
-    for _ in range(LATEST):
-        solos.together.note(0, 20.0)
-    assert solos.acting == -1, "corrected it earns more than untouched"
-    assert solos.revised(everybody).tolist() == [0.0, 0.0, 0.0], "which is no reason to mix again"
-    solos = Solos(["a", "b", "fresh"], 0.0)
-    solos.believe([0.0, 0.0, -4.0])
-    solos.remaining = 0.4
-    assert solos.revised(everybody).tolist() == [0.0, 0.0, 0.0], "nobody acts for all"
+    assert (solos.acting, solos.chosen) == (0, -1), "clear enough for evaluations, which can be taken back"
+    for earned in (10.0, 11.0, 12.0):
+        solos.together.note(0, earned - 9)
+    assert (solos.acting, solos.chosen) == (0, 0)
+    solos.remaining = 0.51
+    assert (solos.acting, solos.chosen) == (0, -1), "they may still learn to play together"
+
+
+def test_where_all_make_way_training_goes_on_with_one_source_and_its_correction():
+    env = make_vec_env(Toy, n_envs=2, seed=0)
+    model = target(PPO, env, up_and_down().agent(PPO, solo_share=0.2), learning_rate=1e-3)
+    policy = model.policy
+    policy.solos.believe([0.0, 0.0, -4.0])
+
+    class Worse(BaseCallback):
+        """Together they earn little, whatever they do."""
+
+        def _on_rollout_end(self):
+            for earned in (-30.0, -31.0, -32.0):
+                policy.solos.together.note(0, earned)
+
+        def _on_step(self):
+            return True
+
+    ratios = Ratios()
+    model.learn(1024, callback=[HubCallback(probe_share=0, warmup_share=0), Worse(), ratios])
+    assert policy.method.trusted_pathways == [True, False, False]
+    assert ratios.greatest < 1e-4
+    assert not policy.fresh_alone
+    rows = torch.randn(5, 4)
+    assert policy.route(rows).weights.tolist() == [[1.0, 0.0, 0.0]] * 5
 
 
 @pytest.mark.parametrize("actions", [STEER, CHOOSE])
