@@ -91,15 +91,15 @@ class HubCallback(BaseCallback):
         if policy.solos is None or not policy.holds:
             return
         policy.solos.remaining = policy.method.remaining
-        settled = policy.solos.settle(policy.method.trusted_pathways)
+        trusted = policy.method.trusted_pathways
+        settled, chosen = policy.solos.settle(trusted), policy.solos.chosen
+        if settled is None and chosen >= 0 and sum(trusted) > 1:
+            settled = [index == chosen for index in range(len(trusted))], [0.0] * len(trusted)
         if settled is not None:
             policy.method.trust(*settled)
+            policy.solos.drop(settled[0])
             self._tell_settled(settled[0])
-        trusted = policy.method.trusted_pathways
-        chosen = policy.solos.chosen
-        if chosen >= 0 and sum(trusted) > 1:
-            trusted = [index == chosen for index in range(len(trusted))]
-            policy.method.trust(trusted, [0.0] * len(trusted))
+            trusted = settled[0]
         policy.method.revise(policy.solos.revised(trusted))
         claimed = policy.solos.claimed
         n_steps = self._lasted / max(self._episodes, 1) * self.training_env.num_envs
@@ -199,7 +199,7 @@ class HubCallback(BaseCallback):
             print(describe_verdict(self.verdict))  # noqa: T201 - what verbose=1 asks for, as SB3's callbacks do
 
     def _tell_settled(self, kept: list[bool]) -> None:
-        """What became of those whom the probe doubted."""
+        """Who stays by what whole episodes said."""
         fates = dict(zip(self._methods[0].pathways.names, kept, strict=True))
         for name, stays in fates.items():
             self.logger.record(f"trust/kept/{name}", float(stays), exclude=NO_TABLE)

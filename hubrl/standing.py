@@ -86,6 +86,10 @@ class Standing(nn.Module):
         returns[pathway, int(counts[pathway]) % self.windows[pathway]] = earned
         counts[pathway] += 1
 
+    def forget(self, pathway: int) -> None:
+        """What a pathway earned counts no more."""
+        self.get_buffer("counts")[pathway] = 0
+
     def of(self, pathway: int) -> list[float]:
         """The remembered returns of a pathway."""
         played = min(int(self.get_buffer("counts")[pathway]), self.windows[pathway])
@@ -202,8 +206,6 @@ class Solos(nn.Module):
     def settle(self, trusted: Sequence[bool]) -> tuple[list[bool], list[float]] | None:
         """Whom to trust and where the router starts, as soon as whole episodes say so of everybody in doubt; then nobody is.
 
-        Who is dropped while playing hands the rest of the episode over to all together.
-
         Args:
             trusted: For every pathway, whether a probe left it in.
 
@@ -221,9 +223,19 @@ class Solos(nn.Module):
         sources = [names[index] for index in self.sources if kept[index]]
         start = list(starting_points(dict(zip(names, returns, strict=True)), sources).values())
         self.believe(start)
-        dropped = torch.tensor([player >= 0 and not kept[player] for player in self.playing.tolist()], dtype=torch.bool)
-        self.playing[dropped], self.shown[dropped] = -1, False
         return kept, start
+
+    def drop(self, kept: Sequence[bool]) -> None:
+        """Some leave for good: they act for nobody any more, and who of them is playing hands the rest of the episode over to all together.
+
+        Args:
+            kept: For every pathway, whether it stays.
+        """
+        for index in self.sources:
+            if not kept[index]:
+                self.standing.forget(index)
+        leaving = torch.tensor([player >= 0 and not kept[player] for player in self.playing.tolist()], dtype=torch.bool)
+        self.playing[leaving], self.shown[leaving] = -1, False
 
     @property
     def acting(self) -> int:

@@ -100,7 +100,9 @@ def test_who_earned_clearly_more_than_the_fresh_pathway_stays_and_who_did_not_is
     kept, start = solos.settle([True, True, True])
     assert kept == [True, False, True]
     assert start == [0.0, 0.0, -DISTRUST]
+    solos.drop(kept)
     assert solos.playing.tolist() == [0, -1, -1]
+    assert solos.standing.of(1) == [], "who was dropped acts for nobody"
     assert solos.shown.tolist() == [True, False, True], "what is begun without noise ends so, but for whom is dropped"
     assert solos.get_buffer("lag").tolist() == [0.0, 0.0, DISTRUST]
     assert solos.settle(kept) is None, "nobody is in doubt any more"

@@ -257,9 +257,9 @@ def test_where_episodes_can_end_early_whole_episodes_settle_what_a_probe_doubts(
     assert "steps: poor kept, good kept, fresh kept" in told
     solos = model.policy.solos
     assert not bool(solos.get_buffer("doubted").any())
-    assert min(solos.standing.get_buffer("counts").tolist()) >= DOUBTED
+    assert int(solos.standing.get_buffer("counts")[1]) >= DOUBTED
     assert model.policy.method.trusted_pathways[1]
-    assert solos.standing.worth[1] > solos.standing.worth[0] + 10
+    assert solos.standing.worth[1] > 30
 
 
 def test_without_solos_nobody_is_in_doubt():
