@@ -7,6 +7,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.dqn import DQN
 
 from hubrl.buffers import remember_steps
@@ -20,6 +21,7 @@ from hubrl.q_policies import HubDQNPolicy, Pausing
 from hubrl.spec import HubSpec
 from hubrl.standing import Standing
 from hubrl.trust import Verdict, probe, true_rewards
+from hubrl.values import DiscountedReturns, ValueHead
 
 MUCH_EXPLORATION = 0.2
 """Share of random actions above which an episode says little about who played it."""
@@ -65,6 +67,7 @@ class HubCallback(BaseCallback):
                 self._probe()
             self._earned = np.zeros(self.training_env.num_envs)
             self._episodes, self._lasted = 0, 0
+            self._discounted = DiscountedReturns(self.training_env.num_envs, self.model.gamma)
             if self.model.policy.solos is not None and self.model.policy.holds:
                 self.model.policy.solos.begin(self.training_env.num_envs, self.model.policy.method.trusted_pathways)
             self._warm_up()
@@ -121,7 +124,23 @@ class HubCallback(BaseCallback):
             self.model.policy.warming = self.model.num_timesteps < self._warm_until and not (solos is not None and solos.claimed)
         see_through_normalisation(self.model.policy, self.training_env)
 
+    def _scale_values(self, policy: HubActorCriticPolicy) -> None:
+        """Let the critic speak in units of the returns; the first time what it said in the rollout is said anew."""
+        head = policy.value_net
+        if not isinstance(head, ValueHead) or (policy.fresh_alone and not head.measured):
+            return
+        first = not head.measured
+        mean, std = self._discounted.moments()
+        if std == 0.0:
+            return
+        head.measure(mean, std)
+        if first:
+            assert isinstance(self.model, OnPolicyAlgorithm)
+            value_again(self.model)
+
     def _on_rollout_end(self) -> None:
+        if isinstance(self.model.policy, HubActorCriticPolicy):
+            self._scale_values(self.model.policy)
         if self.model.num_timesteps - self._logged_at < self.log_every:
             return
         self._logged_at = self.model.num_timesteps
@@ -153,6 +172,7 @@ class HubCallback(BaseCallback):
     def _on_step(self) -> bool:
         if isinstance(self.model.policy, HubActorCriticPolicy):
             self.model.policy.release(self.locals["dones"])
+            self._discounted.note(self.locals["rewards"], self.locals["dones"])
             self._count_solos(self.model.policy)
         if isinstance(self.model.policy, HubDQNPolicy):
             self._earned += true_rewards(self.training_env, self.locals["rewards"])
@@ -266,6 +286,20 @@ class HubCallback(BaseCallback):
         }
         metrics: dict[str, float] = {"rollout/ep_rew_mean": 0.0, "pathway/entropy_nats": 0.0}
         self.logger.record("hparams", HParam(hparams, metrics), exclude=TENSORBOARD_ONLY)
+
+
+def value_again(model: OnPolicyAlgorithm) -> None:
+    """Ask the critic again what the states of a rollout are worth, and compute advantages from that."""
+    buffer, policy = model.rollout_buffer, model.policy
+    with torch.no_grad():
+        for step in range(buffer.buffer_size):
+            seen: Any = buffer.observations
+            seen = {key: rows[step] for key, rows in seen.items()} if isinstance(seen, dict) else seen[step]
+            buffer.values[step] = policy.predict_values(obs_as_tensor(seen, model.device)).cpu().numpy().flatten()
+        last: Any = model._last_obs
+        last_values = policy.predict_values(obs_as_tensor(last, model.device))
+    assert model._last_episode_starts is not None
+    buffer.compute_returns_and_advantage(last_values=last_values, dones=model._last_episode_starts)
 
 
 def _explore_as_before(model: DQN) -> None:

@@ -37,6 +37,7 @@ from hubrl.q_policies import HubDQNPolicy, RoutedQNetwork, SourceQNetwork
 from hubrl.source import Source
 from hubrl.spaces import describe
 from hubrl.trained import HubActor, HubGreedyActor
+from hubrl.values import ValueHead
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"PPO": PPO, "A2C": A2C, "DQN": DQN}
 
@@ -138,7 +139,8 @@ def _chains(agent: Source) -> Chains:
 
 def _heard(policy: HubActorCriticPolicy) -> Chains:
     """An agent that heard its sources' outputs."""
-    critic = [*_sb3_extractor(policy.vf_features_extractor), *policy.mlp_extractor.value_net, policy.value_net]
+    value = policy.value_net.plain() if isinstance(policy.value_net, ValueHead) else policy.value_net
+    critic = [*_sb3_extractor(policy.vf_features_extractor), *policy.mlp_extractor.value_net, value]
     method = policy.method
     if policy.fresh_alone or isinstance(method, Kickstart):
         actor = [*_sb3_extractor(policy.pi_features_extractor), *policy.mlp_extractor.policy_net, policy.action_net]

@@ -45,6 +45,8 @@ class Outputs(Plain):
     """Coefficient of the divergence that holds what acts for a source, tuned or corrected, near what it did untouched."""
     action_meanings: tuple[str, ...] | None = None
     """What the target's discrete actions mean (`env.unwrapped.get_action_meanings()`), for sources whose cards say so too."""
+    scale_values: bool = True
+    """Whether the critic speaks in units of the returns, which HubCallback measures (see `hubrl.values`), where there are sources."""
     recall: bool = True
     """Whether what frozen sources said in a rollout is stored with it and not computed again in its update."""
 

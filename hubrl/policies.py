@@ -32,6 +32,7 @@ from hubrl.routing import ZeroLinear, log_weights
 from hubrl.spaces import describe
 from hubrl.spec import HubSpec, parse_spec
 from hubrl.standing import Solos
+from hubrl.values import ValueHead
 
 
 class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
@@ -275,6 +276,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         routing = [*getattr(self.method, "router", nn.Module()).parameters(), *getattr(self.stickiness, "parameters", list)()]
         for parameter in routing:
             parameter.lr_scale = self.outputs.router_lr
+        if self.outputs.scale_values and len(self.method.pathways.sources):
+            self.value_net: nn.Linear = ValueHead(self.value_net)
         self.residual = None
         if self.outputs.residual and self.method.corrects and len(self.method.pathways.sources):
             self.residual = ZeroLinear(self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space))

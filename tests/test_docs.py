@@ -101,10 +101,12 @@ def test_the_metrics_page_names_exactly_the_tags_that_a_run_writes():
     sources = [PPO("MlpPolicy", "CartPole-v1", seed=seed, device="cpu") for seed in (1, 2)]
     hub = Hub.from_agents(sources, names=["one", "two"])
     tags = Tags()
-    # A probe drops these untrained sources, and with them the router's gradient: one training with it, one without.
-    for probe_share in (0.2, 0.0):
+    # A probe drops these untrained sources, and with them the router's gradient: one training with it, one without, one in doubt.
+    for probe_share, doubted in ((0.2, []), (0.0, []), (0.0, ["one"])):
         model = PPO(env="CartPole-v1", **hub.agent(PPO), n_steps=256, n_epochs=1, device="cpu", seed=0)
         model.set_logger(Logger(None, [tags]))
+        if doubted:
+            model.policy.solos.believe([0.0] * 3, doubted)
         model.learn(2_000, callback=HubCallback(probe_share=probe_share, log_every=100))
     model = grower()
     model.set_logger(Logger(None, [tags]))

@@ -1,0 +1,101 @@
+"""A critic that speaks in units of the returns, so that it need not first grow to their size.
+
+A new critic says about zero. Where sources earn much from the first step on, its weights, which a step of Adam moves by a learning
+rate, would take a hundred rollouts to say what states are worth; until then losing all future rewards, as in a fall, costs nothing.
+So the mean and the spread of discounted returns are measured, and the critic learns the rest (PopArt: van Hasselt et al., NeurIPS 2016).
+"""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+LEAST = 0.1
+"""Spread, as a share of the mean's size, below which that of returns is not believed: an even gait hardly varies what it earns."""
+
+FADING = 0.1
+"""Share of the newest rollout in the running moments, once there were as many rollouts as that says."""
+
+
+class ValueHead(nn.Linear):
+    """The last layer of a critic, whose output is scaled and shifted; as it was until that is measured.
+
+    The gradient of a squared error reaches the layer as if values and returns were divided by the scale.
+
+    Args:
+        layer: The layer that it takes the place of; its parameters are taken over.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features)
+        self.weight, self.bias = layer.weight, layer.bias
+        self.register_buffer("shift", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    @property
+    def measured(self) -> bool:
+        """Whether it speaks in units of the returns."""
+        return bool(self.get_buffer("scale") != 1) or bool(self.get_buffer("shift") != 0)
+
+    def forward(self, features: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch 1"]:
+        """Values, in the units of the rewards."""
+        said = super().forward(features)
+        if not self.measured:
+            return said
+        scale = self.get_buffer("scale")
+        values = said * scale + self.get_buffer("shift")
+        if values.requires_grad:
+            values.register_hook(lambda gradient: gradient / scale.square())
+        return values
+
+    @torch.no_grad()
+    def measure(self, mean: float, std: float) -> None:
+        """Speak in these units from now on; what it says stays the same, except the first time (PopArt, proposition 1)."""
+        shift, scale = self.get_buffer("shift"), self.get_buffer("scale")
+        if self.measured:
+            self.weight.mul_(scale / std)
+            self.bias.copy_((self.bias * scale + shift - mean) / std)
+        shift.fill_(mean)
+        scale.fill_(std)
+
+    @torch.no_grad()
+    def plain(self) -> nn.Linear:
+        """An ordinary layer that says the same."""
+        layer: nn.Linear = nn.utils.skip_init(nn.Linear, self.in_features, self.out_features)
+        layer.weight.copy_(self.weight * self.get_buffer("scale"))
+        layer.bias.copy_(self.bias * self.get_buffer("scale") + self.get_buffer("shift"))
+        return layer
+
+
+class DiscountedReturns:
+    """Running mean and spread of rewards summed up with a discount, as SB3's VecNormalize sums them.
+
+    Args:
+        n_envs: How many parallel environments there are.
+        gamma: The discount.
+    """
+
+    def __init__(self, n_envs: int, gamma: float) -> None:
+        self.gamma = gamma
+        self.sums = np.zeros(n_envs)
+        self.count, self.first, self.second = 0, 0.0, 0.0
+        self.rollouts, self.mean, self.square = 0, 0.0, 0.0
+
+    def note(self, rewards: Float[np.ndarray, " envs"], dones: Bool[np.ndarray, " envs"]) -> None:
+        """A step of all environments."""
+        self.sums = self.sums * self.gamma + rewards
+        self.count += 1
+        self.first += float(self.sums.mean())
+        self.second += float(np.square(self.sums).mean())
+        self.sums = np.where(dones, 0.0, self.sums)
+
+    def moments(self) -> tuple[float, float]:
+        """Mean and standard deviation, when a rollout is over; the latter at least `LEAST` of the mean's size, and 0 without rewards."""
+        self.rollouts += 1
+        share = max(1 / self.rollouts, FADING)
+        self.mean += share * (self.first / max(self.count, 1) - self.mean)
+        self.square += share * (self.second / max(self.count, 1) - self.square)
+        self.count, self.first, self.second = 0, 0.0, 0.0
+        return self.mean, max(math.sqrt(max(self.square - self.mean**2, 0.0)), LEAST * abs(self.mean))

@@ -1,0 +1,112 @@
+"""A critic in units of the returns: by hand, and in training."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from torch import nn
+from toys import STEER, VECTOR, Toy, target, tiny_hub
+
+from hubrl import HubCallback
+from hubrl.values import LEAST, DiscountedReturns, ValueHead
+
+
+def test_a_head_says_what_its_layer_said_until_it_is_measured():
+    layer, rows = nn.Linear(3, 1), torch.randn(5, 3)
+    head = ValueHead(layer)
+    assert torch.equal(head(rows), layer(rows))
+    assert head.weight is layer.weight
+    assert not head.measured
+    head.measure(100.0, 20.0)
+    torch.testing.assert_close(head(rows), layer(rows) * 20 + 100)
+    torch.testing.assert_close(head.plain()(rows), head(rows))
+
+
+def test_what_a_head_says_stays_when_it_is_measured_anew():
+    head, rows = ValueHead(nn.Linear(3, 1)), torch.randn(5, 3)
+    head.measure(100.0, 20.0)
+    before = head(rows).detach()
+    head.measure(-7.0, 3.0)
+    torch.testing.assert_close(head(rows), before)
+    assert (float(head.shift), float(head.scale)) == (-7.0, 3.0)
+
+
+def test_a_squared_error_is_learned_as_if_values_and_returns_were_divided_by_the_scale():
+    head, rows, returns = ValueHead(nn.Linear(3, 1)), torch.randn(5, 3), 300 + 50 * torch.randn(5, 1)
+    head.measure(300.0, 50.0)
+    (head(rows) - returns).square().mean().backward()
+    found = head.weight.grad.clone()
+    head.weight.grad = None
+    (nn.functional.linear(rows, head.weight, head.bias) - (returns - 300) / 50).square().mean().backward()
+    torch.testing.assert_close(found, head.weight.grad)
+
+
+def test_returns_are_summed_up_with_a_discount_and_anew_in_every_episode():
+    returns = DiscountedReturns(2, 0.5)
+    returns.note(np.array([1.0, 2.0]), np.array([False, True]))
+    returns.note(np.array([1.0, 2.0]), np.array([False, False]))
+    sums = [1.0, 2.0, 1.5, 2.0]
+    assert returns.moments() == pytest.approx((np.mean(sums), np.std(sums)))
+    returns.note(np.array([0.25, 0.0]), np.array([False, False]))
+    later = [1.0, 1.0]
+    mean = (np.mean(sums) + np.mean(later)) / 2
+    square = (np.mean(np.square(sums)) + np.mean(np.square(later))) / 2
+    assert returns.moments() == pytest.approx((mean, math.sqrt(square - mean**2)))
+
+
+def test_an_even_gait_has_a_spread_all_the_same_and_no_rewards_have_none():
+    returns = DiscountedReturns(1, 0.0)
+    returns.note(np.array([5.0]), np.array([False]))
+    assert returns.moments() == pytest.approx((5.0, LEAST * 5))
+    assert DiscountedReturns(1, 0.9).moments() == (0.0, 0.0)
+
+
+class Rich(Toy):
+    """Every step earns a thousand."""
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, 1000.0, *rest
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+def test_a_critic_knows_the_size_of_returns_from_the_first_rollout_on(algorithm, tmp_path):
+    env = make_vec_env(lambda: Rich(VECTOR, STEER), n_envs=2, seed=0)
+    values = []
+
+    class Watch(BaseCallback):
+        def _on_rollout_end(self):
+            values.append(self.model.rollout_buffer.values.mean())
+
+        def _on_step(self):
+            return True
+
+    def trained(**options):
+        values.clear()
+        model = target(algorithm, env, tiny_hub(Toy()).agent(algorithm, **options), gamma=0.9)
+        model.learn(128, callback=[HubCallback(probe_share=0), Watch()])
+        return model
+
+    model = trained()
+    assert values[0] > 1000
+    head = model.policy.value_net
+    assert head.measured
+    model.save(tmp_path / "model.zip")
+    rows = torch.randn(4, 4)
+    torch.testing.assert_close(
+        algorithm.load(tmp_path / "model.zip", device="cpu").policy.predict_values(rows), model.policy.predict_values(rows)
+    )
+    trained(scale_values=False)
+    assert abs(values[0]) < 100
+
+
+def test_a_hub_whose_sources_were_dropped_is_not_measured():
+    env = make_vec_env(lambda: Rich(VECTOR, STEER), n_envs=2, seed=0)
+    model = target(PPO, env, tiny_hub(Toy()).agent(PPO))
+    model.policy.method.trust([False, False, True], [0.0] * 3)
+    model.learn(64, callback=HubCallback(probe_share=0))
+    assert not model.policy.value_net.measured
