@@ -169,7 +169,8 @@ class Solos(nn.Module):
     A source plays alone as it is, neither corrected nor noisy, and so do the pathways together in one of `SHOW_EVERY` of their episodes:
     these say what each earns in evaluations, and if a source clearly earns more there than all together, it is who acts in them. If
     one is ahead by three standard errors when half of the training is over, the others are dropped: mixing gaits makes some robots
-    fall, and the rest of the training goes into correcting the one that does not.
+    fall, and the rest of the training goes into correcting the one that does not. It then acts in evaluations untouched until corrected
+    it earns as much.
 
     Args:
         names: The pathways' names.
@@ -190,6 +191,7 @@ class Solos(nn.Module):
         self.register_buffer("lag", torch.zeros(len(names)))
         self.register_buffer("believes", torch.zeros((), dtype=torch.bool))
         self.register_buffer("doubted", torch.zeros(len(names), dtype=torch.bool))
+        self.register_buffer("committed", torch.zeros((), dtype=torch.bool))
         self.playing: Int[Tensor, " envs"]
         """Who plays alone in each environment; -1 for nobody."""
         self.shown: Bool[Tensor, " envs"]
@@ -231,6 +233,7 @@ class Solos(nn.Module):
         Args:
             kept: For every pathway, whether it stays.
         """
+        self.get_buffer("committed").fill_(sum(kept) == 1 and any(kept[index] for index in self.sources))
         for index in self.sources:
             if not kept[index]:
                 self.standing.forget(index)
@@ -239,8 +242,11 @@ class Solos(nn.Module):
 
     @property
     def acting(self) -> int:
-        """The source that acts in evaluations, alone and as it is, because it clearly earns more than all together; -1 for none."""
-        return self._ahead(STANDARD_ERRORS)
+        """The source that acts in evaluations, alone and as it is, because it clearly earns more than all together; -1 for none.
+
+        If all others made way for it, it need not be clear.
+        """
+        return self._ahead(0.0 if bool(self.get_buffer("committed")) else STANDARD_ERRORS)
 
     @property
     def chosen(self) -> int:

@@ -17,7 +17,7 @@ from hubrl.evidence import DISTRUST
 from hubrl.outputs import ALONE
 from hubrl.reading import read_agent
 from hubrl.routing import Router
-from hubrl.standing import DOUBTED, MOST_BEHIND, Solos
+from hubrl.standing import DOUBTED, LATEST, MOST_BEHIND, Solos
 
 
 def up_and_down():
@@ -152,6 +152,13 @@ def test_half_way_all_make_way_for_a_source_that_earns_more_alone_than_all_toget
     assert (solos.acting, solos.chosen) == (0, 0)
     solos.remaining = 0.51
     assert (solos.acting, solos.chosen) == (0, -1), "they may still learn to play together"
+    for _ in range(LATEST):
+        solos.together.note(0, 10.9)
+    assert solos.acting == -1
+    solos.drop([True, False, False])
+    assert solos.acting == 0, "all others made way: it acts until it earns as much corrected"
+    solos.together.note(0, 15.0)
+    assert solos.acting == -1
 
 
 def test_where_all_make_way_training_goes_on_with_one_source_and_its_correction():
