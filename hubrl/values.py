@@ -6,6 +6,7 @@ So the mean and the spread of discounted returns are measured, and the critic le
 """
 
 import math
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +34,14 @@ class ValueHead(nn.Linear):
         self.weight, self.bias = layer.weight, layer.bias
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
+
+    newer: ClassVar[tuple[str, ...]] = ("shift", "scale")
+    """Buffers that agents of version 0.1 may lack; they are then as at the start."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in self.newer:
+            state_dict.setdefault(prefix + name, self.get_buffer(name))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def measured(self) -> bool:

@@ -26,6 +26,12 @@ def test_a_head_says_what_its_layer_said_until_it_is_measured():
     torch.testing.assert_close(head.plain()(rows), head(rows))
 
 
+def test_a_head_takes_the_weights_of_an_ordinary_layer_too():
+    layer, head, rows = nn.Linear(3, 1), ValueHead(nn.Linear(3, 1)), torch.randn(5, 3)
+    head.load_state_dict(layer.state_dict())
+    assert torch.equal(head(rows), layer(rows))
+
+
 def test_what_a_head_says_stays_when_it_is_measured_anew():
     head, rows = ValueHead(nn.Linear(3, 1)), torch.randn(5, 3)
     head.measure(100.0, 20.0)
