@@ -164,7 +164,9 @@ class Growth(nn.Module):
         fresh, hub = self.fresh.latest, self.hub.latest
         hub = hub[len(hub) // 2 :]
         ours = forecast(fresh[:, 0], fresh[:, 1], float(self.get_buffer("own")) + 1 - done)
-        self.forecasts = ours, forecast(hub[:, 0], hub[:, 1], 1.0) if instead is None else float(np.mean(instead))
+        # A hub whose returns fall while it learns does not fall for ever: it has sources that do not change.
+        hubs = max(forecast(hub[:, 0], hub[:, 1], 1.0), float(hub[-FEWEST:, 1].mean())) if instead is None else float(np.mean(instead))
+        self.forecasts = ours, hubs
         self._go(Phase.ALONE if self.forecasts[0] > self.forecasts[1] else Phase.SETTLED)
 
     def _go(self, phase: Phase) -> None:

@@ -69,6 +69,13 @@ def test_the_fresh_pathway_goes_on_alone_where_its_line_leads_higher():
     assert after_trial(np.arange(1.0, 11.0), [50.0] * FEWEST, done=0.19).at is Phase.TRIAL, "not over yet"
 
 
+def test_a_hub_whose_returns_fall_is_not_expected_to_fall_for_ever():
+    falling = [200.0 - 2 * episode for episode in range(2 * FEWEST)]
+    growing = after_trial(np.arange(1.0, 11.0), falling)
+    assert growing.forecasts[1] == pytest.approx(np.mean(falling[-FEWEST:]))
+    assert growing.at is Phase.SETTLED
+
+
 def test_there_is_no_trial_where_it_could_show_nothing():
     growth = Growth(0.05)
     for _ in range(FEWEST - 1):
