@@ -289,7 +289,10 @@ class HubCallback(BaseCallback):
 
 
 def value_again(model: OnPolicyAlgorithm) -> None:
-    """Ask the critic again what the states of a rollout are worth, and compute advantages from that."""
+    """Ask the critic again what the states of a rollout are worth, and compute advantages from that.
+
+    What SB3 added to the rewards where an episode ran out of time stays as the critic said it first.
+    """
     buffer, policy = model.rollout_buffer, model.policy
     with torch.no_grad():
         for step in range(buffer.buffer_size):

@@ -30,10 +30,10 @@ class PathwayDistribution(Distribution):
         raise BadConfig("A mixture of pathways has no network of its own.")
 
     def proba_distribution(
-        self, speech: Float[Tensor, "batch pathways outputs"], weights: Float[Tensor, "batch pathways"]
+        self, speech: Float[Tensor, "batch pathways outputs"], log_weights: Float[Tensor, "batch pathways"]
     ) -> "PathwayDistribution":
         """What the pathways say, and the logarithms of their weights."""
-        self.speech, self.log_weights = speech, weights
+        self.speech, self.log_weights = speech, log_weights
         return self
 
     def entropy(self) -> Tensor | None:
@@ -57,13 +57,13 @@ class PathwayDistribution(Distribution):
         best: Tensor = said.argmax(dim=1) if isinstance(self.action_space, spaces.Discrete) else said.chunk(2, dim=1)[0]
         return best
 
-    def actions_from_params(self, speech: Tensor, weights: Tensor, deterministic: bool = False) -> Tensor:
+    def actions_from_params(self, speech: Tensor, log_weights: Tensor, deterministic: bool = False) -> Tensor:
         """Actions for what pathways say."""
-        return self.proba_distribution(speech, weights).get_actions(deterministic=deterministic)
+        return self.proba_distribution(speech, log_weights).get_actions(deterministic=deterministic)
 
-    def log_prob_from_params(self, speech: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def log_prob_from_params(self, speech: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
         """Actions for what pathways say, and their log-probabilities."""
-        actions = self.actions_from_params(speech, weights)
+        actions = self.actions_from_params(speech, log_weights)
         return actions, self.log_prob(actions)
 
     def each_log_prob(self, actions: Tensor) -> Float[Tensor, "batch pathways"]:

@@ -36,8 +36,8 @@ class ScaledStep(torch.optim.Optimizer):
 class HubAdam(ScaledStep, torch.optim.Adam):
     """Adam with learning rates of their own for tuned sources.
 
-    It steps all parameters of a group together unless told otherwise: a hub has many small ones, and on a CPU that takes two
-    thirds of the time for the same numbers, bit for bit.
+    It steps all parameters of a group together unless told otherwise: a hub has many small ones, and that takes fewer calls for
+    the same numbers, bit for bit.
     """
 
     def __init__(

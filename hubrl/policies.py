@@ -369,8 +369,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         if self.fresh_alone:
-            if not self.training:
-                self.method.tally.count(_all_for_last(len(latent_pi), len(self.method.pathways.names)))
+            self._count(_all_for_last(len(latent_pi), len(self.method.pathways.names)))
             return super()._get_action_dist_from_latent(latent_pi)
         assert self._hearing is not None
         if self._only_fresh(self._hearing):
@@ -378,8 +377,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             return self._distributed
         routed = self._route(self._hearing, latent_pi)
         learning = self.training and torch.is_grad_enabled() and not self.warming
-        # What an update goes through is what the rollout went through, again and again.
-        self.method.tally.count(None if self.training else routed.weights, routed.loss if learning else None)
+        self._count(routed.weights, routed.loss if learning else None)
         loss = routed.loss
         if learning and self.anchors is not None:
             loss = loss + self.outputs.anchor_coef * self._drift(routed, self._hearing.observations)
@@ -389,6 +387,10 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             routed = _carrying(routed, loss)
         self._distributed = self._distribution(routed, latent_pi, self._hearing)
         return self._distributed
+
+    def _count(self, weights: Float[Tensor, "batch pathways"] | None, loss: Float[Tensor, ""] | None = None) -> None:
+        """Count a batch for the logs; the weights in rollouts alone, whose rows an update goes through again and again."""
+        self.method.tally.count(None if self.training else weights, loss)
 
     def _only_fresh(self, hearing: Hearing) -> bool:
         """Whether the fresh pathway plays alone in all rows, so that nobody else need be asked, nor learn."""
@@ -401,7 +403,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
         names = self.method.pathways.names
         weights = _all_for_last(len(fresh), len(names)).to(fresh.device)
-        self.method.tally.count(None if self.training else weights)
+        self._count(weights)
         said = torch.cat([fresh.new_zeros(len(fresh), len(names) - 1, fresh.shape[1]), fresh[:, None]], dim=1)
         made = CommittedDistribution(self.action_space).of(hearing.acted, hearing.calm)
         return made.proba_distribution(said, log_weights(weights))
@@ -505,11 +507,11 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         return DiagGaussianDistribution(get_action_dim(self.action_space)).proba_distribution(centre, log_std)
 
     def _transition(
-        self, weights: Float[Tensor, "batch pathways"], latent_pi: Float[Tensor, "batch latent"], hearing: Hearing
+        self, logs: Float[Tensor, "batch pathways"], latent_pi: Float[Tensor, "batch latent"], hearing: Hearing
     ) -> Float[Tensor, "batch pathways"]:
         """Logarithms of weights given who acted before; without a record of it, as if nobody was held."""
         if hearing.previous is None:
-            return weights
+            return logs
         match self.outputs.release:
             case "fixed":
                 release: float | Tensor = 0.0
@@ -517,11 +519,11 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
                 release = 1 / self.outputs.hold
             case _:
                 release = 1.0 if self.stickiness is None else self.stickiness(self._hub_latent(hearing.observations, latent_pi))
-        weights = held(weights, hearing.previous, release)
+        logs = held(logs, hearing.previous, release)
         if self.solos is None:
-            return weights
-        only = torch.zeros_like(weights).masked_fill(~at(ALONE - hearing.previous, weights.shape[1]), -torch.inf)
-        return torch.where((hearing.previous <= ALONE)[:, None], only, weights)
+            return logs
+        only = torch.zeros_like(logs).masked_fill(~at(ALONE - hearing.previous, logs.shape[1]), -torch.inf)
+        return torch.where((hearing.previous <= ALONE)[:, None], only, logs)
 
 
 def _carrying(routed: Routed, loss: Float[Tensor, ""]) -> Routed:

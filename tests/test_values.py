@@ -12,6 +12,7 @@ from torch import nn
 from toys import STEER, VECTOR, Toy, target, tiny_hub
 
 from hubrl import HubCallback
+from hubrl.optimizers import HubAdam
 from hubrl.values import LEAST, DiscountedReturns, ValueHead
 
 
@@ -69,6 +70,23 @@ def test_an_even_gait_has_a_spread_all_the_same_and_no_rewards_have_none():
     returns.note(np.array([5.0]), np.array([False]))
     assert returns.moments() == pytest.approx((5.0, LEAST * 5))
     assert DiscountedReturns(1, 0.9).moments() == (0.0, 0.0)
+
+
+def test_parameters_that_are_stepped_together_go_where_those_go_that_are_not():
+    torch.manual_seed(0)
+    start = [torch.randn(3, 2), torch.randn(2), torch.randn(())]
+    ends = []
+    for optimizer_class in (HubAdam, torch.optim.Adam):
+        parameters = [nn.Parameter(tensor.clone()) for tensor in start]
+        optimizer = optimizer_class(parameters, lr=1e-2, eps=1e-5)
+        for step in range(20):
+            for parameter in parameters:
+                parameter.grad = (parameter.detach() - step).sin()
+            optimizer.step()
+        ends.append(parameters)
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+    assert HubAdam([nn.Parameter(start[0])], lr=1e-2).defaults["foreach"]
+    assert not HubAdam([nn.Parameter(start[0])], lr=1e-2, fused=True).defaults["foreach"]
 
 
 class Rich(Toy):
