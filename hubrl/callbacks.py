@@ -230,20 +230,20 @@ class HubCallback(BaseCallback):
     def _record(self, method: Method) -> None:
         for tag, value in method.measures().items():
             self.logger.record(tag, value, exclude=NO_TABLE)
-        tally = method.tally
-        if tally.passes:
-            self.logger.record(f"loss/{method.loss_name}", tally.loss / tally.passes)
-        rows = tally.rows
+        sums = method.tally.sums
+        if sums.passes:
+            self.logger.record(f"loss/{method.loss_name}", sums.loss / sums.passes)
+        rows = sums.rows
         if not rows:
             # Methods without weights, and off-policy algorithms while they act at random.
             return
-        for index, name in enumerate(tally.names):
-            self.logger.record(f"pathway/weight/{name}", float(tally.weight[index]) / rows, exclude=NO_TABLE)
-            self.logger.record(f"pathway/active/{name}", float(tally.active[index]) / rows, exclude=NO_TABLE)
-            if len(tally.last):
-                self.logger.record(f"pathway/weights/{name}", tally.last[:, index].clone(), exclude=TENSORBOARD_ONLY)
-        self.logger.record("pathway/entropy_nats", tally.entropy / rows)
-        self.logger.record("pathway/active_sources", float(tally.active.sum()) / rows)
+        for index, name in enumerate(method.tally.names):
+            self.logger.record(f"pathway/weight/{name}", float(sums.weight[index]) / rows, exclude=NO_TABLE)
+            self.logger.record(f"pathway/active/{name}", float(sums.active[index]) / rows, exclude=NO_TABLE)
+            if len(sums.last):
+                self.logger.record(f"pathway/weights/{name}", sums.last[:, index].clone(), exclude=TENSORBOARD_ONLY)
+        self.logger.record("pathway/entropy_nats", sums.entropy / rows)
+        self.logger.record("pathway/active_sources", float(sums.active.sum()) / rows)
 
     def _record_standing(self, standing: Standing) -> None:
         counts, worth = standing.get_buffer("counts"), standing.worth

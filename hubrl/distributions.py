@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hubrl.errors import BadConfig
-from hubrl.routing import log_weights
 
 
 class PathwayDistribution(Distribution):
@@ -30,9 +29,9 @@ class PathwayDistribution(Distribution):
         raise BadConfig("A mixture of pathways has no network of its own.")
 
     def proba_distribution(
-        self, speech: Float[Tensor, "batch pathways outputs"], log_weights: Float[Tensor, "batch pathways"]
+        self, speech: Float[Tensor, "batch speakers outputs"], log_weights: Float[Tensor, "batch pathways"]
     ) -> "PathwayDistribution":
-        """What the pathways say, and the logarithms of their weights."""
+        """What the pathways say, or the one of every row that can have acted, and the logarithms of their weights."""
         self.speech, self.log_weights = speech, log_weights
         return self
 
@@ -42,20 +41,13 @@ class PathwayDistribution(Distribution):
 
     def sample(self) -> Tensor:
         """Draw a pathway, then its action."""
-        self.drawn = _draw(self.log_weights)
-        said = self._of_drawn()
-        if isinstance(self.action_space, spaces.Discrete):
-            return _draw(said)
-        mean, log_std = said.chunk(2, dim=1)
-        action: Tensor = torch.normal(mean, log_std.exp())
-        return action
+        self.drawn = draw_pathway(self.log_weights)
+        return draw_action(self._of_drawn(), self.action_space)
 
     def mode(self) -> Tensor:
         """The likeliest action of the pathway with the greatest weight: good gaits are chosen between, never averaged."""
-        self.drawn = self.log_weights.argmax(dim=1)
-        said = self._of_drawn()
-        best: Tensor = said.argmax(dim=1) if isinstance(self.action_space, spaces.Discrete) else said.chunk(2, dim=1)[0]
-        return best
+        self.drawn = draw_pathway(self.log_weights, deterministic=True)
+        return draw_action(self._of_drawn(), self.action_space, deterministic=True)
 
     def actions_from_params(self, speech: Tensor, log_weights: Tensor, deterministic: bool = False) -> Tensor:
         """Actions for what pathways say."""
@@ -71,6 +63,9 @@ class PathwayDistribution(Distribution):
         return log_likelihood(self.speech, actions[:, None], self.action_space)
 
     def _of_drawn(self) -> Float[Tensor, "batch outputs"]:
+        if self.speech.shape[1] == 1:
+            # Only one is left.
+            return self.speech[:, 0]
         return self.speech.gather(1, self.drawn[:, None, None].expand(-1, 1, self.speech.shape[2])).squeeze(1)
 
 
@@ -104,18 +99,12 @@ class CommittedDistribution(PathwayDistribution):
 
     def sample(self) -> Tensor:
         """Draw a pathway, then its action; where it is to be calm, its mode."""
-        if self.calm is None:
-            return super().sample()
-        mode = self.mode()
-        calmly = self.drawn
-        action = super().sample()
-        self.drawn = torch.where(self.calm, calmly, self.drawn)
-        return torch.where(self.calm.reshape(-1, *[1] * (action.ndim - 1)), mode, action)
+        self.drawn = draw_pathway(self.log_weights, self.calm)
+        return draw_action(self._of_drawn(), self.action_space, self.calm)
 
     def log_prob(self, actions: Tensor) -> Float[Tensor, " batch"]:
         """Logarithm of the likelihood that this pathway is chosen and does this."""
-        chosen: Tensor = self.log_weights.gather(1, self.drawn[:, None]).squeeze(1)
-        return chosen + log_likelihood(self._of_drawn(), actions, self.action_space)
+        return decision_log_prob(self.log_weights, self.drawn, self._of_drawn(), actions, self.action_space)
 
 
 def log_likelihood(speech: Float[Tensor, "*rows outputs"], actions: Tensor, space: spaces.Box | spaces.Discrete) -> Float[Tensor, " *rows"]:
@@ -136,15 +125,56 @@ def log_likelihood(speech: Float[Tensor, "*rows outputs"], actions: Tensor, spac
     return density
 
 
+def draw_pathway(
+    log_weights: Float[Tensor, "batch pathways"], calm: Bool[Tensor, " batch"] | None = None, *, deterministic: bool = False
+) -> Int[Tensor, " batch"]:
+    """Who acts, drawn by weight; the likeliest where it is to be calm, or everywhere."""
+    if deterministic:
+        return log_weights.argmax(dim=1)
+    drawn = _draw(log_weights)
+    return drawn if calm is None else torch.where(calm, log_weights.argmax(dim=1), drawn)
+
+
+def draw_action(
+    said: Float[Tensor, "batch outputs"],
+    space: spaces.Box | spaces.Discrete,
+    calm: Bool[Tensor, " batch"] | None = None,
+    *,
+    deterministic: bool = False,
+) -> Tensor:
+    """What those do who say this; the likeliest where it is to be calm, or everywhere."""
+    if isinstance(space, spaces.Discrete):
+        return draw_pathway(said, calm, deterministic=deterministic)
+    mean, log_std = said.chunk(2, dim=1)
+    if deterministic:
+        return mean
+    drawn: Tensor = torch.normal(mean, log_std.exp())
+    return drawn if calm is None else torch.where(calm[:, None], mean, drawn)
+
+
+def decision_log_prob(
+    log_weights: Float[Tensor, "batch pathways"],
+    drawn: Int[Tensor, " batch"],
+    said: Float[Tensor, "batch outputs"],
+    actions: Tensor,
+    space: spaces.Box | spaces.Discrete,
+) -> Float[Tensor, " batch"]:
+    """Logarithm of the likelihood that a pathway is chosen, and does this who says that."""
+    chosen: Tensor = log_weights.gather(1, drawn[:, None]).squeeze(1)
+    return chosen + log_likelihood(said, actions, space)
+
+
 def _draw(logits: Float[Tensor, "batch choices"]) -> Int[Tensor, " batch"]:
     # As Categorical does it, which checks all it is given first.
     return torch.multinomial(functional.softmax(logits, dim=1), 1, replacement=True).squeeze(1)
 
 
-def mixed_categorical(speech: Float[Tensor, "batch pathways outputs"], weights: Float[Tensor, "batch pathways"]) -> CategoricalDistribution:
+def mixed_categorical(
+    speech: Float[Tensor, "batch pathways outputs"], log_weights: Float[Tensor, "batch pathways"]
+) -> CategoricalDistribution:
     """A mixture of discrete choices, which is a discrete choice itself, so that its entropy is exact."""
     normal = functional.log_softmax(speech, dim=2)
-    logits = torch.logsumexp(log_weights(weights)[:, :, None] + normal, dim=1)
+    logits = torch.logsumexp(log_weights[:, :, None] + normal, dim=1)
     return CategoricalDistribution(logits.shape[1]).proba_distribution(logits)
 
 
@@ -167,13 +197,19 @@ def held(
         previous: Who acted before; below 0 for nobody.
         release: Probability to let go, or the stickiness of each pathway in nats.
     """
+    if not isinstance(release, Tensor) and release >= 1:
+        return log_weights
     there = at(previous, log_weights.shape[1])
     if isinstance(release, Tensor):
         return functional.log_softmax(log_weights + there * release, dim=1)
     there = there & log_weights.isfinite()
-    kept = torch.where(there, math.log1p(-release), -torch.inf) if release < 1 else torch.full_like(log_weights, -torch.inf)
-    drawn = log_weights + math.log(release) if release > 0 else torch.full_like(log_weights, -torch.inf)
-    return torch.where(there.any(dim=1, keepdim=True), torch.logaddexp(kept, drawn), log_weights)
+    held_there = there.any(dim=1, keepdim=True)
+    if release == 0:
+        return torch.where(held_there, torch.zeros_like(log_weights).masked_fill(~there, -torch.inf), log_weights)
+    drawn = log_weights + math.log(release)
+    # Two infinities must not be added: their gradient is no number.
+    kept = torch.logaddexp(drawn.masked_fill(~there, 0.0), drawn.new_full((), math.log1p(-release)))
+    return torch.where(held_there, torch.where(there, kept, drawn), log_weights)
 
 
 def at(place: Int[Tensor, " batch"], n: int) -> Bool[Tensor, "batch n"]:

@@ -1,6 +1,6 @@
 """The encoders of several sources, computed together where they are alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from gymnasium import spaces
@@ -9,12 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from hubrl.cards import Layers, Trunk
-from hubrl.networks import ACTIVATIONS, NATURE, Encoder, Observations, Trunks
+from hubrl.networks import ACTIVATIONS, NATURE, Encoder, GaussianAction, Observations, Trunks, log_std_of
 from hubrl.precision import Kept, Precision, blocks, cast_convolutions, nature, pixels, weights_in
 from hubrl.source import Source
-
-Group = Callable[[Observations], list[Tensor]]
-"""Sources that are computed together: features of each, in order."""
 
 
 class Encoders:
@@ -52,10 +49,22 @@ class Encoders:
         Raises:
             SourcesNotLoaded: If a source's weights never arrived.
         """
-        said: dict[int, Tensor] = {}
-        for members, group in self._groups:
-            said.update(zip(members, group(observations), strict=True))
-        return [said[index] for index in range(len(self.sources))]
+        return self._in_order([group(observations) for _, group in self._groups])
+
+    def outputs(self, observations: Observations) -> list[Float[Tensor, "batch outputs"]]:
+        """What every source says at the level of outputs, see `Source.outputs`.
+
+        Raises:
+            SourcesNotLoaded: If a source's weights never arrived.
+            SpaceMismatch: If a source is an encoder alone.
+        """
+        return self._in_order([group.outputs(observations) for _, group in self._groups])
+
+    def _in_order(self, said: list[list[Tensor]]) -> list[Tensor]:
+        places = {
+            index: each for (members, _), own in zip(self._groups, said, strict=True) for index, each in zip(members, own, strict=True)
+        }
+        return [places[index] for index in range(len(self.sources))]
 
 
 def kind(source: Source, precision: Precision) -> tuple[object, ...] | None:
@@ -82,6 +91,21 @@ def _is_nature(trunk: Trunk) -> bool:
     return convs == NATURE and not any(conv.padding for conv in trunk.convs) and trunk.linear is not None and trunk.activation == "relu"
 
 
+class Group:
+    """One source; what is said of several at once overrides this."""
+
+    def __init__(self, sources: list[Source]) -> None:
+        self.sources = sources
+
+    def __call__(self, observations: Observations) -> list[Tensor]:
+        """Features of each, in order."""
+        return [source.features(observations) for source in self.sources]
+
+    def outputs(self, observations: Observations) -> list[Tensor]:
+        """What each says at the level of outputs, in order."""
+        return [source.spoken(features) for source, features in zip(self.sources, self(observations), strict=True)]
+
+
 def _group(sources: list[Source], key: object) -> Group:
     match key:
         case ("nature", *_):
@@ -89,25 +113,14 @@ def _group(sources: list[Source], key: object) -> Group:
         case ("perceptron", *_) if len(sources) > 1:
             return Perceptrons(sources)
         case _:
-            return Alone(sources[0])
+            return Group(sources)
 
 
-class Alone:
-    """One source, by itself."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __call__(self, observations: Observations) -> list[Tensor]:
-        """Its own features."""
-        return [self.source.features(observations)]
-
-
-class NatureCNNs:
+class NatureCNNs(Group):
     """NatureCNNs over the same images, in bfloat16."""
 
     def __init__(self, sources: list[Source]) -> None:
-        self.sources = sources
+        super().__init__(sources)
         self.scale = 255 if sources[0].card.normalize_images else 1
         self.reads_bytes = not sources[0].card.preprocessing
         self._weights = [weights_in(encoder_of(source).trunks) for source in sources]
@@ -142,24 +155,34 @@ def _natures(images: Tensor, weights: Sequence[Tensor], n: int) -> list[Tensor]:
     return list(torch.baddbmm(last_bias, rows, last).relu().float())
 
 
-class Perceptrons:
+class Perceptrons(Group):
     """Perceptrons of the same widths over the same observations, each behind its own statistics."""
 
     def __init__(self, sources: list[Source]) -> None:
-        self.sources = sources
+        super().__init__(sources)
         network = sources[0].card.network
         self.activation = ACTIVATIONS[getattr(network, "hidden", Layers()).activation]()
         self._weights = [tensor for source in sources for tensor in weights_in(source.encoder)]
         self._kept = Kept()
+        self._heads = GaussianHeads(sources) if GaussianHeads.serve(sources) else None
 
     def __call__(self, observations: Observations) -> list[Tensor]:
         """Features of each."""
-        mean, spread, clip, *layers = self._kept.of(self._weights, self._stacked)
+        return list(self._features(observations))
+
+    def outputs(self, observations: Observations) -> list[Tensor]:
+        """What each one's own head makes of its features."""
+        if self._heads is None:
+            return super().outputs(observations)
+        return [source.mapped(said) for source, said in zip(self.sources, self._heads(self._features(observations)), strict=True)]
+
+    def _features(self, observations: Observations) -> Float[Tensor, "sources batch width"]:
+        mean, spread, clip, *layers = self._kept.of(self._weights, self._stacked, frozen=True)
         read = self._read(observations)
         hidden = ((read - mean) / spread).clamp(-clip, clip).float() if len(mean) else read.expand(len(self.sources), -1, -1)
         for kernels, bias in zip(layers[::2], layers[1::2], strict=True):
             hidden = self.activation(torch.baddbmm(bias, hidden, kernels))
-        return list(hidden)
+        return hidden
 
     def _read(self, observations: Observations) -> Tensor:
         """Observations selected as all of them do, not yet normalised."""
@@ -169,7 +192,7 @@ class Perceptrons:
 
     def _stacked(self) -> list[Tensor]:
         layers = [torch.stack(alike) for alike in zip(*(weights_in(encoder_of(source)) for source in self.sources), strict=True)]
-        return [*self._statistics(), *(layer.transpose(1, 2).contiguous() if layer.ndim == 3 else layer[:, None] for layer in layers)]
+        return [*self._statistics(), *map(_batched, layers)]
 
     def _statistics(self) -> list[Tensor]:
         """Mean, spread and clip of each, `(sources, 1, observed)`; none if no source normalises."""
@@ -183,6 +206,51 @@ class Perceptrons:
         clips = [none + torch.inf if each is None else none + each.how.clip for each in found]
         width = max(len(mean) for mean in means)
         return [torch.stack([part.expand(width) for part in parts])[:, None] for parts in (means, spreads, clips)]
+
+
+class GaussianHeads:
+    """Gaussian heads of sources, all of a kind."""
+
+    def __init__(self, sources: list[Source]) -> None:
+        self.heads = [_gaussian_head(source) for source in sources]
+        self._weights = [tensor for head in self.heads for tensor in (head.mean.weight, head.mean.bias, *head.own_std())]
+        self._kept = Kept()
+
+    @staticmethod
+    def serve(sources: list[Source]) -> bool:
+        """Whether the sources have such heads."""
+        heads = [source.action for source in sources]
+        first = heads[0]
+        return isinstance(first, GaussianAction) and all(
+            isinstance(head, GaussianAction) and head.head == first.head and head.space == first.space for head in heads
+        )
+
+    def __call__(self, features: Float[Tensor, "sources batch width"]) -> Float[Tensor, "sources batch outputs"]:
+        """What each says, from its features."""
+        kernels, bias, *std = self._kept.of(self._weights, self._stacked, frozen=True)
+        first = self.heads[0]
+        mean = torch.baddbmm(bias, features, kernels)
+        if first.head.log_std == "linear":
+            log_std = torch.baddbmm(std[1], features, std[0])
+        else:
+            log_std = log_std_of(features, std[0], expln=first.head.expln) if first.head.log_std == "sde" else std[0]
+        return first.spoken(mean, log_std.expand_as(mean))
+
+    def _stacked(self) -> list[Tensor]:
+        means = [torch.stack([head.mean.weight for head in self.heads]), torch.stack([head.mean.bias for head in self.heads])]
+        std = [torch.stack(alike) for alike in zip(*(head.own_std() for head in self.heads), strict=True)]
+        # The matrix of state-dependent exploration is multiplied as it is.
+        return [*map(_batched, means), *(std if self.heads[0].head.log_std == "sde" else map(_batched, std))]
+
+
+def _batched(layer: Float[Tensor, " sources *own"]) -> Float[Tensor, " sources _ _"]:
+    """Kernels or biases of several layers as a batched product takes them."""
+    return layer.transpose(1, 2).contiguous() if layer.ndim == 3 else layer[:, None]
+
+
+def _gaussian_head(source: Source) -> GaussianAction:
+    assert isinstance(source.action, GaussianAction)
+    return source.action
 
 
 def encoder_of(source: Source) -> Encoder:

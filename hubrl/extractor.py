@@ -88,7 +88,7 @@ class HubExtractor(BaseFeaturesExtractor):
         learning = self.training and torch.is_grad_enabled()
         if learning and routed.loss.requires_grad:
             features = inject(features, routed.loss)
-        self.method.tally.count(routed.weights, routed.loss if learning else None)
+        self.method.tally.count(routed.log_weights, routed.loss if learning else None)
         return torch.cat([features, observed], dim=1) if self.beside and isinstance(observed, Tensor) else features
 
     def _routed(self, heard: Tensor | None, observed: Observations) -> Routed:

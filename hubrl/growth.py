@@ -136,7 +136,15 @@ class Growth(nn.Module):
         """The fresh pathway played for a share of the training."""
         self.get_buffer("own").add_(share)
 
-    def advance(self, done: float, *, one_source: bool, round_length: float, instead: Sequence[float] | None = None) -> None:
+    def advance(
+        self,
+        done: float,
+        *,
+        one_source: bool,
+        round_length: float,
+        instead: Sequence[float] | None = None,
+        alone: Sequence[float] = (),
+    ) -> None:
         """Go on to the next phase if it is time to.
 
         Args:
@@ -144,19 +152,20 @@ class Growth(nn.Module):
             one_source: Whether only one source is left.
             round_length: Share of the training that an episode in every environment takes.
             instead: What a source earned that acts for the hub in evaluations, if one does.
+            alone: What the best source earned alone, for which all others can make way.
         """
         if self.at is Phase.HUB and done >= FROM[one_source] and len(self.hub) >= FEWEST:
             length = max(self.share, EACH * round_length)
             self._go(Phase.TRIAL if length <= AT_MOST[one_source] * self.share else Phase.SETTLED)
             self.get_buffer("until").fill_(done + length)
         elif self.at is Phase.TRIAL and done >= float(self.get_buffer("until")):
-            self._decide(done, instead)
+            self._decide(done, instead, alone)
         elif self.at is Phase.ALONE and len(self.shown) == SHOWN:
-            ours, hubs = self.shown.latest[:, 1], self.hub.latest[-FEWEST:, 1].tolist() if instead is None else instead
-            if behind(hubs, ours.tolist()) > STANDARD_ERRORS:
+            hubs = [self.hub.latest[-FEWEST:, 1].tolist(), *([alone] if alone else [])] if instead is None else [instead]
+            if behind(max(hubs, key=np.mean), self.shown.latest[:, 1].tolist()) > STANDARD_ERRORS:
                 self._go(Phase.OVERTAKEN)
 
-    def _decide(self, done: float, instead: Sequence[float] | None) -> None:
+    def _decide(self, done: float, instead: Sequence[float] | None, alone: Sequence[float]) -> None:
         """Whether the fresh pathway goes on alone."""
         if len(self.fresh) < FEWEST:
             self._go(Phase.SETTLED)
@@ -164,8 +173,11 @@ class Growth(nn.Module):
         fresh, hub = self.fresh.latest, self.hub.latest
         hub = hub[len(hub) // 2 :]
         ours = forecast(fresh[:, 0], fresh[:, 1], float(self.get_buffer("own")) + 1 - done)
-        # A hub whose returns fall while it learns does not fall for ever: it has sources that do not change.
-        hubs = max(forecast(hub[:, 0], hub[:, 1], 1.0), float(hub[-FEWEST:, 1].mean())) if instead is None else float(np.mean(instead))
+        if instead is None:
+            # A hub whose returns fall while it learns does not fall for ever: it has sources that do not change.
+            hubs = max(forecast(hub[:, 0], hub[:, 1], 1.0), float(hub[-FEWEST:, 1].mean()), *([float(np.mean(alone))] if alone else []))
+        else:
+            hubs = float(np.mean(instead))
         self.forecasts = ours, hubs
         self._go(Phase.ALONE if self.forecasts[0] > self.forecasts[1] else Phase.SETTLED)
 

@@ -6,7 +6,7 @@ Parameter names are part of the file format: they are the keys of a source's `.s
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from gymnasium import spaces
@@ -199,9 +199,16 @@ class GaussianAction(nn.Module):
     def forward(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch outputs"]:
         """Mean and log standard deviation in the environment's units."""
         mean = self.mean(features)
+        return self.spoken(mean, self._log_std(features).expand_as(mean))
+
+    def own_std(self) -> list[Tensor]:
+        """What its standard deviation is made of: a linear layer's kernel and bias, or one parameter."""
+        return [self.log_std.weight, self.log_std.bias] if isinstance(self.log_std, nn.Linear) else [cast("Tensor", self.log_std)]
+
+    def spoken(self, mean: Float[Tensor, "*rows actions"], log_std: Float[Tensor, "*#rows actions"]) -> Float[Tensor, "*rows outputs"]:
+        """Speech of what its layers say."""
         if self.head.mean_clip is not None:
             mean = mean.clamp(-self.head.mean_clip, self.head.mean_clip)
-        log_std = self._log_std(features).expand_as(mean)
         squashed = self.head.kind == "squashed-gaussian"
         return (speech.squashed_gaussian if squashed else speech.gaussian)(mean, log_std, self.space)
 
@@ -210,10 +217,15 @@ class GaussianAction(nn.Module):
             linear: Tensor = self.log_std(features)
             return linear
         assert isinstance(self.log_std, Tensor)
-        if self.head.log_std != "sde":
-            return self.log_std
-        std = _expln(self.log_std) if self.head.expln else self.log_std.exp()
-        return 0.5 * (features.square() @ std.square() + 1e-6).log()
+        return self.log_std if self.head.log_std != "sde" else log_std_of(features, self.log_std, expln=self.head.expln)
+
+
+def log_std_of(
+    features: Float[Tensor, "*sources batch width"], matrix: Float[Tensor, "*sources width actions"], *, expln: bool
+) -> Float[Tensor, "*sources batch actions"]:
+    """SB3's state-dependent standard deviation, as a logarithm."""
+    std = _expln(matrix) if expln else matrix.exp()
+    return 0.5 * (features.square() @ std.square() + 1e-6).log()
 
 
 class DeterministicAction(nn.Module):

@@ -36,14 +36,22 @@ class ScaledStep(torch.optim.Optimizer):
 class HubAdam(ScaledStep, torch.optim.Adam):
     """Adam with learning rates of their own for tuned sources.
 
-    It steps all parameters of a group together unless told otherwise: a hub has many small ones, and that takes fewer calls for
-    the same numbers, bit for bit.
+    It is fused unless told otherwise: a hub has many small parameters, and one call steps them all.
     """
 
     def __init__(
         self, params: Iterable[nn.Parameter], *args: Any, foreach: bool | None = None, fused: bool | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(params, *args, foreach=not fused if foreach is None else foreach, fused=fused, **kwargs)
+        self.free = foreach is None and fused is None
+        """Whether nobody said how it steps."""
+        super().__init__(params, *args, foreach=foreach, fused=self.free or fused, **kwargs)
+
+    def step_as_torch(self) -> None:
+        """Take torch's own steps from the first one on, bit for bit, unless somebody said how to step or it has begun already."""
+        if not self.free or self.state:
+            return
+        for group in self.param_groups:
+            group["fused"], group["foreach"] = False, True
 
 
 class HubRMSprop(ScaledStep, torch.optim.RMSprop):

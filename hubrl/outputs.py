@@ -63,11 +63,23 @@ class Hearing:
     previous: Int[Tensor, " batch"] | None = None
     """Who acted before; -1 where nobody is held."""
     acted: Int[Tensor, " batch"] | None = None
-    """Who acted, in an update."""
+    """Who acted, where it is drawn or known already."""
     calm: Bool[Tensor, " batch"] | None = None
     """Who is to act without noise, in a rollout."""
     noise: Float[Tensor, "batch pathways"] | None = None
     """The router's noise, where that is remembered."""
+    only_fresh: bool | None = None
+    """Whether the fresh pathway plays alone in all rows; none where nobody has looked."""
+
+    @property
+    def n_rows(self) -> int:
+        """How many observations there are."""
+        return len(next(iter(self.observations.values())) if isinstance(self.observations, dict) else self.observations)
+
+    @property
+    def alone(self) -> Bool[Tensor, " batch"] | None:
+        """In which rows a pathway plays its episode alone; none where nothing is known of who acted before."""
+        return None if self.previous is None else self.previous <= ALONE
 
 
 class Holding:

@@ -7,10 +7,11 @@ from typing import Any, cast
 
 import torch
 from gymnasium import spaces
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim, is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hubrl import speech, store
 from hubrl.cards import Conv, Layers, Trunk
@@ -69,14 +70,11 @@ class SourcePathway(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.source.frozen):
             if self._encoders is None or self._encoders.sources != [self.source]:  # a frozen source changes with the device
                 self._encoders = Encoders([self.source], self.target.precision)
-            return self.told(self._encoders(self.original(observations))[0])
+            return told([self], self._encoders, self.original(observations))[0]
 
-    def told(self, features: Float[Tensor, "batch own"]) -> Float[Tensor, "batch said"]:
-        """What the source says, from its features."""
-        if self.target.level == "features":
-            return features
-        said, own = self.source.spoken(features), self.source.card.action_meanings
-        wanted = self.target.action_meanings
+    def in_target(self, said: Float[Tensor, "batch own_outputs"]) -> Float[Tensor, "batch outputs"]:
+        """What the source says at the level of outputs, in the target's actions."""
+        own, wanted = self.source.card.action_meanings, self.target.action_meanings
         return said if own is None or wanted is None or own == wanted else speech.by_meaning(said, own, wanted)
 
     def voiced(self, said: Float[Tensor, "batch said"]) -> Float[Tensor, "batch width"]:
@@ -101,6 +99,13 @@ class SourcePathway(nn.Module):
         else:
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+def told(pathways: Sequence[SourcePathway], encoders: Encoders, observations: Observations) -> list[Tensor]:
+    """What the sources of some pathways themselves say of observations as they see them, at the target's level."""
+    if pathways[0].target.level == "features":
+        return encoders(observations)
+    return [pathway.in_target(said) for pathway, said in zip(pathways, encoders.outputs(observations), strict=True)]
 
 
 class Original(nn.Module):
@@ -236,8 +241,7 @@ class Pathways(nn.Module):
             self._encoders = Encoders(sources, self.target.precision)
         frozen = all(source.frozen for source in sources)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            features = self._encoders(self.original(observations))
-            return [pathway.told(each) for pathway, each in zip(pathways, features, strict=True)]
+            return told(pathways, self._encoders, self.original(observations))
 
     def original(self, observations: Observations) -> Observations:
         """Observations as the sources see them: before the target's VecNormalize."""
@@ -277,11 +281,11 @@ class Pathways(nn.Module):
         block = self._heard
         if block is None or block.ndim != 3 or self.target.level == "features":
             return torch.stack(self.voices(observations), dim=1)
-        stds = [cast("SourcePathway", pathway).log_std for pathway in self.sources]
-        if any(std is None for std in stds):
+        stds = self._stds()
+        if stds is None:
             return block
         mean = block.chunk(2, dim=2)[0]
-        return torch.cat([mean, torch.stack(cast("list[Tensor]", stds)).expand_as(mean)], dim=2)
+        return torch.cat([mean, stds.expand_as(mean)], dim=2)
 
     def _said(self, observations: Observations) -> list[Tensor]:
         if self._heard is not None:
@@ -308,6 +312,38 @@ class Pathways(nn.Module):
         if not n_sources:
             return said
         return torch.cat([self._spoken(speakers, observations, active[:, :n_sources]), said], dim=1)
+
+    def answer(
+        self,
+        asked: Int[Tensor, " batch"],
+        observations: Observations,
+        heard: Float[Tensor, "batch sources said"] | None,
+        fresh: Float[Tensor, "batch width"] | None,
+    ) -> Float[Tensor, "batch width"]:
+        """At the level of outputs, what one pathway a row says; no other is computed.
+
+        Args:
+            asked: Who, row by row.
+            observations: As SB3 preprocesses them.
+            heard: What `listen` said of them; none for nothing.
+            fresh: What the target's own actor says.
+        """
+        n_sources = len(self.sources)
+        among = asked if fresh is None else asked.clamp(max=n_sources - 1)
+        if heard is None:
+            said = self._spoken(list(self.sources), observations, functional.one_hot(asked, n_sources + 1)[:, :n_sources].bool())
+            said = said[torch.arange(len(asked), device=asked.device), among]
+        else:
+            said = heard[torch.arange(len(asked), device=asked.device), among]
+            stds = self._stds()
+            if stds is not None:
+                said = torch.cat([said[:, : self.width // 2], stds[among]], dim=1)
+        return said if fresh is None else torch.where((asked == n_sources)[:, None], fresh, said)
+
+    def _stds(self) -> Float[Tensor, "sources actions"] | None:
+        """Logarithms of the standard deviations of the sources' pathways; none if they have the sources' own."""
+        stds = [cast("SourcePathway", pathway).log_std for pathway in self.sources]
+        return None if any(std is None for std in stds) else torch.stack(cast("list[Tensor]", stds))
 
     def _spoken(
         self, speakers: list[Any], observations: Observations, active: Bool[Tensor, "batch speakers"]

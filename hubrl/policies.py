@@ -18,17 +18,28 @@ from torch import Tensor, nn
 
 from hubrl import speech, store
 from hubrl.buffers import Memory
-from hubrl.distributions import CommittedDistribution, MixtureDistribution, PathwayDistribution, at, held, mixed_categorical
+from hubrl.distributions import (
+    CommittedDistribution,
+    MixtureDistribution,
+    PathwayDistribution,
+    at,
+    decision_log_prob,
+    draw_action,
+    draw_pathway,
+    held,
+    mixed_categorical,
+)
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.freezing import ParametersOnce, copy_weights, freeze
 from hubrl.losses import drift, inject, kickstarting
 from hubrl.methods import create, find
 from hubrl.methods.base import Method, Routed
 from hubrl.networks import Observations
+from hubrl.optimizers import HubAdam
 from hubrl.outputs import ALONE, Hearing, Holding, Outputs, check_solos
 from hubrl.pathways import FRESH, Pathways, Target, check_meanings, extractor_class, spec_sources
 from hubrl.precision import BF16NatureCNN, ReadsBytes
-from hubrl.routing import ZeroLinear, log_weights
+from hubrl.routing import ZeroLinear
 from hubrl.spaces import describe
 from hubrl.spec import HubSpec, parse_spec
 from hubrl.standing import Solos
@@ -87,6 +98,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         self._hearing: Hearing | None = None
         self._distributed: Distribution | None = None
         self._holding: Holding | None = None
+        self._noise_generator: np.random.Generator | None = None
         self._predicting = False
         kwargs.setdefault("features_extractor_class", extractor_class(observation_space, self.spec.precision))
         if kwargs["features_extractor_class"] is BF16NatureCNN:
@@ -124,8 +136,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         else:
             alone = torch.full((len(latent_pi),), lead, device=latent_pi.device)
             routed = self._route(Hearing(observations, exploring=False, previous=ALONE - alone), latent_pi)
-            assert routed.weights is not None
-            routed = routed._replace(weights=nn.functional.one_hot(alone, routed.weights.shape[1]).to(routed.weights.dtype))
+            routed = routed._replace(log_weights=_sure(alone, len(self.method.pathways.names)))
         return routed._replace(whole=routed.features)
 
     @torch.no_grad()
@@ -154,18 +165,18 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         with self._hear(obs, exploring=True) as hearing:
             if not self.fresh_alone:
                 self._remember(hearing)
-            acted = super().forward(obs, deterministic)  # type: ignore[arg-type]
-        self._note()
+            acted = self._act(hearing, deterministic) or super().forward(obs, deterministic)  # type: ignore[arg-type]
+            self._note(hearing)
         return acted
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values, log-probabilities and entropy for an update, under the rollout's noise."""
+        memory = self._recalled[1] if self._recalled is not None and self._recalled[0] is obs else {}
         with self._hear(obs, exploring=True) as hearing:
-            memory = self._recalled[1] if self._recalled is not None and self._recalled[0] is obs else {}
             hearing.heard, hearing.noise = memory.get("heard"), memory.get("noise")
             if "choice" in memory:
                 hearing.previous, hearing.acted = memory["choice"].unbind(dim=1)
-            values, log_prob, entropy = super().evaluate_actions(obs, actions)
+            values, log_prob, entropy = self._evaluate(hearing, actions) or super().evaluate_actions(obs, actions)
         if "calm" in memory:
             # What was done without noise says nothing of what its distribution should be.
             log_prob = torch.where(memory["calm"], log_prob.detach(), log_prob)
@@ -173,6 +184,69 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             # The ratio is 1 and has no gradient: only the critic learns.
             return values, log_prob.detach(), None if entropy is None else entropy.detach()
         return values, log_prob, entropy
+
+    def _act(self, hearing: Hearing, deterministic: bool) -> tuple[Tensor, Tensor, Tensor] | None:
+        """A rollout's step where who acts is stored: it is drawn first, and nobody else is asked; none where SB3's way must be gone."""
+        if hearing.previous is None or not self._asks_one(hearing):
+            return None
+        latent_pi, latent_vf = self._latents(hearing.observations)
+        latent = self._hub_latent(hearing.observations, latent_pi)
+        logs = self._choice(hearing, latent)
+        hearing.acted = draw_pathway(logs, hearing.calm, deterministic=deterministic)
+        said = self._answer(hearing, hearing.acted, latent_pi, latent)
+        assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
+        actions = draw_action(said, self.action_space, hearing.calm, deterministic=deterministic)
+        log_prob = decision_log_prob(logs, hearing.acted, said, actions, self.action_space)
+        return actions.reshape((-1, *self.action_space.shape)), self.value_net(latent_vf), log_prob  # type: ignore[misc]
+
+    def _evaluate(self, hearing: Hearing, actions: Tensor) -> tuple[Tensor, Tensor, None] | None:
+        """The same for an update."""
+        if hearing.acted is None or not self._asks_one(hearing):
+            return None
+        latent_pi, latent_vf = self._latents(hearing.observations)
+        latent = self._hub_latent(hearing.observations, latent_pi)
+        logs = self._choice(hearing, latent)
+        said = self._answer(hearing, hearing.acted, latent_pi, latent)
+        assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
+        return self.value_net(latent_vf), decision_log_prob(logs, hearing.acted, said, actions, self.action_space), None
+
+    def _asks_one(self, hearing: Hearing) -> bool:
+        """Whether only who acts need be asked: pathways are drawn, and no loss asks what the others say."""
+        asks_all = self.anchors is not None or self.outputs.kickstart_coef > 0
+        return self.holds and self.method.weighs and not asks_all and not self._only_fresh(hearing)
+
+    def _choice(self, hearing: Hearing, latent: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch pathways"]:
+        """Who may act, as logarithms of the weights of the transition; what routing loses rides on them."""
+        (log_weights, _), loss = self.method.weigh(hearing.observations, self._noise(hearing))
+        routed = self._learning(Routed(None, loss, None, log_weights), hearing)
+        assert routed.log_weights is not None
+        return self._transition(routed.log_weights, latent, hearing)
+
+    def _answer(
+        self,
+        hearing: Hearing,
+        asked: Int[Tensor, " batch"],
+        latent_pi: Float[Tensor, "batch latent"],
+        latent: Float[Tensor, "batch latent"],
+    ) -> Float[Tensor, "batch outputs"]:
+        """What one pathway a row says, corrected if it is a source's that does not play alone."""
+        said = self.method.pathways.answer(asked, hearing.observations, hearing.heard, self._fresh_speech(latent_pi))
+        if self.residual is None:
+            return said
+        stays = asked == len(self.method.pathways.sources)
+        if self.solos is not None and hearing.alone is not None:
+            stays = stays | hearing.alone
+        correction = self.residual(latent).masked_fill(stays[:, None], 0.0)
+        return self._corrected(said[:, None], correction[:, None])[:, 0]
+
+    def _latents(self, observations: Observations) -> tuple[Tensor, Tensor]:
+        """What the actor's and the critic's last layers read."""
+        latents: tuple[Tensor, Tensor]
+        if self.share_features_extractor:
+            latents = self.mlp_extractor(self.pi_features_extractor(observations))
+            return latents
+        pi, vf = self.pi_features_extractor(observations), self.vf_features_extractor(observations)
+        return self.mlp_extractor.forward_actor(pi), self.mlp_extractor.forward_critic(vf)
 
     def recall(self, observations: Any, memory: Memory) -> None:
         """Be reminded of a rollout's steps, before `evaluate_actions` is called with these very observations."""
@@ -242,6 +316,9 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             return self
         if self.training and hasattr(self, "noise_key"):
             self.get_buffer("noise_key").add_(1)
+            self._noise_generator = None
+        if mode and self.fresh_alone and isinstance(self.optimizer, HubAdam):
+            self.optimizer.step_as_torch()
         return super().train(mode)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -327,27 +404,27 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         if self.outputs.recall and not self.spec.tuned:
             heard = self.method.pathways.listen(hearing.observations, self.method.trusted_pathways)
             hearing.heard = self.memory["heard"] = heard
-        noise = self._noise(hearing)
-        if noise is not None:
-            hearing.noise = self.memory["noise"] = noise
+        if self.method.noisy:
+            hearing.noise = self.memory["noise"] = self._drawn_noise(hearing)
 
     def _remember_who(self, hearing: Hearing) -> None:
         if not self.remembers:
             raise BadConfig("This model was trained with pathways held and nothing stores who acts; pass HubCallback() to go on.")
-        n_rows = len(next(iter(hearing.observations.values())) if isinstance(hearing.observations, dict) else hearing.observations)
-        if self._holding is None or len(self._holding.pathway) != n_rows:
-            self._holding = Holding(n_rows)
+        if self._holding is None or len(self._holding.pathway) != hearing.n_rows:
+            self._holding = Holding(hearing.n_rows)
         previous = self._previous(self._holding)
         hearing.previous = self.memory["choice"] = previous
         if self.solos is not None and bool(self.solos.shown.any()):
             # A copy: before the step is stored, the next episodes have begun.
             hearing.calm = self.memory["calm"] = self.solos.shown.clone().to(self.device)
 
-    def _note(self) -> None:
+    def _note(self, hearing: Hearing) -> None:
         """Complete a step's memory: who acted."""
         if "choice" in self.memory and self._holding is not None:
-            assert isinstance(self._distributed, CommittedDistribution)
-            drawn, previous = self._distributed.drawn, self.memory["choice"]
+            drawn, previous = hearing.acted, self.memory["choice"]
+            if drawn is None:
+                assert isinstance(self._distributed, CommittedDistribution)
+                drawn = self._distributed.drawn
             self.memory["choice"] = torch.stack([previous, drawn], dim=1)
             self._holding.acted(drawn, previous)
 
@@ -369,44 +446,49 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         if self.fresh_alone:
-            self._count(_all_for_last(len(latent_pi), len(self.method.pathways.names)))
+            n_pathways = len(self.method.pathways.names)
+            self._count(_sure(torch.full((len(latent_pi),), n_pathways - 1), n_pathways))
             return super()._get_action_dist_from_latent(latent_pi)
         assert self._hearing is not None
         if self._only_fresh(self._hearing):
             self._distributed = self._of_fresh(latent_pi, self._hearing)
             return self._distributed
-        routed = self._route(self._hearing, latent_pi)
-        learning = self.training and torch.is_grad_enabled() and not self.warming
-        self._count(routed.weights, routed.loss if learning else None)
-        loss = routed.loss
-        if learning and self.anchors is not None:
-            loss = loss + self.outputs.anchor_coef * self._drift(routed, self._hearing.observations)
-        if learning and self.outputs.kickstart_coef > 0 and self.method.remaining > 0:
-            loss = loss + self._kickstart(routed)
-        if learning and loss.requires_grad:
-            routed = _carrying(routed, loss)
+        routed = self._learning(self._route(self._hearing, latent_pi), self._hearing)
         self._distributed = self._distribution(routed, latent_pi, self._hearing)
         return self._distributed
 
-    def _count(self, weights: Float[Tensor, "batch pathways"] | None, loss: Float[Tensor, ""] | None = None) -> None:
+    def _learning(self, routed: Routed, hearing: Hearing) -> Routed:
+        """What was routed, counted; when it learns, the losses of routing ride on it."""
+        learning = self.training and torch.is_grad_enabled() and not self.warming
+        self._count(routed.log_weights, routed.loss if learning else None)
+        loss = routed.loss
+        if learning and self.anchors is not None:
+            loss = loss + self.outputs.anchor_coef * self._drift(routed, hearing.observations)
+        if learning and self.outputs.kickstart_coef > 0 and self.method.remaining > 0:
+            loss = loss + self._kickstart(routed)
+        return _carrying(routed, loss) if learning and loss.requires_grad else routed
+
+    def _count(self, log_weights: Float[Tensor, "batch pathways"] | None, loss: Float[Tensor, ""] | None = None) -> None:
         """Count a batch for the logs; the weights in rollouts alone, whose rows an update goes through again and again."""
-        self.method.tally.count(None if self.training else weights, loss)
+        self.method.tally.count(None if self.training else log_weights, loss)
 
     def _only_fresh(self, hearing: Hearing) -> bool:
         """Whether the fresh pathway plays alone in all rows, so that nobody else need be asked, nor learn."""
-        return self.holds and hearing.previous is not None and bool((hearing.previous == ALONE - len(self.method.pathways.sources)).all())
+        if hearing.only_fresh is None:
+            plays = ALONE - len(self.method.pathways.sources)
+            hearing.only_fresh = self.holds and hearing.previous is not None and bool((hearing.previous == plays).all())
+        return hearing.only_fresh
 
     def _of_fresh(self, latent_pi: Float[Tensor, "batch latent"], hearing: Hearing) -> Distribution:
         """The distribution where the fresh pathway plays alone."""
         fresh = self._fresh_speech(latent_pi)
         assert fresh is not None
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
-        names = self.method.pathways.names
-        weights = _all_for_last(len(fresh), len(names)).to(fresh.device)
-        self._count(weights)
-        said = torch.cat([fresh.new_zeros(len(fresh), len(names) - 1, fresh.shape[1]), fresh[:, None]], dim=1)
+        n_pathways = len(self.method.pathways.names)
+        logs = _sure(torch.full((len(fresh),), n_pathways - 1, device=fresh.device), n_pathways)
+        self._count(logs)
         made = CommittedDistribution(self.action_space).of(hearing.acted, hearing.calm)
-        return made.proba_distribution(said, log_weights(weights))
+        return made.proba_distribution(fresh[:, None], logs)
 
     def _drift(self, routed: Routed, observations: Observations) -> Float[Tensor, ""]:
         """How far what acts for the sources is from what they did untouched, by their weights."""
@@ -430,10 +512,17 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
     def _route(self, hearing: Hearing, latent_pi: Tensor) -> Routed:
         with self.method.pathways.reminded(hearing.heard):
             routed: Routed = self.method(hearing.observations, fresh=self._fresh_speech(latent_pi), noise=self._noise(hearing))
-        if routed.speech is None or routed.weights is None:
+        if routed.speech is None or routed.log_weights is None:
             return routed
-        corrected = self._with_residual(routed.speech, self._hub_latent(hearing.observations, latent_pi), hearing.previous)
-        return routed._replace(speech=corrected, whole=None)
+        return routed._replace(speech=self._with_residual(routed.speech, latent_pi, hearing), whole=None)
+
+    def _drawn_noise(self, hearing: Hearing) -> Float[Tensor, "batch pathways"]:
+        """Noise of a step that is remembered, so that it need not follow from the observations."""
+        if self._noise_generator is None:
+            self._noise_generator = np.random.default_rng(int(self.get_buffer("noise_key")))
+        shape = hearing.n_rows, len(self.method.pathways.names)
+        noise = torch.as_tensor(self._noise_generator.standard_normal(shape, dtype=np.float32), device=self.device)
+        return noise if hearing.calm is None else noise.masked_fill(hearing.calm[:, None], 0.0)
 
     def _noise(self, hearing: Hearing) -> Float[Tensor, "batch pathways"] | None:
         """The router's noise: as it was, where that is remembered; none where it is to be quiet."""
@@ -451,16 +540,16 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         return latent
 
     def _with_residual(
-        self, said: Float[Tensor, "batch pathways outputs"], latent: Float[Tensor, "batch latent"], previous: Int[Tensor, " batch"] | None
-    ) -> Tensor:
+        self, said: Float[Tensor, "batch pathways outputs"], latent_pi: Float[Tensor, "batch latent"], hearing: Hearing
+    ) -> Float[Tensor, "batch pathways outputs"]:
         if self.residual is None:
             return said
         n_sources = len(self.method.pathways.sources)
-        correction = self.residual(latent)[:, None]
-        if self.solos is not None and previous is not None:
+        correction = self.residual(self._hub_latent(hearing.observations, latent_pi))
+        if self.solos is not None and hearing.alone is not None:
             # Whoever plays alone is judged as it is.
-            correction = correction.masked_fill((previous <= ALONE)[:, None, None], 0.0)
-        corrected = self._corrected(said[:, :n_sources], correction)
+            correction = correction.masked_fill(hearing.alone[:, None], 0.0)
+        corrected = self._corrected(said[:, :n_sources], correction[:, None])
         return torch.cat([corrected, said[:, n_sources:]], dim=1)
 
     def _corrected(self, said: Float[Tensor, "batch sources outputs"], correction: Float[Tensor, "batch 1 actions"]) -> Tensor:
@@ -480,25 +569,25 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
 
     def distribution_parameters(self, routed: Routed) -> Float[Tensor, "batch outputs"]:
         """The action distribution as speech: log-probabilities, or mean and log standard deviation of the likeliest pathway."""
-        if routed.speech is None or routed.weights is None or self.aggregation != "mixture":
+        if routed.speech is None or routed.log_weights is None or self.aggregation != "mixture":
             return routed.features
         if isinstance(self.action_space, spaces.Discrete):
-            return mixed_categorical(routed.speech, routed.weights).distribution.logits
-        best = routed.weights.argmax(dim=1)
+            return mixed_categorical(routed.speech, routed.log_weights).distribution.logits
+        best = routed.log_weights.argmax(dim=1)
         return routed.speech[torch.arange(len(best), device=best.device), best]
 
     def _distribution(self, routed: Routed, latent_pi: Float[Tensor, "batch latent"], hearing: Hearing) -> Distribution:
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
-        said, weights = routed.speech, routed.weights
-        if said is None or weights is None or self.aggregation != "mixture":
+        said, logs = routed.speech, routed.log_weights
+        if said is None or logs is None or self.aggregation != "mixture":
             return self._whole_distribution(routed.features)
         if self.holds:
-            transition = self._transition(log_weights(weights), latent_pi, hearing)
+            transition = self._transition(logs, self._hub_latent(hearing.observations, latent_pi), hearing)
             made: PathwayDistribution = CommittedDistribution(self.action_space).of(hearing.acted, hearing.calm)
             return made.proba_distribution(said, transition)
         if isinstance(self.action_space, spaces.Discrete):
-            return mixed_categorical(said, weights)
-        return MixtureDistribution(self.action_space).proba_distribution(said, log_weights(weights))
+            return mixed_categorical(said, logs)
+        return MixtureDistribution(self.action_space).proba_distribution(said, logs)
 
     def _whole_distribution(self, said: Float[Tensor, "batch outputs"]) -> Distribution:
         if isinstance(self.action_space, spaces.Discrete):
@@ -507,7 +596,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         return DiagGaussianDistribution(get_action_dim(self.action_space)).proba_distribution(centre, log_std)
 
     def _transition(
-        self, logs: Float[Tensor, "batch pathways"], latent_pi: Float[Tensor, "batch latent"], hearing: Hearing
+        self, logs: Float[Tensor, "batch pathways"], latent: Float[Tensor, "batch latent"], hearing: Hearing
     ) -> Float[Tensor, "batch pathways"]:
         """Logarithms of weights given who acted before; without a record of it, as if nobody was held."""
         if hearing.previous is None:
@@ -518,19 +607,23 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             case "random":
                 release = 1 / self.outputs.hold
             case _:
-                release = 1.0 if self.stickiness is None else self.stickiness(self._hub_latent(hearing.observations, latent_pi))
+                release = 1.0 if self.stickiness is None else self.stickiness(latent)
         logs = held(logs, hearing.previous, release)
-        if self.solos is None:
+        if self.solos is None or hearing.alone is None:
             return logs
-        only = torch.zeros_like(logs).masked_fill(~at(ALONE - hearing.previous, logs.shape[1]), -torch.inf)
-        return torch.where((hearing.previous <= ALONE)[:, None], only, logs)
+        if hearing.acted is not None:
+            # Whoever played alone and acted was sure to.
+            return logs.masked_fill(hearing.alone[:, None], 0.0)
+        if not bool(hearing.alone.any()):
+            return logs
+        return torch.where(hearing.alone[:, None], _sure(ALONE - hearing.previous, logs.shape[1]), logs)
 
 
 def _carrying(routed: Routed, loss: Float[Tensor, ""]) -> Routed:
     """The same, with a loss that rides on what the distribution is made of."""
-    if routed.weights is None:
+    if routed.log_weights is None:
         return routed._replace(whole=inject(routed.features, loss))
-    return routed._replace(weights=inject(routed.weights, loss))
+    return routed._replace(log_weights=inject(routed.log_weights, loss))
 
 
 def get_action_width(space: spaces.Space[Any]) -> int:
@@ -538,6 +631,7 @@ def get_action_width(space: spaces.Space[Any]) -> int:
     return int(space.n) if isinstance(space, spaces.Discrete) else get_action_dim(space)
 
 
-def _all_for_last(n_rows: int, n_pathways: int) -> Float[Tensor, "batch pathways"]:
-    """Pathway weights where the last has all the say."""
-    return torch.eye(n_pathways)[-1].expand(n_rows, -1)
+def _sure(pathway: Int[Tensor, " batch"], n_pathways: int) -> Float[Tensor, "batch pathways"]:
+    """Logarithms of pathway weights where one a row has all the say."""
+    logs = torch.full((len(pathway), n_pathways), -torch.inf, device=pathway.device)
+    return logs.masked_fill(at(pathway, n_pathways), 0.0)

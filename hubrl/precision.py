@@ -59,11 +59,17 @@ class Kept:
         self._state: tuple[Any, ...] = ()
         self._copies: list[Tensor] = []
 
-    def of(self, weights: Sequence[Tensor], make: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """The copies that `make` makes of weights, anew where they carry a gradient or have changed."""
-        if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+    def of(self, weights: Sequence[Tensor], make: Callable[[], list[Tensor]], *, frozen: bool = False) -> list[Tensor]:
+        """The copies that `make` makes of weights, anew where they carry a gradient or have changed.
+
+        Args:
+            weights: Of which copies are wanted.
+            make: Makes them.
+            frozen: Whether all weights are of frozen sources, which are loaded, and never written to otherwise.
+        """
+        if not frozen and torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
             return make()
-        state = tuple((weight.data_ptr(), weight._version) for weight in weights), _sample(weights)
+        state = tuple([(weight.data_ptr(), weight._version) for weight in weights]), b"" if frozen else _sample(weights)
         if state != self._state:
             with torch.no_grad():
                 self._state, self._copies = state, make()

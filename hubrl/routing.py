@@ -32,7 +32,8 @@ SMALLEST_IMAGE = 20
 class Weighted(NamedTuple):
     """Who is active, and how much each contributes."""
 
-    weights: Float[Tensor, "batch pathways"]
+    log_weights: Float[Tensor, "batch pathways"]
+    """Minus infinity where not active."""
     active: Bool[Tensor, "batch pathways"]
 
 
@@ -141,17 +142,12 @@ def pathway_weights(z: Float[Tensor, "batch pathways"], k: int, trusted: Bool[Te
         k: How many are active in a row; fewer where fewer are trusted.
         trusted: Who may be active at all.
     """
-    z = z.masked_fill(~trusted, -torch.inf)
+    if not all(trusted.tolist()):
+        z = z.masked_fill(~trusted, -torch.inf)
     if k >= z.shape[1]:
-        return Weighted(functional.softmax(z, dim=1), trusted.expand_as(z))
+        return Weighted(functional.log_softmax(z, dim=1), trusted.expand_as(z))
     active = stable_top_k(z, k) & trusted
-    return Weighted(functional.softmax(z.masked_fill(~active, -torch.inf), dim=1), active)
-
-
-def log_weights(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, "batch pathways"]:
-    """Logarithms of pathway weights, minus infinity where not active, with gradients that stay finite."""
-    active = weights > 0
-    return torch.where(active, weights, 1.0).log().masked_fill(~active, -torch.inf)
+    return Weighted(functional.log_softmax(z.masked_fill(~active, -torch.inf), dim=1), active)
 
 
 def dispatch(

@@ -183,10 +183,13 @@ class Source(nn.Module):
         """
         if self.action is None:
             raise SpaceMismatch(f"Source {self.name!r} is an encoder alone and has no actions; use its features.")
-        said: Tensor = self.action(features)
-        if self.card.action_map is not None and self.actions is not None:
-            said = speech.mapped(said, self.actions, self.card.action_map.order, self.card.action_map.signs)
-        return said
+        return self.mapped(self.action(features))
+
+    def mapped(self, said: Float[Tensor, "batch outputs"]) -> Float[Tensor, "batch outputs"]:
+        """What its head says, by the card's map of actions if it has one."""
+        if self.card.action_map is None or self.actions is None:
+            return said
+        return speech.mapped(said, self.actions, self.card.action_map.order, self.card.action_map.signs)
 
     def value(self, observations: Observations) -> Float[Tensor, " batch"]:
         """What the source thinks its observations are worth, as a return on its own task's scale.

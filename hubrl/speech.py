@@ -51,16 +51,16 @@ def width(space: spaces.Space[Any]) -> int:
 
 
 def gaussian(
-    mean: Float[Tensor, "batch actions"], log_std: Float[Tensor, "#batch actions"], space: spaces.Box
-) -> Float[Tensor, "batch outputs"]:
+    mean: Float[Tensor, "*rows actions"], log_std: Float[Tensor, "*#rows actions"], space: spaces.Box
+) -> Float[Tensor, "*rows outputs"]:
     """Speech of a Gaussian; its mean is clipped to the bounds, as SB3 clips the action."""
     low, high = _bounds(space, mean)
-    return torch.cat([mean.clamp(low, high), log_std.clamp(*LOG_STD_RANGE).expand_as(mean)], dim=1)
+    return torch.cat([mean.clamp(low, high), log_std.clamp(*LOG_STD_RANGE).expand_as(mean)], dim=-1)
 
 
 def squashed_gaussian(
-    mean: Float[Tensor, "batch actions"], log_std: Float[Tensor, "#batch actions"], space: spaces.Box
-) -> Float[Tensor, "batch outputs"]:
+    mean: Float[Tensor, "*rows actions"], log_std: Float[Tensor, "*#rows actions"], space: spaces.Box
+) -> Float[Tensor, "*rows outputs"]:
     """Speech of a Gaussian behind a tanh that spans the bounds, as SAC's, TQC's and TD3's.
 
     The mean is the deterministic action; the standard deviation is carried through the tanh to first order.
@@ -70,7 +70,7 @@ def squashed_gaussian(
     slope = (1 - squashed.square()) * (high - low) / 2
     action = low + (squashed + 1) * (high - low) / 2
     log_std = log_std.clamp(*SQUASHED_LOG_STD_RANGE) + slope.clamp_min(1e-8).log()
-    return torch.cat([action, log_std.clamp(*LOG_STD_RANGE)], dim=1)
+    return torch.cat([action, log_std.clamp(*LOG_STD_RANGE)], dim=-1)
 
 
 def categorical(logits: Float[Tensor, "batch outputs"], space: spaces.Space[Any]) -> Float[Tensor, "batch outputs"]:

@@ -329,7 +329,9 @@ class Solos(nn.Module):
             return False
         acting = self.acting
         instead = self.standing.of(acting) if acting >= 0 else None
-        self.growth.advance(1 - self.remaining, one_source=sum(trusted) == 2, round_length=episode, instead=instead)
+        best = self.standing.most(self.sources)
+        alone = [] if best is None else self.standing.of(best)
+        self.growth.advance(1 - self.remaining, one_source=sum(trusted) == 2, round_length=episode, instead=instead, alone=alone)
         return self.growth.at is Phase.OVERTAKEN
 
     def _next(self, env: int, trusted: Sequence[bool]) -> None:

@@ -34,6 +34,7 @@ class ValueHead(nn.Linear):
         self.weight, self.bias = layer.weight, layer.bias
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
+        self._units: tuple[float, float] | None = None
 
     newer: ClassVar[tuple[str, ...]] = ("shift", "scale")
     """Buffers that agents of version 0.1 may lack; they are then as at the start."""
@@ -42,21 +43,30 @@ class ValueHead(nn.Linear):
         for name in self.newer:
             state_dict.setdefault(prefix + name, self.get_buffer(name))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._units = None
+
+    @property
+    def units(self) -> tuple[float, float]:
+        """Shift and scale of what it says."""
+        if self._units is None:
+            # Asked in every pass; they change by `measure` and by loading alone.
+            self._units = float(self.get_buffer("shift")), float(self.get_buffer("scale"))
+        return self._units
 
     @property
     def measured(self) -> bool:
         """Whether it speaks in units of the returns."""
-        return bool(self.get_buffer("scale") != 1) or bool(self.get_buffer("shift") != 0)
+        return self.units != (0.0, 1.0)
 
     def forward(self, features: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch 1"]:
         """Values, in the units of the rewards."""
         said = super().forward(features)
         if not self.measured:
             return said
-        scale = self.get_buffer("scale")
-        values = said * scale + self.get_buffer("shift")
+        shift, scale = self.units
+        values = said * scale + shift
         if values.requires_grad:
-            values.register_hook(lambda gradient: gradient / scale.square())
+            values.register_hook(lambda gradient: gradient / scale**2)
         return values
 
     @torch.no_grad()
@@ -68,6 +78,7 @@ class ValueHead(nn.Linear):
             self.bias.copy_((self.bias * scale + shift - mean) / std)
         shift.fill_(mean)
         scale.fill_(std)
+        self._units = None
 
     @torch.no_grad()
     def plain(self) -> nn.Linear:

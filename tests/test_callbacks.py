@@ -70,7 +70,7 @@ def test_who_speaks_is_logged_for_every_pathway(algorithm, level):
 
 def test_counts_start_anew_after_every_record():
     model, memory = watched(PPO, steps=192, callback=HubCallback(log_every=1))
-    assert model.policy.method.tally.rows == 0, "an update goes through what was counted in the rollout"
+    assert model.policy.method.tally.sums.rows == 0, "an update goes through what was counted in the rollout"
     assert len(memory.values("pathway/entropy_nats")) >= 3
     assert all(value == pytest.approx(1.0) for value in memory.values(f"pathway/active/{FRESH}"))
 

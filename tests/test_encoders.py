@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3 import DQN, PPO
+from stable_baselines3 import DQN, PPO, SAC
 from toys import CHOOSE, IMAGE, STEER, VECTOR, Toy, tiny
 
 from hubrl import Hub, Source
-from hubrl.encoders import Alone, Encoders, NatureCNNs, Perceptrons
+from hubrl.encoders import Encoders, Group, NatureCNNs, Perceptrons
 from hubrl.errors import SourcesNotLoaded
 from hubrl.pathways import Pathways, Target
 from hubrl.precision import BF16NatureCNN
@@ -58,7 +58,7 @@ def test_in_float32_every_source_says_its_own_numbers():
 def test_perceptrons_of_the_same_widths_are_computed_together():
     sources = [perceptron(1), perceptron(2, (8,)), perceptron(3), perceptron(4, (16, 16), activation_fn=torch.nn.ReLU)]
     encoders = Encoders(sources, "bfloat16")
-    assert groups(encoders) == [([0, 2], Perceptrons), ([1], Alone), ([3], Alone)]
+    assert groups(encoders) == [([0, 2], Perceptrons), ([1], Group), ([3], Group)]
     for said, source in zip(encoders(flat()), sources, strict=True):
         torch.testing.assert_close(said, source.features(flat()), atol=1e-5, rtol=1e-5)
 
@@ -154,6 +154,36 @@ def test_outputs_of_perceptrons_together_are_their_own():
         Pathways(sources, Target(VECTOR, "outputs", STEER, precision=precision), fresh=False) for precision in ("float32", "bfloat16")
     )
     wanted = [True, True]
-    assert torch.equal(exact.listen(flat(), wanted)[:, 1], sources[1].outputs(flat()))
+    torch.testing.assert_close(exact.listen(flat(), wanted)[:, 1], sources[1].outputs(flat()), atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(together.listen(flat(), wanted), exact.listen(flat(), wanted), atol=1e-5, rtol=1e-5)
     assert (together.listen(flat(), [True, False])[:, 1] == 0).all()
+
+
+def steering(algorithm, seed, **kwargs):
+    """An agent whose head is a Gaussian one, none of whose weights is zero."""
+    model = algorithm("MlpPolicy", Toy(VECTOR, STEER), seed=seed, device="cpu", **kwargs, policy_kwargs={"net_arch": [16, 16]})
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return read_live(model, f"{algorithm.__name__}-{seed}")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kwargs"), [(PPO, {}), (PPO, {"use_sde": True}), (SAC, {"buffer_size": 10}), (SAC, {"buffer_size": 10, "use_sde": True})]
+)
+def test_heads_of_one_kind_are_computed_together(algorithm, kwargs):
+    sources = [steering(algorithm, seed, **kwargs) for seed in (1, 2, 3)]
+    sources[1] = sources[1].adapted(signs=[-1] * STEER.shape[0])
+    encoders = Encoders(sources)
+    assert encoders._groups[0][1]._heads is not None
+    for said, source in zip(encoders.outputs(flat()), sources, strict=True):
+        torch.testing.assert_close(said, source.outputs(flat()), atol=1e-5, rtol=1e-5)
+
+
+def test_heads_of_several_kinds_are_computed_one_by_one():
+    sources = [steering(PPO, 1), steering(PPO, 2, use_sde=True)]
+    encoders = Encoders(sources)
+    assert groups(encoders) == [([0, 1], Perceptrons)]
+    assert encoders._groups[0][1]._heads is None
+    for said, source in zip(encoders.outputs(flat()), sources, strict=True):
+        torch.testing.assert_close(said, source.outputs(flat()), atol=1e-6, rtol=1e-6)

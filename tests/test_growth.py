@@ -44,7 +44,7 @@ def test_a_record_keeps_the_latest_in_order():
     assert copy.latest.tolist() == record.latest.tolist()
 
 
-def after_trial(fresh, hub, *, done=0.2):
+def after_trial(fresh, hub, *, done=0.2, alone=()):
     """What is decided after a trial of a tenth of the training, by what each earned."""
     growth = Growth(0.1)
     for earned in hub:
@@ -54,7 +54,7 @@ def after_trial(fresh, hub, *, done=0.2):
     for earned in fresh:
         growth.spent(0.1 / len(fresh))
         growth.ended(0.15, earned, fresh=True, shown=False)
-    growth.advance(done, one_source=True, round_length=0.01)
+    growth.advance(done, one_source=True, round_length=0.01, alone=alone)
     return growth
 
 
@@ -74,6 +74,19 @@ def test_a_hub_whose_returns_fall_is_not_expected_to_fall_for_ever():
     growing = after_trial(np.arange(1.0, 11.0), falling)
     assert growing.forecasts[1] == pytest.approx(np.mean(falling[-FEWEST:]))
     assert growing.at is Phase.SETTLED
+
+
+def test_a_hub_is_expected_to_earn_what_its_best_source_earns_alone():
+    growing = after_trial(np.arange(1.0, 11.0), [50.0] * FEWEST, alone=[94.0, 96.0])
+    assert growing.forecasts == pytest.approx((90.0, 95.0))
+    assert growing.at is Phase.SETTLED
+    growth = after_trial(np.arange(1.0, 11.0), [50.0] * FEWEST, alone=[70.0, 71.0])
+    for earned in (60.0, 61.0, 62.0):
+        growth.ended(0.6, earned, fresh=True, shown=True)
+    growth.advance(0.6, one_source=True, round_length=0.01, alone=[70.0, 71.0])
+    assert growth.at is Phase.ALONE
+    growth.advance(0.6, one_source=True, round_length=0.01, alone=[40.0, 41.0])
+    assert growth.at is Phase.OVERTAKEN
 
 
 def test_there_is_no_trial_where_it_could_show_nothing():

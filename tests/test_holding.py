@@ -127,15 +127,18 @@ def test_what_frozen_sources_said_is_not_computed_again(monkeypatch):
         rows.clear()
         env = make_vec_env(Toy, n_envs=2, seed=0)
         model = target(PPO, env, hub.agent(PPO, hold=1, router_lr=1.0, **options))
-        model.learn(128, callback=HubCallback(probe_share=0))
-        return model, sum(rows)
+        ratios = Ratios()
+        model.learn(128, callback=[HubCallback(probe_share=0), ratios])
+        acted = np.concatenate(ratios.pathways).reshape(-1, 2)[:, 1]
+        return model, sum(rows), int((acted < 2).sum())
 
     hub = tiny_hub(Toy())
-    recalling, few = trained()
-    computing, many = trained(recall=False)
-    # 64 steps of 2 environments and 2 sources; without memory twice more in each of two epochs.
+    recalling, few, _ = trained()
+    computing, many, of_sources = trained(recall=False)
+    # 64 steps of 2 environments and 2 sources; without memory whoever acts, in the rollout, in the two epochs and where ratios are taken.
     assert few == 128 * 2
-    assert many == 3 * 128 * 2
+    assert 0 < of_sources < 128
+    assert many == 4 * of_sources
     for name, tensor in recalling.policy.state_dict().items():
         torch.testing.assert_close(tensor, computing.policy.state_dict()[name], atol=1e-6, rtol=1e-5)
 

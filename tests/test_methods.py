@@ -462,11 +462,16 @@ def test_hubs_without_a_fresh_pathway_await_no_probe():
 
 def test_the_tally_adds_batches_up():
     tally = built("uniform").tally
-    tally.count(torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor(2.0))
-    tally.count(torch.tensor([[0.0, 1.0]]))
-    assert (tally.rows, tally.passes, tally.loss) == (3, 1, 2.0)
-    assert tally.weight.tolist() == [1.5, 1.5]
-    assert tally.active.tolist() == [2, 2]
-    assert tally.entropy == pytest.approx(np.log(2))
+    for times in (1, 200):
+        tally.reset()
+        for _ in range(times):
+            tally.count(torch.tensor([[1.0, 0.0], [0.5, 0.5]]).log(), torch.tensor(2.0))
+            tally.count(torch.tensor([[0.0, 1.0]]).log())
+        sums = tally.sums
+        assert (sums.rows, sums.passes, sums.loss) == (3 * times, times, 2.0 * times)
+        assert sums.weight.tolist() == [1.5 * times, 1.5 * times]
+        assert sums.active.tolist() == [2 * times, 2 * times]
+        assert sums.entropy == pytest.approx(times * np.log(2), rel=1e-5)
+        assert sums.last.tolist() == [[0.0, 1.0]]
     tally.reset()
-    assert (tally.rows, tally.weight.tolist()) == (0, [0.0, 0.0])
+    assert (tally.sums.rows, tally.sums.weight.tolist()) == (0, [0.0, 0.0])

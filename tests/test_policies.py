@@ -13,7 +13,6 @@ from toys import CHOOSE, IMAGE, PARTS, SETTINGS, STEER, TINY, Toy, target, tiny,
 
 from hubrl import BadConfig, Hub, HubActorCriticPolicy, HubCallback, SpaceMismatch, UnknownName
 from hubrl.distributions import MixtureDistribution
-from hubrl.routing import log_weights
 
 ACTIONS = pytest.mark.parametrize("actions", [STEER, CHOOSE], ids=["box", "discrete"])
 AGGREGATIONS = pytest.mark.parametrize("aggregation", ["mixture", "mean"])
@@ -132,8 +131,8 @@ def test_samples_come_from_pathways_by_their_weights():
 def test_gradients_of_a_mixture_are_finite_with_pathways_of_no_weight():
     speech = torch.randn(4, 3, 4, requires_grad=True)
     z = torch.randn(4, 3, requires_grad=True)
-    weights = z.masked_fill(torch.tensor([False, True, False]), -torch.inf).softmax(dim=1)
-    made = MixtureDistribution(spaces.Box(-1.0, 1.0, (2,))).proba_distribution(speech, log_weights(weights))
+    logs = z.masked_fill(torch.tensor([False, True, False]), -torch.inf).log_softmax(dim=1)
+    made = MixtureDistribution(spaces.Box(-1.0, 1.0, (2,))).proba_distribution(speech, logs)
     made.log_prob(torch.randn(4, 2)).sum().backward()
     assert torch.isfinite(speech.grad).all()
     assert torch.isfinite(z.grad).all()

@@ -330,10 +330,17 @@ def test_the_noise_of_a_rollout_is_kept_for_its_update_and_none_is_in_calm_rows(
     policy.solos.shown = torch.tensor([True, False, True, False])
     rows = torch.randn(4, 4)
     policy(rows)
-    noise, key = policy.memory["noise"], int(policy.get_buffer("noise_key"))
-    drawn = policy.method.router.draw_noise(rows, key)
-    assert torch.equal(noise[1::2], drawn[1::2])
+    noise = policy.memory["noise"]
     assert (noise[::2] == 0).all()
+    assert (noise[1::2] != 0).all()
+    policy(rows)
+    assert (policy.memory["noise"][1::2] != noise[1::2]).all(), "every step has its own"
+    policy.set_training_mode(True)
+    policy.set_training_mode(False)
+    policy.get_buffer("noise_key").sub_(1)
+    policy(rows)
+    assert torch.equal(policy.memory["noise"], noise), "it follows from the key of the rollout"
+    drawn = policy.method.router.draw_noise(rows, 1)
     router = Router(VECTOR, 3, 8)
     assert torch.equal(router(rows, torch.zeros(4, 3)), router(rows))
     assert (router(rows, drawn) != router(rows)).all()

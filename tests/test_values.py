@@ -79,14 +79,29 @@ def test_parameters_that_are_stepped_together_go_where_those_go_that_are_not():
     for optimizer_class in (HubAdam, torch.optim.Adam):
         parameters = [nn.Parameter(tensor.clone()) for tensor in start]
         optimizer = optimizer_class(parameters, lr=1e-2, eps=1e-5)
+        if isinstance(optimizer, HubAdam):
+            optimizer.step_as_torch()
         for step in range(20):
             for parameter in parameters:
                 parameter.grad = (parameter.detach() - step).sin()
             optimizer.step()
         ends.append(parameters)
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
-    assert HubAdam([nn.Parameter(start[0])], lr=1e-2).defaults["foreach"]
-    assert not HubAdam([nn.Parameter(start[0])], lr=1e-2, fused=True).defaults["foreach"]
+
+
+@pytest.mark.parametrize("how", [{}, {"fused": True}, {"foreach": True}, {"fused": False}])
+def test_how_adam_steps_is_as_it_was_told(how):
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = HubAdam([parameter], lr=1e-2, **how)
+    fused = how.get("fused", "foreach" not in how)
+    assert bool(optimizer.param_groups[0]["fused"]) == fused
+    if how:
+        optimizer.step_as_torch()
+        assert bool(optimizer.param_groups[0]["fused"]) == fused, "what somebody said is not changed"
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.step_as_torch()
+    assert bool(optimizer.param_groups[0]["fused"]) == fused, "steps do not change their kind on the way"
 
 
 class Rich(Toy):

@@ -14,7 +14,7 @@ from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.losses import entropy_nats
 from hubrl.networks import Observations
 from hubrl.pathways import Pathways, Target
-from hubrl.routing import aggregate
+from hubrl.routing import Weighted, aggregate
 from hubrl.source import Source
 
 Aggregation = Literal["mixture", "mean", "whole"]
@@ -30,10 +30,16 @@ class Routed(NamedTuple):
     """Features, or the parameters of one action distribution; none where they are the aggregation of `speech` by `weights`."""
     loss: Float[Tensor, ""]
     """What the method adds to the task's loss."""
-    speech: Float[Tensor, "batch pathways width"] | None = None
-    """What every pathway said: features, or the parameters of its action distribution; zeros where it was not active."""
-    weights: Float[Tensor, "batch pathways"] | None = None
-    """Pathway weights; every row sums to one. None if the method has none."""
+    speech: Float[Tensor, "batch speakers width"] | None = None
+    """What every pathway said: features, or the parameters of its action distribution; zeros where it was not active. Or what the
+    only one a row said that was asked."""
+    log_weights: Float[Tensor, "batch pathways"] | None = None
+    """Logarithms of pathway weights, minus infinity where a pathway is not active. None if the method has no weights."""
+
+    @property
+    def weights(self) -> Float[Tensor, "batch pathways"] | None:
+        """Pathway weights; every row sums to one."""
+        return None if self.log_weights is None else self.log_weights.exp()
 
     @property
     def features(self) -> Float[Tensor, "batch features"]:
@@ -83,6 +89,8 @@ class Method(nn.Module, ABC):
     """Whether the method's sources cannot be trained further."""
     takes_heard: ClassVar[bool] = False
     """Whether the features of its frozen sources are all it asks of them, so that they may have been computed before."""
+    weighs: ClassVar[bool] = False
+    """Whether its weights are known before anybody speaks, so that one pathway can be drawn and no other be asked."""
     corrects: ClassVar[bool] = True
     """Whether a learned correction may be added to what its sources say at the level of outputs."""
     solo_share: ClassVar[float] = 0.0
@@ -111,6 +119,15 @@ class Method(nn.Module, ABC):
             noise: What `draw_noise` gave for these observations `(batch, pathways)`; none for no noise.
         """
 
+    def weigh(self, observations: Observations, noise: Tensor | None = None) -> tuple[Weighted, Float[Tensor, ""]]:
+        """The pathways' weights and the loss alone, before anybody has spoken; of methods that say so (`weighs`).
+
+        Args:
+            observations: As SB3 preprocesses them.
+            noise: See `forward`.
+        """
+        raise NotImplementedError(f"Method {self.method_name!r} has no weights before its pathways speak.")
+
     def draw_noise(self, observations: Observations, key: int) -> Float[Tensor, "batch pathways"] | None:
         """Standard Gaussian noise of exploration for a batch, always the same under a key; none for methods without any.
 
@@ -119,6 +136,11 @@ class Method(nn.Module, ABC):
             key: Changes once a rollout.
         """
         return None
+
+    @property
+    def noisy(self) -> bool:
+        """Whether it explores by noise."""
+        return False
 
     def trust(self, kept: Sequence[bool], start: Sequence[float], worth: Sequence[float] = ()) -> None:
         """Take over what a probe found out of the candidates; methods without a router have nothing to take over.
@@ -172,7 +194,10 @@ class Method(nn.Module, ABC):
 
 
 class Tally:
-    """What went through a method since it was last asked, for logs."""
+    """What went through a method since it was last asked, for logs; added up when it is asked, or when much has come together."""
+
+    MOST = 256
+    """Batches that wait to be added up."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
@@ -180,24 +205,56 @@ class Tally:
 
     def reset(self) -> None:
         """Start anew."""
-        self.rows, self.passes = 0, 0
-        self.weight = torch.zeros(len(self.names))
-        self.active = torch.zeros(len(self.names))
-        self.entropy, self.loss = 0.0, 0.0
-        self.last = torch.zeros(0, len(self.names))
+        self._waiting: list[Tensor] = []
+        self._losses: list[Tensor] = []
+        self._sums = Sums(0, 0, torch.zeros(len(self.names)), torch.zeros(len(self.names)), 0.0, 0.0, torch.zeros(0, len(self.names)))
+
+    def count(self, log_weights: Float[Tensor, "batch pathways"] | None, loss: Float[Tensor, ""] | None = None) -> None:
+        """Add a batch, by the logarithms of its weights; without them only its loss."""
+        if log_weights is not None:
+            self._waiting.append(log_weights.detach())
+        if loss is not None:
+            self._losses.append(loss.detach())
+        if max(len(self._waiting), len(self._losses)) >= self.MOST:
+            self._add_up()
+
+    @property
+    def sums(self) -> "Sums":
+        """All that was counted."""
+        self._add_up()
+        return self._sums
 
     @torch.no_grad()
-    def count(self, weights: Float[Tensor, "batch pathways"] | None, loss: Float[Tensor, ""] | None = None) -> None:
-        """Add a batch; without weights only its loss."""
-        if weights is not None:
-            self.last = weights.detach().cpu()
-            self.rows += len(weights)
-            self.weight += self.last.sum(dim=0)
-            self.active += (self.last > 0).sum(dim=0)
-            self.entropy += float(entropy_nats(self.last).sum())
-        if loss is not None:
-            self.passes += 1
-            self.loss += float(loss)
+    def _add_up(self) -> None:
+        sums = self._sums
+        if self._waiting:
+            weights = torch.cat(self._waiting).exp().cpu()
+            self._sums = sums = sums._replace(
+                rows=sums.rows + len(weights),
+                weight=sums.weight + weights.sum(dim=0),
+                active=sums.active + (weights > 0).sum(dim=0),
+                entropy=sums.entropy + float(entropy_nats(weights).sum()),
+                last=weights[-len(self._waiting[-1]) :],
+            )
+        if self._losses:
+            loss = sums.loss + float(torch.stack(self._losses).sum())
+            self._sums = sums._replace(passes=sums.passes + len(self._losses), loss=loss)
+        self._waiting, self._losses = [], []
+
+
+class Sums(NamedTuple):
+    """What a tally added up."""
+
+    rows: int
+    passes: int
+    """Batches whose loss was counted."""
+    weight: Float[Tensor, " pathways"]
+    active: Float[Tensor, " pathways"]
+    """In how many rows each pathway was active."""
+    entropy: float
+    loss: float
+    last: Float[Tensor, "batch pathways"]
+    """Weights of the last batch."""
 
 
 def register(name: str) -> Callable[[type[Method]], type[Method]]:

@@ -1,6 +1,7 @@
 """Hub-Pathway: a noisy router decides which pathways speak, and how much each counts."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from hubrl.losses import exploration_entropy, load_balance
 from hubrl.methods.base import Method, Routed, register
 from hubrl.networks import Observations
 from hubrl.pathways import FRESH, Pathways, Target
-from hubrl.routing import Router, pathway_weights
+from hubrl.routing import Router, Weighted, pathway_weights
 from hubrl.source import Source
 
 EXPLORATION_LOSSES = {"entropy": exploration_entropy, "load": load_balance}
@@ -42,6 +43,7 @@ class HubPathway(Method):
     summary = "noisy router, top-k routes, aggregation, exploration loss (NeurIPS 2022)"
     solo_share = 0.2
     takes_heard = True
+    weighs = True
 
     def __init__(
         self,
@@ -73,26 +75,37 @@ class HubPathway(Method):
         self.router = Router(read, n_pathways, hidden_dim, target.precision)
         self.register_buffer("trusted", torch.ones(n_pathways, dtype=torch.bool))
         self.register_buffer("probed", torch.zeros((), dtype=torch.bool))
+        self._trusted: list[bool] | None = None
 
     def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
         """Route, let the active pathways speak, aggregate."""
-        trusted = self.get_buffer("trusted")
         heard = self.pathways.side_by_side(observations) if self.router_reads == "features" else None
-        z = self.router(observations if heard is None else heard, noise)
-        weights, active = pathway_weights(z, self.top_k, trusted)
+        (log_weights, active), loss = self.weigh(observations if heard is None else heard, noise)
         with self.pathways.reminded(heard):
             speech = self.pathways.speak(observations, active, fresh)
-        return Routed(None, self._exploration_loss(weights, trusted), speech, weights)
+        return Routed(None, loss, speech, log_weights)
+
+    def weigh(self, observations: Observations, noise: Tensor | None = None) -> tuple[Weighted, Float[Tensor, ""]]:
+        """What the router says of what it reads."""
+        trusted = self.get_buffer("trusted")
+        weighted = pathway_weights(self.router(observations, noise), self.top_k, trusted)
+        return weighted, self._exploration_loss(weighted.log_weights, trusted)
 
     def draw_noise(self, observations: Observations, key: int) -> Float[Tensor, "batch pathways"] | None:
         """The router's, if it is noisy."""
         return self.router.draw_noise(observations, key) if self.noise else None
 
-    def _exploration_loss(self, weights: Float[Tensor, "batch pathways"], trusted: Bool[Tensor, " pathways"]) -> Float[Tensor, ""]:
+    @property
+    def noisy(self) -> bool:
+        """Whether the router is."""
+        return self.noise
+
+    def _exploration_loss(self, log_weights: Float[Tensor, "batch pathways"], trusted: Bool[Tensor, " pathways"]) -> Float[Tensor, ""]:
         if self.explore_coef == 0 or not torch.is_grad_enabled():
             # Not even a zero may be injected where the gradient is differentiated again (TRPO).
-            return weights.new_zeros(())
-        loss: Tensor = self.explore_coef * self.exploration(weights if bool(trusted.all()) else weights[:, trusted])
+            return log_weights.new_zeros(())
+        weights = log_weights.exp()
+        loss: Tensor = self.explore_coef * self.exploration(weights if all(trusted.tolist()) else weights[:, trusted])
         return loss
 
     @torch.no_grad()
@@ -101,6 +114,7 @@ class HubPathway(Method):
         if not any(kept):
             raise BadConfig("A probe dropped every pathway; at least one must stay.")
         self.get_buffer("trusted").copy_(torch.as_tensor(list(kept)))
+        self._trusted = None
         self.router.mean.bias.copy_(torch.as_tensor(list(start)))
         self.get_buffer("probed").fill_(True)
 
@@ -112,8 +126,14 @@ class HubPathway(Method):
     @property
     def trusted_pathways(self) -> list[bool]:
         """For every pathway, whether a probe left it in."""
-        trusted: list[bool] = self.get_buffer("trusted").tolist()
-        return trusted
+        if self._trusted is None:
+            # Asked several times a step; the buffer changes by `trust` and by loading alone.
+            self._trusted = self.get_buffer("trusted").tolist()
+        return self._trusted
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._trusted = None
 
     @property
     def reads_observations(self) -> bool:
@@ -133,7 +153,7 @@ class HubPathway(Method):
     @property
     def fresh_alone(self) -> bool:
         """Whether every source was dropped."""
-        trusted = self.get_buffer("trusted").tolist()
+        trusted = self.trusted_pathways
         return self.pathways.names[-1] == FRESH and trusted[-1] and not any(trusted[:-1])
 
 

@@ -50,6 +50,6 @@ class Scratch(Method):
     def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
         """What the fresh pathway says."""
         rows = next(iter(observations.values())) if isinstance(observations, dict) else observations
-        weights = torch.ones(len(rows), 1, device=rows.device)
-        speech = self.pathways.speak(observations, weights > 0, fresh)
-        return Routed(speech[:, 0], speech.new_zeros(()), speech, weights)
+        all_say = torch.zeros(len(rows), 1, device=rows.device)
+        speech = self.pathways.speak(observations, all_say == 0, fresh)
+        return Routed(speech[:, 0], speech.new_zeros(()), speech, all_say)

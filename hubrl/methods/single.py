@@ -20,9 +20,9 @@ class Alone(Method):
     def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
         """What the one source says."""
         rows = next(iter(observations.values())) if isinstance(observations, dict) else observations
-        weights = torch.ones(len(rows), 1, device=rows.device)
-        speech = self.pathways.speak(observations, weights > 0)
-        return Routed(speech[:, 0], speech.new_zeros(()), speech, weights)
+        all_say = torch.zeros(len(rows), 1, device=rows.device)
+        speech = self.pathways.speak(observations, all_say == 0)
+        return Routed(speech[:, 0], speech.new_zeros(()), speech, all_say)
 
 
 @register("single")

@@ -1,13 +1,16 @@
 """The control: every source has the same say."""
 
+import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from hubrl.methods.base import Method, Routed, register
 from hubrl.networks import Observations
 from hubrl.pathways import Pathways, Target
+from hubrl.routing import Weighted
 from hubrl.source import Source
 
 
@@ -24,14 +27,19 @@ class Uniform(Method):
 
     summary = "all sources alike: a control"
     takes_heard = True
+    weighs = True
 
     def __init__(self, sources: Sequence[Source], target: Target, *, fresh: bool = False, width: int | None = None) -> None:
         super().__init__(Pathways(sources, target, fresh=fresh, width=width))
 
     def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
         """The mean of what they say."""
+        (log_weights, active), loss = self.weigh(observations)
+        return Routed(None, loss, self.pathways.speak(observations, active, fresh), log_weights)
+
+    def weigh(self, observations: Observations, noise: Tensor | None = None) -> tuple[Weighted, Float[Tensor, ""]]:
+        """The same for all."""
         rows = next(iter(observations.values())) if isinstance(observations, dict) else observations
         n_pathways = len(self.pathways.names)
-        weights = torch.full((len(rows), n_pathways), 1 / n_pathways, device=rows.device)
-        speech = self.pathways.speak(observations, weights > 0, fresh)
-        return Routed(None, speech.new_zeros(()), speech, weights)
+        log_weights = torch.full((len(rows), n_pathways), -math.log(n_pathways), device=rows.device)
+        return Weighted(log_weights, log_weights.isfinite()), log_weights.new_zeros(())
