@@ -38,7 +38,7 @@ from hubrl.spec import HubSpec
 HUB_FORMAT = 1
 HUB_FILE = "hub.yaml"
 
-RECOMMENDED = {"hold": 5.0, "release": "learned", "router_lr": 3.0}
+RECOMMENDED = {"hold": 5.0, "release": "learned"}
 """Beside the options' own defaults, which must go on meaning what they meant in models saved before there were these."""
 
 Agent = str | Path | Source | BaseAlgorithm | tuple[str | Path, str | Path]
@@ -230,8 +230,8 @@ class Hub(Sequence[Source]):
             kwargs = {"hub": spec.plain(), "teaching": own.plain()}
             return {"policy": HubDQNPolicy, "policy_kwargs": {**kwargs, **_optimizer(algorithm, spec.tuned, precision)}}
         kwargs = {"hub": spec.plain(), "outputs": own.plain()}
-        scaled = spec.tuned or (isinstance(own, Outputs) and own.router_lr != 1)
-        return {"policy": HubActorCriticPolicy, "policy_kwargs": {**kwargs, **_optimizer(algorithm, scaled, precision)}}
+        # Its optimizer also where all learn at one rate: a hub has many small parameters, which it steps at once.
+        return {"policy": HubActorCriticPolicy, "policy_kwargs": {**kwargs, **_optimizer(algorithm, scaled=True, precision=precision)}}
 
     def level(self, algorithm: type[BaseAlgorithm], method: str = "hub-pathway", *, tuned: bool = False) -> speech.Level:
         """At what level an algorithm is served unless told otherwise: the best that it, the method and the sources can do."""

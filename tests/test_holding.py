@@ -10,7 +10,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from toys import CHOOSE, PARTS, STEER, TINY, Toy, target, tiny_hub
+from toys import CHOOSE, PARTS, STEER, TINY, VECTOR, Toy, target, tiny_hub
 
 from hubrl import BadConfig, HubCallback
 from hubrl.buffers import HubRolloutBuffer
@@ -226,3 +226,42 @@ def test_a_buffer_of_the_users_own_is_left_alone():
     model.learn(64, callback=HubCallback(probe_share=0))
     assert type(model.rollout_buffer) is OwnBuffer
     assert not model.policy.holds, "nothing stores who acts, so nobody is held"
+
+
+@pytest.mark.parametrize("actions", [STEER, CHOOSE])
+@pytest.mark.parametrize("options", [{}, {"recall": False}, {"source_std": None, "recall": False}, {"residual": False, "fresh": False}])
+def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, monkeypatch):
+    solo_share = 0.0 if "fresh" in options else 0.2
+    made = tiny_hub(Toy(VECTOR, actions)).agent(PPO, hold=3, solo_share=solo_share, **options)
+    model = target(PPO, make_vec_env(lambda: Toy(VECTOR, actions), n_envs=4, seed=0), made, learning_rate=1e-2)
+    policy, compared = model.policy, []
+
+    class Compare(BaseCallback):
+        """Evaluates every rollout both ways."""
+
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            state = np.random.get_state()
+            policy.set_training_mode(True)
+            for batch in self.model.rollout_buffer.get(16):
+                done = batch.actions.long().flatten() if actions is CHOOSE else batch.actions
+                found = []
+                for weighs in (True, False):
+                    monkeypatch.setattr(type(policy.method), "weighs", weighs)
+                    values, log_prob, _ = policy.evaluate_actions(batch.observations, done)
+                    parameters = list(policy.parameters())
+                    gradients = torch.autograd.grad(
+                        (log_prob * torch.arange(len(log_prob))).mean() + values.sum(), parameters, allow_unused=True
+                    )
+                    found.append([log_prob, values, *(torch.zeros(()) if each is None else each for each in gradients)])
+                for one, other in zip(*found, strict=True):
+                    torch.testing.assert_close(one, other.expand_as(one) if other.ndim == 0 else other, atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(found[0][0], batch.old_log_prob, atol=1e-4, rtol=1e-4)
+                compared.append(int(sum(each.abs().sum() > 0 for each in found[0][2:])))
+            monkeypatch.setattr(type(policy.method), "weighs", True)
+            np.random.set_state(state)
+
+    model.learn(256, callback=[HubCallback(probe_share=0.0, warmup_share=0.0), Compare()])
+    assert min(compared) >= 10, "gradients reach the router, the critic and who acts"
