@@ -105,7 +105,7 @@ class HubPathway(Method):
             # Not even a zero may be injected where the gradient is differentiated again (TRPO).
             return log_weights.new_zeros(())
         weights = log_weights.exp()
-        loss: Tensor = self.explore_coef * self.exploration(weights if all(trusted.tolist()) else weights[:, trusted])
+        loss: Tensor = self.explore_coef * self.exploration(weights if all(self.trusted_pathways) else weights[:, trusted])
         return loss
 
     @torch.no_grad()
@@ -129,7 +129,7 @@ class HubPathway(Method):
         if self._trusted is None:
             # Asked several times a step; the buffer changes by `trust` and by loading alone.
             self._trusted = self.get_buffer("trusted").tolist()
-        return self._trusted
+        return list(self._trusted)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
