@@ -189,7 +189,7 @@ def test_multipolars_published_lines_stand_beside_each_other_on_every_acrobot():
     study = read_study(next(path for path in STUDIES if path.stem == "acrobot"))
     assert all({"scratch", "multipolar:instance-101", "multipolar"} <= set(case.methods) for case in study.cases.values())
     one, four = study.methods["multipolar:instance-101"].set, study.methods["multipolar"].set
-    assert one == {**four, "options": {"source": "instance-101"}}
+    assert one == {**four, "options": {**four["options"], "source": "instance-101"}}
     assert "instance-101" in study.hubs["four"]
 
 
