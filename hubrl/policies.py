@@ -33,7 +33,7 @@ from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.freezing import ParametersOnce, copy_weights, freeze
 from hubrl.losses import drift, inject, kickstarting
 from hubrl.methods import create, find
-from hubrl.methods.base import Method, Routed
+from hubrl.methods.base import Method, Routed, Weighing
 from hubrl.networks import Observations
 from hubrl.optimizers import HubAdam
 from hubrl.outputs import ALONE, Hearing, Holding, Outputs, check_solos
@@ -187,36 +187,37 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
 
     def _act(self, hearing: Hearing, deterministic: bool) -> tuple[Tensor, Tensor, Tensor] | None:
         """A rollout's step where who acts is stored: it is drawn first, and nobody else is asked; none where SB3's way must be gone."""
-        if hearing.previous is None or not self._asks_one(hearing):
+        if not self._asks_one(hearing):
             return None
-        latent_pi, latent_vf = self._latents(hearing.observations)
-        latent = self._hub_latent(hearing.observations, latent_pi)
-        logs = self._choice(hearing, latent)
-        hearing.acted = draw_pathway(logs, hearing.calm, deterministic=deterministic)
-        said = self._answer(hearing, hearing.acted, latent_pi, latent)
-        assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
-        actions = draw_action(said, self.action_space, hearing.calm, deterministic=deterministic)
-        log_prob = decision_log_prob(logs, hearing.acted, said, actions, self.action_space)
-        return actions.reshape((-1, *self.action_space.shape)), self.value_net(latent_vf), log_prob  # type: ignore[misc]
+        actions, values, log_prob = self._decide(hearing, None, deterministic=deterministic)
+        return actions.reshape((-1, *self.action_space.shape)), values, log_prob  # type: ignore[misc]
 
     def _evaluate(self, hearing: Hearing, actions: Tensor) -> tuple[Tensor, Tensor, None] | None:
         """The same for an update."""
-        if hearing.acted is None or not self._asks_one(hearing):
-            return None
+        return (*self._decide(hearing, actions)[1:], None) if self._asks_one(hearing) else None
+
+    def _decide(self, hearing: Hearing, actions: Tensor | None, *, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions, values and log-probabilities; who acts, and what it does, is drawn where it is not known."""
+        assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
         latent_pi, latent_vf = self._latents(hearing.observations)
         latent = self._hub_latent(hearing.observations, latent_pi)
         logs = self._choice(hearing, latent)
+        if hearing.acted is None:
+            hearing.acted = draw_pathway(logs, hearing.calm, deterministic=deterministic)
         said = self._answer(hearing, hearing.acted, latent_pi, latent)
-        assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
-        return self.value_net(latent_vf), decision_log_prob(logs, hearing.acted, said, actions, self.action_space), None
+        if actions is None:
+            actions = draw_action(said, self.action_space, hearing.calm, deterministic=deterministic)
+        return actions, self.value_net(latent_vf), decision_log_prob(logs, hearing.acted, said, actions, self.action_space)
 
     def _asks_one(self, hearing: Hearing) -> bool:
-        """Whether only who acts need be asked: pathways are drawn, and no loss asks what the others say."""
-        asks_all = self.anchors is not None or self.outputs.kickstart_coef > 0
-        return self.holds and self.method.weighs and not asks_all and not self._only_fresh(hearing)
+        """Whether only who acts need be asked: pathways are drawn, who was is known, and no loss asks what the others say."""
+        if hearing.previous is None or self.anchors is not None or self.outputs.kickstart_coef > 0:
+            return False
+        return self.holds and isinstance(self.method, Weighing) and not self._only_fresh(hearing)
 
     def _choice(self, hearing: Hearing, latent: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch pathways"]:
         """Who may act, as logarithms of the weights of the transition; what routing loses rides on them."""
+        assert isinstance(self.method, Weighing)
         (log_weights, _), loss = self.method.weigh(hearing.observations, self._noise(hearing))
         routed = self._learning(Routed(None, loss, None, log_weights), hearing)
         assert routed.log_weights is not None

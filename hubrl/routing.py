@@ -132,7 +132,7 @@ def stable_top_k(z: Float[Tensor, "batch pathways"], k: int) -> Bool[Tensor, "ba
     return torch.zeros_like(z, dtype=torch.bool).scatter(1, order[:, :k], True)
 
 
-def pathway_weights(z: Float[Tensor, "batch pathways"], k: int, trusted: Bool[Tensor, " pathways"]) -> Weighted:
+def pathway_weights(z: Float[Tensor, "batch pathways"], k: int, trusted: Bool[Tensor, " pathways"] | None) -> Weighted:
     """Pathway weights: a softmax over the `k` greatest among the trusted.
 
     A softmax over all that is masked and renormalised gives the same weights, so there is no option for it.
@@ -140,13 +140,15 @@ def pathway_weights(z: Float[Tensor, "batch pathways"], k: int, trusted: Bool[Te
     Args:
         z: The router's numbers.
         k: How many are active in a row; fewer where fewer are trusted.
-        trusted: Who may be active at all.
+        trusted: Who may be active at all; none for everybody.
     """
-    if not all(trusted.tolist()):
+    if trusted is not None:
         z = z.masked_fill(~trusted, -torch.inf)
+    active = stable_top_k(z, k) if k < z.shape[1] else torch.ones_like(z, dtype=torch.bool)
+    if trusted is not None:
+        active = active & trusted
     if k >= z.shape[1]:
-        return Weighted(functional.log_softmax(z, dim=1), trusted.expand_as(z))
-    active = stable_top_k(z, k) & trusted
+        return Weighted(functional.log_softmax(z, dim=1), active)
     return Weighted(functional.log_softmax(z.masked_fill(~active, -torch.inf), dim=1), active)
 
 

@@ -330,7 +330,7 @@ class Solos(nn.Module):
         acting = self.acting
         instead = self.standing.of(acting) if acting >= 0 else None
         best = self.standing.most(self.sources)
-        alone = [] if best is None else self.standing.of(best)
+        alone = [] if best is None or int(self.standing.get_buffer("counts")[best]) < ENOUGH else self.standing.of(best)
         self.growth.advance(1 - self.remaining, one_source=sum(trusted) == 2, round_length=episode, instead=instead, alone=alone)
         return self.growth.at is Phase.OVERTAKEN
 

@@ -235,6 +235,7 @@ def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, mo
     made = tiny_hub(Toy(VECTOR, actions)).agent(PPO, hold=3, solo_share=solo_share, **options)
     model = target(PPO, make_vec_env(lambda: Toy(VECTOR, actions), n_envs=4, seed=0), made, learning_rate=1e-2)
     policy, compared = model.policy, []
+    asks_one = policy._asks_one
 
     class Compare(BaseCallback):
         """Evaluates every rollout both ways."""
@@ -249,7 +250,7 @@ def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, mo
                 done = batch.actions.long().flatten() if actions is CHOOSE else batch.actions
                 found = []
                 for weighs in (True, False):
-                    monkeypatch.setattr(type(policy.method), "weighs", weighs)
+                    monkeypatch.setattr(policy, "_asks_one", asks_one if weighs else lambda hearing: False)
                     values, log_prob, _ = policy.evaluate_actions(batch.observations, done)
                     parameters = list(policy.parameters())
                     gradients = torch.autograd.grad(
@@ -260,7 +261,7 @@ def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, mo
                     torch.testing.assert_close(one, other.expand_as(one) if other.ndim == 0 else other, atol=1e-4, rtol=1e-4)
                 torch.testing.assert_close(found[0][0], batch.old_log_prob, atol=1e-4, rtol=1e-4)
                 compared.append(int(sum(each.abs().sum() > 0 for each in found[0][2:])))
-            monkeypatch.setattr(type(policy.method), "weighs", True)
+            monkeypatch.setattr(policy, "_asks_one", asks_one)
             np.random.set_state(state)
 
     model.learn(256, callback=[HubCallback(probe_share=0.0, warmup_share=0.0), Compare()])

@@ -89,8 +89,6 @@ class Method(nn.Module, ABC):
     """Whether the method's sources cannot be trained further."""
     takes_heard: ClassVar[bool] = False
     """Whether the features of its frozen sources are all it asks of them, so that they may have been computed before."""
-    weighs: ClassVar[bool] = False
-    """Whether its weights are known before anybody speaks, so that one pathway can be drawn and no other be asked."""
     corrects: ClassVar[bool] = True
     """Whether a learned correction may be added to what its sources say at the level of outputs."""
     solo_share: ClassVar[float] = 0.0
@@ -118,15 +116,6 @@ class Method(nn.Module, ABC):
             fresh: At the level of outputs, what the target's own actor says `(batch, width)`.
             noise: What `draw_noise` gave for these observations `(batch, pathways)`; none for no noise.
         """
-
-    def weigh(self, observations: Observations, noise: Tensor | None = None) -> tuple[Weighted, Float[Tensor, ""]]:
-        """The pathways' weights and the loss alone, before anybody has spoken; of methods that say so (`weighs`).
-
-        Args:
-            observations: As SB3 preprocesses them.
-            noise: See `forward`.
-        """
-        raise NotImplementedError(f"Method {self.method_name!r} has no weights before its pathways speak.")
 
     def draw_noise(self, observations: Observations, key: int) -> Float[Tensor, "batch pathways"] | None:
         """Standard Gaussian noise of exploration for a batch, always the same under a key; none for methods without any.
@@ -191,6 +180,19 @@ class Method(nn.Module, ABC):
     def measures(self) -> dict[str, float]:
         """What the method has to say for the logs beside its tally, by tag."""
         return {}
+
+
+class Weighing(Method):
+    """A method whose weights are known before anybody speaks, so that one pathway can be drawn and no other be asked."""
+
+    @abstractmethod
+    def weigh(self, observations: Observations, noise: Tensor | None = None) -> tuple[Weighted, Float[Tensor, ""]]:
+        """The pathways' weights and the loss alone.
+
+        Args:
+            observations: As SB3 preprocesses them.
+            noise: See `forward`.
+        """
 
 
 class Tally:

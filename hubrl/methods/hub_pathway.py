@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hubrl.errors import BadConfig
 from hubrl.losses import exploration_entropy, load_balance
-from hubrl.methods.base import Method, Routed, register
+from hubrl.methods.base import Routed, Weighing, register
 from hubrl.networks import Observations
 from hubrl.pathways import FRESH, Pathways, Target
 from hubrl.routing import Router, Weighted, pathway_weights
@@ -21,7 +21,7 @@ EXPLORATION_LOSSES = {"entropy": exploration_entropy, "load": load_balance}
 
 
 @register("hub-pathway")
-class HubPathway(Method):
+class HubPathway(Weighing):
     """Data-dependent pathway weights over the sources and a fresh pathway (Shu et al., NeurIPS 2022).
 
     The parts are the paper's: a noisy pathway generator, top-k routes at the input, aggregation at the output, an
@@ -43,7 +43,6 @@ class HubPathway(Method):
     summary = "noisy router, top-k routes, aggregation, exploration loss (NeurIPS 2022)"
     solo_share = 0.2
     takes_heard = True
-    weighs = True
 
     def __init__(
         self,
@@ -87,7 +86,8 @@ class HubPathway(Method):
 
     def weigh(self, observations: Observations, noise: Tensor | None = None) -> tuple[Weighted, Float[Tensor, ""]]:
         """What the router says of what it reads."""
-        trusted = self.get_buffer("trusted")
+        # Known without a look at the device.
+        trusted = None if all(self.trusted_pathways) else self.get_buffer("trusted")
         weighted = pathway_weights(self.router(observations, noise), self.top_k, trusted)
         return weighted, self._exploration_loss(weighted.log_weights, trusted)
 
@@ -100,12 +100,14 @@ class HubPathway(Method):
         """Whether the router is."""
         return self.noise
 
-    def _exploration_loss(self, log_weights: Float[Tensor, "batch pathways"], trusted: Bool[Tensor, " pathways"]) -> Float[Tensor, ""]:
+    def _exploration_loss(
+        self, log_weights: Float[Tensor, "batch pathways"], trusted: Bool[Tensor, " pathways"] | None
+    ) -> Float[Tensor, ""]:
         if self.explore_coef == 0 or not torch.is_grad_enabled():
             # Not even a zero may be injected where the gradient is differentiated again (TRPO).
             return log_weights.new_zeros(())
         weights = log_weights.exp()
-        loss: Tensor = self.explore_coef * self.exploration(weights if all(self.trusted_pathways) else weights[:, trusted])
+        loss: Tensor = self.explore_coef * self.exploration(weights if trusted is None else weights[:, trusted])
         return loss
 
     @torch.no_grad()

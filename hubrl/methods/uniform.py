@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hubrl.methods.base import Method, Routed, register
+from hubrl.methods.base import Routed, Weighing, register
 from hubrl.networks import Observations
 from hubrl.pathways import Pathways, Target
 from hubrl.routing import Weighted
@@ -15,7 +15,7 @@ from hubrl.source import Source
 
 
 @register("uniform")
-class Uniform(Method):
+class Uniform(Weighing):
     """Every source counts the same, whatever is observed.
 
     Args:
@@ -27,7 +27,6 @@ class Uniform(Method):
 
     summary = "all sources alike: a control"
     takes_heard = True
-    weighs = True
 
     def __init__(self, sources: Sequence[Source], target: Target, *, fresh: bool = False, width: int | None = None) -> None:
         super().__init__(Pathways(sources, target, fresh=fresh, width=width))
