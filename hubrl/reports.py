@@ -3,9 +3,9 @@
 Reported as the field does (Agarwal et al. 2021): interquartile means, and 95 % intervals of a bootstrap over seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,15 @@ HUB_METHOD = "hub-pathway"
 
 RIVALS = ("zero-shot", "probe-commit", "finetune:", "residual:")
 """The strongest that a user could do with one source: the first of the bars on a hub."""
+
+UNTRAINED = {"zero-shot": ":", "oracle": "--"}
+"""What is played without training, and how its line is drawn."""
+
+N_COLORS = 10
+"""Of matplotlib's cycle."""
+
+N_COLUMNS = 3
+"""Panels beside each other."""
 
 
 class Estimate(NamedTuple):
@@ -65,11 +74,14 @@ def difference(one: Sequence[float], other: Sequence[float]) -> Estimate:
 
 
 def write_reports(results: Path) -> None:
-    """Write `table.md`, `curves.png` and `pathways.png` beside the tables of a study."""
+    """Write `table.md`, `intervals.png`, `curves.png` and `pathways.png` beside the tables of a study."""
     table = pd.read_csv(results / "runs.csv", dtype={"config": str, "probe_kept": str})
     curves = pd.read_csv(results / "curves.csv") if (results / "curves.csv").exists() else pd.DataFrame(columns=CURVE_COLUMNS)
     texts = [summary(table), side_by_side(table), over_targets(table), details(table, curves)]
     write_atomically(results / "table.md", "\n".join(texts))
+    if not hubs_of(table):
+        return
+    draw_intervals(table, results / "intervals.png")
     if len(curves):
         draw_curves(curves, table, results / "curves.png")
     pathways = results / "pathways.csv"
@@ -120,7 +132,7 @@ def side_by_side(table: pd.DataFrame) -> str:
     """A line for each method and a column for each target and hub: what was evaluated at the end."""
     pairs = hubs_of(table)
     runs = {pair: runs_of(table, *pair) for pair in pairs}
-    methods = dict.fromkeys(method for pair in pairs for method in runs[pair])
+    methods = sorted({method for pair in pairs for method in runs[pair]})
     lines = ["| method | " + " | ".join(f"{task} ({hub})" for task, hub in pairs) + " |", "|---" * (len(pairs) + 1) + "|"]
     lines += [f"| {method} | " + " | ".join(_cell(runs[pair].get(method)) for pair in pairs) + " |" for method in methods]
     return "\n".join(lines) + "\n"
@@ -208,9 +220,10 @@ def details(table: pd.DataFrame, curves: pd.DataFrame) -> str:
 
 
 def draw_curves(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
-    """Evaluations over steps, a panel for each target and hub; bands are intervals over seeds, dotted lines untouched."""
+    """Evaluations over steps, a panel for each target and hub; bands are intervals over seeds, grey lines untouched."""
     pairs = hubs_of(table)
     figure, axes = _panels(len(pairs))
+    looks = _looks(curves["method"])
     for axis, (task, hub) in zip(axes, pairs, strict=False):
         rows = curves[(curves["task"] == task) & curves["hub"].isin([hub, "none"]) & (curves["kind"] == "evaluation")]
         for method, group in rows.groupby("method", sort=False):
@@ -219,15 +232,34 @@ def draw_curves(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
             places = [part for _, part in points.groupby("place")]
             steps = np.array([part["step"].mean() for part in places])
             estimates = [estimate(part["return"].tolist()) for part in places]
-            (line,) = axis.plot(steps / 1000, [one.value for one in estimates], label=str(method), zorder=3 if method == HUB_METHOD else 2)
+            look = looks[str(method)]
+            axis.plot(steps / 1000, [one.value for one in estimates], label=str(method), **look)
             lows, highs = [one.low for one in estimates], [one.high for one in estimates]
-            axis.fill_between(steps / 1000, lows, highs, color=line.get_color(), alpha=0.2, linewidth=0)
+            axis.fill_between(steps / 1000, lows, highs, color=look["color"], alpha=0.15, linewidth=0)
         untouched = runs_of(table, task, hub)
-        for method, style in (("zero-shot", ":"), ("oracle", "--")):
+        for method, style in UNTRAINED.items():
             if method in untouched:
                 axis.axhline(float(iqm(np.asarray(untouched[method]))), color="grey", linestyle=style, linewidth=1, label=method)
         axis.set(title=f"{task} ({hub})", xlabel="thousand steps", ylabel="return")
-        axis.legend(fontsize=6)
+    _legend(figure)
+    _save(figure, path)
+
+
+def draw_intervals(table: pd.DataFrame, path: Path) -> None:
+    """What was evaluated at the end, a panel for each target and hub: a point a method with its interval, the best above."""
+    pairs = hubs_of(table)
+    runs = {pair: {method: values for method, values in runs_of(table, *pair).items() if values} for pair in pairs}
+    most = max(len(methods) for methods in runs.values())
+    figure, axes = _panels(len(pairs), height=1 + 0.16 * most)
+    for axis, pair in zip(axes, pairs, strict=False):
+        found = sorted(((estimate(values), method) for method, values in runs[pair].items()), key=lambda each: each[0].value)
+        for place, (one, method) in enumerate(found):
+            color = "black" if method == HUB_METHOD else "grey" if method.startswith(tuple(UNTRAINED)) else "tab:blue"
+            axis.plot([one.low, one.high], [place, place], color=color, linewidth=3, alpha=0.4)
+            axis.plot(one.value, place, "o", color=color, markersize=4)
+        axis.set_yticks(range(len(found)), [method for _, method in found], fontsize=7)
+        axis.grid(axis="x", alpha=0.3)
+        axis.set(title=f"{pair[0]} ({pair[1]})", xlabel="return at the end")
     _save(figure, path)
 
 
@@ -252,10 +284,30 @@ def _cell(values: Sequence[float] | None) -> str:
     return "" if not values else str(estimate(values))
 
 
-def _panels(n: int) -> tuple[Figure, list[Axes]]:
-    columns = min(n, 3)
+def _looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """How each method's line is drawn, in every panel alike."""
+    looks: dict[str, dict[str, Any]] = {}
+    for index, method in enumerate(sorted({str(method) for method in methods} - {HUB_METHOD})):
+        looks[method] = {"color": f"C{index % N_COLORS}", "linestyle": ("-", "--", "-.", ":")[index // N_COLORS % 4], "linewidth": 1.2}
+    return {**looks, HUB_METHOD: {"color": "black", "linestyle": "-", "linewidth": 2, "zorder": 3}}
+
+
+def _legend(figure: Figure) -> None:
+    """One for all panels, below them."""
+    lines = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        [lines[label] for label in sorted(lines)],
+        sorted(lines),
+        loc="outside lower center",
+        ncols=2 * min(len(figure.axes), N_COLUMNS),
+        fontsize=7,
+    )
+
+
+def _panels(n: int, height: float = 3.6) -> tuple[Figure, list[Axes]]:
+    columns = min(n, N_COLUMNS)
     n_rows = -(-n // columns)
-    figure = Figure(figsize=(5 * columns, 3.6 * n_rows), layout="constrained")
+    figure = Figure(figsize=(5 * columns, height * n_rows), layout="constrained")
     axes = figure.subplots(n_rows, columns, squeeze=False)
     flat = list(axes.ravel())
     for unused in flat[n:]:

@@ -88,7 +88,8 @@ def test_a_study_runs_what_is_missing_and_reports_it(tmp_path, monkeypatch):
         ),
         abs=0.01,
     )
-    assert (results / "curves.png").stat().st_size > 1000
+    for figure in ("intervals", "curves"):
+        assert (results / f"{figure}.png").stat().st_size > 1000
     assert "| cart | pair |" in (results / "table.md").read_text()
 
     before = (results / "runs.csv").read_bytes()
