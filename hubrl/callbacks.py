@@ -34,7 +34,8 @@ TENSORBOARD_ONLY = ("stdout", "log", "json", "csv")
 class HubCallback(BaseCallback):
     """Probes the sources on the target, keeps them seeing through VecNormalize, and logs who speaks.
 
-    Every tag and its formula stands in `docs/metrics.md`.
+    Every tag and its formula stands in `docs/metrics.md`. All shares are of the steps that `learn` is called for, with those before if
+    `reset_num_timesteps=False`: a training that is cut into many calls knows of a short training only, and decides by that whom to drop.
 
     Args:
         probe_share: Share of the training's steps that a probe may take before it, counted among them; 0 for no probe.
@@ -54,6 +55,9 @@ class HubCallback(BaseCallback):
         self._logged_at = 0
 
     def _on_training_start(self) -> None:
+        # SB3 brings it up to date when the first rollout is over, and saves it with the model.
+        self.model._update_current_progress_remaining(self.model.num_timesteps, self.locals["total_timesteps"])
+        self._goes_on = self.model.num_timesteps > 0
         see_through_normalisation(self.model.policy, self.training_env)
         # Looked up once: off-policy algorithms begin a rollout every few steps.
         self._methods = parts_in(self.model.policy, Method)  # type: ignore[type-abstract]
@@ -63,19 +67,29 @@ class HubCallback(BaseCallback):
             if remember_steps(self.model, self.model.policy):
                 self.model.policy.commit()
             self.model.policy.release(np.ones(self.training_env.num_envs, dtype=bool))
-            if self.probe_share > 0 and self.model.policy.method.awaits_probe:
+            if self.probe_share > 0 and self.model.policy.method.awaits_probe and not self._goes_on:
                 self._probe()
-            self._earned = np.zeros(self.training_env.num_envs)
+            self._count_from_now()
             self._episodes, self._lasted = 0, 0
-            self._discounted = DiscountedReturns(self.training_env.num_envs, self.model.gamma)
+            head = self.model.policy.value_net
+            known = head.units if isinstance(head, ValueHead) and head.measured else None
+            self._discounted = DiscountedReturns(self.training_env.num_envs, self.model.gamma, known)
             if self.model.policy.solos is not None and self.model.policy.holds:
+                self.model.policy.solos.remaining = self.model._current_progress_remaining
                 self.model.policy.solos.begin(self.training_env.num_envs, self.model.policy.method.trusted_pathways)
             self._warm_up()
+            if self._goes_on:
+                self._warm_until = self.warmup_share * self.locals["total_timesteps"]
         if isinstance(self.model, DQN) and isinstance(self.model.policy, HubDQNPolicy):
             self.model.policy.begin(self.training_env.num_envs)
-            self._earned = np.zeros(self.training_env.num_envs)
+            self._count_from_now()
             self._began = np.full(self.training_env.num_envs, self.model.num_timesteps)
             self._pause_exploration(self.model, self.model.policy)
+
+    def _count_from_now(self) -> None:
+        """Returns of episodes from here on; those that are going on when a training goes on are not seen from their beginning."""
+        self._earned = np.zeros(self.training_env.num_envs)
+        self._whole = np.full(self.training_env.num_envs, not self._goes_on)
 
     def _pause_exploration(self, model: DQN, policy: HubDQNPolicy) -> None:
         """No random actions while an episode shows what its pathway earns."""
@@ -129,6 +143,8 @@ class HubCallback(BaseCallback):
         head = policy.value_net
         if not isinstance(head, ValueHead) or (policy.fresh_alone and not head.measured):
             return
+        if not self._discounted.ready:
+            return
         first = not head.measured
         mean, std = self._discounted.moments()
         if std == 0.0:
@@ -163,9 +179,11 @@ class HubCallback(BaseCallback):
     def _on_training_end(self) -> None:
         if isinstance(self.model, DQN):
             _explore_as_before(self.model)
+        if isinstance(self.model.policy, HubDQNPolicy):
+            self.model.policy.end()
         if isinstance(self.model.policy, HubActorCriticPolicy):
-            # A training without the callback, later, must not find the actor still waiting, or anybody alone.
-            self.model.policy.warming = False
+            # A training without the callback, later, must not find the actor still waiting, or anybody alone, or hold whom it cannot.
+            self.model.policy.warming = self.model.policy.remembers = False
             if self.model.policy.solos is not None:
                 self.model.policy.solos.end()
 
@@ -179,9 +197,9 @@ class HubCallback(BaseCallback):
             assert isinstance(self.model, DQN)
             telling = self.model.exploration_rate <= max(MUCH_EXPLORATION, self.model.exploration_final_eps)
             for env in np.flatnonzero(self.locals["dones"]):
-                counts = telling and int(self._began[env]) >= self.model.learning_starts
+                counts = telling and bool(self._whole[env]) and int(self._began[env]) >= self.model.learning_starts
                 self.model.policy.ended(int(env), float(self._earned[env]), counts=counts)
-                self._earned[env], self._began[env] = 0.0, self.model.num_timesteps
+                self._earned[env], self._whole[env], self._began[env] = 0.0, True, self.model.num_timesteps
         return True
 
     def _count_solos(self, policy: HubActorCriticPolicy) -> None:
@@ -193,8 +211,9 @@ class HubCallback(BaseCallback):
         policy.solos.stepped(1 / total)
         for env in np.flatnonzero(self.locals["dones"]):
             trusted = policy.method.trusted_pathways
-            policy.solos.ended(int(env), float(self._earned[env]), trusted, done=self.model.num_timesteps / total)
-            self._earned[env] = 0.0
+            done, whole = self.model.num_timesteps / total, bool(self._whole[env])
+            policy.solos.ended(int(env), float(self._earned[env]), trusted, done=done, whole=whole)
+            self._earned[env], self._whole[env] = 0.0, True
             self._episodes += 1
 
     def _probe(self) -> None:

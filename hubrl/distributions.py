@@ -1,7 +1,6 @@
 """Action distributions of several pathways: which of them acts, and how likely an action is."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -176,10 +175,6 @@ def mixed_categorical(
     normal = functional.log_softmax(speech, dim=2)
     logits = torch.logsumexp(log_weights[:, :, None] + normal, dim=1)
     return CategoricalDistribution(logits.shape[1]).proba_distribution(logits)
-
-
-Release = Callable[[Float[Tensor, "batch pathways"], Int[Tensor, " batch"]], Float[Tensor, "batch pathways"]]
-"""From pathway weights and who acted before (-1 for nobody) to the weights of the transition."""
 
 
 def held(

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from hubrl.evidence import STANDARD_ERRORS, behind, forecast
+from hubrl.evidence import RACE_ERRORS, behind, forecast
 
 
 class Phase(IntEnum):
@@ -45,7 +45,7 @@ AT_MOST = {True: 2.0, False: 1.0}
 FEWEST = 8
 """Episodes that a forecast must rest on."""
 
-SHOWN = 3
+SHOWN = 5
 """Latest episodes without noise by which the fresh pathway is judged."""
 
 SHOW_EVERY = 8
@@ -144,6 +144,7 @@ class Growth(nn.Module):
         round_length: float,
         instead: Sequence[float] | None = None,
         alone: Sequence[float] = (),
+        together: Sequence[float] = (),
     ) -> None:
         """Go on to the next phase if it is time to.
 
@@ -153,6 +154,7 @@ class Growth(nn.Module):
             round_length: Share of the training that an episode in every environment takes.
             instead: What a source earned that acts for the hub in evaluations, if one does.
             alone: What the best source earned alone, for which all others can make way.
+            together: What the hub earned without noise; none where that is not known well.
         """
         if self.at is Phase.HUB and done >= FROM[one_source] and len(self.hub) >= FEWEST:
             length = max(self.share, EACH * round_length)
@@ -161,8 +163,10 @@ class Growth(nn.Module):
         elif self.at is Phase.TRIAL and done >= float(self.get_buffer("until")):
             self._decide(done, instead, alone)
         elif self.at is Phase.ALONE and len(self.shown) == SHOWN:
-            hubs = [self.hub.latest[-FEWEST:, 1].tolist(), *([alone] if alone else [])] if instead is None else [instead]
-            if behind(max(hubs, key=np.mean), self.shown.latest[:, 1].tolist()) > STANDARD_ERRORS:
+            hub = together or self.hub.latest[-FEWEST:, 1].tolist()
+            hubs = [hub, *([alone] if alone else [])] if instead is None else [instead]
+            # Looked at again and again, and there is no way back.
+            if behind(max(hubs, key=np.mean), self.shown.latest[:, 1].tolist()) > RACE_ERRORS:
                 self._go(Phase.OVERTAKEN)
 
     def _decide(self, done: float, instead: Sequence[float] | None, alone: Sequence[float]) -> None:

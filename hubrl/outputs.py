@@ -14,7 +14,12 @@ from hubrl.methods.base import Method
 from hubrl.networks import Observations
 
 ALONE = -2
-"""Less the position of a pathway it stands, in place of who acted before, for the pathway that plays the episode alone."""
+"""What is at most this, in place of who acted before, says who plays the episode alone, see `solo`."""
+
+
+def solo(pathway: Int[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:
+    """What says, in place of who acted before, that a pathway plays the episode alone; and of what says so, which pathway."""
+    return ALONE - pathway
 
 
 class Outputs(Plain):

@@ -36,7 +36,7 @@ from hubrl.methods import create, find
 from hubrl.methods.base import Method, Routed, Weighing
 from hubrl.networks import Observations
 from hubrl.optimizers import HubAdam
-from hubrl.outputs import ALONE, Hearing, Holding, Outputs, check_solos
+from hubrl.outputs import Hearing, Holding, Outputs, check_solos, solo
 from hubrl.pathways import FRESH, Pathways, Target, check_meanings, extractor_class, spec_sources
 from hubrl.precision import BF16NatureCNN, ReadsBytes
 from hubrl.routing import ZeroLinear
@@ -135,7 +135,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             routed = self._route(Hearing(observations, exploring=False), latent_pi)
         else:
             alone = torch.full((len(latent_pi),), lead, device=latent_pi.device)
-            routed = self._route(Hearing(observations, exploring=False, previous=ALONE - alone), latent_pi)
+            routed = self._route(Hearing(observations, exploring=False, previous=solo(alone)), latent_pi)
             routed = routed._replace(log_weights=_sure(alone, len(self.method.pathways.names)))
         return routed._replace(whole=routed.features)
 
@@ -177,6 +177,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             if "choice" in memory:
                 hearing.previous, hearing.acted = memory["choice"].unbind(dim=1)
             values, log_prob, entropy = self._evaluate(hearing, actions) or super().evaluate_actions(obs, actions)
+        self._distributed = None  # it holds on to what the gradient is computed from
         if "calm" in memory:
             # What was done without noise says nothing of what its distribution should be.
             log_prob = torch.where(memory["calm"], log_prob.detach(), log_prob)
@@ -254,17 +255,24 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         self._recalled = (observations, memory)
 
     def keep(self) -> None:
-        """Remember the actor's hidden layers as they are, by which the hub goes on acting while the fresh pathway learns alone."""
+        """Remember the actor as it is, by which the hub goes on acting while the fresh pathway learns alone."""
         if self.kept is not None:
-            copy_weights(self._own_layers(), self.kept)
+            copy_weights(self._actor(), self.kept)
 
     def restore(self) -> None:
-        """Take the actor's hidden layers back to when they were kept."""
+        """Take the actor back to when it was kept."""
         if self.kept is not None:
-            copy_weights(self.kept, self._own_layers())
+            copy_weights(self.kept, self._actor())
 
-    def _own_layers(self) -> nn.ModuleList:
-        return nn.ModuleList([self.pi_features_extractor, self.mlp_extractor.policy_net])
+    def _actor(self) -> nn.ModuleList:
+        """SB3's: what reads observations, hidden layers, last layer, and for Box the standard deviation."""
+        std = [self.log_std] if isinstance(self.action_space, spaces.Box) else []
+        return nn.ModuleList([self.pi_features_extractor, self.mlp_extractor.policy_net, self.action_net, nn.ParameterList(std)])
+
+    @property
+    def _as_kept(self) -> bool:
+        """Whether the hub acts by the actor that was kept, because the fresh pathway learns alone."""
+        return self.kept is not None and self.solos is not None and self.solos.claimed
 
     def release(self, ended: np.ndarray) -> None:
         """Hold nobody any more in environments whose episode ended."""
@@ -274,7 +282,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """The action distribution without the router's noise, as `predict` uses it."""
         with self._hear(obs, exploring=False) as hearing:
-            if self.holds and self._holding is not None:
+            if self._predicting and self.holds and self._holding is not None:
                 hearing.previous = self._previous(self._holding)
             return super().get_distribution(obs)
 
@@ -292,16 +300,15 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             state: What the last call returned; none at the start.
             episode_start: Where an episode begins and nobody is held.
             deterministic: Whether to take the likeliest action of the likeliest pathway.
+
+        Raises:
+            BadConfig: If the state is that of another number of observations.
         """
-        if not self.holds:
-            return super().predict(observation, state, episode_start, deterministic)
-        n_rows = self._n_rows(observation)
-        training, self._holding, self._predicting = self._holding, Holding(n_rows), True
-        if state is not None:
-            self._holding.pathway, self._holding.steps = (torch.as_tensor(part) for part in state)
-        if episode_start is not None:
-            self._holding.release(torch.as_tensor(episode_start, dtype=torch.bool))
+        training, self._predicting = self._holding, True
         try:
+            if not self.holds:
+                return super().predict(observation, state, episode_start, deterministic)
+            self._holding = self._held(self._n_rows(observation), state, episode_start)
             previous = self._previous(self._holding)
             actions, _ = super().predict(observation, state, episode_start, deterministic)
             if isinstance(self._distributed, CommittedDistribution):
@@ -309,6 +316,19 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             return actions, (self._holding.pathway.numpy(), self._holding.steps.numpy())
         finally:
             self._holding, self._predicting = training, False
+
+    def _held(self, n_rows: int, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None) -> Holding:
+        """Who is held, by what the last `predict` returned."""
+        holding = Holding(n_rows)
+        if state is not None:
+            holding.pathway, holding.steps = (torch.as_tensor(part) for part in state)
+            if len(holding.pathway) != n_rows:
+                raise BadConfig(
+                    f"A state for {len(holding.pathway)} observations was given with {n_rows}; pass state=None where other episodes begin."
+                )
+        if episode_start is not None:
+            holding.release(torch.as_tensor(episode_start, dtype=torch.bool))
+        return holding
 
     def train(self, mode: bool = True) -> "HubActorCriticPolicy":
         """`nn.Module.train`; going back to a rollout after an update draws new noise."""
@@ -341,7 +361,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             self.solos = Solos(self.method.pathways.names, self.outputs.solo_share, self.outputs.trial_share)
         self.kept: nn.ModuleList | None = None
         if self.solos is not None and self.solos.growth is not None:
-            self.kept = copy.deepcopy(self._own_layers())
+            self.kept = copy.deepcopy(self._actor())
             freeze(self.kept)
         may_hold = (self.outputs.hold > 1 or self.solos is not None) and n_pathways > 1
         self.committed: Tensor | None
@@ -434,11 +454,11 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         previous = holding.pathway
         lead = self.lead if self._predicting else -1
         if lead >= 0:
-            return torch.full_like(previous, ALONE - lead).to(self.device)
+            return solo(torch.full_like(previous, lead)).to(self.device)
         if self.outputs.release == "fixed":
             previous = torch.where(holding.steps >= self.outputs.hold, -1, previous)
-        if self.solos is not None and holding is self._holding and len(self.solos.playing) == len(previous) and not self._predicting:
-            previous = torch.where(self.solos.playing >= 0, ALONE - self.solos.playing, previous)
+        if self.solos is not None and not self._predicting and len(self.solos.playing) == len(previous):
+            previous = torch.where(self.solos.playing >= 0, solo(self.solos.playing), previous)
         return previous.to(self.device)
 
     def _n_rows(self, observation: Any) -> int:
@@ -448,7 +468,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         if self.fresh_alone:
             n_pathways = len(self.method.pathways.names)
-            self._count(_sure(torch.full((len(latent_pi),), n_pathways - 1), n_pathways))
+            self._count(_sure(torch.full((len(latent_pi),), n_pathways - 1, device=latent_pi.device), n_pathways))
             return super()._get_action_dist_from_latent(latent_pi)
         assert self._hearing is not None
         if self._only_fresh(self._hearing):
@@ -464,20 +484,20 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         self._count(routed.log_weights, routed.loss if learning else None)
         loss = routed.loss
         if learning and self.anchors is not None:
-            loss = loss + self.outputs.anchor_coef * self._drift(routed, hearing.observations)
+            loss = loss + self.outputs.anchor_coef * self._drift(routed, hearing)
         if learning and self.outputs.kickstart_coef > 0 and self.method.remaining > 0:
-            loss = loss + self._kickstart(routed)
+            loss = loss + self._kickstart(routed, hearing)
         return _carrying(routed, loss) if learning and loss.requires_grad else routed
 
     def _count(self, log_weights: Float[Tensor, "batch pathways"] | None, loss: Float[Tensor, ""] | None = None) -> None:
         """Count a batch for the logs; the weights in rollouts alone, whose rows an update goes through again and again."""
-        self.method.tally.count(None if self.training else log_weights, loss)
+        self.method.tally.count(None if self.training or self._predicting else log_weights, loss)
 
     def _only_fresh(self, hearing: Hearing) -> bool:
         """Whether the fresh pathway plays alone in all rows, so that nobody else need be asked, nor learn."""
         if hearing.only_fresh is None:
-            plays = ALONE - len(self.method.pathways.sources)
-            hearing.only_fresh = self.holds and hearing.previous is not None and bool((hearing.previous == plays).all())
+            fresh = len(self.method.pathways.sources)
+            hearing.only_fresh = self.holds and hearing.previous is not None and bool((solo(hearing.previous) == fresh).all())
         return hearing.only_fresh
 
     def _of_fresh(self, latent_pi: Float[Tensor, "batch latent"], hearing: Hearing) -> Distribution:
@@ -491,28 +511,29 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         made = CommittedDistribution(self.action_space).of(hearing.acted, hearing.calm)
         return made.proba_distribution(fresh[:, None], logs)
 
-    def _drift(self, routed: Routed, observations: Observations) -> Float[Tensor, ""]:
+    def _drift(self, routed: Routed, hearing: Hearing) -> Float[Tensor, ""]:
         """How far what acts for the sources is from what they did untouched, by their weights."""
         assert self.anchors is not None
-        assert routed.weights is not None
         assert routed.speech is not None
         n_sources = len(self.anchors.names)
-        weights = routed.weights[:, :n_sources].detach()
-        before = self.anchors.speak(observations, weights > 0)
+        weights = _heard_weights(routed, hearing)[:, :n_sources]
+        before = self.anchors.speak(hearing.observations, weights > 0)
         return (weights * drift(routed.speech[:, :n_sources], before, self.action_space)).sum(dim=1).mean()
 
-    def _kickstart(self, routed: Routed) -> Float[Tensor, ""]:
+    def _kickstart(self, routed: Routed, hearing: Hearing) -> Float[Tensor, ""]:
         """What the fresh pathway loses by not saying what the sources do, by their weights."""
-        if routed.speech is None or routed.weights is None or self.method.pathways.names[-1] != FRESH:
+        if routed.speech is None or routed.log_weights is None or self.method.pathways.names[-1] != FRESH:
             return routed.loss.new_zeros(())
         said, fresh = routed.speech[:, :-1].detach(), routed.speech[:, -1:]
         lessons = kickstarting(fresh, said, self.action_space)
         coef = self.outputs.kickstart_coef * self.method.remaining
-        return coef * (routed.weights[:, :-1].detach() * lessons).sum(dim=1).mean()
+        return coef * (_heard_weights(routed, hearing)[:, :-1] * lessons).sum(dim=1).mean()
 
     def _route(self, hearing: Hearing, latent_pi: Tensor) -> Routed:
+        kept = self._as_kept and not hearing.exploring
+        fresh = self._fresh_speech(self._hub_latent(hearing.observations, latent_pi) if kept else latent_pi, kept=kept)
         with self.method.pathways.reminded(hearing.heard):
-            routed: Routed = self.method(hearing.observations, fresh=self._fresh_speech(latent_pi), noise=self._noise(hearing))
+            routed: Routed = self.method(hearing.observations, fresh=fresh, noise=self._noise(hearing))
         if routed.speech is None or routed.log_weights is None:
             return routed
         return routed._replace(speech=self._with_residual(routed.speech, latent_pi, hearing), whole=None)
@@ -534,9 +555,10 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
 
     def _hub_latent(self, observations: Observations, latent_pi: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch latent"]:
         """What the residual and the stickiness read: the actor's hidden layers, as they were before the fresh pathway learned alone."""
-        if self.kept is None or self.solos is None or not self.solos.claimed:
+        if not self._as_kept:
             return latent_pi
-        extractor, hidden = self.kept
+        assert self.kept is not None
+        extractor, hidden, *_ = self.kept
         latent: Tensor = hidden(extractor(observations))
         return latent
 
@@ -560,13 +582,15 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         mean, log_std = said.chunk(2, dim=2)
         return torch.cat([mean + correction * log_std.detach().exp(), log_std], dim=2)
 
-    def _fresh_speech(self, latent_pi: Tensor) -> Float[Tensor, "batch outputs"] | None:
+    def _fresh_speech(self, latent: Float[Tensor, "batch latent"], *, kept: bool = False) -> Float[Tensor, "batch outputs"] | None:
+        """What the fresh pathway says, or would by the actor that was kept."""
         if self.method.pathways.names[-1] != FRESH:
             return None
-        said: Tensor = self.action_net(latent_pi)
+        said: Tensor = self.kept[2](latent) if kept and self.kept is not None else self.action_net(latent)
         if isinstance(self.action_space, spaces.Discrete):
             return nn.functional.log_softmax(said, dim=1)
-        return torch.cat([said, self.log_std.expand_as(said)], dim=1)
+        log_std: Tensor = cast("nn.ParameterList", self.kept[3])[0] if kept and self.kept is not None else self.log_std
+        return torch.cat([said, log_std.expand_as(said)], dim=1)
 
     def distribution_parameters(self, routed: Routed) -> Float[Tensor, "batch outputs"]:
         """The action distribution as speech: log-probabilities, or mean and log standard deviation of the likeliest pathway."""
@@ -617,7 +641,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             return logs.masked_fill(hearing.alone[:, None], 0.0)
         if not bool(hearing.alone.any()):
             return logs
-        return torch.where(hearing.alone[:, None], _sure(ALONE - hearing.previous, logs.shape[1]), logs)
+        return torch.where(hearing.alone[:, None], _sure(solo(hearing.previous), logs.shape[1]), logs)
 
 
 def _carrying(routed: Routed, loss: Float[Tensor, ""]) -> Routed:
@@ -625,6 +649,13 @@ def _carrying(routed: Routed, loss: Float[Tensor, ""]) -> Routed:
     if routed.log_weights is None:
         return routed._replace(whole=inject(routed.features, loss))
     return routed._replace(log_weights=inject(routed.log_weights, loss))
+
+
+def _heard_weights(routed: Routed, hearing: Hearing) -> Float[Tensor, "batch pathways"]:
+    """Pathway weights, without a gradient; zeros where one plays alone, because the others may not have been asked."""
+    assert routed.weights is not None
+    weights = routed.weights.detach()
+    return weights if hearing.alone is None else weights.masked_fill(hearing.alone[:, None], 0.0)
 
 
 def get_action_width(space: spaces.Space[Any]) -> int:

@@ -206,6 +206,10 @@ class HubDQNPolicy(DQNPolicy):
         self.playing = torch.tensor([self._draw() for _ in range(n_envs)])
         self._lesson = self._next_lesson()
 
+    def end(self) -> None:
+        """Nobody plays any more: from now on `predict` does what earns most."""
+        self.playing, self._shows = self.playing[:0], False
+
     def ended(self, env: int, earned: float, *, counts: bool = True) -> None:
         """An episode ended: remember what its pathway earned, and choose the next.
 

@@ -250,8 +250,11 @@ class Solos(nn.Module):
 
     @property
     def chosen(self) -> int:
-        """The source that all others should make way for, because it still earns more than all together half-way; -1 for none."""
-        return self._ahead(RACE_ERRORS) if self.remaining <= LATE else -1
+        """The source that all others should make way for, because it still earns more than all together half-way; -1 for none.
+
+        Nobody while the fresh pathway learns alone: all together then earn what they did before.
+        """
+        return self._ahead(RACE_ERRORS) if self.remaining <= LATE and not self.claimed else -1
 
     def _ahead(self, errors: float) -> int:
         """The source that earns most, if by so many standard errors more than all together; -1 for none."""
@@ -270,7 +273,7 @@ class Solos(nn.Module):
         for env in range(n_envs):
             self._next(env, trusted)
 
-    def ended(self, env: int, earned: float, trusted: Sequence[bool], *, done: float = 1.0) -> None:
+    def ended(self, env: int, earned: float, trusted: Sequence[bool], *, done: float = 1.0, whole: bool = True) -> None:
         """An episode ended: remember what it earned, and choose who plays the next.
 
         Args:
@@ -278,7 +281,14 @@ class Solos(nn.Module):
             earned: Its return.
             trusted: For every pathway, whether a probe left it in.
             done: Share of the training that is over.
+            whole: Whether it was seen from its beginning; otherwise it says nothing.
         """
+        if whole:
+            self._remember(env, earned, done)
+        self.playing[env] = -1
+        self._next(env, trusted)
+
+    def _remember(self, env: int, earned: float, done: float) -> None:
         player = int(self.playing[env])
         fresh = player >= 0 and self.standing.names[player] == FRESH
         if self.growth is not None and bool(self.get_buffer("believes")) and (fresh or player < 0):
@@ -288,8 +298,6 @@ class Solos(nn.Module):
         # While it learns alone, what the fresh pathway earned a while ago says nothing of it.
         if player >= 0 and not (fresh and self.claimed):
             self.standing.note(player, earned)
-        self.playing[env] = -1
-        self._next(env, trusted)
 
     def revised(self, trusted: Sequence[bool]) -> Float[Tensor, " pathways"]:
         """By how much more than was believed each trusted pathway lies behind the best, in standard errors.
@@ -331,7 +339,11 @@ class Solos(nn.Module):
         instead = self.standing.of(acting) if acting >= 0 else None
         best = self.standing.most(self.sources)
         alone = [] if best is None or int(self.standing.get_buffer("counts")[best]) < ENOUGH else self.standing.of(best)
-        self.growth.advance(1 - self.remaining, one_source=sum(trusted) == 2, round_length=episode, instead=instead, alone=alone)
+        together = self.together.of(0) if int(self.together.get_buffer("counts")[0]) >= ENOUGH else []
+        one_source = sum(trusted) == 2
+        self.growth.advance(
+            1 - self.remaining, one_source=one_source, round_length=episode, instead=instead, alone=alone, together=together
+        )
         return self.growth.at is Phase.OVERTAKEN
 
     def _next(self, env: int, trusted: Sequence[bool]) -> None:

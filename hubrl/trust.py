@@ -49,6 +49,9 @@ CLEARLY = 4.0
 ENOUGH = 4
 """Segments that every pathway has before any leaves: fewer can by chance all be of one part of the task."""
 
+SEEDS = 1_000_003
+"""Between the untrained networks of one seed and those of the next."""
+
 SEGMENT_STEPS = (15, 250)
 """Shortest and longest segment that a pathway plays at a time."""
 
@@ -153,7 +156,7 @@ def probe(model: OnPolicyAlgorithm, budget: int, on_step: Callable[[int], None] 
     while len(racing) > 1 and steps + segment * env.num_envs <= budget:
         players = [racing[(turn + index) % len(racing)] for index in range(env.num_envs)]
         turn += env.num_envs
-        earned, ended = play_segment(policy, env, players, segment, on_step, seed=steps)
+        earned, ended = play_segment(policy, env, players, segment, on_step, seed=SEEDS * (model.seed or 0) + steps)
         may_end = may_end or ended
         for name, value in zip(players, earned, strict=True):
             returns[name].append(value)
@@ -206,7 +209,7 @@ class Untrained:
 
     def __init__(self, policy: HubActorCriticPolicy, seed: int) -> None:
         self.policy = policy
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
             torch.manual_seed(seed)
             self.extractor, self.hidden, self.head = copy.deepcopy((policy.pi_features_extractor, policy.mlp_extractor, policy.action_net))
             for part, gain in ((self.extractor, math.sqrt(2)), (self.hidden, math.sqrt(2)), (self.head, 1.0)):

@@ -20,6 +20,13 @@ FADING = 0.1
 """Share of the newest rollout in the running moments, once there were as many rollouts as that says."""
 
 
+HORIZONS = 2
+"""Steps between two measurements, in units of the discount's `1 / (1 - gamma)`."""
+
+LONG = 2048
+"""Steps that are enough in any case."""
+
+
 class ValueHead(nn.Linear):
     """The last layer of a critic, whose output is scaled and shifted; as it was until that is measured.
 
@@ -95,13 +102,17 @@ class DiscountedReturns:
     Args:
         n_envs: How many parallel environments there are.
         gamma: The discount.
+        known: Mean and spread as an earlier training left them; none for nothing.
     """
 
-    def __init__(self, n_envs: int, gamma: float) -> None:
+    def __init__(self, n_envs: int, gamma: float, known: tuple[float, float] | None = None) -> None:
         self.gamma = gamma
         self.sums = np.zeros(n_envs)
         self.count, self.first, self.second = 0, 0.0, 0.0
         self.rollouts, self.mean, self.square = 0, 0.0, 0.0
+        if known is not None:
+            mean, std = known
+            self.rollouts, self.mean, self.square = math.ceil(1 / FADING), mean, mean**2 + std**2
 
     def note(self, rewards: Float[np.ndarray, " envs"], dones: Bool[np.ndarray, " envs"]) -> None:
         """A step of all environments."""
@@ -110,6 +121,11 @@ class DiscountedReturns:
         self.first += float(self.sums.mean())
         self.second += float(np.square(self.sums).mean())
         self.sums = np.where(dones, 0.0, self.sums)
+
+    @property
+    def ready(self) -> bool:
+        """Whether enough steps were seen since the last moments: sums that began a moment ago are small."""
+        return self.count * (1 - self.gamma) >= HORIZONS or self.count >= LONG
 
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation, when a rollout is over; the latter at least `LEAST` of the mean's size, and 0 without rewards."""

@@ -81,8 +81,8 @@ def test_a_hub_is_expected_to_earn_what_its_best_source_earns_alone():
     assert growing.forecasts == pytest.approx((90.0, 95.0))
     assert growing.at is Phase.SETTLED
     growth = after_trial(np.arange(1.0, 11.0), [50.0] * FEWEST, alone=[70.0, 71.0])
-    for earned in (60.0, 61.0, 62.0):
-        growth.ended(0.6, earned, fresh=True, shown=True)
+    for earned in np.linspace(60.0, 62.0, SHOWN):
+        growth.ended(0.6, float(earned), fresh=True, shown=True)
     growth.advance(0.6, one_source=True, round_length=0.01, alone=[70.0, 71.0])
     assert growth.at is Phase.ALONE
     growth.advance(0.6, one_source=True, round_length=0.01, alone=[40.0, 41.0])
@@ -118,7 +118,7 @@ def test_the_only_source_waits_longer_for_two_episodes_each():
 
 def test_it_overtakes_only_without_noise_and_clearly():
     growth = after_trial(np.arange(1.0, 11.0), [50.0, 51.0] * FEWEST)
-    for earned in (60.0, 61.0):
+    for earned in (60.0,) * (SHOWN - 1):
         growth.ended(0.5, earned, fresh=True, shown=False)
         growth.ended(0.5, earned, fresh=True, shown=True)
     growth.advance(0.5, one_source=True, round_length=0.01)
@@ -126,8 +126,10 @@ def test_it_overtakes_only_without_noise_and_clearly():
     growth.ended(0.5, 0.0, fresh=True, shown=True)
     growth.advance(0.5, one_source=True, round_length=0.01)
     assert growth.at is Phase.ALONE, "not clearly more"
-    for earned in (60.0, 61.0, 62.0)[:SHOWN]:
-        growth.ended(0.6, earned, fresh=True, shown=True)
+    for earned in np.linspace(60.0, 62.0, SHOWN):
+        growth.ended(0.6, float(earned), fresh=True, shown=True)
+    growth.advance(0.6, one_source=True, round_length=0.01, together=[60.0, 61.0, 62.0])
+    assert growth.at is Phase.ALONE, "without its noise the hub earned as much"
     growth.advance(0.6, one_source=True, round_length=0.01)
     assert growth.at is Phase.OVERTAKEN
 
@@ -202,22 +204,25 @@ def test_a_fresh_pathway_outgrows_a_poor_source_and_the_source_is_dropped(tmp_pa
     assert np.array_equal(loaded.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0])
 
 
-def test_what_acts_for_the_hub_does_not_change_while_the_fresh_pathway_learns_alone():
+@pytest.mark.parametrize("start", [[0.0, -4.0], [-4.0, 0.0]], ids=["source", "fresh"])
+def test_what_acts_for_the_hub_does_not_change_while_the_fresh_pathway_learns_alone(start):
     env = make_vec_env(Toy, n_envs=2, seed=0)
     model = target(PPO, env, poor_hub().agent(PPO, solo_share=0.2), learning_rate=1e-2)
     policy = model.policy
-    policy.method.trust([True, True], [0.0, -4.0])
+    policy.method.trust([True, True], start)
     nn.init.normal_(policy.residual.weight)
-    policy.solos.believe([0.0, -4.0])
+    policy.solos.believe(start)
     policy.solos.growth._go(Phase.ALONE)
+    policy.keep()
     rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
-    before, fresh = model.predict(rows, deterministic=True)[0], policy.action_net.weight.clone()
+    before = model.predict(rows, deterministic=True)[0]
+    parts = [policy.action_net.weight, policy.log_std, policy.mlp_extractor.policy_net[0].weight]
+    as_begun = [part.detach().clone() for part in parts]
     model.learn(256, callback=HubCallback(probe_share=0.0))
-    assert not torch.equal(policy.action_net.weight, fresh)
+    assert not any(torch.equal(part, was) for part, was in zip(parts, as_begun, strict=True))
     assert np.array_equal(model.predict(rows, deterministic=True)[0], before)
-    learnt = policy.mlp_extractor.policy_net[0].weight.clone()
     policy.restore()
-    assert not torch.equal(policy.mlp_extractor.policy_net[0].weight, learnt)
+    assert all(torch.equal(part, was) for part, was in zip(parts, as_begun, strict=True))
     policy.solos.growth._go(Phase.SETTLED)
     assert np.array_equal(model.predict(rows, deterministic=True)[0], before), "what was learned alone is gone"
     policy.keep()

@@ -222,7 +222,8 @@ def test_a_teacher_moves_the_learner_towards_what_it_does():
         model.policy.standing.counts.fill_(20)
         model.learn(400, callback=HubCallback())
         rows = np.random.default_rng(1).normal(size=(300, 4)).astype(np.float32)
-        does = model.q_net(torch.as_tensor(rows)).argmax(dim=1).numpy()
+        with torch.no_grad():
+            does = model.q_net(torch.as_tensor(rows)).argmax(dim=1).numpy()
         agree[coefficient] = (does == hub[0].predict(rows, deterministic=True)[0]).mean()
     assert agree[5.0] > agree[0.0] + 0.15
 

@@ -14,6 +14,7 @@ from toys import CHOOSE, STEER, VECTOR, Constant, Toy, target, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, Source, pathway_weights
 from hubrl.evidence import DISTRUST
+from hubrl.growth import Phase
 from hubrl.outputs import ALONE
 from hubrl.reading import read_agent
 from hubrl.routing import Router
@@ -159,6 +160,29 @@ def test_half_way_all_make_way_for_a_source_that_earns_more_alone_than_all_toget
     assert solos.acting == 0, "all others made way: it acts until it earns as much corrected"
     solos.together.note(0, 15.0)
     assert solos.acting == -1
+
+
+def test_nobody_makes_way_while_the_fresh_pathway_learns_alone():
+    solos = Solos(["a", "b", "fresh"], 0.0, 0.05)
+    for earned in (10.0, 11.0, 12.0):
+        solos.standing.note(0, earned)
+        solos.together.note(0, earned - 9)
+    solos.remaining = 0.4
+    assert solos.chosen == 0
+    for phase, chosen in ((Phase.TRIAL, -1), (Phase.ALONE, -1), (Phase.SETTLED, 0)):
+        solos.growth._go(phase)
+        assert solos.chosen == chosen
+
+
+def test_an_episode_that_was_not_seen_from_its_beginning_says_nothing():
+    solos = Solos(["a", "b", "fresh"], 0.0, 0.05)
+    solos.believe([0.0, 0.0, -4.0])
+    solos.begin(2, [True, True, True])
+    assert solos.playing.tolist() == [0, 1]
+    solos.ended(0, 3.0, [True, True, True], whole=False)
+    solos.ended(1, 3.0, [True, True, True])
+    assert solos.standing.get_buffer("counts").tolist() == [0, 1, 0]
+    assert solos.playing[0] >= 0, "the next is chosen all the same"
 
 
 def test_where_all_make_way_training_goes_on_with_one_source_and_its_correction():

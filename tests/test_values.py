@@ -126,7 +126,7 @@ def test_a_critic_knows_the_size_of_returns_from_the_first_rollout_on(algorithm,
 
     def trained(**options):
         values.clear()
-        model = target(algorithm, env, tiny_hub(Toy()).agent(algorithm, **options), gamma=0.9)
+        model = target(algorithm, env, tiny_hub(Toy()).agent(algorithm, **options), gamma=0.8)
         model.learn(128, callback=[HubCallback(probe_share=0), Watch()])
         return model
 

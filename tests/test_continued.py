@@ -1,0 +1,168 @@
+"""Trainings that go on: cut into several calls, saved and loaded, or without the callback that began them."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from toys import Toy, target, tiny_hub, toy_for
+
+from hubrl import BadConfig, HubCallback
+
+
+def learner(n_envs=2, **options):
+    """A PPO that hears outputs, whose rollouts are 32 steps."""
+    return target(PPO, make_vec_env(Toy, n_envs=n_envs, seed=0), tiny_hub(Toy()).agent(PPO, **options), n_steps=32, learning_rate=1e-2)
+
+
+class AtStart(BaseCallback):
+    """How much of the training remains when each rollout begins, and whether the actor waits."""
+
+    def __init__(self):
+        super().__init__()
+        self.remaining, self.warming = [], []
+
+    def _on_rollout_start(self):
+        self.remaining.append(self.model.policy.solos.remaining)
+        self.warming.append(self.model.policy.warming)
+
+    def _on_step(self):
+        return True
+
+
+def test_calls_of_one_rollout_each_train_the_actor():
+    model, seen = learner(), AtStart()
+    actor = [*model.policy.residual.parameters(), *model.policy.method.router.parameters()]
+    before = [part.detach().clone() for part in actor]
+    for call in range(8):
+        model.learn(64, [HubCallback(), seen], reset_num_timesteps=call == 0)
+    assert seen.warming == [True] + [False] * 7
+    assert not any(torch.equal(part, was) for part, was in zip(actor, before, strict=True))
+
+
+def test_how_much_remains_is_that_of_the_call(tmp_path):
+    model, seen = learner(), AtStart()
+    model.learn(64, HubCallback(probe_share=0.0))
+    model.learn(128, [HubCallback(probe_share=0.0), seen])
+    assert seen.remaining == [1.0, 0.5]
+    model.save(tmp_path / "model.zip")
+    loaded, again = PPO.load(tmp_path / "model.zip", make_vec_env(Toy, n_envs=2, seed=0), device="cpu"), AtStart()
+    loaded.learn(128, [HubCallback(probe_share=0.0), again], reset_num_timesteps=False)
+    assert again.remaining == [0.5, 0.25]
+
+
+def test_a_probe_is_before_the_training_or_not_at_all():
+    model = learner()
+    model.learn(64, HubCallback())
+    assert model.policy.method.awaits_probe, "two steps in a hundred are too few here"
+    model.learn(4096, HubCallback(probe_share=0.5), reset_num_timesteps=False)
+    assert model.policy.method.awaits_probe, "the fresh pathway is no untrained network any more"
+
+
+def test_episodes_that_were_going_on_say_nothing(monkeypatch):
+    model, whole = learner(), []
+    solos = model.policy.solos
+    ended = solos.ended
+    monkeypatch.setattr(solos, "ended", lambda *args, **kwargs: (whole.append(kwargs["whole"]), ended(*args, **kwargs)))
+    model.learn(64, HubCallback(probe_share=0.0))
+    assert whole == [True] * 6, "three of ten steps in each of two environments; the fourth has begun"
+    model.learn(64, HubCallback(probe_share=0.0), reset_num_timesteps=False)
+    assert whole[6:] == [False] * 2 + [True] * 4
+
+
+class Even(Toy):
+    """Every step earns one; worth a hundred at SB3's discount."""
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, 1.0, *rest
+
+
+def test_the_critic_measures_returns_once_they_were_seen_and_keeps_their_units():
+    env = make_vec_env(lambda: Even(length=10_000), n_envs=2, seed=0)
+    model = target(PPO, env, tiny_hub(Toy()).agent(PPO), n_steps=32)
+    model.learn(128, HubCallback(probe_share=0.0))
+    assert not model.policy.value_net.measured, "sums that began a moment ago are small"
+    model.learn(2048, HubCallback(probe_share=0.0), reset_num_timesteps=False)
+    shift = model.policy.value_net.units[0]
+    assert 50 < shift < 100
+    model.learn(512, HubCallback(probe_share=0.0), reset_num_timesteps=False)
+    assert model.policy.value_net.units[0] > 0.9 * shift
+
+
+def test_without_the_callback_a_training_does_not_go_on_as_if_nobody_was_held():
+    model = learner()
+    model.learn(64, HubCallback(probe_share=0.0))
+    with pytest.raises(BadConfig, match=r"pathways held and nothing stores who acts; pass HubCallback\(\) to go on"):
+        model.learn(64)
+    model.learn(64, HubCallback(probe_share=0.0))
+
+
+@pytest.mark.parametrize("options", [{}, {"hold": 1.0, "solo_share": 0.0}, {"method": "uniform-outputs"}], ids=str)
+def test_a_policy_that_learned_can_be_copied(options):
+    model = learner(**options)
+    model.learn(64, HubCallback(probe_share=0.0))
+    rows = np.zeros((3, 4), dtype=np.float32)
+    copied = copy.deepcopy(model.policy)
+    assert np.array_equal(copied.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_a_distribution_does_not_depend_on_whom_the_training_held(n_envs, tmp_path):
+    model = learner(n_envs)
+    model.learn(64, HubCallback(probe_share=0.0))
+    model.save(tmp_path / "model.zip")
+    rows = torch.randn(5, 4)
+    loaded = PPO.load(tmp_path / "model.zip", device="cpu").policy
+    found = [policy.get_distribution(rows).log_weights for policy in (model.policy, loaded)]
+    torch.testing.assert_close(*found)
+
+
+def test_a_state_of_other_rows_is_refused():
+    model = learner()
+    model.learn(64, HubCallback(probe_share=0.0))
+    _, state = model.predict(np.zeros((2, 4), dtype=np.float32))
+    with pytest.raises(BadConfig, match="A state for 2 observations was given with 3; pass state=None"):
+        model.predict(np.zeros((3, 4), dtype=np.float32), state)
+
+
+def test_what_is_predicted_is_not_counted_among_the_rollouts():
+    model = learner()
+    model.learn(64, HubCallback(probe_share=0.0))
+    model.policy.method.tally.reset()
+    for _ in range(3):
+        model.predict(np.zeros((7, 4), dtype=np.float32))
+    assert model.policy.method.tally.sums.rows == 0
+
+
+def test_a_dqn_predicts_by_who_earns_most_once_its_training_is_over(tmp_path):
+    env = toy_for(DQN)
+    made = tiny_hub(env).agent(DQN)
+    model = target(DQN, env, made, learning_starts=0, exploration_fraction=0.01, exploration_final_eps=0.0)
+    rows = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    for call in range(3):
+        model.learn(30, HubCallback(), reset_num_timesteps=call == 0)
+        model.save(tmp_path / "model.zip")
+        loaded = DQN.load(tmp_path / "model.zip", device="cpu")
+        for row in rows:
+            assert model.policy.predict(row)[0] == loaded.policy.predict(row)[0]
+
+
+def test_kickstarting_asks_nothing_of_rows_in_which_one_plays_alone():
+    model = learner(kickstart_coef=1.0)
+    policy = model.policy
+    policy.commit()
+    policy.set_training_mode(True)
+    rows = torch.randn(4, 4)
+    gradients = []
+    for noise in (0.0, 100.0):
+        heard = torch.randn(4, 2, 4, generator=torch.Generator().manual_seed(0))
+        heard[2:] += noise
+        policy.recall(rows, {"choice": torch.tensor([[-1, 0], [0, 0], [-4, 2], [-4, 2]]), "heard": heard})
+        loss = policy.evaluate_actions(rows, torch.zeros(4, 2))[1].sum()
+        gradients.append(torch.autograd.grad(loss, policy.action_net.weight)[0])
+    assert gradients[0].any()
+    assert torch.equal(*gradients)
