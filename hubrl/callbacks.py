@@ -12,6 +12,7 @@ from stable_baselines3.dqn import DQN
 
 from hubrl.buffers import remember_steps
 from hubrl.cards import write_yaml
+from hubrl.errors import BadConfig
 from hubrl.extractor import HubExtractor, parts_in, see_through_normalisation
 from hubrl.growth import Growth
 from hubrl.methods.base import Method
@@ -44,10 +45,16 @@ class HubCallback(BaseCallback):
             already would be spoiled by advantages that mean nothing yet. Nobody waits where every source was dropped.
         log_every: Environment steps between two records, over all parallel environments.
         verbose: 1 to print what the probe found out.
+
+    Raises:
+        BadConfig: If a share is none.
     """
 
     def __init__(self, probe_share: float = 0.02, warmup_share: float = 0.02, log_every: int = 1000, verbose: int = 0) -> None:
         super().__init__(verbose)
+        for name, share in (("probe_share", probe_share), ("warmup_share", warmup_share)):
+            if not isinstance(share, int | float) or not 0 <= share < 1:
+                raise BadConfig(f"{name}={share!r} was given; expected a share of the training's steps, at least 0 and below 1.")
         self.probe_share = probe_share
         self.warmup_share = warmup_share
         self.log_every = log_every
@@ -221,6 +228,8 @@ class HubCallback(BaseCallback):
         budget = int(self.probe_share * (self.locals["total_timesteps"] - self.model.num_timesteps))
         self.verdict = probe(self.model, budget)
         if self.verdict is None:
+            if self.verbose:
+                print(f"No probe: {budget} steps are too few; train for more, or give it a greater probe_share.")  # noqa: T201 - as below
             return
         assert isinstance(self.model.policy, HubActorCriticPolicy)
         if self.model.policy.solos is not None:

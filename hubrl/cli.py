@@ -1,6 +1,7 @@
 """The command line: verbs that call the library and print what it says."""
 
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,10 @@ from hubrl.config import assign, read_config
 from hubrl.errors import BadConfig, HubrlError, SpaceMismatch
 from hubrl.evaluation import PARALLEL, Played, check_hub, play, try_hub
 from hubrl.export import OBSERVATIONS
-from hubrl.hub import Hub
+from hubrl.hub import RECOMMENDED, Hub
 from hubrl.methods import available, find, options_of
+from hubrl.outputs import Outputs
+from hubrl.q_policies import Teaching
 from hubrl.reading import read_agent
 from hubrl.source import Source
 from hubrl.spaces import describe
@@ -60,10 +63,21 @@ def train(
     verbose: Annotated[bool, typer.Option("--verbose", help="Print SB3's table.")] = False,
 ) -> None:
     """Train from a config, or go on with an interrupted run."""
-    run = config if config.is_dir() else runs.start_run(config, changes or [], folder, name)
+    begun = config.is_dir()
+    if begun and (changes or name):
+        raise BadConfig(f"{config} goes on as it began; leave out --set and --name, or start another run from {config / 'config.yaml'}.")
+    run = config if begun else runs.start_run(config, changes or [], folder, name)
     console.print(f"Run {run}; watch it with: tensorboard --logdir {folder}", soft_wrap=True)
-    with _bar() as bars:
-        result = runs.train(run, [StepsBar(bars, run.name, read_config(run / "config.yaml").steps)], verbose=int(verbose))
+    try:
+        with _bar() as bars:
+            result = runs.train(run, [StepsBar(bars, run.name, read_config(run / "config.yaml").steps)], verbose=int(verbose))
+    except HubrlError:
+        if not begun and not (run / "checkpoints").exists():
+            shutil.rmtree(run)  # nothing was trained
+        raise
+    except KeyboardInterrupt:
+        console.print(f"Interrupted; `hubrl train {run}` goes on with it.", soft_wrap=True)
+        raise
     _print_table(["", ""], [(key, _short(value)) for key, value in result.items()])
 
 
@@ -78,6 +92,8 @@ def evaluate(
 ) -> None:
     """Play an agent's episodes; nothing in its files is executed."""
     if task is None and (agent / "config.yaml").exists():
+        if kwargs or atari:
+            raise BadConfig(f"{agent} plays its own task; with --kwargs or --atari name a task too.")
         with _progress(f"{agent}", episodes) as on_step:
             played = finished.evaluate_run(agent, episodes, seed, on_step)
     else:
@@ -121,7 +137,7 @@ def distill(
             run,
             out,
             steps=steps,
-            net_arch=_whole_numbers(net_arch) if net_arch else [],
+            net_arch=_widths(net_arch),
             episodes=episodes,
             seed=seed,
             overwrite=overwrite,
@@ -219,11 +235,17 @@ def bench(
 
 @app.command()
 def methods() -> None:
-    """List the methods and their options."""
+    """List the methods and their options, and those of the policies that hear outputs."""
     for name in available():
         console.print(f"{name}: {find(name).summary}", highlight=False)
         for option, parameter in options_of(name).items():
-            console.print(f"    {option}: {_annotation(parameter.annotation)} = {parameter.default!r}", highlight=False, markup=False)
+            _print_option(option, parameter.annotation, parameter.default)
+    unless = ", ".join(f"{option}={value}" for option, value in RECOMMENDED.items())
+    console.print(f"Hearing outputs, beside the method's own; where pathways are drawn {unless} unless told otherwise:", highlight=False)
+    for title, kind in (("PPO and A2C", Outputs), ("DQN", Teaching)):
+        console.print(f"{title}:", highlight=False)
+        for option, field in kind.model_fields.items():
+            _print_option(option, field.annotation, field.default)
 
 
 @hub_app.command("build")
@@ -236,7 +258,7 @@ def hub_build(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a hub that is there.")] = False,
 ) -> None:
     """Make a hub's folder from agents in whatever form they come."""
-    Hub.from_agents([runs.split_agent(text) for text in agent], name or None).save(folder, overwrite=overwrite)
+    Hub.from_agents([_agent(text) for text in agent], name or None).save(folder, overwrite=overwrite)
     hub_show(folder)
 
 
@@ -252,7 +274,7 @@ def hub_add(
     signs: Annotated[str | None, typer.Option(help="For every entry of the target's action 1 or -1: `1,-1,1`.")] = None,
 ) -> None:
     """Add a source at the end of a saved hub, perhaps adapted to a target that observes more or acts otherwise."""
-    source = Hub.from_agents([runs.split_agent(agent)], None if name is None else [name])[0]
+    source = Hub.from_agents([_agent(agent)], None if name is None else [name])[0]
     reads = _whole_numbers(observes) if observes and observes[0].isdigit() else observes
     adapted = source.adapted(observes=reads, order=_whole_numbers(order) if order else None, signs=_whole_numbers(signs) if signs else None)
     Hub.load(folder).add(adapted).save(folder, overwrite=True)
@@ -357,6 +379,12 @@ def _task_of(source: Source, task: str | None, kwargs: list[str] | None) -> tupl
     return source.card.task, {**source.card.task_kwargs, **_kwargs(kwargs)}
 
 
+def _agent(text: str) -> Source | str | tuple[str, str]:
+    """An agent by its path, perhaps with a companion; a run's with what it was trained on."""
+    run = Path(text)
+    return finished.run_agent(run) if (run / "config.yaml").exists() and (run / "model.zip").exists() else runs.split_agent(text)
+
+
 def _whole_numbers(text: str) -> list[int]:
     """`0-16` or `3,1,-1`."""
     try:
@@ -365,6 +393,14 @@ def _whole_numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} was given; expected whole numbers like 0-16 or 3,1,2.") from error
+
+
+def _widths(text: str) -> list[int]:
+    """`64,64`; nothing for no hidden layer."""
+    parts = text.split(",") if text else []
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"--net-arch {text!r} was given; expected widths like 64,64.")
+    return [int(part) for part in parts]
 
 
 def _kwargs(given: list[str] | None) -> dict[str, Any]:
@@ -419,6 +455,10 @@ def _print_table(columns: list[str], rows: Sequence[tuple[str, ...]]) -> None:
 
 def _short(value: object) -> str:
     return "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _print_option(name: str, annotation: Any, default: Any) -> None:
+    console.print(f"    {name}: {_annotation(annotation)} = {default!r}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _annotation(annotation: Any) -> str:

@@ -119,8 +119,7 @@ def parse_config(plain: dict[str, Any], where: str) -> RunConfig:
     except ValidationError as error:
         raise BadConfig(f"{where}: {first_problem(error)}.") from error
     find(config.method)
-    policys = {**Outputs.model_fields, **Teaching.model_fields}
-    check_options(config.method, {name: value for name, value in config.options.items() if name not in policys})
+    check_options(config.method, config.options, also={**Outputs.model_fields, **Teaching.model_fields})
     if config.needs_hub and config.hub is None and not config.agents:
         raise BadConfig(f"{where}: method {config.method!r} learns from sources; name a hub or agents.")
     if config.cached:

@@ -1,5 +1,6 @@
 """What a finished run is good for: playing, exporting, distilling. Nothing in its folder is unpickled."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -41,6 +42,14 @@ def run_agent(run: Path) -> Source:
     source = read_agent(run / "model.zip", name=tidy(run.resolve().name))
     config = read_config(run / "config.yaml")
     trained = {"task": config.task, "task_kwargs": config.task_kwargs, "task_preprocessing": config.preprocessing, "seed": config.seed}
+    try:
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        worth = {"steps": "steps", "episodes": "eval_episodes", "return_mean": "eval_mean", "return_std": "eval_std"}
+        trained |= {field: result[key] for field, key in worth.items()}
+    except (OSError, ValueError, KeyError) as error:
+        raise BadFile(
+            f"{run / 'result.json'} is missing or damaged; `hubrl train {run}` goes on with a run that is not finished."
+        ) from error
     source.card = source.card.model_copy(update=trained)
     return source
 
@@ -194,6 +203,8 @@ def _write(run: Path, out: Path, model: BaseAlgorithm) -> None:
 
 
 def _check_finished(run: Path) -> None:
+    if not (run / "config.yaml").exists():
+        raise BadFile(f"{run} is no run: it has no config.yaml.")
     if not (run / "model.zip").exists():
         raise BadFile(f"{run} has no model.zip; finish it with `hubrl train {run}`.")
 

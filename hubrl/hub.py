@@ -23,7 +23,7 @@ from hubrl.cards import Plain, first_problem, read_yaml, write_yaml
 from hubrl.errors import BadConfig, BadFile, UnknownName, check_format, unknown
 from hubrl.extractor import HubExtractor, parts_in
 from hubrl.folders import new_folder
-from hubrl.methods import find, options_of
+from hubrl.methods import check_options, find
 from hubrl.methods.base import Method, check_cached, check_level
 from hubrl.methods.hub_pathway import check_top_k
 from hubrl.optimizers import HubAdam, HubRMSprop
@@ -85,6 +85,8 @@ class Hub(Sequence[Source]):
             BadFile: If a file is missing, damaged or hostile.
             BadConfig: If there is no agent, or two have one name.
         """
+        if isinstance(agents, str | Path):
+            raise BadConfig(f"{str(agents)!r} was given; expected a list of agents: [{str(agents)!r}].")
         listed = list(agents)
         called: Sequence[str | None] = names if names is not None else [None] * len(listed)
         if len(called) != len(listed):
@@ -205,6 +207,8 @@ class Hub(Sequence[Source]):
             UnknownName: If there is no such method or option.
             BadConfig: If an option's value cannot be, or the algorithm cannot hear outputs.
         """
+        if not (isinstance(algorithm, type) and issubclass(algorithm, BaseAlgorithm)):
+            raise BadConfig(f"{algorithm!r} was given; expected an algorithm's class, as in hub.agent(PPO).")
         if cached and level == "outputs":
             raise BadConfig("cached=True was given at the level of outputs, where what sources said is stored anyway; leave it out.")
         level = "features" if cached else level or self.level(algorithm, method, tuned=tuned)
@@ -252,10 +256,7 @@ class Hub(Sequence[Source]):
         options: dict[str, Any],
         also: tuple[str, ...] = (),
     ) -> HubSpec:
-        known = options_of(method)
-        for option in options:
-            if option not in known:
-                raise UnknownName(unknown(f"option of method {method!r}", option, [*known, *also]))
+        check_options(method, options, also)
         check_top_k(options.get("top_k"), len(self))
         for source in self._sources:
             store.offer(source)
@@ -293,7 +294,7 @@ class Hub(Sequence[Source]):
 
 def _source(agent: Agent, name: str | None, index: int) -> Source:
     if isinstance(agent, Source):
-        return agent
+        return agent if name in (None, agent.name) else agent.adapted(name)
     if isinstance(agent, BaseAlgorithm):
         return read_live(agent, name or f"{type(agent).__name__.lower()}-{index}")
     path, companion = agent if isinstance(agent, tuple) else (agent, None)

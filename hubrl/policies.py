@@ -106,6 +106,15 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 
     @property
+    def q_net(self) -> nn.Module:
+        """There is none.
+
+        Raises:
+            BadConfig: DQN asks for it.
+        """
+        raise BadConfig("What hub.agent makes for PPO or A2C was given to DQN; use hub.agent(DQN).")
+
+    @property
     def fresh_alone(self) -> bool:
         """Whether every source was dropped, so that this is SB3's policy and nothing else."""
         return self.method.fresh_alone
@@ -593,10 +602,13 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         return torch.cat([said, log_std.expand_as(said)], dim=1)
 
     def distribution_parameters(self, routed: Routed) -> Float[Tensor, "batch outputs"]:
-        """The action distribution as speech: log-probabilities, or mean and log standard deviation of the likeliest pathway."""
+        """The action distribution as speech, so that its mode is what `predict` does: the heaviest pathway's.
+
+        Where actions are discrete and nobody is held, the log-probabilities of the mixture.
+        """
         if routed.speech is None or routed.log_weights is None or self.aggregation != "mixture":
             return routed.features
-        if isinstance(self.action_space, spaces.Discrete):
+        if isinstance(self.action_space, spaces.Discrete) and not self.holds:
             return mixed_categorical(routed.speech, routed.log_weights).distribution.logits
         best = routed.log_weights.argmax(dim=1)
         return routed.speech[torch.arange(len(best), device=best.device), best]

@@ -169,6 +169,8 @@ class HubDQNPolicy(DQNPolicy):
         teaching: Teaching | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        if "use_sde" in kwargs:
+            raise BadConfig("What hub.agent makes for DQN was given to another algorithm; use hub.agent with that algorithm's class.")
         self.spec = parse_spec(hub)
         self.teaching = teaching if isinstance(teaching, Teaching) else Teaching.model_validate(teaching or {})
         check_options(self.spec.method, self.spec.options)

@@ -81,6 +81,8 @@ def start_run(config_path: Path, overrides: Sequence[str], folder: Path, name: s
         BadFile: If the config, its hub or an agent cannot be read.
         OutputExists: If a run of the name exists.
     """
+    if name is not None and Path(name).name != name:
+        raise BadConfig(f"A run cannot be called {name!r}; give a name, and the folder it is to lie in with --runs.")
     config = read_config(config_path, list(overrides))
     stem = config_path.resolve().parent.name.rsplit("_", 1)[0] if config_path.stem == "config" else config_path.stem
     run = folder / name if name else _numbered(folder, stem)
@@ -100,7 +102,8 @@ def new_run(config: RunConfig, run: Path) -> None:
         if hub is not None:
             hub.save(making / "hub")
         resolved = config.model_copy(update={"hub": None if hub is None else Path("hub"), "agents": ()})
-        (making / "config.yaml").write_text(write_yaml(resolved.plain()), encoding="utf-8")
+        # Defaults too: they may be others when the run is repeated.
+        (making / "config.yaml").write_text(write_yaml(resolved.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
         (making / "command.txt").write_text(shlex.join(sys.argv) + "\n", encoding="utf-8")
         (making / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
 
@@ -136,7 +139,7 @@ def train(run: Path, callbacks: Sequence[BaseCallback] = (), *, verbose: int = 0
         if saved:
             restore_checkpoint(model, saved[-1])
         began, started_at = time.perf_counter(), model.num_timesteps
-        watcher = HubCallback(0.0 if saved else config.probe_share, 0.0 if saved else config.warmup_share, verbose=1)
+        watcher = HubCallback(config.probe_share, config.warmup_share, verbose=1)
         checkpoint = CheckpointFolder(run / "checkpoints", config.checkpoint_every or _tenth(config))
         model.learn(
             config.steps - started_at,

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny, tiny_hub, toy_for
 
-from hubrl import Hub, HubCallback
+from hubrl import BadConfig, Hub, HubCallback
 from hubrl.callbacks import hub_spec
 from hubrl.extractor import parts_in, see_through_normalisation
 from hubrl.methods import Method
@@ -49,6 +49,18 @@ def watched(algorithm, level=None, env=None, callback=None, steps=128, **options
     model.set_logger(Logger(None, [memory]))
     model.learn(steps, callback=callback or HubCallback(log_every=50), log_interval=1)
     return model, memory
+
+
+@pytest.mark.parametrize("given", [{"probe_share": 2.0}, {"probe_share": -0.1}, {"warmup_share": "0.1"}, {"warmup_share": 1.0}])
+def test_a_share_that_is_none_is_refused(given):
+    (name, value), *_ = given.items()
+    with pytest.raises(BadConfig, match=f"{name}={value!r} was given; expected a share"):
+        HubCallback(**given)
+
+
+def test_a_probe_that_has_no_room_says_so(capsys):
+    watched(PPO, steps=64, callback=HubCallback(verbose=1))
+    assert "No probe: 1 steps are too few; train for more" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("algorithm", "level"), [(PPO, "outputs"), (PPO, "features"), (DQN, "features"), (SAC, "features")])

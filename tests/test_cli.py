@@ -90,12 +90,25 @@ def test_a_run_is_trained_evaluated_and_repeated(run, hub, tmp_path):
     code, out, _ = run("train", "mine.yaml", "--set", "seed=3", "--set", "steps=64")
     assert code == 0
     assert "runs/mine_1" in out
-    assert yaml.safe_load(Path("runs/mine_1/config.yaml").read_text())["seed"] == 3
+    resolved = yaml.safe_load(Path("runs/mine_1/config.yaml").read_text())
+    assert (resolved["seed"], resolved["algorithm"], resolved["method"]) == (3, "ppo", "hub-pathway"), "defaults are in it too"
+    for more in (("--set", "steps=99"), ("--name", "other")):
+        code, _, err = run("train", "runs/mine_1", *more)
+        assert code == 2
+        assert "goes on as it began; leave out --set and --name" in err
+    code, _, err = run("evaluate", "runs/mine_1", "--kwargs", "gravity=1")
+    assert code == 2
+    assert "with --kwargs or --atari name a task too" in err
     code, out, _ = run("evaluate", "runs/mine_1", "--episodes", 2)
     assert code == 0
     assert "mine_1" in out
     assert run("train", "runs/mine_1/config.yaml")[0] == 0
     assert Path("runs/mine_2/result.json").exists()
+    assert run("hub", "build", "hubs/next", "--agent", "runs/mine_1", "--agent", "runs/mine_2")[0] == 0
+    learned = Hub.load("hubs/next")
+    assert learned.names == ["mine_1", "mine_2"]
+    assert (learned[0].card.task, learned[0].card.episodes, learned[0].card.steps) == ("CartPole-v1", 1, 64)
+    assert learned[0].card.return_mean is not None
 
 
 def test_evaluate_plays_a_zip_a_hubs_source_and_a_run_on_another_task(run, agents, hub):
@@ -108,7 +121,7 @@ def test_evaluate_plays_a_zip_a_hubs_source_and_a_run_on_another_task(run, agent
 def test_methods_are_listed_with_their_options(run):
     code, out, _ = run("methods")
     assert code == 0
-    assert all(name in out for name in ("hub-pathway", "single", "uniform", "scratch", "top_k", "explore_coef"))
+    assert all(name in out for name in ("hub-pathway", "single", "uniform", "scratch", "top_k", "explore_coef", "solo_share", "teach_coef"))
 
 
 MISTAKES = {
@@ -128,6 +141,11 @@ MISTAKES = {
     "bad method": (("train", "{config}", "--set", "method=hub"), "Unknown method 'hub'"),
     "bad top_k": (("train", "{config}", "--set", "options.top_k=9"), "top_k=9 was given for a hub of 2 sources"),
     "bad kwargs": (("hub", "try", "{hub}", "--task", "CartPole-v1", "--kwargs", "gravity"), "expected name=value"),
+    "bad run name": (("train", "{config}", "--name", "../mine"), "A run cannot be called '../mine'"),
+    "option of the outputs": (("train", "{config}", "--set", "options.residul=false"), "Did you mean 'residual'?"),
+    "a range as widths": (("distill", "none", "student.zip", "--net-arch", "64-64"), "expected widths like 64,64"),
+    "no width": (("distill", "none", "student.zip", "--net-arch", "64,0"), "expected widths like 64,64"),
+    "export of no run": (("export", "none", "plain.zip"), "none is no run: it has no config.yaml"),
     "unknown command": (("trian",), "trian"),
     "no agent": (("hub", "build", "new"), "--agent"),
 }
@@ -144,7 +162,7 @@ def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(run, hub, age
     assert len(err.strip().splitlines()) == 1
     assert "Traceback" not in err
     left = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} - before
-    assert not [path for path in left if path.parts[0] != "runs"]
+    assert not left - {Path("runs")}
 
 
 @pytest.mark.parametrize("damage", ["changed weights", "changed card", "newer card", "newer hub", "missing weights"])

@@ -268,6 +268,18 @@ def test_each_pathway_can_be_asked_to_act():
     np.testing.assert_allclose(acted[[1, 3]], hub[1].outputs(rows[[1, 3]])[:, :2], atol=1e-4)
 
 
+def test_what_is_made_for_one_algorithm_is_refused_by_another():
+    hub = tiny_hub(Toy(actions=CHOOSE))
+    for algorithm, other in ((DQN, PPO), (PPO, DQN)):
+        with pytest.raises(BadConfig, match=r"What hub.agent makes for .* was given to"):
+            algorithm(env=Toy(actions=CHOOSE), device="cpu", **hub.agent(other))
+    for given in ("PPO", PPO("MlpPolicy", Toy(), device="cpu")):
+        with pytest.raises(BadConfig, match=r"expected an algorithm's class, as in hub.agent\(PPO\)"):
+            hub.agent(given)
+    with pytest.raises(BadConfig, match=r"'ppo.zip' was given; expected a list of agents: \['ppo.zip'\]"):
+        Hub.from_agents("ppo.zip")
+
+
 def test_state_dependent_exploration_is_refused():
     env = Toy()
     with pytest.raises(BadConfig, match="use_sde=True was given.*leave it out"):

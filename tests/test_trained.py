@@ -78,6 +78,17 @@ def test_an_agent_that_learned_through_a_hub_is_read_from_its_zip(algorithm, lev
     assert len(np.unique(acted, axis=0)) > 1, "a test of nothing: the model always does the same"
 
 
+@pytest.mark.parametrize("actions", [STEER, CHOOSE], ids=["steers", "chooses"])
+def test_one_that_held_pathways_is_read_as_it_acts_where_nobody_is_held(actions, tmp_path):
+    env = Toy(actions=actions)
+    model = target(PPO, env, tiny_hub(env).agent(PPO))
+    torch.nn.init.normal_(model.policy.method.router.mean.weight)
+    model.learn(32, HubCallback(probe_share=0.0))
+    assert model.policy.holds
+    model.save(tmp_path / "model.zip")
+    assert_alike(load_agent(tmp_path / "model.zip"), model)
+
+
 @pytest.mark.parametrize(("algorithm", "level"), [(PPO, "outputs"), (PPO, "features"), (DQN, "features"), (SAC, "features")])
 def test_it_is_a_source_of_the_next_hub_which_is_saved_and_loaded(algorithm, level, tmp_path):
     first = trained(algorithm, level)

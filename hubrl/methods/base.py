@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -298,13 +298,18 @@ def options_of(name: str) -> dict[str, inspect.Parameter]:
     return {key: parameter for key, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def check_options(name: str, options: dict[str, Any]) -> None:
+def check_options(name: str, options: Collection[str], also: Collection[str] = ()) -> None:
     """Refuse options that a method does not have.
+
+    Args:
+        name: The method's name.
+        options: The names of the options given.
+        also: Options of what the method works in, which are known too.
 
     Raises:
         UnknownName: Naming the nearest option that it has.
     """
-    known = options_of(name)
+    known = [*options_of(name), *also]
     for option in options:
         if option not in known:
             raise UnknownName(unknown(f"option of method {name!r}", option, known))

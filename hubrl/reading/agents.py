@@ -39,7 +39,7 @@ def read_agent(path: str | Path, companion: str | Path | None = None, *, name: s
             bare weights (`.pth`, `.pt`, `.tar`, `.safetensors`) with a card.
         companion: For a zip VecNormalize's file, which is found beside the zip if it is called as SB3, the RL Zoo or
             Hugging Face call it; for bare weights their card, which is found beside them if it has the same stem.
-        name: What to call the source; otherwise its card's name or the file's.
+        name: What to call the source; otherwise its card's name or the file's, or the folder's where the file is `model.zip`.
         frozen: Whether training will leave it as it is.
 
     Raises:
@@ -54,7 +54,7 @@ def read_agent(path: str | Path, companion: str | Path | None = None, *, name: s
     path = Path(path)
     path = _agent_in(path) if path.is_dir() else path
     if path.suffix == ".zip":
-        card, tensors = read_archive(path, name or tidy(path.stem))
+        card, tensors = read_archive(path, name or tidy(path.resolve().parent.name if path.stem == "model" else path.stem))
         beside = Path(companion) if companion is not None else _statistics_beside(path)
         return _normalised(card, tensors, read_statistics(beside) if beside else None, frozen=frozen)
     if path.suffix in WEIGHT_SUFFIXES:
