@@ -84,9 +84,10 @@ class HubCallback(BaseCallback):
             if self.model.policy.solos is not None and self.model.policy.holds:
                 self.model.policy.solos.remaining = self.model._current_progress_remaining
                 self.model.policy.solos.begin(self.training_env.num_envs, self.model.policy.method.trusted_pathways)
-            self._warm_up()
             if self._goes_on:
                 self._warm_until = self.warmup_share * self.locals["total_timesteps"]
+            else:
+                self._warm_up()
         if isinstance(self.model, DQN) and isinstance(self.model.policy, HubDQNPolicy):
             self.model.policy.begin(self.training_env.num_envs)
             self._count_from_now()

@@ -24,7 +24,6 @@ from hubrl.export import Exported, export
 from hubrl.folders import write_atomically
 from hubrl.heard import leaving_heard
 from hubrl.reading import read_agent
-from hubrl.reading.agents import tidy
 from hubrl.reading.statistics import read_statistics
 from hubrl.runs import EVALUATION_SEED, build_model, hub_of, plain_policy, raw_env
 from hubrl.source import Source
@@ -39,7 +38,7 @@ def run_agent(run: Path) -> Source:
         BadFile: If the run is not finished, or its agent cannot be read.
     """
     _check_finished(run)
-    source = read_agent(run / "model.zip", name=tidy(run.resolve().name))
+    source = read_agent(run / "model.zip")
     config = read_config(run / "config.yaml")
     trained = {"task": config.task, "task_kwargs": config.task_kwargs, "task_preprocessing": config.preprocessing, "seed": config.seed}
     try:

@@ -295,13 +295,9 @@ def _looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 def _legend(figure: Figure) -> None:
     """One for all panels, below them."""
     lines = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        [lines[label] for label in sorted(lines)],
-        sorted(lines),
-        loc="outside lower center",
-        ncols=2 * min(len(figure.axes), N_COLUMNS),
-        fontsize=7,
-    )
+    labels = sorted(lines)
+    n_columns = 2 * min(len(figure.axes), N_COLUMNS)
+    figure.legend([lines[label] for label in labels], labels, loc="outside lower center", ncols=n_columns, fontsize=7)
 
 
 def _panels(n: int, height: float = 3.6) -> tuple[Figure, list[Axes]]:
