@@ -6,6 +6,7 @@ import torch
 from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hubrl.errors import BadConfig
 
@@ -18,9 +19,28 @@ def exploration_entropy(weights: Float[Tensor, "batch pathways"]) -> Float[Tenso
     Args:
         weights: Pathway weights; every row sums to one.
     """
-    share = weights.mean(dim=0)
-    # The clamp keeps the gradient of a pathway that nobody chose finite.
-    return (share * share.clamp_min(1e-8).log()).sum()
+    entropy: Tensor = _MeanEntropy.apply(weights)  # type: ignore[no-untyped-call]
+    return entropy
+
+
+class _MeanEntropy(torch.autograd.Function):
+    """`sum_i p_i log p_i` of the mean of some rows, with its gradient by hand: an update asks for it at every minibatch."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor) -> Tensor:
+        share = weights.mean(dim=0)
+        # The clamp keeps the gradient of a pathway that nobody chose finite.
+        logarithms = share.clamp_min(1e-8).log()
+        ctx.save_for_backward(logarithms)
+        ctx.n_rows = len(weights)
+        return share.dot(logarithms)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (logarithms,) = ctx.saved_tensors
+        slope: Tensor = (logarithms + 1) * (gradient / ctx.n_rows)
+        return slope.expand(ctx.n_rows, -1)
 
 
 def load_balance(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, ""]:

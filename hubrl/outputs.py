@@ -65,6 +65,8 @@ class Hearing:
     """Whether the router's noise is on."""
     heard: Float[Tensor, "batch sources outputs"] | None = None
     """What the sources said of these observations, where that is remembered."""
+    said: Float[Tensor, "batch outputs"] | None = None
+    """What the source that acted said of them itself, where that is remembered."""
     previous: Int[Tensor, " batch"] | None = None
     """Who acted before; -1 where nobody is held."""
     acted: Int[Tensor, " batch"] | None = None

@@ -314,36 +314,31 @@ class Pathways(nn.Module):
         return torch.cat([self._spoken(speakers, observations, active[:, :n_sources]), said], dim=1)
 
     def answer(
-        self,
-        asked: Int[Tensor, " batch"],
-        observations: Observations,
-        heard: Float[Tensor, "batch sources said"] | None,
-        fresh: Float[Tensor, "batch width"] | None,
+        self, asked: Int[Tensor, " batch"], observations: Observations, heard: Float[Tensor, "batch sources said"] | None
     ) -> Float[Tensor, "batch width"]:
-        """At the level of outputs, what one pathway a row says; no other is computed.
+        """At the level of outputs, what one source a row says itself; no other is computed. Anything where the fresh pathway is asked.
 
         Args:
             asked: Who, row by row.
             observations: As SB3 preprocesses them.
             heard: What `listen` said of them; none for nothing.
-            fresh: What the target's own actor says.
         """
         n_sources = len(self.sources)
-        among = asked if fresh is None else asked.clamp(max=n_sources - 1)
         if heard is None:
-            said = self._spoken(list(self.sources), observations, functional.one_hot(asked, n_sources + 1)[:, :n_sources].bool())
-            said = said[torch.arange(len(asked), device=asked.device), among]
-        else:
-            said = heard[torch.arange(len(asked), device=asked.device), among]
-            stds = self._stds()
-            if stds is not None:
-                said = torch.cat([said[:, : self.width // 2], stds[among]], dim=1)
-        return said if fresh is None else torch.where((asked == n_sources)[:, None], fresh, said)
+            wanted = functional.one_hot(asked, len(self.names))[:, :n_sources].bool()
+            heard = self._spoken(list(self.sources), observations, wanted)
+        return heard[torch.arange(len(asked), device=asked.device), asked.clamp(max=n_sources - 1)]
 
-    def _stds(self) -> Float[Tensor, "sources actions"] | None:
+    @property
+    def log_stds(self) -> list[Tensor]:
         """Logarithms of the standard deviations of the sources' pathways; none if they have the sources' own."""
         stds = [cast("SourcePathway", pathway).log_std for pathway in self.sources]
-        return None if any(std is None for std in stds) else torch.stack(cast("list[Tensor]", stds))
+        return [std for std in stds if std is not None]
+
+    def _stds(self) -> Float[Tensor, "sources actions"] | None:
+        """The same, stacked."""
+        stds = self.log_stds
+        return torch.stack(stds) if stds else None
 
     def _spoken(
         self, speakers: list[Any], observations: Observations, active: Bool[Tensor, "batch speakers"]

@@ -18,17 +18,8 @@ from torch import Tensor, nn
 
 from hubrl import speech, store
 from hubrl.buffers import Memory
-from hubrl.distributions import (
-    CommittedDistribution,
-    MixtureDistribution,
-    PathwayDistribution,
-    at,
-    decision_log_prob,
-    draw_action,
-    draw_pathway,
-    held,
-    mixed_categorical,
-)
+from hubrl.decision import Decider
+from hubrl.distributions import CommittedDistribution, MixtureDistribution, PathwayDistribution, at, held, mixed_categorical
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.freezing import ParametersOnce, copy_weights, freeze
 from hubrl.losses import drift, inject, kickstarting
@@ -38,6 +29,7 @@ from hubrl.networks import Observations
 from hubrl.optimizers import HubAdam
 from hubrl.outputs import Hearing, Holding, Outputs, check_solos, solo
 from hubrl.pathways import FRESH, Pathways, Target, check_meanings, extractor_class, spec_sources
+from hubrl.perceptron import Perceptron
 from hubrl.precision import BF16NatureCNN, ReadsBytes
 from hubrl.routing import ZeroLinear
 from hubrl.spaces import describe
@@ -182,7 +174,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         """Values, log-probabilities and entropy for an update, under the rollout's noise."""
         memory = self._recalled[1] if self._recalled is not None and self._recalled[0] is obs else {}
         with self._hear(obs, exploring=True) as hearing:
-            hearing.heard, hearing.noise = memory.get("heard"), memory.get("noise")
+            hearing.heard, hearing.said, hearing.noise = memory.get("heard"), memory.get("said"), memory.get("noise")
             if "choice" in memory:
                 hearing.previous, hearing.acted = memory["choice"].unbind(dim=1)
             values, log_prob, entropy = self._evaluate(hearing, actions) or super().evaluate_actions(obs, actions)
@@ -197,67 +189,51 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
 
     def _act(self, hearing: Hearing, deterministic: bool) -> tuple[Tensor, Tensor, Tensor] | None:
         """A rollout's step where who acts is stored: it is drawn first, and nobody else is asked; none where SB3's way must be gone."""
-        if not self._asks_one(hearing):
+        decider = self._asks_one(hearing)
+        if decider is None:
             return None
-        actions, values, log_prob = self._decide(hearing, None, deterministic=deterministic)
-        return actions.reshape((-1, *self.action_space.shape)), values, log_prob  # type: ignore[misc]
+        pathways = self.method.pathways
+        features, weights = self._features(hearing.observations), self._weights(hearing)
+        decision = decider.decide(
+            features,
+            weights,
+            lambda asked: pathways.answer(asked, hearing.observations, hearing.heard),
+            hearing,
+            deterministic=deterministic,
+        )
+        hearing.acted = decision.acted
+        if self.memory.pop("heard", None) is not None:
+            self.memory["said"] = decision.said
+        return decision.actions.reshape((-1, *self.action_space.shape)), decision.values, decision.log_prob  # type: ignore[misc]
 
     def _evaluate(self, hearing: Hearing, actions: Tensor) -> tuple[Tensor, Tensor, None] | None:
         """The same for an update."""
-        return (*self._decide(hearing, actions)[1:], None) if self._asks_one(hearing) else None
+        decider = self._asks_one(hearing)
+        if decider is None or hearing.acted is None:
+            return None
+        said = hearing.said
+        if said is None:
+            said = self.method.pathways.answer(hearing.acted, hearing.observations, hearing.heard)
+        return (*decider(self._features(hearing.observations), self._weights(hearing), said, hearing, actions), None)
 
-    def _decide(self, hearing: Hearing, actions: Tensor | None, *, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions, values and log-probabilities; who acts, and what it does, is drawn where it is not known."""
-        assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
-        latent_pi, latent_vf = self._latents(hearing.observations)
-        latent = self._hub_latent(hearing.observations, latent_pi)
-        logs = self._choice(hearing, latent)
-        if hearing.acted is None:
-            hearing.acted = draw_pathway(logs, hearing.calm, deterministic=deterministic)
-        said = self._answer(hearing, hearing.acted, latent_pi, latent)
-        if actions is None:
-            actions = draw_action(said, self.action_space, hearing.calm, deterministic=deterministic)
-        return actions, self.value_net(latent_vf), decision_log_prob(logs, hearing.acted, said, actions, self.action_space)
+    def _asks_one(self, hearing: Hearing) -> Decider | None:
+        """What decides where only who acts need be asked: pathways are drawn, who was is known, and no loss asks what the others say."""
+        if hearing.previous is None or self._decider is None or not self.holds or self._as_kept or self._only_fresh(hearing):
+            return None
+        return self._decider
 
-    def _asks_one(self, hearing: Hearing) -> bool:
-        """Whether only who acts need be asked: pathways are drawn, who was is known, and no loss asks what the others say."""
-        if hearing.previous is None or self.anchors is not None or self.outputs.kickstart_coef > 0:
-            return False
-        return self.holds and isinstance(self.method, Weighing) and not self._only_fresh(hearing)
-
-    def _choice(self, hearing: Hearing, latent: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch pathways"]:
-        """Who may act, as logarithms of the weights of the transition; what routing loses rides on them."""
+    def _weights(self, hearing: Hearing) -> Float[Tensor, "batch pathways"]:
+        """Logarithms of the pathway weights; what routing loses rides on them."""
         assert isinstance(self.method, Weighing)
         (log_weights, _), loss = self.method.weigh(hearing.observations, self._noise(hearing))
         routed = self._learning(Routed(None, loss, None, log_weights), hearing)
         assert routed.log_weights is not None
-        return self._transition(routed.log_weights, latent, hearing)
+        return routed.log_weights
 
-    def _answer(
-        self,
-        hearing: Hearing,
-        asked: Int[Tensor, " batch"],
-        latent_pi: Float[Tensor, "batch latent"],
-        latent: Float[Tensor, "batch latent"],
-    ) -> Float[Tensor, "batch outputs"]:
-        """What one pathway a row says, corrected if it is a source's that does not play alone."""
-        said = self.method.pathways.answer(asked, hearing.observations, hearing.heard, self._fresh_speech(latent_pi))
-        if self.residual is None:
-            return said
-        stays = asked == len(self.method.pathways.sources)
-        if self.solos is not None and hearing.alone is not None:
-            stays = stays | hearing.alone
-        correction = self.residual(latent).masked_fill(stays[:, None], 0.0)
-        return self._corrected(said[:, None], correction[:, None])[:, 0]
-
-    def _latents(self, observations: Observations) -> tuple[Tensor, Tensor]:
-        """What the actor's and the critic's last layers read."""
-        latents: tuple[Tensor, Tensor]
-        if self.share_features_extractor:
-            latents = self.mlp_extractor(self.pi_features_extractor(observations))
-            return latents
-        pi, vf = self.pi_features_extractor(observations), self.vf_features_extractor(observations)
-        return self.mlp_extractor.forward_actor(pi), self.mlp_extractor.forward_critic(vf)
+    def _features(self, observations: Observations) -> tuple[Tensor, Tensor]:
+        """What the actor's and the critic's hidden layers read."""
+        actor = self.pi_features_extractor(observations)
+        return actor, actor if self.share_features_extractor else self.vf_features_extractor(observations)
 
     def recall(self, observations: Any, memory: Memory) -> None:
         """Be reminded of a rollout's steps, before `evaluate_actions` is called with these very observations."""
@@ -388,6 +364,30 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         self.residual = None
         if self.outputs.residual and self.method.corrects and len(self.method.pathways.sources):
             self.residual = ZeroLinear(self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space))
+        self._decider = self._made_decider()
+
+    def _made_decider(self) -> Decider | None:
+        """What decides where only who acts need be asked; none where it never may be."""
+        assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
+        hidden, critic = self.mlp_extractor.policy_net, self.mlp_extractor.value_net
+        asks_all = self.anchors is not None or self.outputs.kickstart_coef > 0 or not isinstance(self.method, Weighing)
+        ruled = self.outputs.hold > 1 and self.outputs.release != "learned"
+        if self.committed is None or asks_all or ruled or not (Perceptron.serves(hidden) and Perceptron.serves(critic)):
+            return None
+        pathways = self.method.pathways
+        speaks = pathways.names[-1] == FRESH
+        return Decider(
+            self.action_space,
+            len(pathways.sources),
+            Perceptron(hidden),
+            Perceptron(critic),
+            self.value_net,
+            fresh=cast("nn.Linear", self.action_net) if speaks else None,
+            residual=self.residual,
+            stickiness=self.stickiness,
+            log_stds=pathways.log_stds,
+            log_std=self.log_std if speaks and isinstance(self.action_space, spaces.Box) else None,
+        )
 
     def _anchors(self, target: Target) -> Pathways | None:
         """The sources untouched, if what acts for them is to be held near what they did."""

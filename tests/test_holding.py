@@ -1,6 +1,8 @@
 """Pathways that are held, and what a rollout remembers for its update."""
 
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from toys import CHOOSE, PARTS, STEER, TINY, VECTOR, Toy, target, tiny_hub
+from torch import nn
+from toys import CHOOSE, IMAGE, PARTS, STEER, TINY, VECTOR, Toy, target, tiny_hub
 
 from hubrl import BadConfig, HubCallback
 from hubrl.buffers import HubRolloutBuffer
@@ -229,12 +232,27 @@ def test_a_buffer_of_the_users_own_is_left_alone():
 
 
 @pytest.mark.parametrize("actions", [STEER, CHOOSE])
-@pytest.mark.parametrize("options", [{}, {"recall": False}, {"source_std": None, "recall": False}, {"residual": False, "fresh": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"recall": False},
+        {"source_std": None, "recall": False},
+        {"residual": False, "fresh": False},
+        {"tuned": True, "source_lr": 1.0},
+        {"tuned": True, "source_std": None},
+        {"hold": 1},
+        {"observations": IMAGE},
+    ],
+)
 def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, monkeypatch):
     solo_share = 0.0 if "fresh" in options else 0.2
-    made = tiny_hub(Toy(VECTOR, actions)).agent(PPO, hold=3, solo_share=solo_share, **options)
-    model = target(PPO, make_vec_env(lambda: Toy(VECTOR, actions), n_envs=4, seed=0), made, learning_rate=1e-2)
+    seen = options.get("observations", VECTOR)
+    given = {"hold": 3, "solo_share": solo_share, **{name: value for name, value in options.items() if name != "observations"}}
+    made = tiny_hub(Toy(seen, actions)).agent(PPO, **given)
+    model = target(PPO, make_vec_env(lambda: Toy(seen, actions), n_envs=4, seed=0), made, learning_rate=1e-2)
     policy, compared = model.policy, []
+    assert policy._decider is not None
     asks_one = policy._asks_one
 
     class Compare(BaseCallback):
@@ -250,7 +268,7 @@ def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, mo
                 done = batch.actions.long().flatten() if actions is CHOOSE else batch.actions
                 found = []
                 for weighs in (True, False):
-                    monkeypatch.setattr(policy, "_asks_one", asks_one if weighs else lambda hearing: False)
+                    monkeypatch.setattr(policy, "_asks_one", asks_one if weighs else lambda hearing: None)
                     values, log_prob, _ = policy.evaluate_actions(batch.observations, done)
                     parameters = list(policy.parameters())
                     gradients = torch.autograd.grad(
@@ -258,7 +276,7 @@ def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, mo
                     )
                     found.append([log_prob, values, *(torch.zeros(()) if each is None else each for each in gradients)])
                 for one, other in zip(*found, strict=True):
-                    torch.testing.assert_close(one, other.expand_as(one) if other.ndim == 0 else other, atol=1e-4, rtol=1e-4)
+                    torch.testing.assert_close(*torch.broadcast_tensors(one, other), atol=1e-4, rtol=1e-4)
                 torch.testing.assert_close(found[0][0], batch.old_log_prob, atol=1e-4, rtol=1e-4)
                 compared.append(int(sum(each.abs().sum() > 0 for each in found[0][2:])))
             monkeypatch.setattr(policy, "_asks_one", asks_one)
@@ -266,3 +284,32 @@ def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, mo
 
     model.learn(256, callback=[HubCallback(probe_share=0.0, warmup_share=0.0), Compare()])
     assert min(compared) >= 10, "gradients reach the router, the critic and who acts"
+
+
+def test_hidden_layers_whose_derivatives_are_not_known_go_torchs_way():
+    env = Toy()
+    made = tiny_hub(env).agent(PPO, solo_share=0.2)
+    made["policy_kwargs"]["activation_fn"] = nn.ELU
+    model = target(PPO, env, made)
+    assert model.policy._decider is None
+    model.learn(64, callback=HubCallback(probe_share=0))
+    assert model.policy.holds
+
+
+def test_a_decision_is_forgotten_with_its_loss():
+    env = Toy()
+    model = target(PPO, env, tiny_hub(env).agent(PPO))
+    model.learn(64, callback=HubCallback(probe_share=0))
+    policy = model.policy
+    policy.set_training_mode(True)
+    gc.collect()
+    gc.disable()
+    try:
+        batch = next(iter(model.rollout_buffer.get(16)))
+        values, log_prob, _ = policy.evaluate_actions(batch.observations, batch.actions)
+        watched = [weakref.ref(values), weakref.ref(log_prob), weakref.ref(log_prob.grad_fn)]
+        (values.sum() + log_prob.sum()).backward()
+        del values, log_prob
+        assert [each() for each in watched] == [None] * 3, "no cycle keeps the minibatch until the collector comes"
+    finally:
+        gc.enable()

@@ -341,7 +341,7 @@ def test_what_is_remembered_of_a_step_comes_back_as_it_was():
             return True
 
     model.learn(64, callback=CallbackList([HubCallback(probe_share=0), Watch()]))
-    assert shapes[0] == {"choice": (8, 2), "calm": (8,), "heard": (8, 2, 4), "noise": (8, 3)}
+    assert shapes[0] == {"choice": (8, 2), "calm": (8,), "said": (8, 4), "noise": (8, 3)}
 
 
 def test_the_noise_of_a_rollout_is_kept_for_its_update_and_none_is_in_calm_rows():

@@ -1,0 +1,292 @@
+"""Who acts and what it does, with gradients by hand.
+
+Networks of a few dozen units cost what calling an operation costs, and autograd calls twice as many as there are. Where only
+who acts need be asked, all that lies behind the features is one operation to it, whose derivatives are short formulas.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hubrl.distributions import at, draw_action, draw_pathway
+from hubrl.outputs import Hearing, solo
+from hubrl.perceptron import Perceptron, linear, linear_gradients
+from hubrl.values import ValueHead
+
+Answer = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch outputs"]]
+"""Asked who acts, row by row, says what that source says itself; anything where the fresh pathway acts."""
+
+
+class Likelihood(NamedTuple):
+    """How likely actions are, and what its derivatives are made of."""
+
+    log_prob: Float[Tensor, " batch"]
+    slope: Float[Tensor, "batch _"]
+    """Its derivative by the mean in units of the standard deviation; by the logarithms of the choices where actions are choices."""
+    precision: Float[Tensor, "batch actions"] | None = None
+    """One over the standard deviation; none where actions are choices."""
+
+
+class Trace(NamedTuple):
+    """What the gradients of some decisions are made of."""
+
+    acted: Int[Tensor, " batch"]
+    actor: list[Float[Tensor, "batch _"]]
+    critic: list[Float[Tensor, "batch _"]]
+    transition: Float[Tensor, "batch pathways"]
+    """How likely each pathway acts next, as logarithms."""
+    there: Float[Tensor, "batch pathways"] | None
+    """One at the pathway that acted before; none where nobody is held."""
+    likelihood: Likelihood
+    fresh: Bool[Tensor, "batch 1"]
+    """Where the fresh pathway acts."""
+    alone: Bool[Tensor, "batch 1"]
+    """Where a pathway plays its episode alone, which is sure to act and, if it is a source, is not corrected."""
+
+
+class Decision(NamedTuple):
+    """Who acts and what it does, row by row."""
+
+    acted: Int[Tensor, " batch"]
+    said: Float[Tensor, "batch outputs"]
+    """What the source that acts says itself; anything where the fresh pathway acts."""
+    actions: Tensor
+    values: Float[Tensor, "batch 1"]
+    log_prob: Float[Tensor, " batch"]
+    trace: Trace
+
+
+@dataclass(frozen=True)
+class Decider:
+    """What a policy that draws one pathway has behind its features."""
+
+    space: spaces.Box | spaces.Discrete
+    n_sources: int
+    actor: Perceptron
+    critic: Perceptron
+    value: nn.Linear
+    fresh: nn.Linear | None
+    """The actor's last layer, which speaks for the fresh pathway; none if there is no such pathway."""
+    residual: nn.Linear | None
+    """Corrects the sources, if anything does."""
+    stickiness: nn.Linear | None
+    """Holds who acted before, if anything does."""
+    log_stds: Sequence[Tensor]
+    """Logarithms of the standard deviations of the sources' pathways; empty where they are the sources' own."""
+    log_std: Tensor | None
+    """That of the fresh pathway, where it has one."""
+
+    @property
+    def heads(self) -> list[nn.Linear]:
+        """What reads the actor's hidden layers."""
+        return [layer for layer in (self.fresh, self.residual, self.stickiness) if layer is not None]
+
+    @property
+    def stds(self) -> list[Tensor]:
+        """Logarithms of all standard deviations that are learned here, in the order of the pathways."""
+        return [*self.log_stds, *([] if self.log_std is None else [self.log_std])]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All that is learned here."""
+        last = [parameter for layer in (self.value, *self.heads) for parameter in (layer.weight, layer.bias)]
+        return [*self.actor.parameters, *self.critic.parameters, *last, *self.stds]
+
+    def __call__(
+        self,
+        features: tuple[Float[Tensor, "batch _"], Float[Tensor, "batch _"]],
+        log_weights: Float[Tensor, "batch pathways"],
+        said: Float[Tensor, "batch outputs"],
+        hearing: Hearing,
+        actions: Tensor,
+    ) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, " batch"]]:
+        """Values and log-probabilities of decisions that are known, with a gradient.
+
+        Args:
+            features: What the actor and the critic read.
+            log_weights: Logarithms of the pathway weights.
+            said: What the source that acted says itself; anything where the fresh pathway acted.
+            hearing: Who acted, and before.
+            actions: What was done.
+        """
+        return cast("tuple[Tensor, Tensor]", _Decide.apply(self, hearing, actions, *features, log_weights, said, *self.parameters))  # type: ignore[no-untyped-call]
+
+    def decide(
+        self,
+        features: tuple[Float[Tensor, "batch _"], Float[Tensor, "batch _"]],
+        log_weights: Float[Tensor, "batch pathways"],
+        answer: Answer,
+        hearing: Hearing,
+        actions: Tensor | None = None,
+        *,
+        deterministic: bool = False,
+    ) -> Decision:
+        """Decisions; who acts, and what it does, is drawn where it is not known, the likeliest if that is asked for."""
+        assert hearing.previous is not None
+        alone = cast("Tensor", hearing.alone)
+        actor, critic = self.actor.forward(features[0]), self.critic.forward(features[1])
+        transition, there = log_weights, None
+        if self.stickiness is not None:
+            there = at(hearing.previous, log_weights.shape[1]).float()
+            transition = torch.addcmul(log_weights, there, linear(actor[-1], self.stickiness)).log_softmax(dim=1)
+        acted = hearing.acted
+        if acted is None:
+            drawn = draw_pathway(transition, hearing.calm, deterministic=deterministic)
+            acted = torch.where(alone, solo(hearing.previous), drawn)
+        chosen = transition.gather(1, acted[:, None]).squeeze(1).masked_fill(alone, 0.0)
+        fresh = (acted == self.n_sources)[:, None]
+        alone = alone[:, None]
+        said = answer(acted)
+        speech = self._speech(said, acted, fresh, alone, actor[-1])
+        if actions is None:
+            actions = draw_action(speech, self.space, hearing.calm, deterministic=deterministic)
+        likelihood = self._likelihood(speech, actions)
+        trace = Trace(acted, actor, critic, transition, there, likelihood, fresh, alone)
+        return Decision(acted, said, actions, self._values(critic[-1]), chosen + likelihood.log_prob, trace)
+
+    def _speech(
+        self,
+        said: Float[Tensor, "batch outputs"],
+        acted: Int[Tensor, " batch"],
+        fresh: Bool[Tensor, "batch 1"],
+        alone: Bool[Tensor, "batch 1"],
+        latent: Float[Tensor, "batch latent"],
+    ) -> Float[Tensor, "batch outputs"]:
+        """What acts says: a source, corrected, or the fresh pathway."""
+        own = None if self.fresh is None else linear(latent, self.fresh)
+        correction = None if self.residual is None else linear(latent, self.residual).masked_fill(alone, 0.0)
+        if isinstance(self.space, spaces.Discrete):
+            corrected = said if correction is None else said + correction
+            return corrected if own is None else torch.where(fresh, own, corrected)
+        mean, log_std = said.chunk(2, dim=1)
+        if self.log_stds:
+            log_std = torch.stack(self.stds)[acted]
+        elif self.log_std is not None:
+            log_std = torch.where(fresh, self.log_std, log_std)
+        # In units of the standard deviation, so that a sharp source is moved gently.
+        corrected = mean if correction is None else torch.addcmul(mean, correction, log_std.exp())
+        return torch.cat([corrected if own is None else torch.where(fresh, own, corrected), log_std], dim=1)
+
+    def _likelihood(self, said: Float[Tensor, "batch outputs"], actions: Tensor) -> Likelihood:
+        if isinstance(self.space, spaces.Discrete):
+            choice, normal = actions.long().reshape(-1, 1), said.log_softmax(dim=1)
+            slope = (-normal.exp()).scatter_add_(1, choice, torch.ones_like(normal))
+            return Likelihood(normal.gather(1, choice).squeeze(1), slope)
+        mean, log_std = said.chunk(2, dim=1)
+        precision = (-log_std).exp()
+        scaled = (actions - mean) * precision
+        squares = torch.addcmul(log_std, scaled, scaled, value=0.5).sum(dim=1)
+        return Likelihood(-squares - 0.5 * math.log(2 * math.pi) * mean.shape[1], scaled, precision)
+
+    def _values(self, latent: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch 1"]:
+        said = linear(latent, self.value)
+        if not isinstance(self.value, ValueHead) or not self.value.measured:
+            return said
+        shift, scale = self.value.units
+        return said * scale + shift
+
+    def gradients(self, made: Trace, by_values: Tensor | None, by_log_prob: Tensor | None, wanted: Sequence[bool]) -> list[Tensor | None]:
+        """Gradients of the two features, the weights' logarithms and what was said, then of all parameters.
+
+        Args:
+            made: What they are made of.
+            by_values: Derivative of the loss by the values, `(batch, 1)`; none for zeros.
+            by_log_prob: Derivative of the loss by the log-probabilities, `(batch,)`; none for zeros.
+            wanted: Which of the first four are wanted.
+        """
+        of_critics, critic, value = self._of_critic(made, by_values, features=wanted[1])
+        if by_log_prob is None:
+            nothing: list[Tensor | None] = [None] * len(self.actor.parameters)
+            return [None, of_critics, None, None, *nothing, *critic, *value, *[None] * (2 * len(self.heads) + len(self.stds))]
+        outer, likelihood = by_log_prob[:, None], made.likelihood
+        slope = outer * likelihood.slope
+        of_means = slope if likelihood.precision is None else slope * likelihood.precision
+        of_log_stds = None if likelihood.precision is None else torch.addcmul(-outer, slope, likelihood.slope)
+        of_weights, of_stickiness = self._of_transition(made, outer)
+        of_heads = {
+            self.fresh: of_means * made.fresh,
+            self.residual: slope.masked_fill(made.fresh | made.alone, 0.0),
+            self.stickiness: of_stickiness,
+        }
+        latent, of_latent = made.actor[-1], torch.zeros_like(made.actor[-1])
+        heads: list[Tensor] = []
+        for layer in self.heads:
+            of_latent.addmm_(of_heads[layer], layer.weight)
+            heads += linear_gradients(of_heads[layer], latent)
+        of_actors, actor = self.actor.backward(made.actor, of_latent, inputs=wanted[0])
+        of_said = _of_said(made, of_means, None if self.log_stds else of_log_stds) if wanted[3] else None
+        stds = [] if of_log_stds is None else self._of_stds(made, of_log_stds)
+        return [of_actors, of_critics, of_weights, of_said, *actor, *critic, *value, *heads, *stds]
+
+    def _of_critic(
+        self, made: Trace, by_values: Tensor | None, *, features: bool
+    ) -> tuple[Tensor | None, Sequence[Tensor | None], Sequence[Tensor | None]]:
+        """Gradients of what the critic reads, its hidden layers and its last."""
+        if by_values is None:
+            return None, [None] * len(self.critic.parameters), [None, None]
+        if isinstance(self.value, ValueHead) and self.value.measured:
+            by_values = by_values / self.value.units[1]
+        read, hidden = self.critic.backward(made.critic, by_values @ self.value.weight, inputs=features)
+        return read, hidden, linear_gradients(by_values, made.critic[-1])
+
+    def _of_transition(self, made: Trace, outer: Float[Tensor, "batch 1"]) -> tuple[Tensor, Tensor]:
+        """Gradients of the weights' logarithms, and of how firmly whoever acted before is held; none where the choice was none."""
+        free = outer.masked_fill(made.alone, 0.0)
+        of_logits = torch.zeros_like(made.transition).scatter_(1, made.acted[:, None], free)
+        if made.there is None:
+            return of_logits, of_logits
+        of_logits.addcmul_(made.transition.exp(), free, value=-1.0)
+        return of_logits, of_logits * made.there
+
+    def _of_stds(self, made: Trace, of_log_stds: Float[Tensor, "batch actions"]) -> list[Tensor]:
+        """Gradients of the standard deviations' logarithms, summed up over where each pathway acted."""
+        if self.log_stds:
+            who = torch.arange(len(self.stds), device=made.acted.device)[:, None] == made.acted
+            return list((who.float() @ of_log_stds).unbind())
+        return [] if self.log_std is None else [(of_log_stds * made.fresh).sum(dim=0)]
+
+
+def _of_said(
+    made: Trace, of_means: Float[Tensor, "batch _"], of_log_stds: Float[Tensor, "batch actions"] | None
+) -> Float[Tensor, "batch outputs"]:
+    """Gradient of what sources said, which is of consequence where they are trained further."""
+    own = (
+        of_means
+        if made.likelihood.precision is None
+        else torch.cat([of_means, torch.zeros_like(of_means) if of_log_stds is None else of_log_stds], dim=1)
+    )
+    return own.masked_fill(made.fresh, 0.0)
+
+
+class _Decide(torch.autograd.Function):
+    """`Decider.decide` as one operation."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        decider: Decider,
+        hearing: Hearing,
+        actions: Tensor,
+        actors: Tensor,
+        critics: Tensor,
+        log_weights: Tensor,
+        said: Tensor,
+        *_: Any,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        decision = decider.decide((actors, critics), log_weights, lambda _: said, hearing, actions)
+        # Not the decision itself: what is returned here must not be held by what makes its gradient.
+        ctx.decider, ctx.trace = decider, decision.trace
+        return decision.values, decision.log_prob
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *by: Tensor | None) -> tuple[Any, ...]:
+        return (None, None, None, *ctx.decider.gradients(ctx.trace, *by, ctx.needs_input_grad[3:7]))

@@ -1,0 +1,62 @@
+"""Gradients by hand against torch's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from hubrl.perceptron import Perceptron, linear, linear_gradients
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+def test_a_perceptron_says_what_its_layers_say_and_its_gradients_are_torchs(activation):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(5, 7), activation(), nn.Linear(7, 3), activation())
+    rows, outer = torch.randn(11, 5, requires_grad=True), torch.randn(11, 3)
+    expected = layers(rows)
+    wanted = torch.autograd.grad(expected, [rows, *layers.parameters()], outer)
+    perceptron = Perceptron(layers)
+    with torch.no_grad():
+        said = perceptron.forward(rows)
+        of_rows, of_parameters = perceptron.backward(said, outer, inputs=True)
+    torch.testing.assert_close(said[-1], expected)
+    for found, each in zip([of_rows, *of_parameters], wanted, strict=True):
+        torch.testing.assert_close(found, each)
+    assert perceptron.backward(said, outer, inputs=False)[0] is None
+
+
+def test_a_perceptron_without_layers_says_what_it_reads():
+    rows = torch.randn(4, 2)
+    perceptron = Perceptron(nn.Sequential())
+    assert perceptron.forward(rows) == [rows]
+    assert perceptron.backward([rows], rows, inputs=True) == (rows, [])
+
+
+def test_the_gradients_of_a_linear_layer_are_a_product_and_a_sum():
+    layer = nn.Linear(2, 1)
+    rows, outer = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0], [10.0]])
+    weight, bias = linear_gradients(outer, rows)
+    assert weight.tolist() == [[31.0, 42.0]]
+    assert bias.tolist() == [11.0]
+    torch.testing.assert_close(linear(rows, layer), layer(rows))
+
+
+@pytest.mark.parametrize(
+    ("layers", "serves"),
+    [
+        (nn.Sequential(), True),
+        (nn.Sequential(nn.Linear(2, 2), nn.ReLU()), True),
+        (nn.Sequential(nn.Linear(2, 2), nn.ELU()), False),
+        (nn.Sequential(nn.Linear(2, 2)), False),
+        (nn.Sequential(nn.Linear(2, 2, bias=False), nn.Tanh()), False),
+        (nn.Sequential(nn.LayerNorm(2), nn.Tanh()), False),
+        (nn.Linear(2, 2), False),
+    ],
+)
+def test_only_layers_whose_derivatives_are_known_are_served(layers, serves):
+    assert Perceptron.serves(layers) is serves
+
+
+def test_layers_that_somebody_listens_to_are_left_to_torch():
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    layers[0].register_forward_hook(lambda module, given, said: None)
+    assert not Perceptron.serves(layers)
