@@ -24,16 +24,6 @@ Answer = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch outputs"]]
 """Asked who acts, row by row, says what that source says itself; anything where the fresh pathway acts."""
 
 
-class Likelihood(NamedTuple):
-    """How likely actions are, and what its derivatives are made of."""
-
-    log_prob: Float[Tensor, " batch"]
-    slope: Float[Tensor, "batch _"]
-    """Its derivative by the mean in units of the standard deviation; by the logarithms of the choices where actions are choices."""
-    precision: Float[Tensor, "batch actions"] | None = None
-    """One over the standard deviation; none where actions are choices."""
-
-
 class Trace(NamedTuple):
     """What the gradients of some decisions are made of."""
 
@@ -44,7 +34,11 @@ class Trace(NamedTuple):
     """How likely each pathway acts next, as logarithms."""
     there: Float[Tensor, "batch pathways"] | None
     """One at the pathway that acted before; none where nobody is held."""
-    likelihood: Likelihood
+    spoken: Float[Tensor, "batch _"]
+    """How far actions are from their means, in standard deviations; or the logarithms of what choices were likely."""
+    precision: Float[Tensor, "batch actions"] | None
+    """One over the standard deviations; none where actions are choices."""
+    actions: Tensor
     fresh: Bool[Tensor, "batch 1"]
     """Where the fresh pathway acts."""
     alone: Bool[Tensor, "batch 1"]
@@ -147,9 +141,9 @@ class Decider:
         speech = self._speech(said, acted, fresh, alone, actor[-1])
         if actions is None:
             actions = draw_action(speech, self.space, hearing.calm, deterministic=deterministic)
-        likelihood = self._likelihood(speech, actions)
-        trace = Trace(acted, actor, critic, transition, there, likelihood, fresh, alone)
-        return Decision(acted, said, actions, self._values(critic[-1]), chosen + likelihood.log_prob, trace)
+        likelihood, spoken, precision = self._likelihood(speech, actions)
+        trace = Trace(acted, actor, critic, transition, there, spoken, precision, actions, fresh, alone)
+        return Decision(acted, said, actions, self.value(critic[-1]), chosen + likelihood, trace)
 
     def _speech(
         self,
@@ -171,26 +165,21 @@ class Decider:
         elif self.log_std is not None:
             log_std = torch.where(fresh, self.log_std, log_std)
         # In units of the standard deviation, so that a sharp source is moved gently.
-        corrected = mean if correction is None else torch.addcmul(mean, correction, log_std.exp())
+        corrected = mean if correction is None else torch.addcmul(mean, correction, log_std.detach().exp())
         return torch.cat([corrected if own is None else torch.where(fresh, own, corrected), log_std], dim=1)
 
-    def _likelihood(self, said: Float[Tensor, "batch outputs"], actions: Tensor) -> Likelihood:
+    def _likelihood(
+        self, said: Float[Tensor, "batch outputs"], actions: Tensor
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch _"], Float[Tensor, "batch actions"] | None]:
+        """Logarithms of how likely the actions are (`hubrl.distributions.log_likelihood`), and what its derivative is made of."""
         if isinstance(self.space, spaces.Discrete):
-            choice, normal = actions.long().reshape(-1, 1), said.log_softmax(dim=1)
-            slope = (-normal.exp()).scatter_add_(1, choice, torch.ones_like(normal))
-            return Likelihood(normal.gather(1, choice).squeeze(1), slope)
+            normal = said.log_softmax(dim=1)
+            return normal.gather(1, actions.long().reshape(-1, 1)).squeeze(1), normal, None
         mean, log_std = said.chunk(2, dim=1)
         precision = (-log_std).exp()
         scaled = (actions - mean) * precision
         squares = torch.addcmul(log_std, scaled, scaled, value=0.5).sum(dim=1)
-        return Likelihood(-squares - 0.5 * math.log(2 * math.pi) * mean.shape[1], scaled, precision)
-
-    def _values(self, latent: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch 1"]:
-        said = linear(latent, self.value)
-        if not isinstance(self.value, ValueHead) or not self.value.measured:
-            return said
-        shift, scale = self.value.units
-        return said * scale + shift
+        return -squares - 0.5 * math.log(2 * math.pi) * mean.shape[1], scaled, precision
 
     def gradients(self, made: Trace, by_values: Tensor | None, by_log_prob: Tensor | None, wanted: Sequence[bool]) -> list[Tensor | None]:
         """Gradients of the two features, the weights' logarithms and what was said, then of all parameters.
@@ -205,25 +194,36 @@ class Decider:
         if by_log_prob is None:
             nothing: list[Tensor | None] = [None] * len(self.actor.parameters)
             return [None, of_critics, None, None, *nothing, *critic, *value, *[None] * (2 * len(self.heads) + len(self.stds))]
-        outer, likelihood = by_log_prob[:, None], made.likelihood
-        slope = outer * likelihood.slope
-        of_means = slope if likelihood.precision is None else slope * likelihood.precision
-        of_log_stds = None if likelihood.precision is None else torch.addcmul(-outer, slope, likelihood.slope)
-        of_weights, of_stickiness = self._of_transition(made, outer)
-        of_heads = {
-            self.fresh: of_means * made.fresh,
-            self.residual: slope.masked_fill(made.fresh | made.alone, 0.0),
-            self.stickiness: of_stickiness,
-        }
-        latent, of_latent = made.actor[-1], torch.zeros_like(made.actor[-1])
-        heads: list[Tensor] = []
-        for layer in self.heads:
-            of_latent.addmm_(of_heads[layer], layer.weight)
-            heads += linear_gradients(of_heads[layer], latent)
-        of_actors, actor = self.actor.backward(made.actor, of_latent, inputs=wanted[0])
+        outer = by_log_prob[:, None]
+        slope = outer * _slope(made)
+        of_means = slope if made.precision is None else slope * made.precision
+        of_log_stds = None if made.precision is None else torch.addcmul(-outer, slope, made.spoken)
+        of_weights = self._of_transition(made, outer)
+        of_heads = []
+        if self.fresh is not None:
+            of_heads.append(of_means * made.fresh)
+        if self.residual is not None:
+            of_heads.append(slope.masked_fill(made.fresh | made.alone, 0.0))
+        if made.there is not None:
+            of_heads.append(of_weights * made.there)
+        of_actors, actor, heads = self._of_actor(made, of_heads, features=wanted[0])
         of_said = _of_said(made, of_means, None if self.log_stds else of_log_stds) if wanted[3] else None
         stds = [] if of_log_stds is None else self._of_stds(made, of_log_stds)
         return [of_actors, of_critics, of_weights, of_said, *actor, *critic, *value, *heads, *stds]
+
+    def _of_actor(
+        self, made: Trace, of_heads: Sequence[Tensor], *, features: bool
+    ) -> tuple[Tensor | None, Sequence[Tensor | None], Sequence[Tensor]]:
+        """Gradients of what the actor reads, its hidden layers and its heads."""
+        if not of_heads:
+            return None, [None] * len(self.actor.parameters), []
+        latent = made.actor[-1]
+        of_latent, heads = torch.zeros_like(latent), list[Tensor]()
+        for layer, gradient in zip(self.heads, of_heads, strict=True):
+            of_latent.addmm_(gradient, layer.weight)
+            heads += linear_gradients(gradient, latent)
+        read, hidden = self.actor.backward(made.actor, of_latent, inputs=features)
+        return read, hidden, heads
 
     def _of_critic(
         self, made: Trace, by_values: Tensor | None, *, features: bool
@@ -236,14 +236,11 @@ class Decider:
         read, hidden = self.critic.backward(made.critic, by_values @ self.value.weight, inputs=features)
         return read, hidden, linear_gradients(by_values, made.critic[-1])
 
-    def _of_transition(self, made: Trace, outer: Float[Tensor, "batch 1"]) -> tuple[Tensor, Tensor]:
-        """Gradients of the weights' logarithms, and of how firmly whoever acted before is held; none where the choice was none."""
+    def _of_transition(self, made: Trace, outer: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch pathways"]:
+        """Gradient of the weights' logarithms, and of what is added to them where a pathway acted before."""
         free = outer.masked_fill(made.alone, 0.0)
         of_logits = torch.zeros_like(made.transition).scatter_(1, made.acted[:, None], free)
-        if made.there is None:
-            return of_logits, of_logits
-        of_logits.addcmul_(made.transition.exp(), free, value=-1.0)
-        return of_logits, of_logits * made.there
+        return of_logits if made.there is None else of_logits.addcmul_(made.transition.exp(), free, value=-1.0)
 
     def _of_stds(self, made: Trace, of_log_stds: Float[Tensor, "batch actions"]) -> list[Tensor]:
         """Gradients of the standard deviations' logarithms, summed up over where each pathway acted."""
@@ -253,13 +250,21 @@ class Decider:
         return [] if self.log_std is None else [(of_log_stds * made.fresh).sum(dim=0)]
 
 
+def _slope(made: Trace) -> Float[Tensor, "batch _"]:
+    """Derivative of the likelihood by means, in units of standard deviations, or by the logarithms of the choices."""
+    if made.precision is not None:
+        return made.spoken
+    choice = made.actions.long().reshape(-1, 1)
+    return (-made.spoken.exp()).scatter_add_(1, choice, torch.ones_like(made.spoken))
+
+
 def _of_said(
     made: Trace, of_means: Float[Tensor, "batch _"], of_log_stds: Float[Tensor, "batch actions"] | None
 ) -> Float[Tensor, "batch outputs"]:
     """Gradient of what sources said, which is of consequence where they are trained further."""
     own = (
         of_means
-        if made.likelihood.precision is None
+        if made.precision is None
         else torch.cat([of_means, torch.zeros_like(of_means) if of_log_stds is None else of_log_stds], dim=1)
     )
     return own.masked_fill(made.fresh, 0.0)
@@ -278,9 +283,11 @@ class _Decide(torch.autograd.Function):
         critics: Tensor,
         log_weights: Tensor,
         said: Tensor,
-        *_: Any,
+        *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
+        # Not read again, but torch then notices weights that changed before the gradient was asked for.
+        ctx.save_for_backward(log_weights, said, *parameters)
         decision = decider.decide((actors, critics), log_weights, lambda _: said, hearing, actions)
         # Not the decision itself: what is returned here must not be held by what makes its gradient.
         ctx.decider, ctx.trace = decider, decision.trace
@@ -289,4 +296,5 @@ class _Decide(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *by: Tensor | None) -> tuple[Any, ...]:
+        assert ctx.saved_tensors
         return (None, None, None, *ctx.decider.gradients(ctx.trace, *by, ctx.needs_input_grad[3:7]))

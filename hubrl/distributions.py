@@ -103,7 +103,8 @@ class CommittedDistribution(PathwayDistribution):
 
     def log_prob(self, actions: Tensor) -> Float[Tensor, " batch"]:
         """Logarithm of the likelihood that this pathway is chosen and does this."""
-        return decision_log_prob(self.log_weights, self.drawn, self._of_drawn(), actions, self.action_space)
+        chosen: Tensor = self.log_weights.gather(1, self.drawn[:, None]).squeeze(1)
+        return chosen + log_likelihood(self._of_drawn(), actions, self.action_space)
 
 
 def log_likelihood(speech: Float[Tensor, "*rows outputs"], actions: Tensor, space: spaces.Box | spaces.Discrete) -> Float[Tensor, " *rows"]:
@@ -149,18 +150,6 @@ def draw_action(
         return mean
     drawn: Tensor = torch.normal(mean, log_std.exp())
     return drawn if calm is None else torch.where(calm[:, None], mean, drawn)
-
-
-def decision_log_prob(
-    log_weights: Float[Tensor, "batch pathways"],
-    drawn: Int[Tensor, " batch"],
-    said: Float[Tensor, "batch outputs"],
-    actions: Tensor,
-    space: spaces.Box | spaces.Discrete,
-) -> Float[Tensor, " batch"]:
-    """Logarithm of the likelihood that a pathway is chosen, and does this who says that."""
-    chosen: Tensor = log_weights.gather(1, drawn[:, None]).squeeze(1)
-    return chosen + log_likelihood(said, actions, space)
 
 
 def _draw(logits: Float[Tensor, "batch choices"]) -> Int[Tensor, " batch"]:

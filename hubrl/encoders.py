@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from gymnasium import spaces
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from hubrl.cards import Layers, Trunk
@@ -78,7 +78,9 @@ def kind(source: Source, precision: Precision) -> tuple[object, ...] | None:
         return None
     trunk, hidden = trunks[""], encoder.hidden
     common = (source.space.shape, tuple(step.model_dump_json() for step in source.card.preprocessing))
-    if precision == "bfloat16" and _is_nature(trunk) and source.normaliser is None and source.space.dtype.name == "uint8":
+    # Zoo-Tuning puts layers of its own into an encoder whose card is a NatureCNN's.
+    plain = sum(isinstance(part, nn.Conv2d) for part in encoder.trunks.modules()) == len(trunk.convs)
+    if precision == "bfloat16" and plain and _is_nature(trunk) and source.normaliser is None and source.space.dtype.name == "uint8":
         return "nature", *common, trunk.linear, source.card.normalize_images
     layers: Layers = getattr(network, "hidden", Layers())
     if not trunk.convs and trunk.linear is None and len(hidden) and source.frozen:

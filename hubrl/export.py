@@ -33,6 +33,7 @@ from hubrl.methods.kickstart import Kickstart
 from hubrl.methods.single import Alone
 from hubrl.pathways import FreshPathway, Original, SourcePathway
 from hubrl.policies import HubActorCriticPolicy
+from hubrl.precision import Precision
 from hubrl.q_policies import HubDQNPolicy, RoutedQNetwork, SourceQNetwork
 from hubrl.source import Source
 from hubrl.spaces import describe
@@ -44,8 +45,8 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"PPO": PPO, "A2C": A2C, "DQN": DQN
 OBSERVATIONS = 1000
 """Observations on which an exported agent is compared with the agent it was made of."""
 
-TOLERANCE = 1e-4
-"""Difference above which an agent is not what it was: something that it does is in no layer."""
+TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 1e-3}
+"""Difference above which an agent is not what it was: something that it does is in no layer. What was computed in bfloat16 is rounded."""
 
 Chain = list[nn.Module]
 
@@ -109,13 +110,24 @@ def export(agent: Source) -> Exported:
         raise NotPlainError(_refusal(agent, str(error))) from error
     model.policy.set_training_mode(False)
     difference = _difference(agent, model)
-    if difference > TOLERANCE:
-        raise NotPlainError(_refusal(agent, f"the merged network differs from it by {difference:.1e}"))
+    tolerance = TOLERANCE[_precision(agent)]
+    if difference > tolerance:
+        raise NotPlainError(_refusal(agent, f"the merged network differs from it by {difference:.1e}, more than {tolerance:.0e}"))
     return Exported(model, difference)
 
 
 def _refusal(agent: Source, reason: str) -> str:
     return f"The agent {agent.name!r} cannot be merged into one plain network: {reason}. Distil it with `hubrl distill`."
+
+
+def _precision(agent: Source) -> Precision:
+    """In what its networks were computed."""
+    encoder = agent.encoder
+    if isinstance(encoder, HubActor | HubGreedyActor):
+        return encoder.policy.spec.precision
+    trunks = getattr(encoder, "trunks", None)
+    extractor = trunks.extractor if isinstance(trunks, networks.HubTrunk) else None
+    return extractor.spec.precision if isinstance(extractor, HubExtractor) else "float32"
 
 
 def _chains(agent: Source) -> Chains:
@@ -278,7 +290,7 @@ def _sb3_extractor(extractor: nn.Module) -> Chain:
         return [*extractor.cnn, *extractor.linear]
     if isinstance(extractor, FlattenExtractor):
         return [nn.Flatten()]
-    raise NotPlainError(f"its fresh pathway reads through {type(extractor).__name__}")
+    raise NotPlainError(f"it reads observations through {type(extractor).__name__}")
 
 
 def _ordinary(layer: nn.Module) -> nn.Module:

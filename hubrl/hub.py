@@ -222,6 +222,8 @@ class Hub(Sequence[Source]):
         check_level(method, level)
         kind = Teaching if issubclass(algorithm, DQN) else Outputs
         given = {name: options.pop(name) for name in list(options) if name in kind.model_fields}
+        if given.get("source_std") is not None and find(method).own_std:
+            raise BadConfig(f"source_std={given['source_std']} was given for method {method!r}, whose sources never act; leave it out.")
         chooses = (find(method).aggregation or given.get("aggregation", "mixture")) == "mixture"
         recommended: dict[str, Any] = {}
         if kind is Outputs and chooses:

@@ -40,13 +40,12 @@ class Perceptron:
 
     @staticmethod
     def serves(layers: nn.Module) -> bool:
-        """Whether layers are of a kind whose derivatives are known here, and nobody listens to them on the way."""
+        """Whether the derivatives of layers are known here, and nobody listens to them on the way."""
         if not isinstance(layers, nn.Sequential) or len(layers) % 2:
             return False
         linear, activations = list(layers)[::2], list(layers)[1::2]
-        hooked = any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in layers.modules())
         known = all(type(layer) is nn.Linear and layer.bias is not None for layer in linear)
-        return known and {type(layer) for layer in activations} <= set(SLOPES) and not hooked
+        return known and {type(layer) for layer in activations} <= set(SLOPES) and not overheard(layers)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -77,3 +76,9 @@ class Perceptron:
             if index > 0 or inputs:
                 gradient = gradient @ self.linear[index].weight
         return gradient if inputs else None, list(itertools.chain.from_iterable(reversed(found)))
+
+
+def overheard(module: nn.Module) -> bool:
+    """Whether somebody has hooked a module or a part of it, and waits for torch to call them."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(part, each) for part in module.modules() for each in hooks)

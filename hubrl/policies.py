@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim, preprocess_obs
+from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ from hubrl.networks import Observations
 from hubrl.optimizers import HubAdam
 from hubrl.outputs import Hearing, Holding, Outputs, check_solos, solo
 from hubrl.pathways import FRESH, Pathways, Target, check_meanings, extractor_class, spec_sources
-from hubrl.perceptron import Perceptron
+from hubrl.perceptron import Perceptron, overheard
 from hubrl.precision import BF16NatureCNN, ReadsBytes
 from hubrl.routing import ZeroLinear
 from hubrl.spaces import describe
@@ -92,6 +93,9 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         self._holding: Holding | None = None
         self._noise_generator: np.random.Generator | None = None
         self._predicting = False
+        self._decider: tuple[Decider | None] | None = None
+        self._knows_hidden = False
+        """Whether the decider computes the hidden layers too."""
         kwargs.setdefault("features_extractor_class", extractor_class(observation_space, self.spec.precision))
         if kwargs["features_extractor_class"] is BF16NatureCNN:
             kwargs.setdefault("net_arch", [])  # as SB3 has it behind NatureCNN
@@ -218,22 +222,38 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
 
     def _asks_one(self, hearing: Hearing) -> Decider | None:
         """What decides where only who acts need be asked: pathways are drawn, who was is known, and no loss asks what the others say."""
-        if hearing.previous is None or self._decider is None or not self.holds or self._as_kept or self._only_fresh(hearing):
+        if hearing.previous is None or not self.holds or self._as_kept or self._only_fresh(hearing):
             return None
-        return self._decider
+        if self._decider is None:
+            # Once a rollout and once an update, so that it knows layers that were replaced, or hooked, in between.
+            own = self.mlp_extractor
+            self._knows_hidden = type(own) is MlpExtractor and Perceptron.serves(own.policy_net) and Perceptron.serves(own.value_net)
+            self._decider = (self._made_decider(),)
+        return self._decider[0]
 
     def _weights(self, hearing: Hearing) -> Float[Tensor, "batch pathways"]:
         """Logarithms of the pathway weights; what routing loses rides on them."""
         assert isinstance(self.method, Weighing)
         (log_weights, _), loss = self.method.weigh(hearing.observations, self._noise(hearing))
-        routed = self._learning(Routed(None, loss, None, log_weights), hearing)
-        assert routed.log_weights is not None
-        return routed.log_weights
+        logs = self._learning(Routed(None, loss, None, log_weights), hearing).log_weights
+        assert logs is not None
+        if self.stickiness is not None or self.outputs.hold == 1:
+            return logs
+        assert hearing.previous is not None
+        return held(logs, hearing.previous, self._release)
+
+    @property
+    def _release(self) -> float:
+        """Probability to let go of a pathway that is held by no learned rule."""
+        return 0.0 if self.outputs.release == "fixed" else 1 / self.outputs.hold
 
     def _features(self, observations: Observations) -> tuple[Tensor, Tensor]:
-        """What the actor's and the critic's hidden layers read."""
+        """What the actor's and the critic's hidden layers read; what they say, where the decider does not know their kind."""
         actor = self.pi_features_extractor(observations)
-        return actor, actor if self.share_features_extractor else self.vf_features_extractor(observations)
+        critic = actor if self.share_features_extractor else self.vf_features_extractor(observations)
+        if self._knows_hidden:
+            return actor, critic
+        return self.mlp_extractor.forward_actor(actor), self.mlp_extractor.forward_critic(critic)
 
     def recall(self, observations: Any, memory: Memory) -> None:
         """Be reminded of a rollout's steps, before `evaluate_actions` is called with these very observations."""
@@ -320,6 +340,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         if self.training == mode:
             # SB3 asks before every step; going through all parts of all sources would take as long as they do.
             return self
+        self._decider = None
         if self.training and hasattr(self, "noise_key"):
             self.get_buffer("noise_key").add_(1)
             self._noise_generator = None
@@ -335,7 +356,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
 
     def _build_hub(self) -> None:
         meanings = check_meanings(self.outputs.action_meanings, self.action_space)
-        target = Target(self.observation_space, "outputs", self.action_space, self.outputs.source_std, meanings, self.spec.precision)
+        std = None if find(self.spec.method).own_std else self.outputs.source_std
+        target = Target(self.observation_space, "outputs", self.action_space, std, meanings, self.spec.precision)
         self.method: Method = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
         self.anchors = self._anchors(target)
         self.register_buffer("noise_key", torch.randint(2**31, ()))
@@ -364,27 +386,28 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         self.residual = None
         if self.outputs.residual and self.method.corrects and len(self.method.pathways.sources):
             self.residual = ZeroLinear(self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space))
-        self._decider = self._made_decider()
 
     def _made_decider(self) -> Decider | None:
-        """What decides where only who acts need be asked; none where it never may be."""
+        """What decides where only who acts need be asked; none where all must be."""
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
-        hidden, critic = self.mlp_extractor.policy_net, self.mlp_extractor.value_net
         asks_all = self.anchors is not None or self.outputs.kickstart_coef > 0 or not isinstance(self.method, Weighing)
-        ruled = self.outputs.hold > 1 and self.outputs.release != "learned"
-        if self.committed is None or asks_all or ruled or not (Perceptron.serves(hidden) and Perceptron.serves(critic)):
-            return None
         pathways = self.method.pathways
         speaks = pathways.names[-1] == FRESH
+        heads = (self.action_net if speaks else None, self.residual, self.stickiness)
+        if asks_all or any(overheard(layer) for layer in heads if layer is not None):
+            return None
+        fresh, residual, stickiness = cast("tuple[nn.Linear | None, ...]", heads)
+        # Hidden layers of another kind are torch's, and what they say is what is read here.
+        actor, critic = (self.mlp_extractor.policy_net, self.mlp_extractor.value_net) if self._knows_hidden else (nn.Sequential(),) * 2
         return Decider(
             self.action_space,
             len(pathways.sources),
-            Perceptron(hidden),
+            Perceptron(actor),
             Perceptron(critic),
             self.value_net,
-            fresh=cast("nn.Linear", self.action_net) if speaks else None,
-            residual=self.residual,
-            stickiness=self.stickiness,
+            fresh=fresh,
+            residual=residual,
+            stickiness=stickiness,
             log_stds=pathways.log_stds,
             log_std=self.log_std if speaks and isinstance(self.action_space, spaces.Box) else None,
         )
@@ -638,13 +661,9 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         """Logarithms of weights given who acted before; without a record of it, as if nobody was held."""
         if hearing.previous is None:
             return logs
-        match self.outputs.release:
-            case "fixed":
-                release: float | Tensor = 0.0
-            case "random":
-                release = 1 / self.outputs.hold
-            case _:
-                release = 1.0 if self.stickiness is None else self.stickiness(latent)
+        release: float | Tensor = self._release
+        if self.outputs.release == "learned":
+            release = 1.0 if self.stickiness is None else self.stickiness(latent)
         logs = held(logs, hearing.previous, release)
         if self.solos is None or hearing.alone is None:
             return logs

@@ -103,14 +103,15 @@ class _Noisy(torch.autograd.Function):
         hidden = layers.forward(read)
         mean, bias, spread, spread_bias = parameters[-4:]
         wide = torch.addmm(spread_bias, hidden[-1], spread.t())
-        ctx.layers, ctx.hidden, ctx.noise, ctx.wide, ctx.kernels = layers, hidden, noise, wide, (mean, spread)
+        ctx.save_for_backward(*parameters)
+        ctx.layers, ctx.hidden, ctx.noise, ctx.wide = layers, hidden, noise, wide
         return torch.addcmul(torch.addmm(bias, hidden[-1], mean.t()), noise, functional.softplus(wide).add_(NOISE_FLOOR))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_z: Tensor) -> tuple[Any, ...]:
         of_wide = (of_z * ctx.noise).mul_(ctx.wide.sigmoid())
-        mean, spread = ctx.kernels
+        mean, _, spread, _ = ctx.saved_tensors[-4:]
         of_read, layers = ctx.layers.backward(ctx.hidden, (of_z @ mean).addmm_(of_wide, spread), inputs=ctx.needs_input_grad[1])
         heads = linear_gradients(of_z, ctx.hidden[-1]) + linear_gradients(of_wide, ctx.hidden[-1])
         return (None, of_read, None, *layers, *heads)

@@ -243,16 +243,19 @@ def test_a_buffer_of_the_users_own_is_left_alone():
         {"tuned": True, "source_std": None},
         {"hold": 1},
         {"observations": IMAGE},
+        {"activation_fn": nn.SiLU},
+        {"release": "random"},
+        {"release": "fixed"},
+        {"top_k": 1, "solo_share": 0.0},
     ],
 )
 def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, monkeypatch):
-    solo_share = 0.0 if "fresh" in options else 0.2
+    own = {name: options[name] for name in options if name not in ("observations", "activation_fn")}
     seen = options.get("observations", VECTOR)
-    given = {"hold": 3, "solo_share": solo_share, **{name: value for name, value in options.items() if name != "observations"}}
-    made = tiny_hub(Toy(seen, actions)).agent(PPO, **given)
+    made = tiny_hub(Toy(seen, actions)).agent(PPO, **{"hold": 3, "solo_share": 0.0 if "fresh" in options else 0.2, **own})
+    made["policy_kwargs"]["activation_fn"] = options.get("activation_fn", nn.Tanh)
     model = target(PPO, make_vec_env(lambda: Toy(seen, actions), n_envs=4, seed=0), made, learning_rate=1e-2)
     policy, compared = model.policy, []
-    assert policy._decider is not None
     asks_one = policy._asks_one
 
     class Compare(BaseCallback):
@@ -279,6 +282,7 @@ def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, mo
                     torch.testing.assert_close(*torch.broadcast_tensors(one, other), atol=1e-4, rtol=1e-4)
                 torch.testing.assert_close(found[0][0], batch.old_log_prob, atol=1e-4, rtol=1e-4)
                 compared.append(int(sum(each.abs().sum() > 0 for each in found[0][2:])))
+                assert policy._decider[0] is not None
             monkeypatch.setattr(policy, "_asks_one", asks_one)
             np.random.set_state(state)
 
@@ -286,14 +290,57 @@ def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, mo
     assert min(compared) >= 10, "gradients reach the router, the critic and who acts"
 
 
-def test_hidden_layers_whose_derivatives_are_not_known_go_torchs_way():
-    env = Toy()
-    made = tiny_hub(env).agent(PPO, solo_share=0.2)
-    made["policy_kwargs"]["activation_fn"] = nn.ELU
+@pytest.mark.parametrize("options", [{"release": "random"}, {"release": "fixed"}, {"activation_fn": nn.SiLU}])
+def test_in_an_update_tuned_sources_are_computed_for_their_own_rows_alone(options, monkeypatch):
+    env, own = Toy(), {name: value for name, value in options.items() if name != "activation_fn"}
+    made = tiny_hub(env).agent(PPO, tuned=True, hold=3, solo_share=0.0, **own)
+    made["policy_kwargs"]["activation_fn"] = options.get("activation_fn", nn.Tanh)
     model = target(PPO, env, made)
-    assert model.policy._decider is None
     model.learn(64, callback=HubCallback(probe_share=0))
-    assert model.policy.holds
+    policy, rows = model.policy, []
+    policy.set_training_mode(True)
+    for pathway in policy.method.pathways.sources:
+        monkeypatch.setattr(pathway, "forward", lambda seen, said=pathway.forward: (rows.append(len(seen)), said(seen))[1])
+    for batch in model.rollout_buffer.get(16):
+        rows.clear()
+        acted = policy._recalled[1]["choice"][:, 1]
+        policy.evaluate_actions(batch.observations, batch.actions)
+        assert sum(rows) == int((acted < 2).sum())
+
+
+def test_layers_that_somebody_listens_to_are_called_as_torch_calls_them():
+    env = Toy()
+    model = target(PPO, env, tiny_hub(env).agent(PPO, solo_share=0.0))
+    heard = []
+    for layer in (model.policy.action_net, model.policy.mlp_extractor.policy_net[0], model.policy.value_net):
+        layer.register_forward_hook(lambda module, given, said: heard.append(module))
+    model.learn(32, callback=HubCallback(probe_share=0))
+    assert len({id(module) for module in heard}) == 3
+
+
+def test_a_layer_that_takes_the_place_of_another_is_heard():
+    env = Toy()
+    model = target(PPO, env, tiny_hub(env).agent(PPO, solo_share=0.0))
+    model.learn(32, callback=HubCallback(probe_share=0))
+    model.policy.action_net = nn.Linear(8, 2)
+    model.policy.set_training_mode(False)
+    model.policy.set_training_mode(True)
+    for batch in model.rollout_buffer.get(16):
+        _, log_prob, _ = model.policy.evaluate_actions(batch.observations, batch.actions)
+        (gradient,) = torch.autograd.grad(log_prob.sum(), [model.policy.action_net.weight])
+        assert gradient.abs().sum() > 0
+
+
+def test_what_a_rollout_says_has_the_gradient_of_what_an_update_says():
+    env = Toy()
+    model = target(PPO, env, tiny_hub(env).agent(PPO, solo_share=0.0))
+    model.learn(32, callback=HubCallback(probe_share=0))
+    policy = model.policy
+    policy.value_net.measure(3.0, 10.0)
+    policy.commit()
+    rows = torch.randn(8, 4)
+    found = [torch.autograd.grad(values.sum(), [policy.value_net.bias])[0] for values in (policy(rows)[1], policy.predict_values(rows))]
+    torch.testing.assert_close(*found)
 
 
 def test_a_decision_is_forgotten_with_its_loss():

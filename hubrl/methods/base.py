@@ -31,8 +31,7 @@ class Routed(NamedTuple):
     loss: Float[Tensor, ""]
     """What the method adds to the task's loss."""
     speech: Float[Tensor, "batch speakers width"] | None = None
-    """What every pathway said: features, or the parameters of its action distribution; zeros where it was not active. Or what the
-    only one a row said that was asked."""
+    """What every pathway said: features, or the parameters of its action distribution; zeros where it was not active."""
     log_weights: Float[Tensor, "batch pathways"] | None = None
     """Logarithms of pathway weights, minus infinity where a pathway is not active. None if the method has no weights."""
 
@@ -91,6 +90,8 @@ class Method(nn.Module, ABC):
     """Whether the features of its frozen sources are all it asks of them, so that they may have been computed before."""
     corrects: ClassVar[bool] = True
     """Whether a learned correction may be added to what its sources say at the level of outputs."""
+    own_std: ClassVar[bool] = False
+    """Whether its sources keep the standard deviations that they learned, because they never act themselves."""
     solo_share: ClassVar[float] = 0.0
     """Share of the episodes that pathways play alone where one acts at a time, unless told otherwise (`Outputs.solo_share`)."""
 

@@ -39,6 +39,7 @@ class CompoNet(Method):
     summary = "attention over the sources' outputs and an internal policy (ICML 2024)"
     levels = ("outputs",)
     aggregation = "whole"
+    own_std = True
     corrects = False
     serves_q_values = True
 

@@ -1,6 +1,5 @@
 """Kickstarting: a student learns from reward and from what its teachers would do, less and less."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -35,6 +34,7 @@ class Kickstart(Method):
     summary = "a new network pulled towards what the sources would do, less and less (Schmitt et al. 2018)"
     levels = ("outputs",)
     aggregation = "whole"
+    own_std = True
     corrects = False
     keeps_frozen = True
     loss_name = "kickstart"
@@ -43,8 +43,7 @@ class Kickstart(Method):
         if not sources:
             raise BadConfig("Method 'kickstart' needs a teacher; the hub has none.")
         check_annealing(coef, anneal)
-        # Teachers speak with the standard deviations that they learned.
-        super().__init__(Pathways(sources, dataclasses.replace(target, source_std=None), fresh=True))
+        super().__init__(Pathways(sources, target, fresh=True))
         self.discrete = isinstance(target.action_space, spaces.Discrete)
         self.coef, self.anneal = float(coef), float(anneal)
 

@@ -35,6 +35,7 @@ class Multipolar(Method):
     summary = "sources' actions scaled by learned factors, averaged, plus a residual network (IJCAI 2020)"
     levels = ("outputs",)
     aggregation = "whole"
+    own_std = True
     corrects = False
     serves_q_values = True
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hubrl import speech
-from hubrl.errors import BadConfig
+from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.gated import GatedLayer
 from hubrl.layers import Kernel, kernels, merged
 from hubrl.methods.base import Speakers, register
@@ -101,6 +101,7 @@ class ZooTuning(Alone):
             if rate is not None and rate <= 0:
                 raise BadConfig(f"{option}={rate:g} was given; a learning rate's factor must be above 0.")
         head = target.level == "outputs"
+        check_convolutions(sources, name)
         channels = _input_channels(sources[0], head=head)
         one = merged(
             sources,
@@ -147,6 +148,21 @@ class ZooTuning(Alone):
             if part.gates is not None
             for name, gate in zip(self.source_names, part.mean_gates, strict=True)
         }
+
+
+def check_convolutions(sources: Sequence[Source], name: str) -> None:
+    """Refuse convolutions whose kernels cannot be aggregated.
+
+    Raises:
+        SpaceMismatch: Naming the layer of the source.
+    """
+    for source in sources:
+        for path, layer in kernels(source, head=False).items():
+            if isinstance(layer, nn.Conv2d) and (layer.groups > 1 or layer.padding_mode != "zeros"):
+                raise SpaceMismatch(
+                    f"Method {name!r} aggregates convolutions of one group padded by zeros, and source {source.name!r} has {layer} at "
+                    f"layer {path}; leave it out, or use method 'hub-pathway'."
+                )
 
 
 def set_rate(part: nn.Module | nn.Parameter | None, rate: float) -> None:
