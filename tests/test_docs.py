@@ -17,6 +17,7 @@ from hubrl import Hub, HubCallback
 from hubrl.config import read_config
 from hubrl.methods import available
 from hubrl.runs import build_model, hub_of, raw_env
+from hubrl.study import read_study
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -144,6 +145,17 @@ def test_a_methods_page_says_what_all_of_them_say(name):
         *("Usage", "Equation", "Evidence", "Logged metrics", "Cost", "Known limits", "Results")
     ]
     assert text.startswith(f"# {name}\n")
+
+
+@pytest.mark.parametrize("name", available())
+def test_a_methods_page_names_the_studies_that_it_stands_in(name):
+    text = (METHOD_PAGES / f"{name}.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"^hubrl study configs/studies/([\w-]+)\.yaml", text, re.MULTILINE))
+    assert "methods" in told
+    for study in told:
+        spec = read_study(REPOSITORY / "configs" / "studies" / f"{study}.yaml")
+        named = {method for case in spec.cases.values() for method in case.methods if method in spec.methods}
+        assert name in {spec.methods[method].set.get("method", "hub-pathway") for method in named}, f"{study}.yaml does not train {name}"
 
 
 @pytest.mark.parametrize("name", available())

@@ -395,6 +395,31 @@ def test_uniform_weights_are_equal():
     torch.testing.assert_close(routed(built("uniform", fresh=True), torch.randn(3, 4)).weights, torch.full((3, 3), 1 / 3))
 
 
+def test_uniform_features_are_the_mean_of_what_is_projected():
+    method, rows = built("uniform"), torch.randn(3, 4)
+    projected = [pathway.projection(pathway.source.features(rows)) for pathway in method.pathways.sources]
+    torch.testing.assert_close(routed(method, rows).features, (projected[0] + projected[1]) / 2)
+
+
+def test_scratch_of_the_hubs_size_has_about_as_many_parameters():
+    sources = list(tiny_hub(Toy()))
+    wide = [source.adapted(name) for source in sources for name in ("one", "two")] * 8
+    wanted = sum(tensor.numel() for source in wide for tensor in source.encoder.state_dict().values())
+    made = create("scratch", wide, Target(VECTOR), {"hub_sized": True})
+    own = sum(parameter.numel() for parameter in made.pathways.fresh.reader.parameters())
+    usual = sum(parameter.numel() for parameter in create("scratch", wide, Target(VECTOR), {}).pathways.fresh.reader.parameters())
+    assert own >= wanted or own == usual
+
+
+@pytest.mark.parametrize("name", ["kickstart", "multipolar", "componet"])
+def test_sources_that_never_act_keep_their_standard_deviations(name):
+    hub = tiny_hub(Toy())
+    with pytest.raises(BadConfig, match=f"source_std=0.01 was given for method '{name}', whose sources never act; leave it out."):
+        hub.agent(PPO, name, source_std=0.01)
+    model = target(PPO, Toy(), hub.agent(PPO, name))
+    assert not model.policy.method.pathways.log_stds
+
+
 def test_single_names_its_source_or_has_but_one():
     assert built("single", source="sac-1").pathways.names == ["sac-1"]
     assert create("single", list(tiny_hub(Toy()))[:1], Target(VECTOR), {}).pathways.names == ["ppo-0"]

@@ -245,6 +245,15 @@ def test_the_networks_of_a_hub_are_of_its_precision_and_stay_so_when_loaded(leve
     assert (model.predict(seen, deterministic=True)[0] == again.predict(seen, deterministic=True)[0]).all()
 
 
+@pytest.mark.parametrize("level", ["features", "outputs"])
+@pytest.mark.parametrize("method", ["zoo-tuning", "lite-zoo-tuning"])
+def test_layers_that_are_made_of_several_are_computed_as_they_are(method, level):
+    hub = Hub.from_agents([PPO("CnnPolicy", game(), seed=seed, device="cpu", n_steps=32) for seed in (1, 2)])
+    made = hub.agent(PPO, method, level=level, precision="bfloat16")
+    model = PPO(env=game(), seed=1, device="cpu", n_steps=32, batch_size=16, n_epochs=1, **made).learn(32)
+    assert model.num_timesteps == 32
+
+
 def test_a_target_of_a_hub_in_bfloat16_is_a_source_itself():
     made = tiny_hub(game()).agent(PPO, level="features", precision="bfloat16")
     model = PPO(env=game(), seed=1, device="cpu", n_steps=32, batch_size=16, n_epochs=1, **made).learn(32)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3 import DQN, PPO, SAC, TD3
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.utils import polyak_update
 from torch import nn
 from torch.nn import functional
@@ -612,12 +612,56 @@ def test_a_training_starts_where_its_probe_says_and_remembers_it(name, tmp_path)
 
 
 @BOTH
-def test_all_of_it_is_trained(name):
-    env = Toy()
-    model = target(PPO, env, tiny_hub(env, (PPO, PPO)).agent(PPO, name), learning_rate=1e-2)
+@pytest.mark.parametrize(
+    ("algorithm", "level"), [(PPO, "outputs"), (A2C, "outputs"), (PPO, "features"), (DQN, "features"), (SAC, "features")]
+)
+def test_all_of_it_is_trained(name, algorithm, level):
+    env = Toy(actions=CHOOSE if algorithm is DQN else STEER)
+    made = tiny_hub(env, (PPO, PPO)).agent(algorithm, name, level=level)
+    model = target(algorithm, env, made, learning_rate=1e-2)
     before = {path: parameter.detach().clone() for path, parameter in model.policy.named_parameters()}
     model.learn(96, callback=HubCallback(probe_share=0, warmup_share=0))
     still = {path for path, parameter in model.policy.named_parameters() if torch.equal(parameter, before[path])}
-    assert {path.split(".source.")[-1] for path in still} <= {"action.log_std", "log_std", "action_net.weight", "action_net.bias"} | {
-        path for path in still if "policy_net" in path
-    }
+    unheard = (
+        ("policy_net", "action_net", "log_std") if level == "outputs" else ("q_net_target", "critic_target", "pi_features", "vf_features")
+    )
+    assert not [path for path in still if not any(part in path for part in unheard)]
+
+
+def test_sacs_target_critic_follows_the_ensemble():
+    env = Toy()
+    model = target(SAC, env, tiny_hub(env, (PPO, PPO)).agent(SAC, "lite-zoo-tuning"), learning_rate=1e-2)
+    model.learn(100)
+    model.policy.set_training_mode(False)
+    (name,) = [name for name, _ in model.critic.named_buffers() if "running_gates" in name]
+    online, late = model.critic.get_buffer(name), model.critic_target.get_buffer(name)
+    assert not torch.equal(online, torch.full((2,), 0.5))
+    polyak_update([online], [late], 1.0)
+    assert torch.equal(model.critic_target.get_buffer(name), online), "the buffer that SB3 copies is the one that is heard"
+    assert any(late is each for each in model.batch_norm_stats_target)
+
+
+def test_the_ratio_of_lite_is_one_at_the_features_too():
+    env = Toy()
+    model = target(PPO, env, tiny_hub(env, (PPO, PPO)).agent(PPO, "lite-zoo-tuning", level="features"), n_epochs=1, batch_size=32)
+    seen, evaluate = [], model.policy.evaluate_actions
+
+    def watched(*given):
+        found = evaluate(*given)
+        seen.append(found[1].detach().clone())
+        return found
+
+    model.policy.evaluate_actions = watched
+    model.learn(32)
+    before = model.rollout_buffer.log_probs.flatten()
+    assert sorted(seen[0].tolist()) == pytest.approx(sorted(before.tolist()), abs=1e-5)
+
+
+@pytest.mark.parametrize("how", [{"groups": 2}, {"padding": 1, "padding_mode": "circular"}])
+@BOTH
+def test_convolutions_of_another_kind_are_refused(name, how):
+    space = spaces.Box(0, 255, (2, 8, 8), np.uint8)
+    encoders = [nn.Sequential(nn.Conv2d(2, 4, 3, **how), nn.ReLU(), nn.Flatten()) for _ in range(2)]
+    sources = [Source(encoder=encoder, name=f"odd-{index}", observation_space=space) for index, encoder in enumerate(encoders)]
+    with pytest.raises(SpaceMismatch, match=f"Method '{name}' aggregates convolutions of one group padded by zeros, and source 'odd-0'"):
+        create(name, sources, Target(space), {})
