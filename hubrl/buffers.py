@@ -1,7 +1,8 @@
 """SB3's rollout buffer, which also remembers what a hub's policy heard and chose at every step.
 
-A frozen source says the same of the same observation in every epoch of an update. So what it said is stored with the
-transition, as the few numbers that it is, and the update computes no source at all. Who acted is stored beside it.
+A frozen source says the same of the same observation in every epoch of an update. So what was said is stored with the
+transition, as the few numbers that it is, and the update computes no source at all: by the one that acted, which is stored
+beside it, or by all where all are asked again.
 """
 
 from collections.abc import Generator
