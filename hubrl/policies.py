@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hubrl import speech, store
 from hubrl.buffers import Memory
-from hubrl.decision import Decider
+from hubrl.decision import Decider, Decision
 from hubrl.distributions import CommittedDistribution, MixtureDistribution, PathwayDistribution, at, held, mixed_categorical
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.freezing import ParametersOnce, copy_weights, freeze
@@ -93,6 +93,10 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         self._holding: Holding | None = None
         self._noise_generator: np.random.Generator | None = None
         self._predicting = False
+        self._before: Tensor | None = None
+        """In `predict`, who acted before, as far as that binds; none where nobody is held."""
+        self._drawn: Tensor | None = None
+        """In `predict`, who acts."""
         self._decider: tuple[Decider | None] | None = None
         self._knows_hidden = False
         """Whether the decider computes the hidden layers too."""
@@ -196,19 +200,18 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         decider = self._asks_one(hearing)
         if decider is None:
             return None
-        pathways = self.method.pathways
-        features, weights = self._features(hearing.observations), self._weights(hearing)
-        decision = decider.decide(
-            features,
-            weights,
-            lambda asked: pathways.answer(asked, hearing.observations, hearing.heard),
-            hearing,
-            deterministic=deterministic,
-        )
+        decision = self._decided(decider, hearing, deterministic)
         hearing.acted = decision.acted
         if self.memory.pop("heard", None) is not None:
             self.memory["said"] = decision.said
         return decision.actions.reshape((-1, *self.action_space.shape)), decision.values, decision.log_prob  # type: ignore[misc]
+
+    def _decided(self, decider: Decider, hearing: Hearing, deterministic: bool) -> Decision:
+        """Who acts and what it does, drawn."""
+        pathways = self.method.pathways
+        features, weights = self._features(hearing.observations), self._weights(hearing)
+        answer = lambda asked: pathways.answer(asked, hearing.observations, hearing.heard)  # noqa: E731 - a closure over one step
+        return decider.decide(features, weights, answer, hearing, deterministic=deterministic)
 
     def _evaluate(self, hearing: Hearing, actions: Tensor) -> tuple[Tensor, Tensor, None] | None:
         """The same for an update."""
@@ -287,8 +290,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """The action distribution without the router's noise, as `predict` uses it."""
         with self._hear(obs, exploring=False) as hearing:
-            if self._predicting and self.holds and self._holding is not None:
-                hearing.previous = self._previous(self._holding)
+            hearing.previous = self._before
             return super().get_distribution(obs)
 
     def predict(
@@ -314,13 +316,29 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             if not self.holds:
                 return super().predict(observation, state, episode_start, deterministic)
             self._holding = self._held(self._n_rows(observation), state, episode_start)
-            previous = self._previous(self._holding)
+            self._before, self._drawn = self._previous(self._holding), None
             actions, _ = super().predict(observation, state, episode_start, deterministic)
-            if isinstance(self._distributed, CommittedDistribution):
-                self._holding.acted(self._distributed.drawn, previous)
+            if self._drawn is not None:
+                self._holding.acted(self._drawn, self._before)
             return actions, (self._holding.pathway.numpy(), self._holding.steps.numpy())
         finally:
-            self._holding, self._predicting = training, False
+            self._holding, self._predicting, self._before = training, False, None
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        """SB3's; where only who acts need be asked, nobody else is."""
+        if self._before is None:
+            return super()._predict(observation, deterministic)
+        with self._hear(observation, exploring=False) as hearing:
+            hearing.previous = self._before
+            decider = self._asks_one(hearing)
+            if decider is not None:
+                decision = self._decided(decider, hearing, deterministic)
+                self._drawn = decision.acted
+                return decision.actions
+        actions = super()._predict(observation, deterministic)
+        if isinstance(self._distributed, CommittedDistribution):
+            self._drawn = self._distributed.drawn
+        return actions
 
     def _held(self, n_rows: int, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None) -> Holding:
         """Who is held, by what the last `predict` returned."""
