@@ -11,7 +11,7 @@ FAST, WRAPPED = {**PONG, "preprocessing": "atari"}, {**PONG, "preprocessing": "a
 PPO_ATARI = {"algorithm": "ppo", "algorithm_kwargs": {"n_steps": 128, "batch_size": 256, "n_epochs": 4}}
 WIDE = {"n_envs": 32, "algorithm_kwargs": {"n_steps": 32, "batch_size": 256, "n_epochs": 4}}
 """Shorter rollouts of more environments: as much of everything a step."""
-DQN_KWARGS = {"buffer_size": 10_000, "learning_starts": 256, "batch_size": 32, "train_freq": 4, "gradient_steps": 8}
+DQN_KWARGS = {"buffer_size": 10_000, "learning_starts": 32, "batch_size": 32, "train_freq": 4, "gradient_steps": 8}
 DQN_ATARI = {"algorithm": "dqn", "algorithm_kwargs": {**DQN_KWARGS, "exploration_initial_eps": 0.05, "target_update_interval": 1000}}
 LEAN = {"algorithm": "dqn", "algorithm_kwargs": {"buffer_size": 1000}}
 LEANER = {

@@ -28,19 +28,25 @@ class _MeanEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor) -> Tensor:
-        share = weights.mean(dim=0)
-        # The clamp keeps the gradient of a pathway that nobody chose finite.
-        logarithms = share.clamp_min(1e-8).log()
-        ctx.save_for_backward(logarithms)
+        entropy, slope = mean_entropy(weights)
+        ctx.save_for_backward(slope)
         ctx.n_rows = len(weights)
-        return share.dot(logarithms)
+        return entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (logarithms,) = ctx.saved_tensors
-        slope: Tensor = (logarithms + 1) * (gradient / ctx.n_rows)
-        return slope.expand(ctx.n_rows, -1)
+        (slope,) = ctx.saved_tensors
+        scaled: Tensor = gradient * slope
+        return scaled.expand(ctx.n_rows, -1)
+
+
+def mean_entropy(weights: Float[Tensor, "batch pathways"]) -> tuple[Float[Tensor, ""], Float[Tensor, " pathways"]]:
+    """`sum_i p_i log p_i` of the mean of some rows, and its derivative by the numbers of each row."""
+    share = weights.mean(dim=0)
+    # The clamp keeps the gradient of a pathway that nobody chose finite.
+    logarithms = share.clamp_min(1e-8).log()
+    return share.dot(logarithms), (logarithms + 1) / len(weights)
 
 
 def load_balance(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, ""]:
@@ -100,6 +106,9 @@ def kickstarting(
     return drift(learner, torch.cat([mean, log_std], dim=2), space)
 
 
+TWICE = "This algorithm differentiates its gradient (TRPO does), through which a loss cannot be injected; set explore_coef=0."
+
+
 class _Inject(torch.autograd.Function):
     """Identity whose backward pass adds the gradient of a second loss."""
 
@@ -110,9 +119,7 @@ class _Inject(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled():
-            raise BadConfig(
-                "This algorithm differentiates its gradient (TRPO does), through which a loss cannot be injected; set explore_coef=0."
-            )
+            raise BadConfig(TWICE)
         gradient = gradients[0]
         return gradient, gradient.new_ones(())
 

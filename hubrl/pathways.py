@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hubrl import speech, store
+from hubrl.aggregation import Aggregated, aggregated
 from hubrl.cards import Conv, Layers, Trunk
 from hubrl.encoders import Encoders
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.networks import NATURE, Observations, Reader, mlp
 from hubrl.precision import BF16NatureCNN, Precision
 from hubrl.preprocessing import Statistics
-from hubrl.routing import dispatch
+from hubrl.routing import Router, dispatch
 from hubrl.source import Source
 from hubrl.spaces import describe, fits
 from hubrl.spec import HubSpec
@@ -270,7 +271,14 @@ class Pathways(nn.Module):
 
     def side_by_side(self, observations: Observations) -> Float[Tensor, "batch said"]:
         """What all sources themselves say, one after the other in a row, each as wide as it is."""
+        if self._heard is not None and self._heard.ndim == 2:
+            return self._heard
         return torch.cat(self._said(observations), dim=1)
+
+    def routed_together(self, heard: Float[Tensor, "batch said"], router: Router, explore_coef: float) -> Aggregated:
+        """What sources are worth together, by a router that reads all of what they say, side by side (`side_by_side`)."""
+        projections = [cast("nn.Linear", cast("SourcePathway", pathway).projection) for pathway in self.sources]
+        return aggregated(heard.split(self.widths, dim=1), router.readers[0](heard), projections, router.hidden, router.mean, explore_coef)
 
     def voices(self, observations: Observations) -> list[Float[Tensor, "batch _"]]:
         """What all sources' pathways say, each in its own width."""
@@ -344,11 +352,13 @@ class Pathways(nn.Module):
         self, speakers: list[Any], observations: Observations, active: Bool[Tensor, "batch speakers"]
     ) -> Float[Tensor, "batch speakers width"]:
         n_sources = len(self.sources)
-        together = self.target.precision != "float32" and n_sources > 1 and bool(active[:, :n_sources].all())
-        if self._heard is None and not together:
+        together = self.target.precision != "float32" and n_sources > 1
+        # A look at the device, for once only.
+        all_speak = bool(active[:, :n_sources].all()) if together or self._heard is not None else False
+        if self._heard is None and not all_speak:
             return dispatch(speakers, observations, active, self.width)
         said = self._voiced(observations)
-        if not bool(active[:, :n_sources].all()):
+        if not all_speak:
             said = said * active[:, :n_sources, None]
         if len(speakers) == n_sources:
             return said

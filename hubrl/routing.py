@@ -199,7 +199,7 @@ def dispatch(
 
 def aggregate(speech: Float[Tensor, "batch pathways width"], weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, "batch width"]:
     """The weighted sum of what the pathways say."""
-    return torch.einsum("bpw,bp->bw", speech, weights)
+    return torch.bmm(weights[:, None], speech).squeeze(1)
 
 
 def _rows(observations: Observations, rows: Tensor) -> Observations:

@@ -79,10 +79,20 @@ class HubPathway(Weighing):
     def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
         """Route, let the active pathways speak, aggregate."""
         heard = self.pathways.side_by_side(observations) if self.router_reads == "features" else None
+        if heard is not None and noise is None and self._is_plain:
+            made = self.pathways.routed_together(heard, self.router, self.explore_coef)
+            return Routed(made.features, made.loss, None, made.log_weights)
         (log_weights, active), loss = self.weigh(observations if heard is None else heard, noise)
         with self.pathways.reminded(heard):
             speech = self.pathways.speak(observations, active, fresh)
         return Routed(None, loss, speech, log_weights)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether all sources and nobody else are weighed alike at the level of features, which is one operation (`hubrl.aggregation`)."""
+        explores = self.explore_coef > 0 and self.exploration is exploration_entropy
+        everybody = self.top_k >= len(self.pathways.names) and all(self.trusted_pathways)
+        return explores and everybody and self.pathways.fresh is None and self.pathways.target.level == "features"
 
     def weigh(self, observations: Observations, noise: Tensor | None = None) -> tuple[Weighted, Float[Tensor, ""]]:
         """What the router says of what it reads."""
