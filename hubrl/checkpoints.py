@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from hubrl.errors import BadFile
 from hubrl.folders import new_folder
 
+BESIDE = "run.json"
+
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "exploration_rate", "_n_calls")
 
 REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
@@ -28,12 +31,14 @@ class CheckpointFolder(BaseCallback):
     Args:
         folder: Where; each is a folder named by its steps.
         every: Environment steps between two, over all parallel environments.
+        beside: Asked at every checkpoint for what is to be known of the run when it goes on, as plain data.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, beside: Callable[[], dict[str, Any]] = dict) -> None:
         super().__init__()
         self.folder = folder
         self.every = every
+        self.beside = beside
         self._saved_at = 0
 
     def _on_training_start(self) -> None:
@@ -43,7 +48,7 @@ class CheckpointFolder(BaseCallback):
         """Save between an update and the next rollout, when the counters and the weights belong together."""
         if self.model.num_timesteps - self._saved_at >= self.every:
             self._saved_at = self.model.num_timesteps
-            save_checkpoint(self.model, self.folder / str(self.model.num_timesteps))
+            save_checkpoint(self.model, self.folder / str(self.model.num_timesteps), self.beside())
             for old in checkpoints_in(self.folder)[:-2]:
                 _remove(old)
 
@@ -57,15 +62,23 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name))
 
 
-def save_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
-    """Write a model, its VecNormalize and its replay buffer as one folder."""
+def save_checkpoint(model: BaseAlgorithm, folder: Path, beside: dict[str, Any] | None = None) -> None:
+    """Write a model, its VecNormalize and its replay buffer as one folder, and what is to be known beside them."""
     with new_folder(folder, overwrite=True) as making:
+        (making / BESIDE).write_text(json.dumps(beside or {}), encoding="utf-8")
         model.save(making / "model.zip")
         vec = model.get_vec_normalize_env()
         if vec is not None:
             _save_arrays(making / "vecnormalize.npz", _vec_arrays(vec))
         if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
             _save_arrays(making / "replay.npz", _replay_arrays(model.replay_buffer))
+
+
+def known_beside(folder: Path) -> dict[str, Any]:
+    """What is known beside a checkpoint; nothing beside those of before it was written."""
+    path = folder / BESIDE
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return known
 
 
 def restore_checkpoint(model: BaseAlgorithm, folder: Path) -> None:

@@ -358,7 +358,8 @@ def pathway_weights(model: BaseAlgorithm, observation: np.ndarray | dict[str, np
     """
     policy = model.policy
     if isinstance(policy, HubDQNPolicy):
-        rows = len(observation) if policy.obs_to_tensor(observation)[1] else None
+        seen, batched = policy.obs_to_tensor(observation)
+        rows = len(next(iter(seen.values())) if isinstance(seen, dict) else seen) if batched else None
         acts = {name: float(index == policy.standing.acting) for index, name in enumerate(policy.pathways.names)}
         return {name: one if rows is None else np.full(rows, one) for name, one in acts.items()}
     hears = next((part for part in policy.modules() if isinstance(part, HubActorCriticPolicy | HubExtractor)), None)

@@ -202,7 +202,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             return None
         decision = self._decided(decider, hearing, deterministic)
         hearing.acted = decision.acted
-        if self.memory.pop("heard", None) is not None:
+        if self.remembers and self._recalls:
+            self.memory.pop("heard", None)
             self.memory["said"] = decision.said
         return decision.actions.reshape((-1, *self.action_space.shape)), decision.values, decision.log_prob  # type: ignore[misc]
 
@@ -212,6 +213,17 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         features, weights = self._features(hearing.observations), self._weights(hearing)
         answer = lambda asked: pathways.answer(asked, hearing.observations, hearing.heard)  # noqa: E731 - a closure over one step
         return decider.decide(features, weights, answer, hearing, deterministic=deterministic)
+
+    @property
+    def _recalls(self) -> bool:
+        """Whether what sources said in a rollout is not computed again in its update."""
+        return self.outputs.recall and not self.spec.tuned
+
+    @property
+    def _routes(self) -> bool:
+        """Whether some pathways are not active, so that not all sources are computed; all together cost little more than one."""
+        n_pathways = len(self.method.pathways.names)
+        return bool(getattr(self.method, "top_k", n_pathways) < n_pathways)
 
     def _evaluate(self, hearing: Hearing, actions: Tensor) -> tuple[Tensor, Tensor, None] | None:
         """The same for an update."""
@@ -315,6 +327,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         try:
             if not self.holds:
                 return super().predict(observation, state, episode_start, deterministic)
+            if state is None:
+                self._decider = None  # layers may have been replaced or hooked since
             self._holding = self._held(self._n_rows(observation), state, episode_start)
             self._before, self._drawn = self._previous(self._holding), None
             actions, _ = super().predict(observation, state, episode_start, deterministic)
@@ -472,7 +486,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             self._remember_who(hearing)
         if not self.remembers or self._only_fresh(hearing):
             return
-        if self.outputs.recall and not self.spec.tuned:
+        if self._recalls and not (self._routes and self._asks_one(hearing) is not None):
             heard = self.method.pathways.listen(hearing.observations, self.method.trusted_pathways)
             hearing.heard = self.memory["heard"] = heard
         if self.method.noisy:

@@ -16,6 +16,7 @@ runs/<name>_<k>/
 import csv
 import importlib
 import json
+import math
 import platform
 import shlex
 import subprocess
@@ -25,12 +26,12 @@ from collections.abc import Sequence
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -38,7 +39,7 @@ from hubrl.atari import FRAME_SKIP
 from hubrl.cached import CachedVecEnv
 from hubrl.callbacks import HubCallback
 from hubrl.cards import write_yaml
-from hubrl.checkpoints import CheckpointFolder, checkpoints_in, model_bytes, restore_checkpoint
+from hubrl.checkpoints import CheckpointFolder, checkpoints_in, known_beside, model_bytes, restore_checkpoint
 from hubrl.config import RunConfig, read_config
 from hubrl.errors import BadConfig, BadFile, HubrlError, OutputExists
 from hubrl.evaluation import PARALLEL, play
@@ -48,6 +49,7 @@ from hubrl.hub import Hub, policy_name
 from hubrl.networks import ACTIVATIONS
 from hubrl.precision import precise
 from hubrl.tasks import make_env, normalised
+from hubrl.trust import Verdict
 
 EVALUATION_SEED = 10_000
 """Added to a run's seed for the environments of its evaluations."""
@@ -138,17 +140,41 @@ def train(run: Path, callbacks: Sequence[BaseCallback] = (), *, verbose: int = 0
         model = build_model(config, env, hub_of(config), tensorboard=run, verbose=verbose)
         if saved:
             restore_checkpoint(model, saved[-1])
+        before = Progress.of(known_beside(saved[-1]) if saved else {})
         began, started_at = time.perf_counter(), model.num_timesteps
         watcher = HubCallback(config.probe_share, config.warmup_share, verbose=1)
-        checkpoint = CheckpointFolder(run / "checkpoints", config.checkpoint_every or _tenth(config))
+
+        def progress() -> Progress:
+            return before.after(watcher.verdict, time.perf_counter() - began)
+
+        checkpoint = CheckpointFolder(run / "checkpoints", config.checkpoint_every or _tenth(config), lambda: progress()._asdict())
         model.learn(
             config.steps - started_at,
-            callback=[*callbacks, watcher, _evaluations(config, run, evaluation_env), checkpoint],
+            callback=[*callbacks, watcher, _evaluations(config, run, evaluation_env, started_at), checkpoint],
             reset_num_timesteps=not saved,
             tb_log_name="tensorboard",
         )
-        wall = time.perf_counter() - began
-        return _finish(config, run, model, watcher, steps_here=model.num_timesteps - started_at, wall=wall)
+        return _finish(config, run, model, progress())
+
+
+class Progress(NamedTuple):
+    """What is known of a run beside its model."""
+
+    wall_s: float
+    """Seconds that it has trained, evaluations among them."""
+    probe_steps: int
+    probe_kept: dict[str, bool] | None
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> "Progress":
+        """As a checkpoint has it, or as it is at the start."""
+        return cls(plain.get("wall_s", 0.0), plain.get("probe_steps", 0), plain.get("probe_kept"))
+
+    def after(self, verdict: Verdict | None, seconds: float) -> "Progress":
+        """So many seconds later, perhaps with a probe that was held in them."""
+        if verdict is None:
+            return self._replace(wall_s=self.wall_s + seconds)
+        return Progress(self.wall_s + seconds, verdict.steps, verdict.kept)
 
 
 def build_model(config: RunConfig, env: VecEnv, hub: Hub | None, *, tensorboard: Path | None = None, verbose: int = 0) -> BaseAlgorithm:
@@ -244,7 +270,7 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def _finish(config: RunConfig, run: Path, model: BaseAlgorithm, watcher: HubCallback, *, steps_here: int, wall: float) -> dict[str, Any]:
+def _finish(config: RunConfig, run: Path, model: BaseAlgorithm, progress: Progress) -> dict[str, Any]:
     """Save the agent, judge it, and write the result last."""
     write_atomically(run / "model.zip", model_bytes(model))
     vec = model.get_vec_normalize_env()
@@ -258,15 +284,15 @@ def _finish(config: RunConfig, run: Path, model: BaseAlgorithm, watcher: HubCall
         "algorithm": config.algorithm,
         "seed": config.seed,
         "steps": model.num_timesteps,
-        "probe_steps": watcher.verdict.steps if watcher.verdict else 0,
-        "probe_kept": watcher.verdict.kept if watcher.verdict else None,
+        "probe_steps": progress.probe_steps,
+        "probe_kept": progress.probe_kept,
         "eval_mean": played.mean,
         "eval_std": played.std,
         "eval_episodes": config.eval_episodes,
         "train_returns_last_100": _recent(model),
         **_curve_summary(run, config.steps),
-        "wall_s": round(wall, 1),
-        "steps_per_s": round(steps_here / wall, 1),
+        "wall_s": round(progress.wall_s, 1),
+        "steps_per_s": round(model.num_timesteps / progress.wall_s, 1),
     }
     write_atomically(run / "result.json", json.dumps(result, indent=2) + "\n")
     return result
@@ -298,14 +324,16 @@ def training_curve(run: Path) -> list[tuple[int, float]]:
     """
     skip = FRAME_SKIP if read_config(run / "config.yaml").preprocessing != "none" else 1
     curve = []
-    for folder in sorted(run.glob("monitor*")):
-        begun = int(folder.name.rpartition("-")[2]) if "-" in folder.name else 0
+    begins = sorted((int(folder.name.rpartition("-")[2]) if "-" in folder.name else 0, folder) for folder in run.glob("monitor*"))
+    for (begun, folder), after in zip(begins, [*(begun for begun, _ in begins[1:]), math.inf], strict=True):
+        # What came after the checkpoint from which it went on happened once more.
         files = sorted(folder.glob("*.monitor.csv"))
         for file in files:
             frames = 0
             for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()[1:]):
                 frames += int(row["l"]) * len(files)
-                curve.append((begun + frames // skip, float(row["r"])))
+                if begun + frames // skip <= after:
+                    curve.append((begun + frames // skip, float(row["r"])))
     return sorted(curve)
 
 
@@ -362,27 +390,24 @@ def _evaluation_env(config: RunConfig) -> VecEnv:
     return VecNormalize(env, training=False, norm_reward=False, **how) if config.normalize else env
 
 
-def _evaluations(config: RunConfig, run: Path, env: VecEnv) -> EvalCallback:
+def _evaluations(config: RunConfig, run: Path, env: VecEnv, started_at: int) -> EveryNTimesteps:
+    """Evaluations at whole multiples of their distance, whatever steps a probe took or a run went on from."""
     every = config.eval_every or _tenth(config)
-    evaluations = EvalCallback(
-        env,
-        n_eval_episodes=config.eval_episodes,
-        eval_freq=max(every // config.n_envs, 1),
-        log_path=str(run),
-        deterministic=True,
-        verbose=0,
-    )
-    _remember(evaluations, run / "evaluations.npz")
-    return evaluations
+    evaluations = EvalCallback(env, n_eval_episodes=config.eval_episodes, eval_freq=1, log_path=str(run), deterministic=True, verbose=0)
+    _remember(evaluations, run / "evaluations.npz", started_at)
+    when = EveryNTimesteps(every, evaluations)
+    when.last_time_trigger = started_at // every * every
+    return when
 
 
-def _remember(evaluations: EvalCallback, path: Path) -> None:
+def _remember(evaluations: EvalCallback, path: Path, started_at: int) -> None:
     """Let the evaluations of a resumed run go on behind those that it made before."""
     if path.exists():
         before = np.load(path, allow_pickle=False)
-        evaluations.evaluations_timesteps = before["timesteps"].tolist()
-        evaluations.evaluations_results = before["results"].tolist()
-        evaluations.evaluations_length = before["ep_lengths"].tolist()
+        made = before["timesteps"] <= started_at
+        evaluations.evaluations_timesteps = before["timesteps"][made].tolist()
+        evaluations.evaluations_results = before["results"][made].tolist()
+        evaluations.evaluations_length = before["ep_lengths"][made].tolist()
 
 
 def _training_env(config: RunConfig, monitor: Path) -> VecEnv:

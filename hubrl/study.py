@@ -1,6 +1,6 @@
 """A study: methods on targets over seeds, from one YAML file; what is finished is never run again.
 
-runs/<study>/<case>/<hub>/<method>/<seed>/    one training each, see `hubrl.runs`
+runs/<study>/<case>/<hub>/<method>/<seed>-<digest>/    one training each, see `hubrl.runs`; the digest is of its config
 results/<study>/runs.csv                       one row a run
 results/<study>/curves.csv                     evaluations and training returns over steps
 results/<study>/pathways.csv                   pathway weights over steps
@@ -389,10 +389,17 @@ def _job(study: Study, case_name: str, method: str, source: str | None, seed: in
     if config.needs_hub:
         where = folder / task / case.hub / label / str(seed)
         controls = (MEAN_WEIGHTS, SHUFFLED_INPUT) if case.controls and method == HUB_PATHWAY else ()
-        return Job(case_name, task, case.hub, method, source, config, case.oracle, where, hub_folder, cards, controls)
+        return _named_by_digest(Job(case_name, task, case.hub, method, source, config, case.oracle, where, hub_folder, cards, controls))
     # Scratch knows no hub: cases of one target share it.
     config = config.model_copy(update={"hub": None})
-    return Job(case_name, task, "none", method, source, config, None, folder / task / "none" / label / str(seed), hub_folder, "")
+    return _named_by_digest(
+        Job(case_name, task, "none", method, source, config, None, folder / task / "none" / label / str(seed), hub_folder, "")
+    )
+
+
+def _named_by_digest(job: Job) -> Job:
+    """The same, in a folder that another config's run does not have."""
+    return job._replace(folder=job.folder.with_name(f"{job.folder.name}-{job.digest}"))
 
 
 def _merged(*layers: dict[str, Any]) -> dict[str, Any]:

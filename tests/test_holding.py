@@ -13,11 +13,12 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from torch import nn
-from toys import CHOOSE, IMAGE, PARTS, STEER, TINY, VECTOR, Toy, target, tiny_hub
+from toys import CHOOSE, IMAGE, PARTS, STEER, TINY, VECTOR, Toy, target, tiny, tiny_hub
 
-from hubrl import BadConfig, HubCallback
+from hubrl import BadConfig, Hub, HubCallback
 from hubrl.buffers import HubRolloutBuffer
 from hubrl.distributions import CommittedDistribution, held
+from hubrl.encoders import GaussianHeads
 from hubrl.source import Source
 
 WEIGHTS = torch.tensor([[0.5, 0.3, 0.2]])
@@ -306,6 +307,20 @@ def test_in_an_update_tuned_sources_are_computed_for_their_own_rows_alone(option
         acted = policy._recalled[1]["choice"][:, 1]
         policy.evaluate_actions(batch.observations, batch.actions)
         assert sum(rows) == int((acted < 2).sum())
+
+
+@pytest.mark.parametrize(("options", "at_most"), [({"top_k": 2}, 1.0), ({"top_k": 1}, 1.0), ({"top_k": 2, "recall": False}, 3.0)])
+def test_of_eight_sources_a_route_computes_the_one_that_acts(options, at_most, monkeypatch):
+    env = Toy()
+    hub = Hub.from_agents([tiny(PPO, env, seed) for seed in range(8)])
+    model = target(PPO, env, hub.agent(PPO, fresh=False, **options))
+    rows = []
+    spoken = Source.spoken
+    monkeypatch.setattr(Source, "spoken", lambda source, features: (rows.append(len(features)), spoken(source, features))[1])
+    monkeypatch.setattr(GaussianHeads, "__call__", lambda *given: pytest.fail("all were computed together"))
+    model.learn(64, callback=HubCallback(probe_share=0))
+    # Two epochs of an update behind a rollout's pass.
+    assert 0 < sum(rows) <= at_most * 64
 
 
 def test_layers_that_somebody_listens_to_are_called_as_torch_calls_them():

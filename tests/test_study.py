@@ -73,7 +73,7 @@ def test_a_study_runs_what_is_missing_and_reports_it(tmp_path, monkeypatch):
     hub = next(row for row in table if row["method"] == "hub-pathway")
     assert int(hub["probe_steps"]) > 0
     assert {"task", "hub", "algorithm", "steps", "mean_train_return", "final_return", "eval_return", "wall_s", "hubrl_version"} <= set(hub)
-    run = tmp_path / "runs" / "tiny" / "cart" / "none" / "scratch" / "1"
+    (run,) = (tmp_path / "runs/tiny/cart/none/scratch").glob("1-*")
     scratch = next(row for row in table if row["method"] == "scratch" and row["seed"] == "1")
     assert float(scratch["mean_train_return"]) == pytest.approx(np.mean([value for _, value in training_curve(run)]), abs=0.01)
     best = max(float(row["eval_return"]) for row in table if row["method"].startswith("zero-shot:") and row["seed"] == "1")
@@ -83,9 +83,7 @@ def test_a_study_runs_what_is_missing_and_reports_it(tmp_path, monkeypatch):
     assert {row["step"] for row in curves if row["kind"] == "evaluation" and row["method"] == "scratch"} == {"192", "384"}
     assert {row["pathway"] for row in rows(results / "pathways.csv")} >= {"one", "other", "fresh"}
     assert float(hub["first_quarter_return"]) == pytest.approx(
-        np.mean(
-            [value for step, value in training_curve(tmp_path / "runs" / "tiny" / "cart" / "pair" / "hub-pathway" / "1") if step <= 640]
-        ),
+        np.mean([value for step, value in training_curve(*(tmp_path / "runs/tiny/cart/pair/hub-pathway").glob("1-*")) if step <= 640]),
         abs=0.01,
     )
     for figure in ("intervals", "curves"):
@@ -104,7 +102,7 @@ def test_a_study_runs_what_is_missing_and_reports_it(tmp_path, monkeypatch):
     assert plans[-1] == (2, 2)
 
     changed = written(tmp_path, cases=without_oracle(), set={**TINY["set"], "steps": 128})
-    run_study(changed, folder=tmp_path / "runs2", results=results, jobs=1, on_plan=lambda *counts: plans.append(counts))
+    run_study(changed, folder=tmp_path / "runs" / "tiny", results=results, jobs=1, on_plan=lambda *counts: plans.append(counts))
     assert plans[-1] == (4, 10), "other steps are other runs; what plays untouched stays, and what has steps of its own"
     assert {row["steps"] for row in rows(results / "runs.csv") if row["method"] == "scratch"} == {"128"}
 
