@@ -96,6 +96,7 @@ class Measured(NamedTuple):
             "repetitions": len(self.repetitions),
             "threads": self.threads,
             "n_envs": self.line.works[OURS].n_envs,
+            "task": self.line.works[OURS].config["task"],
             "what": self.line.what,
             "bar": self.line.bar,
             **{f"{who}_{unit}": value for who, value in found.items() if unit != "steps_per_s" or who not in (OURS, SB3)},
@@ -185,7 +186,7 @@ def markdown(measured: Sequence[Measured]) -> str:
     return f"{machine()}\n\n" + "\n".join(rows) + "\n"
 
 
-COLUMNS = ("line", "what", "ours", "the others", "ratio", "must reach", "threads")
+COLUMNS = ("line", "what", "task, environments", "ours", "the others", "ratio", "must reach", "threads")
 
 
 def cells_of(measured: Measured) -> list[str]:
@@ -194,4 +195,5 @@ def cells_of(measured: Measured) -> list[str]:
     unit = "steps/s" if line.unit == "steps_per_s" else "bytes"
     others = ", ".join(f"{who} {value:.0f}" for who, value in found.items() if who != OURS)
     ratio = f"{median(measured.ratios):.2f} ({min(measured.ratios):.2f} to {max(measured.ratios):.2f})"
-    return [line.name, line.what, f"{found[OURS]:.0f} {unit}", others, ratio, line.bar, str(measured.threads)]
+    where = f"{line.works[OURS].config['task']}, {line.works[OURS].n_envs}"
+    return [line.name, line.what, where, f"{found[OURS]:.0f} {unit}", others, ratio, line.bar, str(measured.threads)]

@@ -169,7 +169,7 @@ class Hub(Sequence[Source]):
         check_level(method, "features")
         if cached:
             check_cached(method, tuned=tuned)
-        spec = self._spec(method, "features", tuned, source_lr, options).model_copy(update={"cached": cached, "precision": precision})
+        spec = self._spec(method, "features", tuned, source_lr, options, precision=precision).model_copy(update={"cached": cached})
         kwargs: dict[str, Any] = {"features_extractor_class": HubExtractor, "features_extractor_kwargs": {"hub": spec.plain()}}
         return {**kwargs, "optimizer_class": HubAdam} if spec.tuned else kwargs
 
@@ -230,8 +230,7 @@ class Hub(Sequence[Source]):
             # Alone a pathway plays only where all are computed.
             recommended = {**RECOMMENDED, "solo_share": 0.0 if options.get("top_k") else find(method).solo_share}
         own = _own_options(kind, {**recommended, **given})
-        spec = self._spec(method, level, tuned, source_lr, options, also=tuple(kind.model_fields))
-        spec = spec.model_copy(update={"precision": precision})
+        spec = self._spec(method, level, tuned, source_lr, options, also=tuple(kind.model_fields), precision=precision)
         if issubclass(algorithm, DQN):
             kwargs = {"hub": spec.plain(), "teaching": own.plain()}
             return {"policy": HubDQNPolicy, "policy_kwargs": {**kwargs, **_optimizer(algorithm, spec.tuned, precision)}}
@@ -257,8 +256,11 @@ class Hub(Sequence[Source]):
         source_lr: float | None,
         options: dict[str, Any],
         also: tuple[str, ...] = (),
+        precision: Precision = "float32",
     ) -> HubSpec:
         check_options(method, options, also)
+        if precision == "bfloat16" and not any(reads_images(source.space) for source in self):
+            raise BadConfig("precision='bfloat16' was given and no source reads images; it is for NatureCNNs, leave it out.")
         check_top_k(options.get("top_k"), len(self))
         for source in self._sources:
             store.offer(source)
@@ -268,7 +270,7 @@ class Hub(Sequence[Source]):
         if source_lr is None:
             source_lr = find(method).source_lr(level)
         cards = tuple(source.card for source in self)
-        return HubSpec(sources=cards, method=method, options=options, tuned=tuned or tunes, source_lr=source_lr)
+        return HubSpec(sources=cards, method=method, options=options, tuned=tuned or tunes, source_lr=source_lr, precision=precision)
 
     @overload
     def __getitem__(self, which: int | str) -> Source: ...
@@ -292,6 +294,12 @@ class Hub(Sequence[Source]):
 
     def __repr__(self) -> str:
         return f"Hub({', '.join(self.names)})"
+
+
+def reads_images(space: spaces.Space[Any]) -> bool:
+    """Whether observations are images, or some of their parts are."""
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    return any(isinstance(part, spaces.Box) and len(part.shape) == 3 for part in parts)
 
 
 def _source(agent: Agent, name: str | None, index: int) -> Source:

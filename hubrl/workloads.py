@@ -53,6 +53,10 @@ class Work(Protocol):
     """Work as a line of the bench declares it."""
 
     @property
+    def config(self) -> Mapping[str, Any]:
+        """Fields of a run's config, the task among them."""
+
+    @property
     def n_envs(self) -> int:
         """Parallel environments."""
 

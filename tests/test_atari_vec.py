@@ -295,9 +295,16 @@ def test_an_argument_that_no_game_takes_is_refused_as_before():
 
 
 def test_sticky_actions_are_ale_pys_own():
-    env = AtariVecEnv("PongNoFrameskip-v4", {"repeat_action_probability": 0.25})
-    assert env.games[0].rules.repeat_action_probability == 0.25
-    env.close()
+    seen = {}
+    for probability in (0.0, 1.0):
+        for action in (2, 3):
+            env = AtariVecEnv("PongNoFrameskip-v4", {"repeat_action_probability": probability})
+            env.seed(0)
+            env.reset()
+            seen[probability, action] = [env.step(np.array([action]))[0] for _ in range(30)][-1]
+            env.close()
+    assert np.array_equal(seen[1.0, 2], seen[1.0, 3]), "whoever always repeats never does what it is told"
+    assert not np.array_equal(seen[0.0, 2], seen[0.0, 3])
 
 
 def test_attributes_are_the_games_and_what_runs_in_c_is_named(breakout):

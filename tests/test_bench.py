@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from contextlib import closing
+from typing import ClassVar
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ class Scripted:
     """Work that says given numbers, and notes in which order it is asked."""
 
     n_envs = 4
+    config: ClassVar = {"task": "Nowhere-v0"}
 
     def __init__(self, name, numbers, calls):
         self.name, self.numbers, self.calls = name, list(numbers), calls
@@ -81,10 +83,18 @@ def test_a_ratio_is_the_median_of_pairs_and_the_json_has_what_was_promised(tmp_p
     write_json([measured], tmp_path / "bench.json")
     (plain,) = json.loads((tmp_path / "bench.json").read_text())
     assert plain.keys() >= CONTRACT
-    assert plain == plain | {"name": "scripted", "ours_steps_per_s": 40, "sb3_steps_per_s": 10, "ratio": 4.0, "threads": 1, "n_envs": 4}
+    assert plain == plain | {
+        "name": "scripted",
+        "ours_steps_per_s": 40,
+        "sb3_steps_per_s": 10,
+        "ratio": 4.0,
+        "threads": 1,
+        "n_envs": 4,
+        "task": "Nowhere-v0",
+    }
     assert (plain["ratio_min"], plain["ratio_max"], plain["repetitions"]) == (3.0, 6.0, 3)
     assert plain["versions"]["torch"] == torch.__version__
-    assert "| scripted | Nothing | 40 steps/s | sb3 10 | 4.00 (3.00 to 6.00) | at least 2 | 1 |" in markdown([measured])
+    assert "| scripted | Nothing | Nowhere-v0, 4 | 40 steps/s | sb3 10 | 4.00 (3.00 to 6.00) | at least 2 | 1 |" in markdown([measured])
 
 
 def test_the_better_of_sb3s_ways_counts():

@@ -225,6 +225,11 @@ def test_a_wrong_precision_is_answered_in_a_sentence():
 
 
 def test_it_is_refused_where_no_image_is_observed():
+    for make in (lambda hub: hub.agent(PPO, precision="bfloat16"), lambda hub: hub.policy_kwargs(precision="bfloat16")):
+        with pytest.raises(
+            BadConfig, match="precision='bfloat16' was given and no source reads images; it is for NatureCNNs, leave it out"
+        ):
+            make(tiny_hub(Toy()))
     with pytest.raises(BadConfig, match="bfloat16 was asked for where the target observes .*for images"):
         build_model(config_of("ppo", precision="bfloat16"), make_env("CartPole-v1"), None)
 
