@@ -162,7 +162,15 @@ class Key(Plain):
     name: str
 
 
-Step = Annotated[Frames | Crop | Resize | Stretch | Select | Key, Field(discriminator="op")]
+class Keys(Plain):
+    """Read some parts of a Dict observation, under the names that the network knows them by."""
+
+    op: Literal["keys"]
+    names: dict[str, str]
+    """The target's part for each of the network's."""
+
+
+Step = Annotated[Frames | Crop | Resize | Stretch | Select | Key | Keys, Field(discriminator="op")]
 
 
 class ActionMap(Plain):

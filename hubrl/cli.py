@@ -268,14 +268,19 @@ def hub_add(
     agent: Annotated[str, typer.Option("--agent", help="A zip, folder, run, card or weights.")],
     name: Annotated[str | None, typer.Option("--name", help="What to call it.")] = None,
     observes: Annotated[
-        str | None, typer.Option(help="The entries of the target's observation that it reads, `0-16` or `3,1,2`; or a Dict's key.")
+        str | None,
+        typer.Option(
+            help="The entries of the target's observation that it reads, `0-16` or `3,1,2`; or a Dict's key, or several: `camera,joints`."
+        ),
     ] = None,
     order: Annotated[str | None, typer.Option(help="For every entry of the target's action the agent's: `1,0,2`.")] = None,
     signs: Annotated[str | None, typer.Option(help="For every entry of the target's action 1 or -1: `1,-1,1`.")] = None,
 ) -> None:
     """Add a source at the end of a saved hub, perhaps adapted to a target that observes more or acts otherwise."""
     source = Hub.from_agents([_agent(agent)], None if name is None else [name])[0]
-    reads = _whole_numbers(observes) if observes and observes[0].isdigit() else observes
+    reads: str | list[int] | list[str] | None = observes
+    if observes:
+        reads = _whole_numbers(observes) if observes[0].isdigit() else observes.split(",") if "," in observes else observes
     adapted = source.adapted(observes=reads, order=_whole_numbers(order) if order else None, signs=_whole_numbers(signs) if signs else None)
     Hub.load(folder).add(adapted).save(folder, overwrite=True)
     hub_show(folder)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hubrl.cards import Crop, Frames, Key, Normalisation, Resize, Select, Step
+from hubrl.cards import Crop, Frames, Key, Keys, Normalisation, Resize, Select, Step
 from hubrl.errors import BadFile, SpaceMismatch
 from hubrl.networks import Observations
 from hubrl.spaces import describe
@@ -29,6 +29,11 @@ def preprocessed(observations: Observations, steps: tuple[Step, ...]) -> Observa
             if not isinstance(observations, dict) or step.name not in observations:
                 raise ValueError(f"no part {step.name!r}")
             observations = observations[step.name]
+            continue
+        if isinstance(step, Keys):
+            if not isinstance(observations, dict) or not set(step.names.values()) <= set(observations):
+                raise ValueError(f"not all of the parts {sorted(step.names.values())}")
+            observations = {own: observations[name] for own, name in step.names.items()}
             continue
         if isinstance(observations, dict):
             raise ValueError("a Dict observation")  # noqa: TRY004 - a mismatch of spaces, as the other steps'

@@ -15,7 +15,7 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, maybe_
 from torch import Tensor, nn
 
 from hubrl import networks, speech
-from hubrl.cards import Declared, Key, Normalisation, Registered, SourceCard
+from hubrl.cards import Declared, Key, Keys, Normalisation, Registered, SourceCard
 from hubrl.errors import BadConfig, BadFile, SourcesNotLoaded, SpaceMismatch
 from hubrl.freezing import freeze, is_sb3_init, spelt_as_in
 from hubrl.networks import Observations, OwnHead, OwnValue
@@ -71,7 +71,9 @@ class Source(nn.Module):
             encoder, head, value = copy.deepcopy((encoder, head, value))
         self.space = card.observations
         self.actions = _target_actions(card)
-        if card.preprocessing and not isinstance(self.space, spaces.Box):
+        last = card.preprocessing[-1] if card.preprocessing else None
+        parts = isinstance(last, Keys) and isinstance(self.space, spaces.Dict) and set(last.names) == set(self.space.spaces)
+        if last is not None and not parts and not isinstance(self.space, spaces.Box):
             raise SpaceMismatch(f"The preprocessing of source {card.name!r} ends in {describe(self.space)}; expected a Box.")
         if not isinstance(card.network, Declared):
             head = None if head is None or card.actions is None else OwnHead(head, card.actions)
@@ -119,7 +121,7 @@ class Source(nn.Module):
         self,
         name: str | None = None,
         *,
-        observes: str | Sequence[int] | None = None,
+        observes: str | Sequence[int] | Sequence[str] | Mapping[str, str] | None = None,
         order: Sequence[int] | None = None,
         signs: Sequence[int] | None = None,
         meanings: Sequence[str] | None = None,
@@ -128,8 +130,9 @@ class Source(nn.Module):
 
         Args:
             name: What to call it; as before if not given.
-            observes: The entries of the target's flat observation that are this source's, in its order, or the key of
-                the target's Dict observation.
+            observes: The entries of the target's flat observation that are this source's, in its order; or the key of the target's
+                Dict observation. Of a source that reads a Dict itself, the keys that it reads, or for each of its own keys the
+                target's.
             order: For every entry of the target's action (or every choice) the source's that stands for it.
             signs: For every entry of the target's action 1 or -1; a mirrored gait has some of the latter.
             meanings: What the source's discrete actions mean, in its order; a target that knows its own is then served.
@@ -141,7 +144,7 @@ class Source(nn.Module):
         self._check_arrived()
         first: list[dict[str, Any]] = []
         if observes is not None:
-            first = [{"op": "key", "name": observes} if isinstance(observes, str) else {"op": "select", "indices": list(observes)}]
+            first = [_reading(observes)]
         plain = {**self.card.plain(), "name": name or self.name}
         if first:
             plain["preprocessing"] = [*first, *plain.get("preprocessing", [])]
@@ -240,10 +243,22 @@ class Source(nn.Module):
         if self.actions is None:
             raise SpaceMismatch(f"Source {self.name!r} is an encoder alone and has no actions; use its features.")
         batch, batched = self._batch(observation)
-        seen = batch if self.card.preprocessing else preprocess_obs(batch, self.space, self.card.normalize_images)
-        said = self.outputs(seen)
+        said = self.outputs(self._as_policies_see(batch))
         actions = speech.act(said, self.actions, deterministic=deterministic)
         return (actions if batched else actions.squeeze(axis=0)), None
+
+    def _as_policies_see(self, batch: Any) -> Observations:
+        """A batch of what the task observes, as SB3 preprocesses it; what is given as an array to a preprocessing is so already."""
+        steps, scales = self.card.preprocessing, self.card.normalize_images
+        if not steps:
+            seen: Any = preprocess_obs(batch, self.space, scales)
+            return cast("Observations", seen)
+        if isinstance(steps[0], Key):
+            return {name: cast("Tensor", preprocess_obs(rows, self.space, scales)) for name, rows in batch.items()}
+        if isinstance(steps[0], Keys) and isinstance(self.space, spaces.Dict):
+            own = {name: self.space[key] for key, name in steps[0].names.items()}
+            return {name: cast("Tensor", preprocess_obs(rows, own[name], scales)) for name, rows in batch.items()}
+        return cast("Observations", batch)
 
     def accepts(self, space: spaces.Space[Any]) -> bool:
         """Whether the source can read observations of a target's space, after its preprocessing."""
@@ -340,10 +355,11 @@ class Source(nn.Module):
             rows, batched = self._rows(np.asarray(observation[steps[0].name]), self.space)
             return {steps[0].name: rows}, batched
         if isinstance(self.space, spaces.Dict):
-            if not isinstance(observation, dict) or not set(self.space.spaces) <= set(observation):
+            names = steps[0].names if steps and isinstance(steps[0], Keys) else {key: key for key in self.space.spaces}
+            if not isinstance(observation, dict) or not set(names.values()) <= set(observation):
                 given = f"a dict of {sorted(observation)}" if isinstance(observation, dict) else "an array"
                 raise SpaceMismatch(f"Source {self.name!r} reads {describe(self.space)}, it was given {given}.")
-            parts = {key: self._rows(np.asarray(observation[key]), part) for key, part in self.space.spaces.items()}
+            parts = {names[key]: self._rows(np.asarray(observation[names[key]]), part) for key, part in self.space.spaces.items()}
             return {key: rows for key, (rows, _) in parts.items()}, all(batched for _, batched in parts.values())
         array = np.asarray(observation)
         return self._raw_rows(array) if steps else self._rows(array, self.space)
@@ -368,7 +384,10 @@ class Source(nn.Module):
             row = preprocessed(observation, self.card.preprocessing)
         except (RuntimeError, IndexError, ValueError):
             return False
-        return isinstance(row, Tensor) and tuple(row.shape[1:]) == self.space.shape
+        if isinstance(row, dict):
+            own = self.space.spaces if isinstance(self.space, spaces.Dict) else {}
+            return set(row) == set(own) and all(row[key].shape[1:] == _zeros_of(part).shape[1:] for key, part in own.items())
+        return tuple(row.shape[1:]) == self.space.shape
 
     def _rows(self, array: np.ndarray, space: spaces.Space[Any]) -> tuple[Tensor, bool]:
         shape = tuple(space.shape or ())
@@ -465,10 +484,25 @@ def _described(space: spaces.Space[Any] | None) -> str:
 
 def _zeros(space: spaces.Space[Any]) -> Observations:
     if isinstance(space, spaces.Dict):
-        return {key: cast("Tensor", _zeros(part)) for key, part in space.spaces.items()}
+        return {key: _zeros_of(part) for key, part in space.spaces.items()}
     if isinstance(space, spaces.Box):
         return torch.zeros(1, *space.shape)
     return torch.zeros(1, get_flattened_obs_dim(space))
+
+
+def _zeros_of(space: spaces.Space[Any]) -> Tensor:
+    return cast("Tensor", _zeros(space))
+
+
+def _reading(observes: str | Sequence[int] | Sequence[str] | Mapping[str, str]) -> dict[str, Any]:
+    """The step of a card that reads these."""
+    if isinstance(observes, str):
+        return {"op": "key", "name": observes}
+    if isinstance(observes, Mapping):
+        return {"op": "keys", "names": dict(observes)}
+    if observes and all(isinstance(each, str) for each in observes):
+        return {"op": "keys", "names": {str(each): str(each) for each in observes}}
+    return {"op": "select", "indices": list(observes)}
 
 
 def halved(tensor: Tensor) -> Tensor:

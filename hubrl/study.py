@@ -71,7 +71,7 @@ class StudyAgent(Plain):
 
     agent: str
     """A path, which starts at the study's folder; `hf://owner/name`; or `random:<seed>` for PPO's untrained networks."""
-    observes: tuple[int, ...] | str | None = None
+    observes: tuple[int, ...] | tuple[str, ...] | dict[str, str] | str | None = None
     """See `Source.adapted`."""
     order: tuple[int, ...] | None = None
     signs: tuple[int, ...] | None = None

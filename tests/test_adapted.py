@@ -5,7 +5,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC
-from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny
+from toys import CHOOSE, IMAGE, PARTS, STEER, VECTOR, Toy, target, tiny
 
 from hubrl import BadConfig, Hub, HubCallback, SpaceMismatch, speech
 from hubrl.reading import read_agent, read_live
@@ -42,6 +42,37 @@ def test_a_source_reads_its_part_of_a_wider_observation(tmp_path):
     assert np.array_equal(loaded.predict(ROWS, deterministic=True)[0], adapted.predict(ROWS, deterministic=True)[0])
     assert loaded.accepts(WIDE)
     assert not loaded.accepts(VECTOR)
+
+
+@pytest.mark.parametrize("observes", [["camera", "joints"], {"camera": "left eye", "joints": "joints"}])
+def test_a_source_of_several_parts_reads_its_own_of_a_target_that_has_more(observes, tmp_path):
+    source = read_live(tiny(PPO, Toy(PARTS)), "seeing")
+    names = observes if isinstance(observes, dict) else {key: key for key in observes}
+    wider = spaces.Dict({names["camera"]: IMAGE, "joints": VECTOR, "goal": spaces.Box(-1.0, 1.0, (2,))})
+    adapted = source.adapted("adapted", observes=observes)
+    assert not source.accepts(wider)
+    env = Toy(wider)
+    model = target(PPO, env, Hub([adapted]).agent(PPO))
+    model.learn(64, callback=HubCallback(probe_share=0))
+    wider.seed(0)
+    one = wider.sample()
+    expected = source.predict({key: one[name] for key, name in names.items()}, deterministic=True)[0]
+    np.testing.assert_allclose(adapted.predict(one, deterministic=True)[0], expected, atol=1e-6)
+    Hub([adapted]).save(tmp_path / "hub")
+    np.testing.assert_allclose(Hub.load(tmp_path / "hub")[0].predict(one, deterministic=True)[0], expected, atol=1e-6)
+    heard = model.policy.method.pathways.sources[0].listen(
+        {key: torch.as_tensor(np.asarray(part)[None]) for key, part in _as_seen(one, wider)}
+    )
+    np.testing.assert_allclose(heard[0, :2].numpy(), expected, atol=1e-5)
+    with pytest.raises(SpaceMismatch, match="Source 'adapted' reads .*, it was given a dict of"):
+        adapted.predict({"goal": one["goal"]})
+    assert not adapted.accepts(spaces.Dict({"joints": VECTOR, "goal": VECTOR}))
+
+
+def _as_seen(one, space):
+    """Parts as SB3 preprocesses them, images channel first."""
+    for key, part in one.items():
+        yield key, np.moveaxis(part, -1, 0).astype(np.float32) / 255 if space[key].dtype == np.uint8 else part
 
 
 def test_a_source_reads_one_key_of_a_dict():
