@@ -122,8 +122,10 @@ def summary(table: pd.DataFrame) -> str:
         if best is None:
             cells += ["", ""]
         else:
-            ratio = float(iqm(np.asarray(runs[HUB_METHOD])) / iqm(np.asarray(rivals[best])))
-            cells += [f"{difference(runs[HUB_METHOD], rivals[best])} ({best})", f"{ratio:.2f}"]
+            own, other = float(iqm(np.asarray(runs[HUB_METHOD]))), float(iqm(np.asarray(rivals[best])))
+            # Of returns below zero a ratio says nothing.
+            ratio = f"{own / other:.2f}" if min(own, other) > 0 else ""
+            cells += [f"{difference(runs[HUB_METHOD], rivals[best])} ({best})", ratio]
         lines.append("| " + " | ".join([*cells, str(len(runs[HUB_METHOD]))]) + " |")
     return "\n".join(lines) + "\n"
 
