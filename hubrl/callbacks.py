@@ -78,9 +78,7 @@ class HubCallback(BaseCallback):
                 self._probe()
             self._count_from_now()
             self._episodes, self._lasted = 0, 0
-            head = self.model.policy.value_net
-            known = head.units if isinstance(head, ValueHead) and head.measured else None
-            self._discounted = DiscountedReturns(self.training_env.num_envs, self.model.gamma, known)
+            self._measure_from_now(self.model.policy)
             if self.model.policy.solos is not None and self.model.policy.holds:
                 self.model.policy.solos.remaining = self.model._current_progress_remaining
                 self.model.policy.solos.begin(self.training_env.num_envs, self.model.policy.method.trusted_pathways)
@@ -93,6 +91,13 @@ class HubCallback(BaseCallback):
             self._count_from_now()
             self._began = np.full(self.training_env.num_envs, self.model.num_timesteps)
             self._pause_exploration(self.model, self.model.policy)
+
+    def _measure_from_now(self, policy: HubActorCriticPolicy) -> None:
+        """Discounted rewards from here on, and what the critic knows of earlier ones."""
+        head = policy.value_net
+        known = head.units if isinstance(head, ValueHead) and head.measured else None
+        assert isinstance(self.model, OnPolicyAlgorithm)
+        self._discounted = DiscountedReturns(self.training_env.num_envs, self.model.gamma, known)
 
     def _count_from_now(self) -> None:
         """Returns of episodes from here on; those that are going on when a training goes on are not seen from their beginning."""
@@ -132,9 +137,10 @@ class HubCallback(BaseCallback):
             policy.method.trust([name == FRESH for name in policy.method.pathways.names], [0.0] * len(trusted))
         elif not claimed and policy.solos.claimed:
             policy.keep()
+            self._measure_from_now(policy)
         elif claimed and not policy.solos.claimed:
-            # The critic has seen another actor for a while.
             policy.restore()
+            self._measure_from_now(policy)
             self._warm_up()
 
     def _on_rollout_start(self) -> None:

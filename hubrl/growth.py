@@ -161,7 +161,7 @@ class Growth(nn.Module):
             self._go(Phase.TRIAL if length <= AT_MOST[one_source] * self.share else Phase.SETTLED)
             self.get_buffer("until").fill_(done + length)
         elif self.at is Phase.TRIAL and done >= float(self.get_buffer("until")):
-            self._decide(done, instead, alone)
+            self._decide(done, instead, alone, one_source=one_source)
         elif self.at is Phase.ALONE and len(self.shown) == SHOWN:
             hub = together or self.hub.latest[-FEWEST:, 1].tolist()
             hubs = [hub, *([alone] if alone else [])] if instead is None else [instead]
@@ -169,7 +169,7 @@ class Growth(nn.Module):
             if behind(max(hubs, key=np.mean), self.shown.latest[:, 1].tolist()) > RACE_ERRORS:
                 self._go(Phase.OVERTAKEN)
 
-    def _decide(self, done: float, instead: Sequence[float] | None, alone: Sequence[float]) -> None:
+    def _decide(self, done: float, instead: Sequence[float] | None, alone: Sequence[float], *, one_source: bool) -> None:
         """Whether the fresh pathway goes on alone."""
         if len(self.fresh) < FEWEST:
             self._go(Phase.SETTLED)
@@ -179,7 +179,9 @@ class Growth(nn.Module):
         ours = forecast(fresh[:, 0], fresh[:, 1], float(self.get_buffer("own")) + 1 - done)
         if instead is None:
             # A hub whose returns fall while it learns does not fall for ever: it has sources that do not change.
-            hubs = max(forecast(hub[:, 0], hub[:, 1], 1.0), float(hub[-FEWEST:, 1].mean()), *([float(np.mean(alone))] if alone else []))
+            expected = [float(hub[-FEWEST:, 1].mean()), *([float(np.mean(alone))] if alone else [])]
+            # And with one source it does not rise for ever: there is nobody to combine it with, and its correction is soon learned.
+            hubs = max(expected if one_source else [forecast(hub[:, 0], hub[:, 1], 1.0), *expected])
         else:
             hubs = float(np.mean(instead))
         self.forecasts = ours, hubs

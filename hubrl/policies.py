@@ -275,14 +275,29 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         self._recalled = (observations, memory)
 
     def keep(self) -> None:
-        """Remember the actor as it is, by which the hub goes on acting while the fresh pathway learns alone."""
+        """Remember the actor as it is, by which the hub goes on acting while the fresh pathway learns alone, with a new critic."""
         if self.kept is not None:
             copy_weights(self._actor(), self.kept)
+            self._change_critics()
 
     def restore(self) -> None:
-        """Take the actor back to when it was kept."""
+        """Take the actor back to when it was kept, and the critic that belongs to it."""
         if self.kept is not None:
             copy_weights(self.kept, self._actor())
+            self._change_critics()
+
+    def _change_critics(self) -> None:
+        """The critic of the hub for that of the fresh pathway alone, or back: neither knows what the other's states are worth."""
+        assert self.other_critic is not None
+        now = copy.deepcopy(self._critic())
+        copy_weights(self.other_critic, self._critic())
+        copy_weights(now, self.other_critic)
+        if isinstance(self.value_net, ValueHead):
+            self.value_net.forget_units()
+
+    def _critic(self) -> nn.ModuleList:
+        """SB3's: hidden layers and last layer."""
+        return nn.ModuleList([self.mlp_extractor.value_net, self.value_net])
 
     def _actor(self) -> nn.ModuleList:
         """SB3's: what reads observations, hidden layers, last layer, and for Box the standard deviation."""
@@ -399,7 +414,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             check_solos(self.aggregation, self.method)
             self.solos = Solos(self.method.pathways.names, self.outputs.solo_share, self.outputs.trial_share)
         self.kept: nn.ModuleList | None = None
-        if self.solos is not None and self.solos.growth is not None:
+        grows = self.solos is not None and self.solos.growth is not None
+        if grows:
             self.kept = copy.deepcopy(self._actor())
             freeze(self.kept)
         may_hold = (self.outputs.hold > 1 or self.solos is not None) and n_pathways > 1
@@ -415,6 +431,10 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             parameter.lr_scale = self.outputs.router_lr
         if self.outputs.scale_values and len(self.method.pathways.sources):
             self.value_net: nn.Linear = ValueHead(self.value_net)
+        self.other_critic: nn.ModuleList | None = None
+        if grows:
+            self.other_critic = copy.deepcopy(self._critic())
+            freeze(self.other_critic)
         self.residual = None
         if self.outputs.residual and self.method.corrects and len(self.method.pathways.sources):
             self.residual = ZeroLinear(self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space))

@@ -50,6 +50,10 @@ class ValueHead(nn.Linear):
         for name in self.newer:
             state_dict.setdefault(prefix + name, self.get_buffer(name))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.forget_units()
+
+    def forget_units(self) -> None:
+        """Ask the buffers anew, which were written to."""
         self._units = None
 
     @property

@@ -44,17 +44,18 @@ def test_a_record_keeps_the_latest_in_order():
     assert copy.latest.tolist() == record.latest.tolist()
 
 
-def after_trial(fresh, hub, *, done=0.2, alone=()):
+def after_trial(fresh, hub, *, done=0.2, alone=(), one_source=True):
     """What is decided after a trial of a tenth of the training, by what each earned."""
     growth = Growth(0.1)
-    for earned in hub:
-        growth.ended(0.05, earned, fresh=False, shown=False)
-    growth.advance(0.1, one_source=True, round_length=0.01)
+    begun = 0.1 if one_source else 0.3
+    for place, earned in enumerate(hub):
+        growth.ended(begun * place / len(hub), earned, fresh=False, shown=False)
+    growth.advance(begun, one_source=one_source, round_length=0.01)
     assert growth.at is Phase.TRIAL
     for earned in fresh:
         growth.spent(0.1 / len(fresh))
-        growth.ended(0.15, earned, fresh=True, shown=False)
-    growth.advance(done, one_source=True, round_length=0.01, alone=alone)
+        growth.ended(begun + 0.05, earned, fresh=True, shown=False)
+    growth.advance(begun - 0.1 + done, one_source=one_source, round_length=0.01, alone=alone)
     return growth
 
 
@@ -74,6 +75,17 @@ def test_a_hub_whose_returns_fall_is_not_expected_to_fall_for_ever():
     growing = after_trial(np.arange(1.0, 11.0), falling)
     assert growing.forecasts[1] == pytest.approx(np.mean(falling[-FEWEST:]))
     assert growing.at is Phase.SETTLED
+
+
+def test_a_hub_of_one_source_is_not_expected_to_rise_for_ever():
+    # One more in every thirtieth of what came before the trial.
+    rising = [40.0 + episode for episode in range(30)]
+    alone = after_trial(np.arange(1.0, 11.0), rising)
+    assert alone.forecasts[1] == pytest.approx(np.mean(rising[-FEWEST:]))
+    assert alone.at is Phase.ALONE
+    several = after_trial(np.arange(1.0, 11.0), rising, one_source=False)
+    assert several.forecasts[1] == pytest.approx(40.0 + 100.0), "episodes of several lie three tenths of the training apart"
+    assert several.at is Phase.SETTLED
 
 
 def test_a_hub_is_expected_to_earn_what_its_best_source_earns_alone():
@@ -229,6 +241,32 @@ def test_what_acts_for_the_hub_does_not_change_while_the_fresh_pathway_learns_al
     nn.init.zeros_(policy.mlp_extractor.policy_net[0].weight)
     policy.restore()
     np.testing.assert_allclose(model.predict(rows, deterministic=True)[0], before, atol=1e-6)
+
+
+def test_the_fresh_pathway_learns_alone_under_a_critic_of_its_own(tmp_path):
+    env = make_vec_env(Toy, n_envs=4, seed=0)
+    model = target(PPO, env, poor_hub().agent(PPO, solo_share=0.2), n_steps=64, seed=0)
+    policy = model.policy
+    rows = torch.as_tensor(np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32))
+    new = policy.predict_values(rows).detach().clone()
+    policy.solos.believe([0.0, -4.0])
+    policy.method.trust([True, True], [0.0, -4.0])
+    policy.solos.growth._go(Phase.SETTLED)
+    model.learn(1024, callback=HubCallback(probe_share=0.0))
+    hubs = policy.predict_values(rows).detach().clone()
+    assert policy.value_net.measured
+    assert not torch.equal(hubs, new)
+    policy.keep()
+    assert torch.equal(policy.predict_values(rows), new)
+    assert not policy.value_net.measured
+    model.save(tmp_path / "model.zip")
+    loaded = PPO.load(tmp_path / "model.zip", device="cpu").policy
+    assert torch.equal(loaded.predict_values(rows), new)
+    for one in (policy, loaded):
+        nn.init.ones_(one.value_net.bias)
+        one.restore()
+        assert torch.equal(one.predict_values(rows), hubs)
+        assert one.value_net.measured
 
 
 def test_a_trial_that_cannot_be_is_refused():
