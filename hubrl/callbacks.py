@@ -99,6 +99,19 @@ class HubCallback(BaseCallback):
         assert isinstance(self.model, OnPolicyAlgorithm)
         self._discounted = DiscountedReturns(self.training_env.num_envs, self.model.gamma, known)
 
+    def _begin_anew(self, policy: HubActorCriticPolicy) -> None:
+        """Another actor begins with new episodes: a critic that saw what others earn would take long to forget it."""
+        self._reset_envs()
+        self._measure_from_now(policy)
+        self._earned[:], self._whole[:] = 0.0, True
+        policy.release(np.ones(self.training_env.num_envs, dtype=bool))
+        assert policy.solos is not None
+        policy.solos.begin(self.training_env.num_envs, policy.method.trusted_pathways)
+
+    def _reset_envs(self) -> None:
+        self.model._last_obs = self.training_env.reset()  # type: ignore[assignment]
+        self.model._last_episode_starts = np.ones(self.training_env.num_envs, dtype=bool)
+
     def _count_from_now(self) -> None:
         """Returns of episodes from here on; those that are going on when a training goes on are not seen from their beginning."""
         self._earned = np.zeros(self.training_env.num_envs)
@@ -137,10 +150,10 @@ class HubCallback(BaseCallback):
             policy.method.trust([name == FRESH for name in policy.method.pathways.names], [0.0] * len(trusted))
         elif not claimed and policy.solos.claimed:
             policy.keep()
-            self._measure_from_now(policy)
+            self._begin_anew(policy)
         elif claimed and not policy.solos.claimed:
             policy.restore()
-            self._measure_from_now(policy)
+            self._begin_anew(policy)
             self._warm_up()
 
     def _on_rollout_start(self) -> None:
@@ -243,8 +256,7 @@ class HubCallback(BaseCallback):
             self.model.policy.solos.believe(list(self.verdict.start.values()), self.verdict.doubted)
         self.model.num_timesteps += self.verdict.steps
         self.num_timesteps = self.model.num_timesteps
-        self.model._last_obs = self.training_env.reset()  # type: ignore[assignment]
-        self.model._last_episode_starts = np.ones(self.training_env.num_envs, dtype=bool)
+        self._reset_envs()
         self.logger.record("probe/steps", self.verdict.steps)
         for name, returns in self.verdict.returns.items():
             self.logger.record(f"probe/return/{name}", float(np.mean(returns)), exclude=NO_TABLE)

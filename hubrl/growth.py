@@ -39,8 +39,8 @@ FROM = {True: 0.05, False: 0.25}
 EACH = 2
 """Episodes that a trial must have room for in every environment; without, no line can be seen, and none is held."""
 
-AT_MOST = {True: 2.0, False: 1.0}
-"""How many times its share a trial may last to have that room: with one source, and with several."""
+TIMES = {True: 2.0, False: 1.0}
+"""How many times its share a trial lasts: with one source, beside which there is little else to learn, and with several."""
 
 FEWEST = 8
 """Episodes that a forecast must rest on."""
@@ -86,7 +86,7 @@ class Growth(nn.Module):
     Time is counted in shares of the training: 0.1 is a tenth of its environment steps, over all parallel environments.
 
     Args:
-        share: Share of the training that the trial takes; 0 for none.
+        share: Share of the training that the trial takes, twice where one source is left; 0 for none.
     """
 
     def __init__(self, share: float) -> None:
@@ -157,8 +157,8 @@ class Growth(nn.Module):
             together: What the hub earned without noise; none where that is not known well.
         """
         if self.at is Phase.HUB and done >= FROM[one_source] and len(self.hub) >= FEWEST:
-            length = max(self.share, EACH * round_length)
-            self._go(Phase.TRIAL if length <= AT_MOST[one_source] * self.share else Phase.SETTLED)
+            length = TIMES[one_source] * self.share
+            self._go(Phase.TRIAL if EACH * round_length <= length else Phase.SETTLED)
             self.get_buffer("until").fill_(done + length)
         elif self.at is Phase.TRIAL and done >= float(self.get_buffer("until")):
             self._decide(done, instead, alone, one_source=one_source)

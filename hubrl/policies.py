@@ -275,34 +275,35 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         self._recalled = (observations, memory)
 
     def keep(self) -> None:
-        """Remember the actor as it is, by which the hub goes on acting while the fresh pathway learns alone, with a new critic."""
-        if self.kept is not None:
-            copy_weights(self._actor(), self.kept)
-            self._change_critics()
+        """Keep actor and critic as they are, by which the hub goes on acting while the fresh pathway learns alone, from new ones.
+
+        What the hub has learned is of no use to it: hidden layers that correct sources, and a critic of what sources' states are worth.
+        """
+        self._exchange()
 
     def restore(self) -> None:
-        """Take the actor back to when it was kept, and the critic that belongs to it."""
-        if self.kept is not None:
-            copy_weights(self.kept, self._actor())
-            self._change_critics()
+        """Take actor and critic back to when they were kept."""
+        self._exchange()
 
-    def _change_critics(self) -> None:
-        """The critic of the hub for that of the fresh pathway alone, or back: neither knows what the other's states are worth."""
-        assert self.other_critic is not None
-        now = copy.deepcopy(self._critic())
-        copy_weights(self.other_critic, self._critic())
-        copy_weights(now, self.other_critic)
+    def _exchange(self) -> None:
+        """The learning actor and critic for those that are kept, which are as they were made until something else is."""
+        if self.kept is None:
+            return
+        learning = self._learning_parts()
+        now = copy.deepcopy(learning)
+        copy_weights(self.kept, learning)
+        copy_weights(now, self.kept)
+        for parameter in learning.parameters():
+            self.optimizer.state.pop(parameter, None)
         if isinstance(self.value_net, ValueHead):
             self.value_net.forget_units()
 
-    def _critic(self) -> nn.ModuleList:
-        """SB3's: hidden layers and last layer."""
-        return nn.ModuleList([self.mlp_extractor.value_net, self.value_net])
-
-    def _actor(self) -> nn.ModuleList:
-        """SB3's: what reads observations, hidden layers, last layer, and for Box the standard deviation."""
+    def _learning_parts(self) -> nn.ModuleList:
+        """SB3's actor and critic: what reads observations, hidden layers, last layers, and for Box the standard deviation."""
+        hidden = self.mlp_extractor
         std = [self.log_std] if isinstance(self.action_space, spaces.Box) else []
-        return nn.ModuleList([self.pi_features_extractor, self.mlp_extractor.policy_net, self.action_net, nn.ParameterList(std)])
+        layers = [self.pi_features_extractor, hidden.policy_net, self.action_net, nn.ParameterList(std), hidden.value_net, self.value_net]
+        return nn.ModuleList(layers)
 
     @property
     def _as_kept(self) -> bool:
@@ -413,11 +414,6 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         if self.outputs.solo_share > 0 and n_pathways > 1:
             check_solos(self.aggregation, self.method)
             self.solos = Solos(self.method.pathways.names, self.outputs.solo_share, self.outputs.trial_share)
-        self.kept: nn.ModuleList | None = None
-        grows = self.solos is not None and self.solos.growth is not None
-        if grows:
-            self.kept = copy.deepcopy(self._actor())
-            freeze(self.kept)
         may_hold = (self.outputs.hold > 1 or self.solos is not None) and n_pathways > 1
         self.committed: Tensor | None
         self.register_buffer("committed", torch.zeros((), dtype=torch.bool) if may_hold else None)
@@ -431,10 +427,10 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             parameter.lr_scale = self.outputs.router_lr
         if self.outputs.scale_values and len(self.method.pathways.sources):
             self.value_net: nn.Linear = ValueHead(self.value_net)
-        self.other_critic: nn.ModuleList | None = None
-        if grows:
-            self.other_critic = copy.deepcopy(self._critic())
-            freeze(self.other_critic)
+        self.kept: nn.ModuleList | None = None
+        if self.solos is not None and self.solos.growth is not None:
+            self.kept = copy.deepcopy(self._learning_parts())
+            freeze(self.kept)
         self.residual = None
         if self.outputs.residual and self.method.corrects and len(self.method.pathways.sources):
             self.residual = ZeroLinear(self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space))

@@ -46,7 +46,7 @@ def test_a_record_keeps_the_latest_in_order():
 
 def after_trial(fresh, hub, *, done=0.2, alone=(), one_source=True):
     """What is decided after a trial of a tenth of the training, by what each earned."""
-    growth = Growth(0.1)
+    growth = Growth(0.05 if one_source else 0.1)
     begun = 0.1 if one_source else 0.3
     for place, earned in enumerate(hub):
         growth.ended(begun * place / len(hub), earned, fresh=False, shown=False)
@@ -116,15 +116,16 @@ def test_there_is_no_trial_where_it_could_show_nothing():
     assert growth.at is Phase.SETTLED, "no room for two episodes each"
 
 
-def test_the_only_source_waits_longer_for_two_episodes_each():
+@pytest.mark.parametrize(("one_source", "length"), [(True, 0.1), (False, 0.05)])
+def test_a_trial_beside_the_only_source_lasts_twice_as_long(one_source, length):
     growth = Growth(0.05)
     for _ in range(FEWEST):
         growth.ended(0.1, 1.0, fresh=False, shown=False)
-    growth.advance(0.1, one_source=True, round_length=0.08 / EACH)
+    growth.advance(0.3, one_source=one_source, round_length=length / EACH - 0.001)
     assert growth.at is Phase.TRIAL
-    growth.advance(0.17, one_source=True, round_length=0.08 / EACH)
+    growth.advance(0.299 + length, one_source=one_source, round_length=length / EACH)
     assert growth.at is Phase.TRIAL
-    growth.advance(0.18, one_source=True, round_length=0.08 / EACH)
+    growth.advance(0.301 + length, one_source=one_source, round_length=length / EACH)
     assert growth.at is Phase.SETTLED, "nothing was earned meanwhile"
 
 
@@ -243,30 +244,65 @@ def test_what_acts_for_the_hub_does_not_change_while_the_fresh_pathway_learns_al
     np.testing.assert_allclose(model.predict(rows, deterministic=True)[0], before, atol=1e-6)
 
 
-def test_the_fresh_pathway_learns_alone_under_a_critic_of_its_own(tmp_path):
+def test_the_fresh_pathway_learns_alone_as_sb3_would_have_begun(tmp_path):
     env = make_vec_env(Toy, n_envs=4, seed=0)
     model = target(PPO, env, poor_hub().agent(PPO, solo_share=0.2), n_steps=64, seed=0)
     policy = model.policy
     rows = torch.as_tensor(np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32))
-    new = policy.predict_values(rows).detach().clone()
+
+    def said(one):
+        with torch.no_grad():
+            latent = one.mlp_extractor.forward_actor(rows)
+            return torch.cat([one.action_net(latent), one.predict_values(rows), one.log_std.exp().expand(5, 2)], dim=1)
+
+    new = said(policy)
     policy.solos.believe([0.0, -4.0])
     policy.method.trust([True, True], [0.0, -4.0])
     policy.solos.growth._go(Phase.SETTLED)
     model.learn(1024, callback=HubCallback(probe_share=0.0))
-    hubs = policy.predict_values(rows).detach().clone()
+    hubs = said(policy)
     assert policy.value_net.measured
-    assert not torch.equal(hubs, new)
+    assert (hubs - new).abs().max() > 1e-3
     policy.keep()
-    assert torch.equal(policy.predict_values(rows), new)
+    assert torch.equal(said(policy), new)
     assert not policy.value_net.measured
+    assert policy.action_net.weight not in policy.optimizer.state
+    assert policy.residual.weight in policy.optimizer.state, "of what is not exchanged the optimizer knows on"
     model.save(tmp_path / "model.zip")
     loaded = PPO.load(tmp_path / "model.zip", device="cpu").policy
-    assert torch.equal(loaded.predict_values(rows), new)
+    assert torch.equal(said(loaded), new)
     for one in (policy, loaded):
         nn.init.ones_(one.value_net.bias)
         one.restore()
-        assert torch.equal(one.predict_values(rows), hubs)
+        assert torch.equal(said(one), hubs)
         assert one.value_net.measured
+
+
+class Begins(BaseCallback):
+    """Notes who plays, and whether episodes began, in the first step of every phase."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = {}
+
+    def _on_step(self):
+        solos = self.model.policy.solos
+        began = self.model._last_episode_starts.all() and not self.locals["dones"].any()
+        self.first.setdefault(solos.growth.at, (set(solos.playing.tolist()), began))
+        return True
+
+
+def test_a_trial_begins_with_new_episodes_of_the_fresh_pathway_alone_and_ends_with_new_ones_of_the_hub():
+    model, watch = grower(), Begins()
+    model.policy.solos.growth.share = 0.1
+    for _ in range(3):
+        model.policy.solos.standing.note(0, 1e9)  # more than any line leads to
+    model.learn(6_400, callback=[HubCallback(probe_share=0.0, warmup_share=0.0), watch])
+    assert list(watch.first) == [Phase.HUB, Phase.TRIAL, Phase.SETTLED]
+    assert watch.first[Phase.TRIAL] == ({1}, True)
+    players, began = watch.first[Phase.SETTLED]
+    assert began
+    assert players != {1}
 
 
 def test_a_trial_that_cannot_be_is_refused():
