@@ -239,7 +239,8 @@ class HubCallback(BaseCallback):
         for env in np.flatnonzero(self.locals["dones"]):
             trusted = policy.method.trusted_pathways
             done, whole = self.model.num_timesteps / total, bool(self._whole[env])
-            policy.solos.ended(int(env), float(self._earned[env]), trusted, done=done, whole=whole)
+            early = not self.locals["infos"][env].get("TimeLimit.truncated", False)
+            policy.solos.ended(int(env), float(self._earned[env]), trusted, done=done, whole=whole, early=early)
             self._earned[env], self._whole[env] = 0.0, True
             self._episodes += 1
 

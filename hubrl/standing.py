@@ -35,6 +35,9 @@ JUDGING = 0.2
 LATE = 0.5
 """Share of the training that is left when pathways that together still earn less than one of them alone make way for it."""
 
+FALLING = 0.5
+"""Share of the episodes that pathways play together which must end early, for that."""
+
 TOGETHER = "together"
 """What the record of episodes that pathways play together is called in logs."""
 
@@ -168,9 +171,9 @@ class Solos(nn.Module):
 
     A source plays alone as it is, neither corrected nor noisy, and so do the pathways together in one of `SHOW_EVERY` of their episodes:
     these say what each earns in evaluations, and if a source clearly earns more there than all together, it is who acts in them. If
-    one is ahead by three standard errors when half of the training is over, the others are dropped: mixing gaits makes some robots
-    fall, and the rest of the training goes into correcting the one that does not. It then acts in evaluations untouched until corrected
-    it earns as much.
+    one is ahead by three standard errors when half of the training is over, and most episodes together end early, the others are
+    dropped: mixing gaits makes some robots fall, and the rest of the training goes into correcting the one that does not. It then acts
+    in evaluations untouched until corrected it earns as much.
 
     Args:
         names: The pathways' names.
@@ -186,6 +189,8 @@ class Solos(nn.Module):
         self.sources = [index for index, name in enumerate(names) if name != FRESH]
         self.standing = Standing(names, steady=[names[index] for index in self.sources])
         self.together = Standing([TOGETHER], LATEST)
+        self.early = Standing([TOGETHER], LATEST)
+        """Of the same episodes: 1 where it ended before its limit of time."""
         self._begun = 0
         self.growth = Growth(trial_share) if trial_share > 0 and names[-1] == FRESH else None
         self.register_buffer("lag", torch.zeros(len(names)))
@@ -252,9 +257,11 @@ class Solos(nn.Module):
     def chosen(self) -> int:
         """The source that all others should make way for, because it still earns more than all together half-way; -1 for none.
 
-        Nobody while the fresh pathway learns alone: all together then earn what they did before.
+        Nobody while the fresh pathway learns alone: all together then earn what they did before. And nobody where most of their episodes
+        last to the limit of time: what they lose there by mixing they can still learn not to.
         """
-        return self._ahead(RACE_ERRORS) if self.remaining <= LATE and not self.claimed else -1
+        late = self.remaining <= LATE and not self.claimed
+        return self._ahead(RACE_ERRORS) if late and float(self.early.worth[0]) > FALLING else -1
 
     def _ahead(self, errors: float) -> int:
         """The source that earns most, if by so many standard errors more than all together; -1 for none."""
@@ -273,7 +280,9 @@ class Solos(nn.Module):
         for env in range(n_envs):
             self._next(env, trusted)
 
-    def ended(self, env: int, earned: float, trusted: Sequence[bool], *, done: float = 1.0, whole: bool = True) -> None:
+    def ended(
+        self, env: int, earned: float, trusted: Sequence[bool], *, done: float = 1.0, whole: bool = True, early: bool = False
+    ) -> None:
         """An episode ended: remember what it earned, and choose who plays the next.
 
         Args:
@@ -282,19 +291,21 @@ class Solos(nn.Module):
             trusted: For every pathway, whether a probe left it in.
             done: Share of the training that is over.
             whole: Whether it was seen from its beginning; otherwise it says nothing.
+            early: Whether it ended before its limit of time.
         """
         if whole:
-            self._remember(env, earned, done)
+            self._remember(env, earned, done, early=early)
         self.playing[env] = -1
         self._next(env, trusted)
 
-    def _remember(self, env: int, earned: float, done: float) -> None:
+    def _remember(self, env: int, earned: float, done: float, *, early: bool) -> None:
         player = int(self.playing[env])
         fresh = player >= 0 and self.standing.names[player] == FRESH
         if self.growth is not None and bool(self.get_buffer("believes")) and (fresh or player < 0):
             self.growth.ended(done, earned, fresh=fresh, shown=fresh and bool(self.shown[env]))
         if player < 0 and bool(self.shown[env]):
             self.together.note(0, earned)
+            self.early.note(0, float(early))
         # While it learns alone, what the fresh pathway earned a while ago says nothing of it.
         if player >= 0 and not (fresh and self.claimed):
             self.standing.note(player, earned)

@@ -146,6 +146,7 @@ def test_half_way_all_make_way_for_a_source_that_earns_more_alone_than_all_toget
     for earned in (10.0, 11.0, 12.0):
         solos.standing.note(0, earned)
         solos.together.note(0, earned - 2.1)
+        solos.early.note(0, 1.0)
     solos.remaining = 0.5
     assert (solos.acting, solos.chosen) == (0, -1), "clear enough for evaluations, which can be taken back"
     for earned in (10.0, 11.0, 12.0):
@@ -153,6 +154,10 @@ def test_half_way_all_make_way_for_a_source_that_earns_more_alone_than_all_toget
     assert (solos.acting, solos.chosen) == (0, 0)
     solos.remaining = 0.51
     assert (solos.acting, solos.chosen) == (0, -1), "they may still learn to play together"
+    solos.remaining = 0.5
+    for early in (0.0, 0.0, 0.0):
+        solos.early.note(0, early)
+    assert solos.chosen == -1, "half of their episodes lasted to the limit of time, where they may learn it, too"
     for _ in range(LATEST):
         solos.together.note(0, 10.9)
     assert solos.acting == -1
@@ -162,11 +167,31 @@ def test_half_way_all_make_way_for_a_source_that_earns_more_alone_than_all_toget
     assert solos.acting == -1
 
 
+class Falls(Toy):
+    """The toy task, whose episodes end before their limit of time."""
+
+    def step(self, action):
+        seen, earned, _, over, info = super().step(action)
+        return seen, earned, over, False, info
+
+
+@pytest.mark.parametrize("kind", [Falls, Toy])
+def test_it_is_known_whether_episodes_that_all_play_together_end_early(kind):
+    env = make_vec_env(kind, n_envs=2, seed=0)
+    model = target(PPO, env, up_and_down().agent(PPO, solo_share=0.2), n_steps=32, seed=0)
+    model.policy.solos.believe([0.0, 0.0, -4.0])
+    model.learn(1500, callback=HubCallback(probe_share=0.0))
+    solos = model.policy.solos
+    assert len(solos.early.of(0)) == len(solos.together.of(0)) > 2
+    assert set(solos.early.of(0)) == {float(kind is Falls)}
+
+
 def test_nobody_makes_way_while_the_fresh_pathway_learns_alone():
     solos = Solos(["a", "b", "fresh"], 0.0, 0.05)
     for earned in (10.0, 11.0, 12.0):
         solos.standing.note(0, earned)
         solos.together.note(0, earned - 9)
+        solos.early.note(0, 1.0)
     solos.remaining = 0.4
     assert solos.chosen == 0
     for phase, chosen in ((Phase.TRIAL, -1), (Phase.ALONE, -1), (Phase.SETTLED, 0)):
@@ -186,7 +211,7 @@ def test_an_episode_that_was_not_seen_from_its_beginning_says_nothing():
 
 
 def test_where_all_make_way_training_goes_on_with_one_source_and_its_correction():
-    env = make_vec_env(Toy, n_envs=2, seed=0)
+    env = make_vec_env(Falls, n_envs=2, seed=0)
     model = target(PPO, env, up_and_down().agent(PPO, solo_share=0.2), learning_rate=1e-3)
     policy = model.policy
     policy.solos.believe([0.0, 0.0, -4.0])
