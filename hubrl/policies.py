@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -395,6 +395,15 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         if mode and self.fresh_alone and isinstance(self.optimizer, HubAdam):
             self.optimizer.step_as_torch()
         return super().train(mode)
+
+    newer: ClassVar[tuple[str, ...]] = ("solos.early.", "kept.4.", "kept.5.")
+    """Beginnings of the names of what agents of version 0.1 may lack: what is known of episodes that end early, the critic that is kept."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, tensor in self.state_dict().items():
+            if name.startswith(self.newer):
+                state_dict.setdefault(prefix + name, tensor)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)

@@ -278,6 +278,21 @@ def test_the_fresh_pathway_learns_alone_as_sb3_would_have_begun(tmp_path):
         assert one.value_net.measured
 
 
+def test_agents_from_before_critics_were_kept_are_read():
+    model = grower()
+    model.policy.keep()
+    nn.init.ones_(model.policy.action_net.weight)
+    rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    state = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+    older = {name: tensor for name, tensor in state.items() if not name.startswith(("solos.early.", "kept.4.", "kept.5."))}
+    assert len(older) < len(state)
+    loaded = grower()
+    loaded.policy.load_state_dict(older)
+    assert np.array_equal(loaded.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0])
+    with pytest.raises(RuntimeError, match=r"kept\.2\.weight"):
+        loaded.policy.load_state_dict({name: tensor for name, tensor in older.items() if not name.startswith("kept.2.")})
+
+
 class Begins(BaseCallback):
     """Notes who plays, and whether episodes began, in the first step of every phase."""
 
