@@ -397,7 +397,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         return super().train(mode)
 
     newer: ClassVar[tuple[str, ...]] = ("solos.early.", "kept.4.", "kept.5.")
-    """Beginnings of the names of what agents of version 0.1 may lack: what is known of episodes that end early, the critic that is kept."""
+    """As of `ValueHead`: what is known of episodes that end early, and the critic that is kept."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, tensor in self.state_dict().items():

@@ -291,7 +291,8 @@ class Source(nn.Module):
         """
         own = self.state_dict()
         newer = tuple(f"{path}.{name}" for path, part in self.named_modules() for name in getattr(part, "newer", ()))
-        tensors = {**{name: own[name] for name in own if name.startswith(newer)}, **{spelt_as_in(own, name): tensor for name, tensor in tensors.items()}}
+        as_made = {name: tensor for name, tensor in own.items() if name.startswith(newer)}
+        tensors = {**as_made, **{spelt_as_in(own, name): tensor for name, tensor in tensors.items()}}
         problems = [f"{name} is missing" for name in own if name not in tensors]
         problems += [f"{name} is not in its card" for name in tensors if name not in own]
         problems += [

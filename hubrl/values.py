@@ -44,7 +44,7 @@ class ValueHead(nn.Linear):
         self._units: tuple[float, float] | None = None
 
     newer: ClassVar[tuple[str, ...]] = ("shift", "scale")
-    """Buffers that agents of version 0.1 may lack; they are then as at the start."""
+    """Beginnings of the names of what agents of version 0.1 may lack; it is then as at the start."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in self.newer:
