@@ -76,7 +76,7 @@ class HubCallback(BaseCallback):
             self.model.policy.release(np.ones(self.training_env.num_envs, dtype=bool))
             if self.probe_share > 0 and self.model.policy.method.awaits_probe and not self._goes_on:
                 self._probe()
-            self._count_from_now()
+            self._count_from_now(whole=not self._goes_on)
             self._episodes, self._lasted = 0, 0
             self._measure_from_now(self.model.policy)
             if self.model.policy.solos is not None and self.model.policy.holds:
@@ -88,7 +88,7 @@ class HubCallback(BaseCallback):
                 self._warm_up()
         if isinstance(self.model, DQN) and isinstance(self.model.policy, HubDQNPolicy):
             self.model.policy.begin(self.training_env.num_envs)
-            self._count_from_now()
+            self._count_from_now(whole=not self._goes_on)
             self._began = np.full(self.training_env.num_envs, self.model.num_timesteps)
             self._pause_exploration(self.model, self.model.policy)
 
@@ -103,7 +103,7 @@ class HubCallback(BaseCallback):
         """Another actor begins with new episodes: a critic that saw what others earn would take long to forget it."""
         self._reset_envs()
         self._measure_from_now(policy)
-        self._earned[:], self._whole[:] = 0.0, True
+        self._count_from_now(whole=True)
         policy.release(np.ones(self.training_env.num_envs, dtype=bool))
         assert policy.solos is not None
         policy.solos.begin(self.training_env.num_envs, policy.method.trusted_pathways)
@@ -112,10 +112,10 @@ class HubCallback(BaseCallback):
         self.model._last_obs = self.training_env.reset()  # type: ignore[assignment]
         self.model._last_episode_starts = np.ones(self.training_env.num_envs, dtype=bool)
 
-    def _count_from_now(self) -> None:
-        """Returns of episodes from here on; those that are going on when a training goes on are not seen from their beginning."""
+    def _count_from_now(self, *, whole: bool) -> None:
+        """Returns of episodes from here on; those that are going on when a training goes on are not seen whole, from their beginning."""
         self._earned = np.zeros(self.training_env.num_envs)
-        self._whole = np.full(self.training_env.num_envs, not self._goes_on)
+        self._whole = np.full(self.training_env.num_envs, whole)
 
     def _pause_exploration(self, model: DQN, policy: HubDQNPolicy) -> None:
         """No random actions while an episode shows what its pathway earns."""
@@ -148,13 +148,11 @@ class HubCallback(BaseCallback):
         n_steps = self._lasted / max(self._episodes, 1) * self.training_env.num_envs
         if policy.solos.grow(trusted, n_steps / self.locals["total_timesteps"]):
             policy.method.trust([name == FRESH for name in policy.method.pathways.names], [0.0] * len(trusted))
-        elif not claimed and policy.solos.claimed:
-            policy.keep()
+        elif claimed != policy.solos.claimed:
+            policy.exchange()
             self._begin_anew(policy)
-        elif claimed and not policy.solos.claimed:
-            policy.restore()
-            self._begin_anew(policy)
-            self._warm_up()
+            if claimed:
+                self._warm_up()
 
     def _on_rollout_start(self) -> None:
         for method in self._methods:

@@ -274,19 +274,12 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         """Be reminded of a rollout's steps, before `evaluate_actions` is called with these very observations."""
         self._recalled = (observations, memory)
 
-    def keep(self) -> None:
-        """Keep actor and critic as they are, by which the hub goes on acting while the fresh pathway learns alone, from new ones.
+    def exchange(self) -> None:
+        """Let another actor and critic learn: the fresh pathway's new ones, while it learns alone, or the hub's again, as they were.
 
-        What the hub has learned is of no use to it: hidden layers that correct sources, and a critic of what sources' states are worth.
+        The hub acts meanwhile by those that are kept. What it has learned is of no use to the fresh pathway alone: hidden layers that
+        correct sources, and a critic of what sources' states are worth. So the optimizer forgets, too.
         """
-        self._exchange()
-
-    def restore(self) -> None:
-        """Take actor and critic back to when they were kept."""
-        self._exchange()
-
-    def _exchange(self) -> None:
-        """The learning actor and critic for those that are kept, which are as they were made until something else is."""
         if self.kept is None:
             return
         learning = self._learning_parts()

@@ -226,7 +226,7 @@ def test_what_acts_for_the_hub_does_not_change_while_the_fresh_pathway_learns_al
     nn.init.normal_(policy.residual.weight)
     policy.solos.believe(start)
     policy.solos.growth._go(Phase.ALONE)
-    policy.keep()
+    policy.exchange()
     rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     before = model.predict(rows, deterministic=True)[0]
     parts = [policy.action_net.weight, policy.log_std, policy.mlp_extractor.policy_net[0].weight]
@@ -234,13 +234,13 @@ def test_what_acts_for_the_hub_does_not_change_while_the_fresh_pathway_learns_al
     model.learn(256, callback=HubCallback(probe_share=0.0))
     assert not any(torch.equal(part, was) for part, was in zip(parts, as_begun, strict=True))
     assert np.array_equal(model.predict(rows, deterministic=True)[0], before)
-    policy.restore()
+    policy.exchange()
     assert all(torch.equal(part, was) for part, was in zip(parts, as_begun, strict=True))
     policy.solos.growth._go(Phase.SETTLED)
     np.testing.assert_allclose(model.predict(rows, deterministic=True)[0], before, atol=1e-6, err_msg="what was learned alone is gone")
-    policy.keep()
+    policy.exchange()
     nn.init.zeros_(policy.mlp_extractor.policy_net[0].weight)
-    policy.restore()
+    policy.exchange()
     np.testing.assert_allclose(model.predict(rows, deterministic=True)[0], before, atol=1e-6)
 
 
@@ -263,7 +263,7 @@ def test_the_fresh_pathway_learns_alone_as_sb3_would_have_begun(tmp_path):
     hubs = said(policy)
     assert policy.value_net.measured
     assert (hubs - new).abs().max() > 1e-3
-    policy.keep()
+    policy.exchange()
     assert torch.equal(said(policy), new)
     assert not policy.value_net.measured
     assert policy.action_net.weight not in policy.optimizer.state
@@ -273,14 +273,14 @@ def test_the_fresh_pathway_learns_alone_as_sb3_would_have_begun(tmp_path):
     assert torch.equal(said(loaded), new)
     for one in (policy, loaded):
         nn.init.ones_(one.value_net.bias)
-        one.restore()
+        one.exchange()
         assert torch.equal(said(one), hubs)
         assert one.value_net.measured
 
 
 def test_agents_from_before_critics_were_kept_are_read():
     model = grower()
-    model.policy.keep()
+    model.policy.exchange()
     nn.init.ones_(model.policy.action_net.weight)
     rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     state = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
