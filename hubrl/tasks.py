@@ -31,7 +31,7 @@ def make_env(
 
     Args:
         task: Gymnasium id; `module:id` where importing a module registers it.
-        kwargs: The task's keyword arguments.
+        kwargs: The task's keyword arguments; `render_mode` among them if it is to be looked at.
         n_envs: How many.
         seed: Seed of the first; the others follow.
         preprocessing: `atari` for SB3's Atari preprocessing and four stacked frames, in ale-py's C++ where that can play the task and
@@ -45,8 +45,10 @@ def make_env(
     check_task(task)
     builders: dict[Preprocessing, Callable[..., VecEnv]] = {"none": make_vec_env, "atari": _atari, "atari-sb3": _atari_sb3}
     folder = None if monitor is None else str(monitor)
+    # SB3 would have everything drawn; LunarLander then keeps its smoke for a whole episode, and takes ten times as long.
+    unseen = {"render_mode": None, **(kwargs or {})}
     try:
-        return builders[preprocessing](task, n_envs=n_envs, seed=seed, monitor_dir=folder, env_kwargs=kwargs or {})
+        return builders[preprocessing](task, n_envs=n_envs, seed=seed, monitor_dir=folder, env_kwargs=unseen)
     except (TypeError, ValueError, AssertionError, gym_error.Error) as error:
         raise BadConfig(f"Task {task!r} cannot be made with {kwargs or {}}: {_first_line(error)}") from error
     except (ImportError, gym_error.DependencyNotInstalled) as error:

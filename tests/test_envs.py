@@ -260,3 +260,22 @@ def test_what_an_alternating_task_cannot_be_is_refused(kwargs, message):
 def test_other_robots_alternate_too():
     assert make_robot("Walker2dReversing", motor=1).observation_space.shape == (18,)
     assert make_robot("HopperShuttle").observation_space.shape == (12,)
+
+
+def landed(**kwargs):
+    """What a lander that fires at random says, and how many bodies its world is left with."""
+    env = make_env("LunarLander-v3", kwargs, seed=3)
+    actions = np.random.default_rng(3).choice([0, 2], size=200)
+    said = [env.reset()]
+    for action in actions:
+        observations, rewards, dones, _ = env.step(np.array([action]))
+        said += [observations, rewards, dones]
+    return np.concatenate([np.ravel(part) for part in said]), len(env.get_attr("world")[0].bodies)
+
+
+def test_what_nobody_looks_at_is_not_drawn_and_goes_as_if_it_were():
+    pytest.importorskip("Box2D")
+    unseen, bodies = landed()
+    seen, bodies_with_smoke = landed(render_mode="rgb_array")
+    np.testing.assert_array_equal(unseen, seen)
+    assert bodies < bodies_with_smoke
