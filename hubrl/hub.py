@@ -27,7 +27,7 @@ from hubrl.methods import check_options, find
 from hubrl.methods.base import Method, check_cached, check_level
 from hubrl.methods.hub_pathway import check_top_k
 from hubrl.optimizers import HubAdam, HubRMSprop
-from hubrl.outputs import Outputs
+from hubrl.outputs import Outputs, check_effect
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.precision import Precision, byte_policy
 from hubrl.q_policies import HubDQNPolicy, Teaching
@@ -229,7 +229,7 @@ class Hub(Sequence[Source]):
         if kind is Outputs and chooses:
             # Alone a pathway plays only where all are computed.
             recommended = {**RECOMMENDED, "solo_share": 0.0 if options.get("top_k") else find(method).solo_share}
-        own = _own_options(kind, {**recommended, **given})
+        own = _own_options(kind, recommended, given, options)
         spec = self._spec(method, level, tuned, source_lr, options, also=tuple(kind.model_fields), precision=precision)
         if issubclass(algorithm, DQN):
             kwargs = {"hub": spec.plain(), "teaching": own.plain()}
@@ -343,11 +343,17 @@ def _optimizer(algorithm: type[BaseAlgorithm], scaled: bool, precision: Precisio
     return {**({"optimizer_class": HubAdam} if scaled else {}), **({"optimizer_kwargs": kwargs} if kwargs else {})}
 
 
-def _own_options(kind: type[Outputs | Teaching], options: dict[str, Any]) -> Outputs | Teaching:
+def _own_options(
+    kind: type[Outputs | Teaching], recommended: dict[str, Any], given: dict[str, Any], options: dict[str, Any]
+) -> Outputs | Teaching:
+    """Options of the outputs: those given, else those recommended, else the defaults; `options` are the method's."""
     try:
-        return kind.model_validate(options)
+        own = kind.model_validate({**recommended, **given})
     except ValidationError as error:
         raise BadConfig(f"An option of the outputs cannot be: {first_problem(error)}.") from error
+    if isinstance(own, Outputs):
+        check_effect(given, own, options)
+    return own
 
 
 @torch.no_grad()

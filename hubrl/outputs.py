@@ -1,7 +1,8 @@
 """What a policy at the level of outputs is told, asks, and keeps in mind from step to step."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -116,3 +117,38 @@ def check_solos(aggregation: str, method: Method) -> None:
         raise BadConfig("solo_share was given where no pathway is drawn; use aggregation='mixture', or leave it out.")
     if getattr(method, "top_k", len(method.pathways.names)) < len(method.pathways.names):
         raise BadConfig("solo_share was given with top_k, under which a pathway may not be computed; leave one of them out.")
+
+
+def check_effect(given: Mapping[str, Any], own: Outputs, options: Mapping[str, Any]) -> None:
+    """Refuse what was asked for and would change nothing.
+
+    Args:
+        given: Options of the outputs as they were given.
+        own: The options that come of them.
+        options: The method's options as they were given.
+
+    Raises:
+        BadConfig: Saying which, and what to leave out.
+    """
+    if options.get("width") is not None:
+        raise BadConfig(
+            f"width={options['width']} was given at the level of outputs, which are as wide as the actions; use level='features', or "
+            "leave it out."
+        )
+    if options.get("fresh") is False and own.kickstart_coef > 0:
+        raise BadConfig(
+            f"kickstart_coef={own.kickstart_coef:g} was given with fresh=False, and only a fresh pathway learns from others; leave one "
+            "of them out."
+        )
+    if options.get("fresh") is False and given.get("solo_share"):
+        raise BadConfig(
+            f"solo_share={own.solo_share:g} was given with fresh=False; sources play alone behind a probe, which needs a fresh pathway, so "
+            "leave one of them out."
+        )
+    if "release" in given and own.hold == 1:
+        raise BadConfig(f"release={own.release!r} was given with hold=1, which holds nobody; give a greater hold, or leave it out.")
+    if given.get("trial_share") and own.solo_share == 0:
+        raise BadConfig(
+            f"trial_share={own.trial_share:g} was given where nobody plays alone; give solo_share without top_k, aggregation='mean' or a "
+            "method of one pathway, or leave it out."
+        )

@@ -332,6 +332,38 @@ def test_an_option_of_the_outputs_that_cannot_be_is_refused(options, message):
         tiny_hub(Toy()).agent(PPO, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"width": 32},
+            "width=32 was given at the level of outputs, which are as wide as the actions; use level='features', or leave it out",
+        ),
+        (
+            {"fresh": False, "kickstart_coef": 0.5},
+            "kickstart_coef=0.5 was given with fresh=False, and only a fresh pathway learns from others",
+        ),
+        ({"fresh": False, "solo_share": 0.1}, "solo_share=0.1 was given with fresh=False; sources play alone behind a probe"),
+        ({"trial_share": 0.1, "solo_share": 0.0}, "trial_share=0.1 was given where nobody plays alone; give solo_share"),
+        ({"trial_share": 0.1, "top_k": 1}, "trial_share=0.1 was given where nobody plays alone"),
+        ({"method": "uniform-outputs", "trial_share": 0.1}, "trial_share=0.1 was given where nobody plays alone"),
+        (
+            {"hold": 1, "release": "fixed"},
+            "release='fixed' was given with hold=1, which holds nobody; give a greater hold, or leave it out",
+        ),
+    ],
+    ids=str,
+)
+def test_an_option_that_would_change_nothing_is_refused(options, message):
+    with pytest.raises(BadConfig, match=message):
+        tiny_hub(Toy()).agent(PPO, **options)
+
+
+def test_noise_that_cannot_be_replayed_is_refused():
+    with pytest.raises(BadConfig, match="noise=True was given at the level of features, where it cannot be replayed; use level='outputs'"):
+        target(PPO, Toy(), tiny_hub(Toy()).agent(PPO, level="features", noise=True))
+
+
 @pytest.mark.parametrize("observations", [IMAGE, PARTS], ids=["image", "dict"])
 @ACTIONS
 def test_images_and_dicts_are_heard_through(observations, actions, tmp_path):

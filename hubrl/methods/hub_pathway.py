@@ -35,7 +35,7 @@ class HubPathway(Weighing):
         width: Width of the aggregated features; the widest source's if not given, but at most 128.
         hidden_dim: Width of the router's two hidden layers.
         router_reads: What the router reads: `observations` or, at the level of features, all sources' own `features`.
-        noise: Whether the router is noisy in training; only where the noise can be replayed (level of outputs).
+        noise: Whether the router is noisy in training; if not given, where the noise can be replayed (level of outputs).
         exploration: The exploration loss: negative `entropy` of the mean weights, or `load` imbalance.
         explore_coef: Coefficient of the exploration loss.
     """
@@ -54,7 +54,7 @@ class HubPathway(Weighing):
         width: int | None = None,
         hidden_dim: int = 64,
         router_reads: str = "observations",
-        noise: bool = True,
+        noise: bool | None = None,
         exploration: str = "entropy",
         explore_coef: float = 0.001,
     ) -> None:
@@ -64,7 +64,12 @@ class HubPathway(Weighing):
         if exploration not in EXPLORATION_LOSSES:
             raise BadConfig(f"exploration={exploration!r} was given; expected {' or '.join(map(repr, EXPLORATION_LOSSES))}.")
         self.top_k = top_k or n_pathways
-        self.noise, self.explore_coef = noise, explore_coef
+        if noise and target.level == "features":
+            raise BadConfig(
+                "noise=True was given at the level of features, where it cannot be replayed; use level='outputs', or leave it out."
+            )
+        self.noise = target.level == "outputs" if noise is None else noise
+        self.explore_coef = explore_coef
         self.exploration = EXPLORATION_LOSSES[exploration]
         check_router_reads(router_reads, target)
         self.router_reads = router_reads
