@@ -35,6 +35,11 @@ def of_sb3s_default(speeds: Speeds) -> float:
     return speeds[OURS] / speeds[SB3]
 
 
+def of_copies(speeds: Speeds) -> float:
+    """What share of the memory that copies would take."""
+    return speeds[OURS] / speeds["copied"]
+
+
 def cost_of_more(speeds: Speeds) -> float:
     """How many times the time of one source's hub."""
     return speeds["one_source"] / speeds[OURS]

@@ -1,10 +1,10 @@
 """The lines of `hubrl bench`: what is compared with what, and what the ratio must reach."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from hubrl.bench import OURS, SB3, Line, cost_of_more, of_sb3s_default, outside
+from hubrl.bench import OURS, SB3, Line, cost_of_more, of_copies, of_sb3s_default, outside
 from hubrl.errors import UnknownName, unknown
-from hubrl.workloads import SUBPROC, Emulator, Kernels, Learning, Predicting, Replay
+from hubrl.workloads import SUBPROC, Emulator, Kernels, Learning, Predicting, Replay, Weights
 
 PONG = {"task": "PongNoFrameskip-v4", "n_envs": 8}
 FAST, WRAPPED = {**PONG, "preprocessing": "atari"}, {**PONG, "preprocessing": "atari-sb3"}
@@ -22,6 +22,7 @@ LEANER = {
         "replay_buffer_kwargs": {"handle_timeout_termination": False},
     },
 }
+SAC_CHEETAH = {"task": "HalfCheetah-v5", "algorithm": "sac", "algorithm_kwargs": {"buffer_size": 1000}}
 PPO_CHEETAH = {"task": "HalfCheetah-v5", "n_envs": 8, "algorithm": "ppo", "algorithm_kwargs": {"n_steps": 256, "batch_size": 64}}
 
 BF16 = {"precision": "bfloat16"}
@@ -29,6 +30,7 @@ HUB = {"method": "hub-pathway"}
 FROZEN = {**HUB, **BF16, "cached": True, "options": {"fresh": False, "router_reads": "features"}}
 FRESH = {**HUB, **BF16, "cached": True, "options": {"router_reads": "features"}}
 TUNED = {**HUB, **BF16, "level": "features", "tuned": True, "options": {"top_k": 1, "fresh": False}}
+HEARD = {**HUB, "level": "features"}
 LITE = {"method": "lite-zoo-tuning"}
 SHORT = {"algorithm_kwargs": {"n_steps": 32, "batch_size": 256, "n_epochs": 4}}
 
@@ -41,6 +43,13 @@ def _emulator_line(game: str) -> Line:
     works = {who: Emulator({**task, "preprocessing": way}) for who, way in ways.items()}
     what = f"AtariVecEnv over the better of make_atari_env's Dummy and Subproc, {game}"
     return Line(f"atari-vec-env-{game.lower()}", what, works, "at least 2, aim 3", steps=800, repetitions=5)
+
+
+def _weights_line(name: str, who: str, plain: Mapping[str, object], hub: Mapping[str, object], sources: int) -> Line:
+    fields = {**plain, **hub}
+    works = {OURS: Weights(fields, sources), "copied": Weights(fields, sources, copied=True), SB3: Weights(plain)}
+    what = f"Parameters of {who}, targets among them, as a share of what they were if each network had sources of its own"
+    return Line(f"{name}-targets", what, works, "below 1", ratio=of_copies, repetitions=1, unit="bytes")
 
 
 LINES = (
@@ -94,6 +103,8 @@ LINES = (
         repetitions=1,
         unit="bytes",
     ),
+    _weights_line("dqn", "DQN Atari over a frozen hub of 3 NatureCNNs", {**WRAPPED, **LEAN}, {**FAST, **FROZEN}, 3),
+    _weights_line("sac", "SAC HalfCheetah over a frozen hub of 5 MLPs", SAC_CHEETAH, HEARD, 5),
     Line(
         "ppo-outputs-mlp",
         "PPO HalfCheetah, outputs of a hub of 5 MLPs",

@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStac
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
+from torch import Tensor
 
 from hubrl import runs
 from hubrl.atari import STACK
@@ -270,6 +271,39 @@ class Memory(Learner):
         assert buffer is not None
         parts = chain.from_iterable(part.values() if isinstance(part, dict) else [part] for part in vars(buffer).values())
         return sum(part.nbytes for part in parts if isinstance(part, np.ndarray)) / (buffer.buffer_size * buffer.n_envs)
+
+
+@dataclass(frozen=True)
+class Weights(Learning):
+    """What the networks of a model weigh.
+
+    Args:
+        copied: Whether each network is weighed by itself, as if its sources were its own.
+    """
+
+    copied: bool = False
+
+    def start(self) -> "Networks":
+        """The model."""
+        return Networks(self.config, self.sources, copied=self.copied)
+
+
+class Networks(Learner):
+    """A model whose networks are weighed: actor, critics and targets."""
+
+    def __init__(self, fields: Mapping[str, Any], sources: int, *, copied: bool) -> None:
+        super().__init__(fields, sources)
+        self.copied = copied
+
+    def measure(self, steps: int) -> float:
+        """Bytes of all parameters and buffers; those that several networks share count once, unless each is weighed by itself."""
+        shared: dict[int, Tensor] = {}
+        total = 0
+        for network in self.model.policy.children():
+            parts = {id(part): part for part in network.state_dict(keep_vars=True).values()}
+            total += sum(part.nbytes for part in parts.values())
+            shared |= parts
+        return float(total if self.copied else sum(part.nbytes for part in shared.values()))
 
 
 def untrained_hub(env: VecEnv, count: int) -> Hub:

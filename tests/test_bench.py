@@ -18,7 +18,8 @@ from hubrl.clock import PARTS, Clock
 from hubrl.config import RunConfig, parse_config
 from hubrl.errors import BadConfig, UnknownName
 from hubrl.lines import LINES, chosen
-from hubrl.workloads import Emulator, Kernels, Learning, Predicting, Replay
+from hubrl.source import Source
+from hubrl.workloads import Emulator, Kernels, Learning, Predicting, Replay, Weights
 
 TINY = {"task": "CartPole-v1", "n_envs": 2, "algorithm": "ppo", "algorithm_kwargs": {"n_steps": 8, "batch_size": 8, "n_epochs": 1}}
 HEARD = {"method": "hub-pathway", "cached": True, "options": {"fresh": False, "router_reads": "features"}}
@@ -178,6 +179,20 @@ def test_replay_is_weighed_by_the_step():
     (found,) = measure(line).repetitions
     # An action of 8 bytes, a reward, an end and a timeout of 4 each, beside what was observed before and after.
     assert found == {"ours": 2 * 3 * 512 * 2 + 20, "sb3": 2 * 4 * 84 * 84 + 20, "sb3_optimized": 4 * 84 * 84 + 20}
+
+
+@pytest.mark.parametrize(("algorithm", "others"), [("dqn", 1), ("sac", 2)])
+def test_networks_are_weighed_with_their_sources_once(algorithm, others):
+    """The target of DQN, and the critic of SAC and its target, need no sources of their own."""
+    task = "CartPole-v1" if algorithm == "dqn" else "Pendulum-v1"
+    fields = {"task": task, "algorithm": algorithm, "algorithm_kwargs": {"buffer_size": 10}, "method": "hub-pathway", "level": "features"}
+    weighed = []
+    for copied in (False, True):
+        with closing(Weights(fields, 3, copied=copied).start()) as running:
+            weighed.append(running.measure(1))
+            sources = {id(part): part for part in running.model.policy.modules() if isinstance(part, Source)}
+    assert len(sources) == 3
+    assert weighed[1] - weighed[0] == others * sum(part.nbytes for source in sources.values() for part in source.state_dict().values())
 
 
 def test_an_exported_agent_is_what_predicts():
