@@ -65,6 +65,32 @@ def test_the_ratio_is_one_at_the_start_of_every_update(actions, aggregation, alg
     assert watch.keys == sorted(set(watch.keys)), "every rollout has noise of its own"
 
 
+class Divergences(BaseCallback):
+    """What SB3 itself logs as `train/approx_kl` of every update."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_start(self):
+        self.found += [value for tag, value in self.logger.name_to_value.items() if tag == "train/approx_kl"]
+
+
+@ACTIONS
+@pytest.mark.parametrize("stored", [False, True], ids=["hashed noise", "stored noise"])
+def test_sb3s_own_divergence_is_zero_where_a_minibatch_is_the_whole_rollout(actions, stored):
+    env = make_vec_env(lambda: Toy(actions=actions), n_envs=2, seed=0)
+    made = tiny_hub(env).agent(PPO, source_lr=1.0, tuned=True)
+    model = target(PPO, env, made, n_steps=32, batch_size=64, n_epochs=1, learning_rate=1e-2)
+    watch = Divergences()
+    model.learn(5 * 64, callback=[watch, *([HubCallback(probe_share=0.0, warmup_share=0.0)] if stored else [])])
+    assert len(watch.found) == 4
+    np.testing.assert_allclose(watch.found, 0.0, atol=1e-6)
+
+
 def test_without_the_rollouts_noise_the_ratio_would_not_be_one():
     model = hears(PPO, Toy(), top_k=1)
     watch = FirstRatios()
