@@ -26,14 +26,21 @@ pytest.importorskip("cv2")
 
 from hubrl.atari import AtariVecEnv, together
 
-STEPS = {"Breakout": 250, "Pong": 120, "SpaceInvaders": 700, "Freeway": 120}
+STEPS = {"Breakout": 250, "Pong": 120, "SpaceInvaders": 700, "Freeway": 120, "Riverraid": 400, "Seaquest": 600}
 
 TINY = {
     PPO: {"n_steps": 128, "batch_size": 128, "n_epochs": 1},
     DQN: {"buffer_size": 256, "learning_starts": 64, "batch_size": 16, "train_freq": 8, "target_update_interval": 64},
 }
 
-PIXELS = {"Breakout": (0, 0.0), "Pong": (0, 0.0), "SpaceInvaders": (0, 0.0), "Freeway": (20, 0.05)}
+PIXELS = {
+    "Breakout": (0, 0.0),
+    "Pong": (0, 0.0),
+    "SpaceInvaders": (0, 0.0),
+    "Freeway": (20, 0.05),
+    "Riverraid": (32, 0.25),
+    "Seaquest": (14, 0.01),
+}
 """Greatest and mean difference of grey levels from SB3's frames of 0 to 255, game by game; both round alike, but SB3 takes the
 maximum of two frames in colours and ale-py in grey, which differs where two colours lie over each other."""
 
@@ -59,18 +66,19 @@ class Recorded(NamedTuple):
     """Where no game was over: on that frame AtariWrapper's maximum is over frames of another step."""
 
 
-def sb3s_env(task):
-    env = AtariWrapper(Monitor(gym.make(task)))
+def sb3s_env(task, **kwargs):
+    env = AtariWrapper(Monitor(gym.make(task, **kwargs)))
     noop = env
     while not isinstance(noop, NoopResetEnv):
         noop = noop.env
     return env, noop
 
 
-def record(game, n_steps, **kwargs):
+def record(game, n_steps, full_action_space=False, **kwargs):
     """Random actions in both. The numbers of no-ops are drawn by other generators: SB3's is told what ale-py's drew."""
     task = f"{game}NoFrameskip-v4"
-    mine, (sb3, noop) = AtariVecEnv(task, kwargs, seed=1), sb3s_env(task)
+    every = {"full_action_space": True} if full_action_space else {}
+    mine, (sb3, noop) = AtariVecEnv(task, {**kwargs, **every}, seed=1), sb3s_env(task, **every)
     fired = 8 if "FIRE" in sb3.unwrapped.get_action_meanings() else 0
     actions = np.random.default_rng(0).integers(sb3.action_space.n, size=n_steps)
     seen = mine.reset()
@@ -101,8 +109,8 @@ def statistics(info):
 
 
 @cache
-def recording(game):
-    return record(game, STEPS[game])
+def recording(game, **kwargs):
+    return record(game, STEPS[game], **kwargs)
 
 
 def play(env, n_steps, seed=0):
@@ -123,10 +131,17 @@ def breakout():
 @pytest.mark.parametrize("game", PIXELS)
 def test_recorded_actions_give_the_rewards_lives_ends_and_statistics_of_sb3s_wrappers(game):
     assert recording(game).mine == recording(game).sb3
-    if game in ("Breakout", "SpaceInvaders"):
+    if game in ("Breakout", "SpaceInvaders", "Seaquest"):
         assert any(step.reward for step in recording(game).sb3)
         assert any(step.done and not step.statistics for step in recording(game).sb3)
         assert any(step.statistics for step in recording(game).sb3)
+
+
+@pytest.mark.parametrize("game", ["Pong", "Riverraid", "Seaquest", "SpaceInvaders"])
+def test_recorded_actions_agree_with_sb3s_wrappers_where_every_action_is_to_be_had(game):
+    recorded = recording(game, full_action_space=True)
+    assert recorded.mine == recorded.sb3
+    assert any(step.reward for step in recorded.sb3)
 
 
 @pytest.mark.parametrize("game", PIXELS)

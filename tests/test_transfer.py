@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hubrl import Hub
 from hubrl.cards import write_yaml
 from hubrl.config import read_config
 from hubrl.runs import start_run, train
@@ -36,3 +37,14 @@ def test_the_quickstart_compares_draws_and_writes_its_summary(tmp_path):
     assert set(summary["trained"]) == {"scratch", "hub-pathway"}
     assert len(summary["untouched"]) == len(list((REPOSITORY / "agents" / "sources" / "cheetah").glob("*.safetensors")))
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("folder", sorted((REPOSITORY / "agents" / "sources").iterdir()), ids=lambda folder: folder.name)
+def test_published_sources_are_small_and_say_where_they_come_from(folder):
+    """At most 4 MiB a file; steps, seed, episodes and a command that trained them."""
+    assert max(path.stat().st_size for path in folder.iterdir()) <= 4 * 2**20
+    for source in Hub.load(folder):
+        card = source.card
+        assert card.origin
+        assert card.origin.startswith(("hubrl train configs/", "python -m agents."))
+        assert None not in (card.steps, card.seed, card.episodes, card.return_mean, card.return_std)
