@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from hubrl.evidence import DISTRUST, RACE_ERRORS, STANDARD_ERRORS, Returns, behind, errors_behind
+from hubrl.evidence import DISTRUST, RACE_ERRORS, STANDARD_ERRORS, Returns, behind, errors_behind, surely_behind
 from hubrl.growth import SHOW_EVERY, Growth, Phase
 from hubrl.pathways import FRESH
 
@@ -40,6 +40,9 @@ FALLING = 0.5
 
 TOGETHER = "together"
 """What the record of episodes that pathways play together is called in logs."""
+
+APART = 8.0
+"""How much lower the router starts the fresh pathway while several sources learn to play together: its weight is next to nothing."""
 
 LATEST = 8
 """Latest episodes without noise by which pathways are judged together: they learn, and what they earned a while ago says little."""
@@ -166,6 +169,9 @@ class Solos(nn.Module):
     are, and who is next is drawn by `exp(-lag / 2)`, so that those that are known to be worse cost little; `lag` is what a probe
     believed, until a pathway is judged. While the fresh pathway shows how fast it learns, all are its own.
 
+    Trust follows what each earns, see `revised`; but who earns less alone may be what the others lack. So nobody is lowered by chance, or
+    while all together earn more than the best, and for as long as several sources learn to play together the fresh pathway is kept out.
+
     Where a probe is in doubt whether a source is worth more than a network that has learned nothing, the fresh pathway plays alone too,
     until each has `DOUBTED` whole episodes: a source stays if it earned more by two standard errors, and is dropped if not.
 
@@ -197,6 +203,7 @@ class Solos(nn.Module):
         self.register_buffer("believes", torch.zeros((), dtype=torch.bool))
         self.register_buffer("doubted", torch.zeros(len(names), dtype=torch.bool))
         self.register_buffer("committed", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("apart", torch.zeros(()))
         self.playing: Int[Tensor, " envs"]
         """Who plays alone in each environment; -1 for nobody."""
         self.shown: Bool[Tensor, " envs"]
@@ -313,17 +320,40 @@ class Solos(nn.Module):
     def revised(self, trusted: Sequence[bool]) -> Float[Tensor, " pathways"]:
         """By how much more than was believed each trusted pathway lies behind the best, in standard errors.
 
-        All zero until two of them have played enough; no pathway counts as more than `MOST_BEHIND` behind.
+        More only of who clearly is, by `RACE_ERRORS`, and of nobody once pathways together earn more than the best of them alone: who
+        earns less alone may still be what the others lack. All zero until two of them have played enough; no pathway counts as more
+        than `MOST_BEHIND` behind.
         """
         counts, old = self.standing.get_buffer("counts"), self.get_buffer("lag")
         judged = [index for index, stays in enumerate(trusted) if stays and int(counts[index]) >= ENOUGH]
-        new = old.clone()
+        new, complement = old.clone(), False
         if len(judged) > 1:
-            behind_best = errors_behind({self.standing.names[index]: self.standing.of(index) for index in judged})
+            best = self.standing.of(max(judged, key=lambda index: np.mean(self.standing.of(index))))
+            together = self.together.of(0)
+            complement = len(together) >= ENOUGH and bool(np.mean(together) > np.mean(best))
             for index in judged:
-                new[index] = min(max(behind_best[self.standing.names[index]], 0.0), MOST_BEHIND)
+                own = self.standing.of(index)
+                lag = min(max(behind(own, best), 0.0), MOST_BEHIND)
+                if lag < float(old[index]) or (surely_behind(own, best) > RACE_ERRORS and not complement):
+                    new[index] = lag
         change = new - old
         old.copy_(new)
+        change[-1] += self._set_apart(trusted, complement=complement)
+        return change
+
+    def _set_apart(self, trusted: Sequence[bool], *, complement: bool) -> float:
+        """By how much more than before the fresh pathway is kept out, for as long as several sources learn to play together.
+
+        They do until half-way, and from then on if they earn more than the best of them alone; but not with those that are clearly behind.
+        The fresh pathway would be a way to risk nothing while they still do what they should not, and what it plays they do not learn.
+        """
+        lag, apart = self.get_buffer("lag"), self.get_buffer("apart")
+        in_favour = sum(trusted[index] and float(lag[index]) <= RACE_ERRORS for index in self.sources)
+        decided = bool(self.get_buffer("believes")) and not bool(self.get_buffer("doubted").any())
+        waits = decided and in_favour > 1 and trusted[-1] and len(self.sources) < len(trusted) and (self.remaining > LATE or complement)
+        wanted = APART if waits else 0.0
+        change = wanted - float(apart)
+        apart.fill_(wanted)
         return change
 
     @property

@@ -16,9 +16,10 @@ from hubrl import BadConfig, Hub, HubCallback, Source, pathway_weights
 from hubrl.evidence import DISTRUST
 from hubrl.growth import Phase
 from hubrl.outputs import ALONE
+from hubrl.pathways import FRESH
 from hubrl.reading import read_agent
 from hubrl.routing import Router
-from hubrl.standing import DOUBTED, LATEST, MOST_BEHIND, Solos
+from hubrl.standing import APART, DOUBTED, LATE, LATEST, MOST_BEHIND, Solos
 
 
 def up_and_down():
@@ -29,8 +30,8 @@ def up_and_down():
     )
 
 
-def played(returns):
-    solos = Solos(["a", "b", "c"], 0.5)
+def played(returns, last="c"):
+    solos = Solos(["a", "b", last], 0.5)
     for index, earned in enumerate(returns):
         for value in earned:
             solos.standing.note(index, value)
@@ -122,23 +123,73 @@ def test_doubt_ends_when_it_is_too_late_to_judge():
     assert start == [0.0, 0.0, 0.0], "the fresh pathway alone"
 
 
-def test_how_far_behind_is_told_once_and_in_standard_errors():
-    one, other = [10.0, 11.0, 12.0], [9.0, 10.0, 11.0]
+def test_who_is_clearly_behind_is_lowered_once_by_as_many_standard_errors():
+    one, other = [10.0, 11.0, 12.0], [4.0, 5.0, 6.0]
     solos = played([one, other, []])
-    apart = 1.0 / math.sqrt(2 * np.var(one, ddof=1) / 3)
-    assert solos.revised([True, True, False]).tolist() == pytest.approx([0.0, apart, 0.0])
+    apart = 6.0 / math.sqrt(2 * np.var(one, ddof=1) / 3)
+    assert apart > MOST_BEHIND
+    assert solos.revised([True, True, False]).tolist() == [0.0, MOST_BEHIND, 0.0]
     assert solos.revised([True, True, False]).tolist() == [0.0, 0.0, 0.0]
     for value in (50.0, 50.1, 50.2):
         solos.standing.note(1, value)
-    solos.get_buffer("lag")
     change = solos.revised([True, True, False])
-    assert change[1].item() == pytest.approx(-apart)
-    assert change[0] > 0
-    assert played([[1.0, 1.1, 1.2], [99.0, 99.1, 99.2], []]).revised([True, True, False])[0] == MOST_BEHIND
+    assert change.tolist() == [0.0, -MOST_BEHIND, 0.0], "raised at once; six returns that vary so say nothing of the other"
     assert played([one, other[:2], []]).revised([True, True, False]).tolist() == [0.0, 0.0, 0.0], "too few to say"
+
+
+def test_who_may_be_behind_by_chance_stays_as_believed_and_who_is_not_is_raised():
+    one, other = [10.0, 11.0, 12.0], [7.0, 8.0, 9.0]
+    # 3.67 standard errors, which with three returns each are worth 2.35.
+    assert played([one, other, []]).revised([True, True, False]).tolist() == [0.0, 0.0, 0.0]
     believed = played([one, other, []])
     believed.believe([-5.0, 0.0, -4.0])
-    assert believed.revised([True, True, True]).tolist() == pytest.approx([-5.0, apart, 0.0]), "evidence replaces belief"
+    assert believed.revised([True, True, True]).tolist() == [-5.0, 0.0, 0.0]
+
+
+def test_nobody_is_lowered_while_all_together_earn_more_than_the_best_alone():
+    returns = [[10.0, 11.0, 12.0], [4.0, 5.0, 6.0], []]
+    solos = played(returns)
+    for earned in (20.0, 1.0, 15.0):
+        solos.together.note(0, earned)
+    assert solos.revised([True, True, False]).tolist() == [0.0, 0.0, 0.0]
+    solos.together.note(0, 0.0)
+    assert solos.revised([True, True, False]).tolist() == [0.0, MOST_BEHIND, 0.0]
+
+
+def change_of_fresh(solos, trusted=(True, True, True), remaining=0.9):
+    solos.remaining = remaining
+    return solos.revised(list(trusted))[-1].item()
+
+
+def test_the_fresh_pathway_is_kept_out_while_sources_learn_to_play_together():
+    solos = Solos(["a", "b", "fresh"], 0.0)
+    assert change_of_fresh(solos) == 0.0, "nobody was probed"
+    solos.believe([0.0, -1.0, -DISTRUST])
+    assert change_of_fresh(solos) == APART
+    assert change_of_fresh(solos, remaining=0.51) == 0.0, "told once"
+    assert change_of_fresh(solos, remaining=LATE) == -APART
+    assert change_of_fresh(solos, remaining=0.1) == 0.0
+
+
+def test_beyond_half_way_it_stays_out_while_they_earn_more_together_than_alone():
+    solos = played([[10.0, 11.0, 12.0], [7.0, 8.0, 9.0], []], FRESH)
+    solos.believe([0.0, 0.0, -DISTRUST])
+    for earned in (20.0, 10.0, 15.0):
+        solos.together.note(0, earned)
+    assert change_of_fresh(solos) == APART
+    assert change_of_fresh(solos, remaining=0.2) == 0.0
+    solos.together.note(0, -100.0)
+    assert change_of_fresh(solos, remaining=0.2) == -APART
+
+
+def test_it_is_not_kept_out_beside_one_source_nor_beside_sources_in_doubt_or_clearly_behind():
+    clear = played([[10.0, 11.0, 12.0], [4.0, 5.0, 6.0], []], FRESH)
+    clear.believe([0.0, 0.0, -DISTRUST])
+    assert change_of_fresh(clear) == 0.0, "the other is clearly behind"
+    one = Solos(["a", "b", "fresh"], 0.0)
+    one.believe([0.0, -1.0, -DISTRUST])
+    assert change_of_fresh(one, trusted=(True, False, True)) == 0.0
+    assert change_of_fresh(in_doubt([[]] * 3)) == 0.0
 
 
 def test_half_way_all_make_way_for_a_source_that_earns_more_alone_than_all_together():

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from toys import VECTOR, Toy, target, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, Source
-from hubrl.evidence import DISTRUST, behind, errors_behind, still_racing
+from hubrl.evidence import DISTRUST, behind, errors_behind, still_racing, surely_behind
 from hubrl.pathways import FRESH
 from hubrl.standing import DOUBTED
 from hubrl.trust import CLEARLY, ENOUGH, SEGMENT_STEPS, SEGMENTS, closeness, judge, play_segment, probe, promising, useful
@@ -80,6 +80,19 @@ def test_behind_is_infinite_where_nothing_varies_and_zero_for_ties():
     assert behind([1.0, 1.0], [2.0, 2.0]) == math.inf
     assert behind([2.0, 2.0], [1.0, 1.0]) == -math.inf
     assert behind([2.0, 2.0], [2.0, 2.0]) == 0.0
+
+
+def test_small_samples_are_less_sure_by_students_distribution():
+    """As unlikely as Student's t with the Welch-Satterthwaite degrees of freedom, to the accuracy of Wallace's approximation."""
+    stats = pytest.importorskip("scipy.stats")
+    for one, other in (([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]), ([1.0, 2.0, 3.0, 9.0], [9.0, 9.5, 10.5]), ([5.0, 1.0] * 10, [9.0, 1.0] * 40)):
+        unlikely = stats.ttest_ind(other, one, equal_var=False, alternative="greater").pvalue
+        assert surely_behind(one, other) == pytest.approx(float(stats.norm.isf(unlikely)), rel=0.04)
+        assert surely_behind(other, one) == -surely_behind(one, other)
+    # By hand: t = 3 / sqrt(2 / 3), four degrees of freedom.
+    assert surely_behind([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]) == pytest.approx(33 / 35 * math.sqrt(4 * math.log1p(13.5 / 4)))
+    assert surely_behind([1.0], [5.0, 6.0]) == 0.0
+    assert surely_behind([1.0, 1.0], [2.0, 2.0]) == math.inf
 
 
 def test_those_that_are_clearly_worse_than_the_best_leave_the_race():
