@@ -45,6 +45,8 @@ class Outputs(Plain):
     trial_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Where there are solos: share of the training in which the fresh pathway trains alone, to show whether it would come further than
     the hub by its end, twice where one source is left; none for 0, and none where the training is too short to see it (`hubrl.growth`)."""
+    fresh_waits: bool = True
+    """Where there are solos: whether the fresh pathway is kept out while several sources learn to play together."""
     kickstart_coef: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient, falling to zero over the training, of what the fresh pathway learns from the sources that are active beside it."""
     anchor_coef: Annotated[float, Field(ge=0)] = 0.0

@@ -415,7 +415,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         self.solos = None
         if self.outputs.solo_share > 0 and n_pathways > 1:
             check_solos(self.aggregation, self.method)
-            self.solos = Solos(self.method.pathways.names, self.outputs.solo_share, self.outputs.trial_share)
+            own = self.outputs
+            self.solos = Solos(self.method.pathways.names, own.solo_share, own.trial_share, fresh_waits=own.fresh_waits)
         may_hold = (self.outputs.hold > 1 or self.solos is not None) and n_pathways > 1
         self.committed: Tensor | None
         self.register_buffer("committed", torch.zeros((), dtype=torch.bool) if may_hold else None)

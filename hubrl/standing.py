@@ -185,11 +185,12 @@ class Solos(nn.Module):
         names: The pathways' names.
         share: Share of the episodes once the sources are judged, at the start of the training; it falls to zero with what remains of it.
         trial_share: Share of the training in which the fresh pathway shows how fast it learns, see `Growth`; 0 for none.
+        fresh_waits: Whether the fresh pathway is kept out while several sources learn to play together.
     """
 
-    def __init__(self, names: list[str], share: float, trial_share: float = 0.0) -> None:
+    def __init__(self, names: list[str], share: float, trial_share: float = 0.0, *, fresh_waits: bool = True) -> None:
         super().__init__()
-        self.share = share
+        self.share, self.fresh_waits = share, fresh_waits
         self.remaining = 1.0
         """Share of the training that is still to come; a callback sees to it."""
         self.sources = [index for index, name in enumerate(names) if name != FRESH]
@@ -350,7 +351,8 @@ class Solos(nn.Module):
         lag, apart = self.get_buffer("lag"), self.get_buffer("apart")
         in_favour = sum(trusted[index] and float(lag[index]) <= RACE_ERRORS for index in self.sources)
         decided = bool(self.get_buffer("believes")) and not bool(self.get_buffer("doubted").any())
-        waits = decided and in_favour > 1 and trusted[-1] and len(self.sources) < len(trusted) and (self.remaining > LATE or complement)
+        beside = self.fresh_waits and decided and in_favour > 1 and trusted[-1] and len(self.sources) < len(trusted)
+        waits = beside and (self.remaining > LATE or complement)
         wanted = APART if waits else 0.0
         change = wanted - float(apart)
         apart.fill_(wanted)

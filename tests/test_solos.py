@@ -192,6 +192,14 @@ def test_it_is_not_kept_out_beside_one_source_nor_beside_sources_in_doubt_or_cle
     assert change_of_fresh(in_doubt([[]] * 3)) == 0.0
 
 
+def test_whether_it_waits_is_an_option():
+    solos = Solos(["a", "b", "fresh"], 0.0, fresh_waits=False)
+    solos.believe([0.0, -1.0, -DISTRUST])
+    assert change_of_fresh(solos) == 0.0
+    waits = [target(PPO, Toy(), tiny_hub(Toy()).agent(PPO, **given)).policy.solos.fresh_waits for given in ({}, {"fresh_waits": False})]
+    assert waits == [True, False]
+
+
 def test_half_way_all_make_way_for_a_source_that_earns_more_alone_than_all_together():
     solos = Solos(["a", "b", "fresh"], 0.0)
     for earned in (10.0, 11.0, 12.0):
