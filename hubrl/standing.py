@@ -322,8 +322,8 @@ class Solos(nn.Module):
         """By how much more than was believed each trusted pathway lies behind the best, in standard errors.
 
         More only of who clearly is, by `RACE_ERRORS`, and of nobody once pathways together earn more than the best of them alone: who
-        earns less alone may still be what the others lack. All zero until two of them have played enough; no pathway counts as more
-        than `MOST_BEHIND` behind.
+        earns less alone may still be what the others lack. None until two of them have played enough, and none beyond `MOST_BEHIND`.
+        The fresh pathway counts as `APART` more while it waits.
         """
         counts, old = self.standing.get_buffer("counts"), self.get_buffer("lag")
         judged = [index for index, stays in enumerate(trusted) if stays and int(counts[index]) >= ENOUGH]
