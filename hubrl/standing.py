@@ -42,7 +42,7 @@ TOGETHER = "together"
 """What the record of episodes that pathways play together is called in logs."""
 
 APART = 8.0
-"""How much lower the router's number of the fresh pathway is while several sources learn to play together: its weight is next to nothing."""
+"""How much lower the router's number of the fresh pathway is while sources learn to play together: its weight is next to nothing."""
 
 LATEST = 8
 """Latest episodes without noise by which pathways are judged together: they learn, and what they earned a while ago says little."""

@@ -45,7 +45,7 @@ def make_env(
     check_task(task)
     builders: dict[Preprocessing, Callable[..., VecEnv]] = {"none": make_vec_env, "atari": _atari, "atari-sb3": _atari_sb3}
     folder = None if monitor is None else str(monitor)
-    # SB3 would have everything drawn; LunarLander then keeps its smoke for a whole episode, which takes most of its time.
+    # SB3 would have everything drawn; LunarLander then keeps its smoke for a whole episode, which is slow.
     unseen = {"render_mode": None, **(kwargs or {})}
     try:
         return builders[preprocessing](task, n_envs=n_envs, seed=seed, monitor_dir=folder, env_kwargs=unseen)
