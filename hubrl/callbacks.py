@@ -20,7 +20,7 @@ from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.q_policies import HubDQNPolicy, Pausing
 from hubrl.spec import HubSpec
-from hubrl.standing import Standing
+from hubrl.standing import Solos, Standing
 from hubrl.trust import Verdict, probe, true_rewards
 from hubrl.values import DiscountedReturns, ValueHead
 
@@ -131,9 +131,12 @@ class HubCallback(BaseCallback):
 
     def _revise(self, policy: HubActorCriticPolicy) -> None:
         """Let trust follow what pathways earned alone, between an update and the next rollout."""
-        if policy.solos is None or not policy.holds:
+        if policy.solos is None:
             return
         policy.solos.remaining = policy.method.remaining
+        self._take_back(policy, policy.solos)
+        if not policy.holds:
+            return
         trusted = policy.method.trusted_pathways
         settled, chosen = policy.solos.settle(trusted), policy.solos.chosen
         if settled is None and chosen >= 0 and sum(trusted) > 1:
@@ -153,6 +156,16 @@ class HubCallback(BaseCallback):
             self._begin_anew(policy)
             if claimed:
                 self._warm_up()
+
+    def _take_back(self, policy: HubActorCriticPolicy, solos: Solos) -> None:
+        """Leave those in doubt that the probe set aside, now that an episode ended early."""
+        again = solos.taken_back(policy.method.trusted_pathways)
+        if again is None:
+            return
+        policy.method.trust(*again)
+        self._tell_settled(again[0])
+        self._begin_anew(policy)
+        self._warm_up()
 
     def _on_rollout_start(self) -> None:
         for method in self._methods:
@@ -228,17 +241,21 @@ class HubCallback(BaseCallback):
         return True
 
     def _count_solos(self, policy: HubActorCriticPolicy) -> None:
-        if policy.solos is None or not policy.holds:
+        if policy.solos is None:
+            return
+        ends = {int(env): not self.locals["infos"][env].get("TimeLimit.truncated", False) for env in np.flatnonzero(self.locals["dones"])}
+        if any(ends.values()):
+            policy.solos.see_early_end()
+        if not policy.holds:
             return
         self._earned += true_rewards(self.training_env, self.locals["rewards"])
         self._lasted += self.training_env.num_envs
         total = self.locals["total_timesteps"]
         policy.solos.stepped(1 / total)
-        for env in np.flatnonzero(self.locals["dones"]):
+        for env, early in ends.items():
             trusted = policy.method.trusted_pathways
             done, whole = self.model.num_timesteps / total, bool(self._whole[env])
-            early = not self.locals["infos"][env].get("TimeLimit.truncated", False)
-            policy.solos.ended(int(env), float(self._earned[env]), trusted, done=done, whole=whole, early=early)
+            policy.solos.ended(env, float(self._earned[env]), trusted, done=done, whole=whole, early=early)
             self._earned[env], self._whole[env] = 0.0, True
             self._episodes += 1
 
@@ -252,14 +269,15 @@ class HubCallback(BaseCallback):
             return
         assert isinstance(self.model.policy, HubActorCriticPolicy)
         if self.model.policy.solos is not None:
-            self.model.policy.solos.believe(list(self.verdict.start.values()), self.verdict.doubted)
+            judged = self.verdict.judged
+            self.model.policy.solos.believe(list(judged.start.values()), judged.doubted, judged.aside)
         self.model.num_timesteps += self.verdict.steps
         self.num_timesteps = self.model.num_timesteps
         self._reset_envs()
         self.logger.record("probe/steps", self.verdict.steps)
         for name, returns in self.verdict.returns.items():
             self.logger.record(f"probe/return/{name}", float(np.mean(returns)), exclude=NO_TABLE)
-            kept = 0.5 if name in self.verdict.doubted else float(self.verdict.kept[name])
+            kept = 0.5 if name in self.verdict.judged.doubted else float(self.verdict.judged.kept[name])
             self.logger.record(f"probe/kept/{name}", kept, exclude=NO_TABLE)
         if self.verbose:
             print(describe_verdict(self.verdict))  # noqa: T201 - what verbose=1 asks for, as SB3's callbacks do
@@ -366,8 +384,11 @@ def hub_spec(policy: torch.nn.Module) -> HubSpec | None:
 def describe_verdict(verdict: Verdict) -> str:
     """What a probe found out, a line for each pathway."""
     lines = [f"Probe: {verdict.steps} steps in segments of {verdict.segment}."]
+    judged = verdict.judged
+    fates = {name: "kept" if kept else "dropped" for name, kept in judged.kept.items()}
+    fates |= dict.fromkeys(judged.doubted, "in doubt, whole episodes decide")
+    fates |= dict.fromkeys(judged.aside, "dropped, unless an episode ends early")
     for name, returns in verdict.returns.items():
         spread = np.std(returns, ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else float("nan")
-        fate = "in doubt, whole episodes decide" if name in verdict.doubted else "kept" if verdict.kept[name] else "dropped"
-        lines.append(f"  {name}: {np.mean(returns):.1f} ± {spread:.1f} over {len(returns)} segments, {fate}")
+        lines.append(f"  {name}: {np.mean(returns):.1f} ± {spread:.1f} over {len(returns)} segments, {fates[name]}")
     return "\n".join(lines)

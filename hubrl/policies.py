@@ -389,8 +389,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             self.optimizer.step_as_torch()
         return super().train(mode)
 
-    newer: ClassVar[tuple[str, ...]] = ("solos.early.", "solos.apart", "kept.4.", "kept.5.")
-    """As of `ValueHead`: what is known of episodes that end early, whether the fresh pathway is kept out, and the critic that is kept."""
+    newer: ClassVar[tuple[str, ...]] = ("solos.early.", "solos.apart", "solos.aside", "solos.ends_early", "kept.4.", "kept.5.")
+    """As of `ValueHead`: what is known of episodes that end early, who is kept out or set aside, and the critic that is kept."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, tensor in self.state_dict().items():

@@ -174,7 +174,7 @@ class Progress(NamedTuple):
         """So many seconds later, perhaps with a probe that was held in them."""
         if verdict is None:
             return self._replace(wall_s=self.wall_s + seconds)
-        return Progress(self.wall_s + seconds, verdict.steps, verdict.kept)
+        return Progress(self.wall_s + seconds, verdict.steps, verdict.judged.kept)
 
 
 def build_model(config: RunConfig, env: VecEnv, hub: Hub | None, *, tensorboard: Path | None = None, verbose: int = 0) -> BaseAlgorithm:

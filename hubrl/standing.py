@@ -173,7 +173,8 @@ class Solos(nn.Module):
     while all together earn more than the best, and for as long as several sources learn to play together the fresh pathway is kept out.
 
     Where a probe is in doubt whether a source is worth more than a network that has learned nothing, the fresh pathway plays alone too,
-    until each has `DOUBTED` whole episodes: a source stays if it earned more by two standard errors, and is dropped if not.
+    until each has `DOUBTED` whole episodes: a source stays if it earned more by two standard errors, and is dropped if not. So it is with
+    those that were set aside, from the first episode on that ends before its limit of time.
 
     A source plays alone as it is, neither corrected nor noisy, and so do the pathways together in one of `SHOW_EVERY` of their episodes:
     these say what each earns in evaluations, and if a source clearly earns more there than all together, it is who acts in them. If
@@ -203,6 +204,8 @@ class Solos(nn.Module):
         self.register_buffer("lag", torch.zeros(len(names)))
         self.register_buffer("believes", torch.zeros((), dtype=torch.bool))
         self.register_buffer("doubted", torch.zeros(len(names), dtype=torch.bool))
+        self.register_buffer("aside", torch.zeros(len(names), dtype=torch.bool))
+        self.register_buffer("ends_early", torch.zeros((), dtype=torch.bool))
         self.register_buffer("committed", torch.zeros((), dtype=torch.bool))
         self.register_buffer("apart", torch.zeros(()))
         self.playing: Int[Tensor, " envs"]
@@ -211,11 +214,12 @@ class Solos(nn.Module):
         """Where an episode is played without noise."""
         self.end()
 
-    def believe(self, start: Sequence[float], doubted: Collection[str] = ()) -> None:
-        """Take over where a probe lets the router start, and whom it doubts."""
+    def believe(self, start: Sequence[float], doubted: Collection[str] = (), aside: Collection[str] = ()) -> None:
+        """Take over where a probe lets the router start, whom it doubts, and whom it set aside."""
         numbers = torch.as_tensor(list(start), dtype=torch.float32)
         self.get_buffer("lag").copy_((numbers.max() - numbers).clamp_max(MOST_BEHIND))
-        self.get_buffer("doubted").copy_(torch.tensor([name in doubted for name in self.standing.names]))
+        for buffer, those in (("doubted", doubted), ("aside", aside)):
+            self.get_buffer(buffer).copy_(torch.tensor([name in those for name in self.standing.names]))
         self.get_buffer("believes").fill_(True)
 
     def settle(self, trusted: Sequence[bool]) -> tuple[list[bool], list[float]] | None:
@@ -239,6 +243,30 @@ class Solos(nn.Module):
         start = list(starting_points(dict(zip(names, returns, strict=True)), sources).values())
         self.believe(start)
         return kept, start
+
+    def see_early_end(self) -> None:
+        """An episode ended before its limit of time, whoever played it."""
+        self.get_buffer("ends_early").fill_(True)
+
+    def taken_back(self, trusted: Sequence[bool]) -> tuple[list[bool], list[float]] | None:
+        """Whom to trust and where the router starts, if those that were set aside are now in doubt, because an episode ended early.
+
+        Not once it is too late to play whole episodes: nobody is in doubt for longer than `JUDGING`.
+
+        Args:
+            trusted: For every pathway, whether a probe left it in.
+
+        Returns:
+            None if nobody comes back.
+        """
+        aside: list[bool] = self.get_buffer("aside").tolist()
+        if not (any(aside) and bool(self.get_buffer("ends_early"))) or self.remaining <= 1 - JUDGING:
+            return None
+        lag: list[float] = self.get_buffer("lag").tolist()
+        doubted = [back or doubt for back, doubt in zip(aside, self.get_buffer("doubted").tolist(), strict=True)]
+        start = [-DISTRUST if doubt else -less for doubt, less in zip(doubted, lag, strict=True)]
+        self.believe(start, [name for name, doubt in zip(self.standing.names, doubted, strict=True) if doubt])
+        return [stays or back for stays, back in zip(trusted, aside, strict=True)], start
 
     def drop(self, kept: Sequence[bool]) -> None:
         """Some leave for good: they act for nobody any more, and who of them is playing hands the rest of the episode over to all together.

@@ -6,7 +6,8 @@ networks of its architecture race, another one in every segment. A source is tru
 they do not; if none does, the fresh pathway stays alone and training is training from scratch. The better half counts
 because a source may be good for a part of the task alone. Where episodes can end early, in a crash or a success, a segment
 says little of what follows: a source that earns more there, but not clearly, is left in doubt, and whole episodes decide; so it
-is where every segment earns the same, as under rare rewards.
+is where every segment earns the same, as under rare rewards. Where none ended in the probe's segments, which are short, it is set
+aside, and comes back in doubt if one does in training.
 """
 
 import copy
@@ -56,17 +57,26 @@ SEGMENT_STEPS = (15, 250)
 """Shortest and longest segment that a pathway plays at a time."""
 
 
-class Verdict(NamedTuple):
-    """What a probe found out."""
+class Judgement(NamedTuple):
+    """What follows from the segments of a probe."""
 
-    returns: Returns
-    """Return of every segment, by pathway."""
     kept: dict[str, bool]
     """Whether each pathway may be active in training."""
     start: dict[str, float]
     """Where the router starts for each pathway."""
     doubted: list[str]
     """Sources that stay until whole episodes say what they are worth."""
+    aside: list[str]
+    """Sources that are dropped unless an episode ends early after all, and then are in doubt."""
+
+
+class Verdict(NamedTuple):
+    """What a probe found out."""
+
+    returns: Returns
+    """Return of every segment, by pathway."""
+    judged: Judgement
+    """What follows from that."""
     segment: int
     """Steps of a segment."""
     steps: int
@@ -107,12 +117,13 @@ def tied(source: Sequence[float], untrained: Sequence[float]) -> bool:
     return len({*source, *untrained}) == 1
 
 
-def judge(returns: Returns, *, ended: bool = False, decidable: bool = False) -> tuple[dict[str, bool], dict[str, float], list[str]]:
+def judge(returns: Returns, *, ended: bool = False, decidable: bool = False) -> Judgement:
     """Whom to keep, where the router starts, and who is in doubt, from the segments' returns.
 
     Sources stay if they are not clearly worse than the best pathway, or near it, and do what untrained networks do not; see
     `starting_points` for the start. The fresh pathway always stays. Sources that do not clearly do what untrained networks do not are
-    dropped, or left in doubt: the promising where episodes end early, and those that tie with untrained networks in every segment.
+    dropped, or left in doubt: the promising where episodes end early, and those that tie with untrained networks in every segment. Where
+    no episode ended yet the promising are set aside.
 
     Args:
         returns: Of every segment, by pathway.
@@ -120,14 +131,16 @@ def judge(returns: Returns, *, ended: bool = False, decidable: bool = False) -> 
         decidable: Whether there may be doubt, because whole episodes will decide.
     """
     racing = still_racing(returns, STANDARD_ERRORS)
-    trusted, doubted = racing, list[str]()
+    trusted, doubted, aside = racing, list[str](), list[str]()
     if FRESH in returns:
         near = [name for name in returns if name != FRESH and (name in racing or closeness(returns, name) >= NEAR)]
         trusted = [name for name in near if useful(returns[name], returns[FRESH])]
-        open_to = {name: tied(returns[name], returns[FRESH]) or (ended and promising(returns[name], returns[FRESH])) for name in near}
-        doubted = [name for name in near if decidable and name not in trusted and open_to[name]]
+        others = [name for name in near if decidable and name not in trusted]
+        hopeful = [name for name in others if promising(returns[name], returns[FRESH])]
+        doubted = [name for name in others if tied(returns[name], returns[FRESH]) or (ended and name in hopeful)]
+        aside = [name for name in hopeful if not ended]
     kept = {name: name in (*trusted, *doubted, FRESH) for name in returns}
-    return kept, starting_points(returns, trusted, doubted), doubted
+    return Judgement(kept, starting_points(returns, trusted, doubted), doubted, aside)
 
 
 def probe(model: OnPolicyAlgorithm, budget: int, on_step: Callable[[int], None] = lambda steps: None) -> Verdict | None:
@@ -164,10 +177,10 @@ def probe(model: OnPolicyAlgorithm, budget: int, on_step: Callable[[int], None] 
         if all(len(returns[name]) >= ENOUGH for name in racing):
             survivors = still_racing({name: returns[name] for name in racing})
             racing = [name for name in racing if name in survivors or (name == FRESH and len(survivors) > 1)]
-    kept, start, doubted = judge(returns, ended=may_end, decidable=policy.solos is not None and policy.holds)
+    judged = judge(returns, ended=may_end, decidable=policy.solos is not None and policy.holds)
     worth = [float(np.mean(segments)) if segments else math.nan for segments in returns.values()]
-    policy.method.trust(list(kept.values()), list(start.values()), worth)
-    return Verdict(returns, kept, start, doubted, segment, steps)
+    policy.method.trust(list(judged.kept.values()), list(judged.start.values()), worth)
+    return Verdict(returns, judged, segment, steps)
 
 
 @torch.no_grad()

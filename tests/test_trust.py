@@ -50,6 +50,15 @@ class Ledge(Aim):
         return observation, reward, terminated, truncated, info
 
 
+class Cliff(Aim):
+    """The same with a noise in which rewards are lost, and a cliff behind step 35: there, every action below a half is a fall."""
+
+    def step(self, action):
+        observation, reward, _, truncated, info = super().step(action)
+        falls = self.played > 35 and action[0] < 0.5
+        return observation, -50.0 if falls else reward + float(self.np_random.normal(0, 3)), falls, truncated, info
+
+
 def always(name, action):
     """A source that does one thing."""
     head = torch.nn.Linear(4, 1)
@@ -116,7 +125,7 @@ def test_a_source_does_what_untrained_networks_do_not_if_its_better_half_does():
 
 
 def test_a_source_that_beats_untrained_networks_is_kept_and_starts_above_the_fresh_pathway():
-    kept, start, _ = judge({"good": [30.0, 31.0], "bad": [0.0, 1.0], FRESH: [4.0, 5.0]})
+    kept, start, *_ = judge({"good": [30.0, 31.0], "bad": [0.0, 1.0], FRESH: [4.0, 5.0]})
     assert kept == {"good": True, "bad": False, FRESH: True}
     assert start == {"good": 0.0, "bad": 0.0, FRESH: -DISTRUST}
 
@@ -126,7 +135,7 @@ def test_who_is_behind_starts_lower_by_as_many_standard_errors():
     lag = behind(returns["second"], returns["first"])
     assert 0 < lag < 2
     assert errors_behind(returns)["second"] == pytest.approx(lag)
-    kept, start, _ = judge(returns)
+    kept, start, *_ = judge(returns)
     assert kept["second"]
     assert start == {"first": 0.0, "second": pytest.approx(-lag), FRESH: -DISTRUST}
 
@@ -135,21 +144,21 @@ def test_a_source_that_is_near_the_best_stays_though_it_is_clearly_worse():
     returns = {"first": [30.0, 30.1], "near": [15.0, 15.1], "far": [10.0, 10.1], FRESH: [0.0, 1.0]}
     assert closeness(returns, "near") == pytest.approx(14.55 / 29.55)
     assert closeness({**returns, "never": []}, "never") == 0.0
-    kept, start, _ = judge(returns)
+    kept, start, *_ = judge(returns)
     assert kept == {"first": True, "near": False, "far": False, FRESH: True}
-    kept, start, _ = judge({**returns, "near": [16.0, 16.1]})
+    kept, start, *_ = judge({**returns, "near": [16.0, 16.1]})
     assert kept == {"first": True, "near": True, "far": False, FRESH: True}
     assert start["near"] == -DISTRUST, "not below the fresh pathway"
 
 
 def test_a_source_that_only_ties_with_untrained_networks_is_dropped():
-    kept, start, _ = judge({"same": [2.0, 2.0], FRESH: [2.0, 2.0]})
+    kept, start, *_ = judge({"same": [2.0, 2.0], FRESH: [2.0, 2.0]})
     assert kept == {"same": False, FRESH: True}
     assert start == {"same": 0.0, FRESH: 0.0}
 
 
 def test_a_source_that_beats_untrained_networks_not_clearly_is_dropped():
-    kept, _, _ = judge({"noisy": [0.0, 4.0], FRESH: [1.0, 2.0]})
+    kept, *_ = judge({"noisy": [0.0, 4.0], FRESH: [1.0, 2.0]})
     assert not kept["noisy"]
 
 
@@ -160,10 +169,10 @@ def test_a_source_that_is_above_untrained_networks_not_clearly_is_in_doubt_where
     assert not promising(returns["bad"], returns[FRESH]), "3 against 4"
     assert not promising([1.0], [])
     for without in ({"ended": True}, {"decidable": True}):
-        kept, _, doubted = judge(returns, **without)
+        kept, _, doubted, _ = judge(returns, **without)
         assert doubted == []
         assert kept == {"good": False, "near": False, "bad": False, FRESH: True}
-    kept, start, doubted = judge(returns, ended=True, decidable=True)
+    kept, start, doubted, _ = judge(returns, ended=True, decidable=True)
     assert doubted == ["good", "near"]
     assert kept == {"good": True, "near": True, "bad": False, FRESH: True}
     assert start == {"good": -DISTRUST, "near": -DISTRUST, "bad": 0.0, FRESH: 0.0}, "the fresh pathway first"
@@ -171,20 +180,32 @@ def test_a_source_that_is_above_untrained_networks_not_clearly_is_in_doubt_where
 
 def test_sources_that_tie_with_untrained_networks_in_every_segment_are_in_doubt():
     returns = {"silent": [0.0, 0.0], "noisy": [-1.0, 0.0], FRESH: [0.0, 0.0]}
-    kept, start, doubted = judge(returns, decidable=True)
+    kept, start, doubted, _ = judge(returns, decidable=True)
     assert doubted == ["silent"]
     assert kept == {"silent": True, "noisy": False, FRESH: True}
     assert start == {"silent": -DISTRUST, "noisy": 0.0, FRESH: 0.0}
-    assert judge(returns)[2] == []
+    assert judge(returns).doubted == []
+
+
+def test_where_no_episode_ended_yet_the_promising_are_set_aside():
+    returns = {"good": [30.0, 31.0], "bad": [-9.0, 3.0], "clear": [900.0, 910.0], FRESH: [-20.0, 4.0]}
+    judged = judge({name: segments for name, segments in returns.items() if name != "clear"}, decidable=True)
+    assert judged.aside == ["good"]
+    assert judged.doubted == []
+    assert judged.kept == {"good": False, "bad": False, FRESH: True}
+    assert judge(returns, ended=True, decidable=True).aside == []
+    assert judge(returns).aside == [], "no whole episodes will decide"
+    tie = {"silent": [0.0, 0.0], FRESH: [0.0, 0.0]}
+    assert judge(tie, decidable=True).aside == [], "in doubt already"
 
 
 def test_one_sample_is_not_enough_to_be_trusted():
-    kept, _, _ = judge({"once": [100.0], FRESH: [0.0, 0.1]})
+    kept, *_ = judge({"once": [100.0], FRESH: [0.0, 0.1]})
     assert not kept["once"]
 
 
 def test_without_a_fresh_pathway_whoever_is_racing_is_kept():
-    kept, start, _ = judge({"good": [10.0, 11.0], "bad": [0.0, 1.0]})
+    kept, start, *_ = judge({"good": [10.0, 11.0], "bad": [0.0, 1.0]})
     assert kept == {"good": True, "bad": False}
     assert start == {"good": 0.0, "bad": 0.0}
 
@@ -194,7 +215,7 @@ def test_a_probe_keeps_the_good_source_and_drops_the_bad_one(n_envs):
     model = racer(always("bad", -0.9), always("good", 0.75), n_envs=n_envs)
     counted = []
     verdict = probe(model, 900, counted.append)
-    assert verdict.kept == {"bad": False, "good": True, FRESH: True}
+    assert verdict.judged.kept == {"bad": False, "good": True, FRESH: True}
     assert verdict.steps == sum(counted) <= 900
     assert all(len(returns) >= ENOUGH for returns in verdict.returns.values())
     assert np.mean(verdict.returns["good"]) > np.mean(verdict.returns[FRESH]) > np.mean(verdict.returns["bad"])
@@ -209,7 +230,7 @@ def test_a_probe_keeps_the_good_source_and_drops_the_bad_one(n_envs):
 def test_where_all_sources_are_bad_the_fresh_pathway_stays_alone():
     model = racer(always("bad", -0.9), always("worse", -1.0))
     verdict = probe(model, 600)
-    assert verdict.kept == {"bad": False, "worse": False, FRESH: True}
+    assert verdict.judged.kept == {"bad": False, "worse": False, FRESH: True}
     assert model.policy.fresh_alone
     model.learn(32)
 
@@ -251,8 +272,8 @@ def test_the_callback_probes_once_and_counts_the_steps(algorithm):
     watch = HubCallback(probe_share=0.9)
     model.learn(350, callback=watch)
     assert 0 < watch.verdict.steps <= 315
-    assert watch.verdict.kept["good"]
-    assert not watch.verdict.kept["bad"]
+    assert watch.verdict.judged.kept["good"]
+    assert not watch.verdict.judged.kept["bad"]
     assert 350 <= model.num_timesteps < 350 + 32
     assert model.get_env().get_attr("total") == [model.num_timesteps]
     again = HubCallback(probe_share=0.5)
@@ -264,7 +285,7 @@ def test_where_episodes_can_end_early_whole_episodes_settle_what_a_probe_doubts(
     model = racer(always("poor", 0.3), always("good", 0.8), env_class=Ledge, n_envs=2, solo_share=0.2)
     watch = HubCallback(probe_share=0.1, verbose=1)
     model.learn(6000, callback=watch)
-    assert watch.verdict.doubted == ["poor", "good"]
+    assert watch.verdict.judged.doubted == ["poor", "good"]
     told = capsys.readouterr().out
     assert "segments, in doubt" in told
     assert "steps: poor kept, good kept, fresh kept" in told
@@ -275,9 +296,39 @@ def test_where_episodes_can_end_early_whole_episodes_settle_what_a_probe_doubts(
     assert solos.standing.worth[1] > 30
 
 
+def test_who_was_set_aside_comes_back_in_doubt_once_an_episode_ends_early(capsys):
+    model = racer(always("bad", -0.9), always("good", 0.8), env_class=Cliff, n_envs=2, solo_share=0.2)
+    watch = HubCallback(probe_share=0.1, verbose=1)
+    model.learn(6000, callback=watch)
+    assert watch.verdict.segment < 35
+    assert watch.verdict.judged.aside == ["good"]
+    assert watch.verdict.judged.kept == {"bad": False, "good": False, FRESH: True}
+    told = capsys.readouterr().out
+    assert "segments, dropped, unless an episode ends early" in told
+    assert "steps: bad dropped, good kept, fresh kept" in told
+    solos = model.policy.solos
+    assert int(solos.standing.get_buffer("counts")[1]) >= DOUBTED
+    assert not bool(solos.get_buffer("doubted").any())
+    assert model.policy.method.trusted_pathways == [False, True, True]
+
+
+def test_who_was_set_aside_stays_away_for_as_long_as_no_episode_ends_early():
+    model = racer(always("fair", 0.3), n_envs=2, solo_share=0.2)
+    solos = model.policy.solos
+    solos.believe([0.0, 0.0], aside=["fair"])
+    assert solos.taken_back([False, True]) is None
+    solos.see_early_end()
+    solos.remaining = 0.8
+    assert solos.taken_back([False, True]) is None, "too late for whole episodes"
+    solos.remaining = 0.9
+    assert solos.taken_back([False, True]) == ([True, True], [-DISTRUST, 0.0])
+    assert solos.get_buffer("doubted").tolist() == [True, False]
+    assert solos.taken_back([True, True]) is None, "once"
+
+
 def test_without_solos_nobody_is_in_doubt():
     model = racer(always("good", 0.8), env_class=Ledge, n_envs=2, solo_share=0.0)
-    assert probe(model, 600).doubted == []
+    assert probe(model, 600).judged.doubted == []
 
 
 def test_no_share_means_no_probe():

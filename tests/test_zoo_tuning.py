@@ -601,7 +601,7 @@ def test_a_training_starts_where_its_probe_says_and_remembers_it(name, tmp_path)
     probing = HubCallback(probe_share=0.9, warmup_share=0)
     model.learn(2000, callback=probing)
     assert list(probing.verdict.returns) == ["uniform", "ppo-0", "ppo-1"]
-    worth = [np.mean(returns) if probing.verdict.kept[name] else -np.inf for name, returns in probing.verdict.returns.items()]
+    worth = [np.mean(returns) if probing.verdict.judged.kept[name] else -np.inf for name, returns in probing.verdict.returns.items()]
     expected = [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]][int(np.argmax(worth))]
     assert list(model.policy.method.measures().values()) == pytest.approx(expected * 2, abs=1e-5)
     model.save(tmp_path / "model.zip")
