@@ -38,6 +38,12 @@ LATE = 0.5
 FALLING = 0.5
 """Share of the episodes that pathways play together which must end early, for that."""
 
+LEADS = 1.0
+"""Standard errors by which the best source must earn more than all together to act for them in evaluations.
+
+Few, because this can be taken back, and where returns vary much they are never more; but the best of several is the luckiest of them.
+"""
+
 TOGETHER = "together"
 """What the record of episodes that pathways play together is called in logs."""
 
@@ -177,7 +183,7 @@ class Solos(nn.Module):
     those that were set aside, from the first episode on that ends before its limit of time.
 
     A source plays alone as it is, neither corrected nor noisy, and so do the pathways together in one of `SHOW_EVERY` of their episodes:
-    these say what each earns in evaluations, and if a source clearly earns more there than all together, it is who acts in them. If
+    these say what each earns in evaluations, and if a source earns more there than all together by a standard error, it is who acts in them. If
     one is ahead by three standard errors when half of the training is over, and most episodes together end early, the others are
     dropped: mixing gaits makes some robots fall, and the rest of the training goes into correcting the one that does not. It then acts
     in evaluations untouched until corrected it earns as much.
@@ -283,11 +289,12 @@ class Solos(nn.Module):
 
     @property
     def acting(self) -> int:
-        """The source that acts in evaluations, alone and as it is, because it clearly earns more than all together; -1 for none.
+        """The source that acts in evaluations, alone and as it is, because it earns more than all together, by `LEADS`; -1 for none."""
+        return self._instead(LEADS)
 
-        If all others made way for it, it need not be clear.
-        """
-        return self._ahead(0.0 if bool(self.get_buffer("committed")) else STANDARD_ERRORS)
+    def _instead(self, errors: float) -> int:
+        """The source that earns more than all together by some standard errors, or at all if all others made way for it; -1 for none."""
+        return self._ahead(0.0 if bool(self.get_buffer("committed")) else errors)
 
     @property
     def chosen(self) -> int:
@@ -406,7 +413,7 @@ class Solos(nn.Module):
         """
         if self.growth is None or not bool(self.get_buffer("believes")) or not trusted[-1]:
             return False
-        acting = self.acting
+        acting = self._instead(STANDARD_ERRORS)
         instead = self.standing.of(acting) if acting >= 0 else None
         best = self.standing.most(self.sources)
         alone = [] if best is None or int(self.standing.get_buffer("counts")[best]) < ENOUGH else self.standing.of(best)

@@ -339,7 +339,7 @@ def test_an_evaluation_in_the_middle_of_training_has_no_solos():
     assert (actions == 1.0).all()
 
 
-def test_a_source_acts_in_evaluations_where_all_together_clearly_earn_less():
+def test_a_source_acts_in_evaluations_where_all_together_earn_less_by_a_standard_error():
     solos = Solos(["poor", "good", "fresh"], 0.2, 0.05)
     assert solos.acting == -1
     for value in (5.0, 6.0, 7.0):
@@ -347,6 +347,9 @@ def test_a_source_acts_in_evaluations_where_all_together_clearly_earn_less():
         solos.together.note(0, value - 0.5)
         solos.standing.note(2, 99.0)
     assert solos.acting == -1, "half a point less, by chance"
+    for value in (5.0, 6.0, 7.0):
+        solos.together.note(0, value - 1.1)
+    assert solos.acting == 1, "0.8 less, 1.2 standard errors"
     for _ in range(8):
         solos.together.note(0, 1.0)
     assert solos.acting == 1, "of sources alone; the fresh pathway has a trial of its own"
