@@ -183,7 +183,7 @@ class Solos(nn.Module):
     those that were set aside, from the first episode on that ends before its limit of time.
 
     A source plays alone as it is, neither corrected nor noisy, and so do the pathways together in one of `SHOW_EVERY` of their episodes:
-    these say what each earns in evaluations, and if a source earns more there than all together by a standard error, it is who acts in them. If
+    these say what each earns in evaluations, and if a source earns more there than all together by a standard error, it acts in them. If
     one is ahead by three standard errors when half of the training is over, and most episodes together end early, the others are
     dropped: mixing gaits makes some robots fall, and the rest of the training goes into correcting the one that does not. It then acts
     in evaluations untouched until corrected it earns as much.
