@@ -74,23 +74,28 @@ class HubCallback(BaseCallback):
             if remember_steps(self.model, self.model.policy):
                 self.model.policy.commit()
             self.model.policy.release(np.ones(self.training_env.num_envs, dtype=bool))
-            if self.probe_share > 0 and self.model.policy.method.awaits_probe and not self._goes_on:
+            # What has learned is not probed.
+            if self.probe_share > 0 and self.model.policy.method.awaits_probe and not self._goes_on and self.model._n_updates == 0:
                 self._probe()
             self._count_from_now(whole=not self._goes_on)
-            self._episodes, self._lasted = 0, 0
             self._measure_from_now(self.model.policy)
-            if self.model.policy.solos is not None and self.model.policy.holds:
-                self.model.policy.solos.remaining = self.model._current_progress_remaining
-                self.model.policy.solos.begin(self.training_env.num_envs, self.model.policy.method.trusted_pathways)
-            if self._goes_on:
-                self._warm_until = self.warmup_share * self.locals["total_timesteps"]
-            else:
-                self._warm_up()
+            if self.model.policy.solos is not None:
+                self._begin_solos(self.model.policy, self.model.policy.solos)
+            if not self._goes_on:
+                self._warm_up(self.model.policy)
         if isinstance(self.model, DQN) and isinstance(self.model.policy, HubDQNPolicy):
             self.model.policy.begin(self.training_env.num_envs)
             self._count_from_now(whole=not self._goes_on)
             self._began = np.full(self.training_env.num_envs, self.model.num_timesteps)
             self._pause_exploration(self.model, self.model.policy)
+
+    def _begin_solos(self, policy: HubActorCriticPolicy, solos: Solos) -> None:
+        """Tell what plays alone how long the training is, and let it begin."""
+        solos.remaining = self.model._current_progress_remaining
+        if solos.growth is not None:
+            solos.growth.count_to(self.locals["total_timesteps"], anew=not self._goes_on)
+        if policy.holds:
+            solos.begin(self.training_env.num_envs, policy.method.trusted_pathways)
 
     def _measure_from_now(self, policy: HubActorCriticPolicy) -> None:
         """Discounted rewards from here on, and what the critic knows of earlier ones."""
@@ -124,38 +129,45 @@ class HubCallback(BaseCallback):
         if policy.calm:
             model.exploration_rate = 0.0
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, policy: HubActorCriticPolicy) -> None:
         """From now on only the critic learns, for a while."""
         now = self.model.num_timesteps
-        self._warm_until = now + self.warmup_share * (self.locals["total_timesteps"] - now)
+        policy.get_buffer("warm_until").fill_(now + self.warmup_share * (self.locals["total_timesteps"] - now))
 
     def _revise(self, policy: HubActorCriticPolicy) -> None:
         """Let trust follow what pathways earned alone, between an update and the next rollout."""
-        if policy.solos is None:
+        solos = policy.solos
+        if solos is None:
             return
-        policy.solos.remaining = policy.method.remaining
-        self._take_back(policy, policy.solos)
+        solos.remaining = policy.method.remaining
+        self._take_back(policy, solos)
+        self._settle(policy, solos)
+        if not policy.holds:
+            return
+        claimed, trusted = solos.claimed, policy.method.trusted_pathways
+        if not claimed:
+            # While the fresh pathway learns alone, the hub that acts in evaluations stays as it is.
+            policy.method.revise(solos.revised(trusted))
+        if solos.grow(trusted, self.locals["total_timesteps"]):
+            policy.method.trust([name == FRESH for name in policy.method.pathways.names], [0.0] * len(trusted))
+        elif claimed != solos.claimed:
+            policy.exchange()
+            self._begin_anew(policy)
+            if claimed:
+                self._warm_up(policy)
+
+    def _settle(self, policy: HubActorCriticPolicy, solos: Solos) -> None:
+        """Drop whom whole episodes say to, or all others for one source."""
         if not policy.holds:
             return
         trusted = policy.method.trusted_pathways
-        settled, chosen = policy.solos.settle(trusted), policy.solos.chosen
+        settled, chosen = solos.settle(trusted), solos.chosen
         if settled is None and chosen >= 0 and sum(trusted) > 1:
             settled = [index == chosen for index in range(len(trusted))], [0.0] * len(trusted)
         if settled is not None:
             policy.method.trust(*settled)
-            policy.solos.drop(settled[0])
-            self._tell_settled(settled[0])
-            trusted = settled[0]
-        policy.method.revise(policy.solos.revised(trusted))
-        claimed = policy.solos.claimed
-        n_steps = self._lasted / max(self._episodes, 1) * self.training_env.num_envs
-        if policy.solos.grow(trusted, n_steps / self.locals["total_timesteps"]):
-            policy.method.trust([name == FRESH for name in policy.method.pathways.names], [0.0] * len(trusted))
-        elif claimed != policy.solos.claimed:
-            policy.exchange()
-            self._begin_anew(policy)
-            if claimed:
-                self._warm_up()
+            solos.drop(settled[0])
+            self._tell_fates(["kept" if stays else "dropped" for stays in settled[0]])
 
     def _take_back(self, policy: HubActorCriticPolicy, solos: Solos) -> None:
         """Leave those in doubt that the probe set aside, now that an episode ended early."""
@@ -163,9 +175,10 @@ class HubCallback(BaseCallback):
         if again is None:
             return
         policy.method.trust(*again)
-        self._tell_settled(again[0])
+        doubted: list[bool] = solos.get_buffer("doubted").tolist()
+        self._tell_fates(["in doubt" if doubt else "kept" if stays else "dropped" for doubt, stays in zip(doubted, again[0], strict=True)])
         self._begin_anew(policy)
-        self._warm_up()
+        self._warm_up(policy)
 
     def _on_rollout_start(self) -> None:
         for method in self._methods:
@@ -173,7 +186,8 @@ class HubCallback(BaseCallback):
         if isinstance(self.model.policy, HubActorCriticPolicy):
             self._revise(self.model.policy)
             solos = self.model.policy.solos
-            self.model.policy.warming = self.model.num_timesteps < self._warm_until and not (solos is not None and solos.claimed)
+            waits = self.model.num_timesteps < float(self.model.policy.get_buffer("warm_until"))
+            self.model.policy.warming = waits and not (solos is not None and solos.claimed)
         see_through_normalisation(self.model.policy, self.training_env)
 
     def _scale_values(self, policy: HubActorCriticPolicy) -> None:
@@ -187,7 +201,7 @@ class HubCallback(BaseCallback):
         mean, std = self._discounted.moments()
         if std == 0.0:
             return
-        head.measure(mean, std)
+        head.measure(mean, std, learned=head.weight in policy.optimizer.state)
         if first:
             assert isinstance(self.model, OnPolicyAlgorithm)
             value_again(self.model)
@@ -249,7 +263,6 @@ class HubCallback(BaseCallback):
         if not policy.holds:
             return
         self._earned += true_rewards(self.training_env, self.locals["rewards"])
-        self._lasted += self.training_env.num_envs
         total = self.locals["total_timesteps"]
         policy.solos.stepped(1 / total)
         for env, early in ends.items():
@@ -257,7 +270,6 @@ class HubCallback(BaseCallback):
             done, whole = self.model.num_timesteps / total, bool(self._whole[env])
             policy.solos.ended(env, float(self._earned[env]), trusted, done=done, whole=whole, early=early)
             self._earned[env], self._whole[env] = 0.0, True
-            self._episodes += 1
 
     def _probe(self) -> None:
         assert isinstance(self.model, OnPolicyAlgorithm)
@@ -282,14 +294,14 @@ class HubCallback(BaseCallback):
         if self.verbose:
             print(describe_verdict(self.verdict))  # noqa: T201 - what verbose=1 asks for, as SB3's callbacks do
 
-    def _tell_settled(self, kept: list[bool]) -> None:
-        """Who stays by what whole episodes said."""
-        fates = dict(zip(self._methods[0].pathways.names, kept, strict=True))
-        for name, stays in fates.items():
-            self.logger.record(f"trust/kept/{name}", float(stays), exclude=NO_TABLE)
+    def _tell_fates(self, fates: list[str]) -> None:
+        """Whom episodes show to be worth keeping, or leave in doubt: a word for each pathway."""
+        told = dict(zip(self._methods[0].pathways.names, fates, strict=True))
+        for name, fate in told.items():
+            self.logger.record(f"trust/kept/{name}", {"kept": 1.0, "dropped": 0.0}.get(fate, 0.5), exclude=NO_TABLE)
         if self.verbose:
-            told = ", ".join(f"{name} {'kept' if stays else 'dropped'}" for name, stays in fates.items())
-            print(f"Whole episodes after {self.model.num_timesteps} steps: {told}")  # noqa: T201 - as the verdict
+            said = ", ".join(f"{name} {fate}" for name, fate in told.items())
+            print(f"Whole episodes after {self.model.num_timesteps} steps: {said}")  # noqa: T201 - as the verdict
 
     def _record(self, method: Method) -> None:
         for tag, value in method.measures().items():

@@ -69,6 +69,10 @@ class Record(nn.Module):
         rows[int(count) % len(rows)] = torch.tensor([when, earned], dtype=torch.float64)
         count += 1
 
+    def forget(self) -> None:
+        """No episode counts any more."""
+        self.get_buffer("count").zero_()
+
     def __len__(self) -> int:
         return min(int(self.get_buffer("count")), len(self.get_buffer("rows")))
 
@@ -96,7 +100,9 @@ class Growth(nn.Module):
         self.register_buffer("phase", torch.zeros((), dtype=torch.long))
         self.register_buffer("own", torch.zeros((), dtype=torch.float64))
         self.register_buffer("until", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("length", torch.zeros((), dtype=torch.float64))
         self.register_buffer("started", torch.zeros((), dtype=torch.long))
+        self.register_buffer("total", torch.zeros((), dtype=torch.long))
         self.forecasts: tuple[float, float] | None = None
         """What the fresh pathway and the hub were expected to earn at the end, once that was asked."""
 
@@ -109,6 +115,31 @@ class Growth(nn.Module):
     def claims(self) -> bool:
         """Whether the next episodes are the fresh pathway's."""
         return self.at in (Phase.TRIAL, Phase.ALONE)
+
+    def count_to(self, total: int, *, anew: bool) -> None:
+        """A training of so many environment steps begins, or goes on: times that are remembered become shares of it.
+
+        Args:
+            total: Environment steps, those before included.
+            anew: Whether they are counted from zero; a trial that another training left unfinished is then held from its beginning.
+        """
+        known = self.get_buffer("total")
+        share = 1.0 if anew or not int(known) else int(known) / total
+        known.fill_(total)
+        for buffer in (self.get_buffer("until"), self.get_buffer("own"), *(record.get_buffer("rows")[:, 0] for record in self.records)):
+            buffer.mul_(share)
+        if anew:
+            # What the hub earned before it earned at the beginning; what the fresh pathway did is to be seen again.
+            self.hub.get_buffer("rows")[:, 0] = 0.0
+            self.fresh.forget()
+            self.shown.forget()
+            self.get_buffer("own").zero_()
+            self.get_buffer("until").fill_(self.get_buffer("length"))
+
+    @property
+    def records(self) -> tuple[Record, Record, Record]:
+        """Of the hub, of the fresh pathway, and of the latter without noise."""
+        return self.hub, self.fresh, self.shown
 
     def begin(self) -> bool:
         """The fresh pathway begins an episode alone; whether it plays it without noise."""
@@ -158,8 +189,12 @@ class Growth(nn.Module):
         """
         if self.at is Phase.HUB and done >= FROM[one_source] and len(self.hub) >= FEWEST:
             length = TIMES[one_source] * self.share
-            self._go(Phase.TRIAL if EACH * round_length <= length else Phase.SETTLED)
+            self._go(Phase.TRIAL if EACH * round_length <= length and done + length < 1 else Phase.SETTLED)
             self.get_buffer("until").fill_(done + length)
+            self.get_buffer("length").fill_(length)
+            # What it earned before was another network's, see `HubActorCriticPolicy.exchange`.
+            self.fresh.forget()
+            self.get_buffer("own").zero_()
         elif self.at is Phase.TRIAL and done >= float(self.get_buffer("until")):
             self._decide(done, instead, alone, one_source=one_source)
         elif self.at is Phase.ALONE and len(self.shown) == SHOWN:

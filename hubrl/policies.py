@@ -296,12 +296,12 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         hidden = self.mlp_extractor
         std = [self.log_std] if isinstance(self.action_space, spaces.Box) else []
         layers = [self.pi_features_extractor, hidden.policy_net, self.action_net, nn.ParameterList(std), hidden.value_net, self.value_net]
-        return nn.ModuleList(layers)
+        return nn.ModuleList([*layers, *([] if self.share_features_extractor else [self.vf_features_extractor])])
 
     @property
     def _as_kept(self) -> bool:
         """Whether the hub acts by the actor that was kept, because the fresh pathway learns alone."""
-        return self.kept is not None and self.solos is not None and self.solos.claimed
+        return self.kept is not None and self.solos is not None and self.solos.claimed and not self.fresh_alone
 
     def release(self, ended: np.ndarray) -> None:
         """Hold nobody any more in environments whose episode ended."""
@@ -389,8 +389,20 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             self.optimizer.step_as_torch()
         return super().train(mode)
 
-    newer: ClassVar[tuple[str, ...]] = ("solos.early.", "solos.apart", "solos.aside", "solos.ends_early", "kept.4.", "kept.5.")
-    """As of `ValueHead`: what is known of episodes that end early, who is kept out or set aside, and the critic that is kept."""
+    newer: ClassVar[tuple[str, ...]] = (
+        "solos.early.",
+        "solos.apart",
+        "solos.aside",
+        "solos.ends_early",
+        "solos.lasted",
+        "solos.growth.length",
+        "solos.growth.total",
+        "warm_until",
+        "kept.4.",
+        "kept.5.",
+        "kept.6.",
+    )
+    """As of `ValueHead`: what is known of episodes and of their ends, who is kept out or set aside, times, and the critic that is kept."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, tensor in self.state_dict().items():
@@ -411,12 +423,15 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         self.method: Method = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
         self.anchors = self._anchors(target)
         self.register_buffer("noise_key", torch.randint(2**31, ()))
+        self.register_buffer("warm_until", torch.zeros((), dtype=torch.float64))
         n_pathways = len(self.method.pathways.names)
         self.solos = None
         if self.outputs.solo_share > 0 and n_pathways > 1:
             check_solos(self.aggregation, self.method)
             own = self.outputs
-            self.solos = Solos(self.method.pathways.names, own.solo_share, own.trial_share, fresh_waits=own.fresh_waits)
+            self.solos = Solos(
+                self.method.pathways.names, own.solo_share, own.trial_share, fresh_waits=own.fresh_waits, tuned=self.spec.tuned
+            )
         may_hold = (self.outputs.hold > 1 or self.solos is not None) and n_pathways > 1
         self.committed: Tensor | None
         self.register_buffer("committed", torch.zeros((), dtype=torch.bool) if may_hold else None)

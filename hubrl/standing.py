@@ -193,15 +193,16 @@ class Solos(nn.Module):
         share: Share of the episodes once the sources are judged, at the start of the training; it falls to zero with what remains of it.
         trial_share: Share of the training in which the fresh pathway shows how fast it learns, see `Growth`; 0 for none.
         fresh_waits: Whether the fresh pathway is kept out while several sources learn to play together.
+        tuned: Whether sources are trained further, so that what they earned a while ago says little.
     """
 
-    def __init__(self, names: list[str], share: float, trial_share: float = 0.0, *, fresh_waits: bool = True) -> None:
+    def __init__(self, names: list[str], share: float, trial_share: float = 0.0, *, fresh_waits: bool = True, tuned: bool = False) -> None:
         super().__init__()
         self.share, self.fresh_waits = share, fresh_waits
         self.remaining = 1.0
         """Share of the training that is still to come; a callback sees to it."""
         self.sources = [index for index, name in enumerate(names) if name != FRESH]
-        self.standing = Standing(names, steady=[names[index] for index in self.sources])
+        self.standing = Standing(names, steady=[] if tuned else [names[index] for index in self.sources])
         self.together = Standing([TOGETHER], LATEST)
         self.early = Standing([TOGETHER], LATEST)
         """Of the same episodes: 1 where it ended before its limit of time."""
@@ -212,6 +213,7 @@ class Solos(nn.Module):
         self.register_buffer("doubted", torch.zeros(len(names), dtype=torch.bool))
         self.register_buffer("aside", torch.zeros(len(names), dtype=torch.bool))
         self.register_buffer("ends_early", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("lasted", torch.zeros(2, dtype=torch.long))
         self.register_buffer("committed", torch.zeros((), dtype=torch.bool))
         self.register_buffer("apart", torch.zeros(()))
         self.playing: Int[Tensor, " envs"]
@@ -227,6 +229,7 @@ class Solos(nn.Module):
         for buffer, those in (("doubted", doubted), ("aside", aside)):
             self.get_buffer(buffer).copy_(torch.tensor([name in those for name in self.standing.names]))
         self.get_buffer("believes").fill_(True)
+        self.get_buffer("apart").zero_()
 
     def settle(self, trusted: Sequence[bool]) -> tuple[list[bool], list[float]] | None:
         """Whom to trust and where the router starts, as soon as whole episodes say so of everybody in doubt; then nobody is.
@@ -257,7 +260,8 @@ class Solos(nn.Module):
     def taken_back(self, trusted: Sequence[bool]) -> tuple[list[bool], list[float]] | None:
         """Whom to trust and where the router starts, if those that were set aside are now in doubt, because an episode ended early.
 
-        Not once it is too late to play whole episodes: nobody is in doubt for longer than `JUDGING`.
+        Not once it is too late to play whole episodes: nobody is in doubt for longer than `JUDGING`. And not while the fresh pathway
+        learns alone, because all episodes are its own.
 
         Args:
             trusted: For every pathway, whether a probe left it in.
@@ -266,7 +270,7 @@ class Solos(nn.Module):
             None if nobody comes back.
         """
         aside: list[bool] = self.get_buffer("aside").tolist()
-        if not (any(aside) and bool(self.get_buffer("ends_early"))) or self.remaining <= 1 - JUDGING:
+        if self.claimed or not (any(aside) and bool(self.get_buffer("ends_early"))) or self.remaining <= 1 - JUDGING:
             return None
         lag: list[float] = self.get_buffer("lag").tolist()
         doubted = [back or doubt for back, doubt in zip(aside, self.get_buffer("doubted").tolist(), strict=True)]
@@ -336,6 +340,7 @@ class Solos(nn.Module):
             whole: Whether it was seen from its beginning; otherwise it says nothing.
             early: Whether it ended before its limit of time.
         """
+        self.get_buffer("lasted")[1] += 1
         if whole:
             self._remember(env, earned, done, early=early)
         self.playing[env] = -1
@@ -400,19 +405,26 @@ class Solos(nn.Module):
 
     def stepped(self, share: float) -> None:
         """All environments took a step, each of them a share of the training."""
+        self.get_buffer("lasted")[0] += len(self.playing)
         if self.growth is not None and bool(self.get_buffer("believes")):
             fresh = (self.playing == len(self.standing.names) - 1) & ~self.shown
             self.growth.spent(share * int(fresh.sum()))
 
-    def grow(self, trusted: Sequence[bool], episode: float) -> bool:
+    def grow(self, trusted: Sequence[bool], total: int) -> bool:
         """See to the fresh pathway's trial; whether it has overtaken the sources, which may be dropped.
+
+        Not while anybody is in doubt, whose whole episodes decide first, or before any episode has shown how long they are.
 
         Args:
             trusted: For every pathway, whether a probe left it in.
-            episode: Share of the training that an episode in every environment takes.
+            total: Environment steps of the training.
         """
+        steps, episodes = self.get_buffer("lasted").tolist()
         if self.growth is None or not bool(self.get_buffer("believes")) or not trusted[-1]:
             return False
+        if bool(self.get_buffer("doubted").any()) or episodes == 0:
+            return False
+        round_length = steps / episodes * len(self.playing) / total
         acting = self._instead(STANDARD_ERRORS)
         instead = self.standing.of(acting) if acting >= 0 else None
         best = self.standing.most(self.sources)
@@ -420,7 +432,7 @@ class Solos(nn.Module):
         together = self.together.of(0) if int(self.together.get_buffer("counts")[0]) >= ENOUGH else []
         one_source = sum(trusted) == 2
         self.growth.advance(
-            1 - self.remaining, one_source=one_source, round_length=episode, instead=instead, alone=alone, together=together
+            1 - self.remaining, one_source=one_source, round_length=round_length, instead=instead, alone=alone, together=together
         )
         return self.growth.at is Phase.OVERTAKEN
 

@@ -81,10 +81,16 @@ class ValueHead(nn.Linear):
         return values
 
     @torch.no_grad()
-    def measure(self, mean: float, std: float) -> None:
-        """Speak in these units from now on; what it says stays the same, except the first time (PopArt, proposition 1)."""
+    def measure(self, mean: float, std: float, *, learned: bool = False) -> None:
+        """Speak in these units from now on; what it says stays the same (PopArt, proposition 1), but for that of a new critic.
+
+        Args:
+            mean: Of the returns.
+            std: Their spread.
+            learned: Whether it has learned anything, though it was not measured before.
+        """
         shift, scale = self.get_buffer("shift"), self.get_buffer("scale")
-        if self.measured:
+        if self.measured or learned:
             self.weight.mul_(scale / std)
             self.bias.copy_((self.bias * scale + shift - mean) / std)
         shift.fill_(mean)

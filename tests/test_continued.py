@@ -11,6 +11,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from toys import Toy, target, tiny_hub, toy_for
 
 from hubrl import BadConfig, HubCallback
+from hubrl.growth import FEWEST, Phase
+from hubrl.reading import read_agent
 
 
 def learner(n_envs=2, **options):
@@ -166,3 +168,49 @@ def test_kickstarting_asks_nothing_of_rows_in_which_one_plays_alone():
         gradients.append(torch.autograd.grad(loss, policy.action_net.weight)[0])
     assert gradients[0].any()
     assert torch.equal(*gradients)
+
+
+def test_what_has_learned_is_not_probed_in_a_training_that_counts_anew():
+    model, again = learner(), HubCallback(probe_share=0.5)
+    model.learn(64, HubCallback())
+    assert model.policy.method.awaits_probe
+    model.learn(4096, again)
+    assert again.verdict is None
+
+
+def test_a_trial_that_was_not_finished_is_held_anew():
+    """A first call that ends in it must not make it last for most of the next."""
+    model = learner(n_envs=8)
+    policy, phases = model.policy, []
+    policy.method.trust([True, False, True], [0.0, 0.0, -4.0])
+    policy.solos.believe([0.0, 0.0, -4.0])
+
+    class Look(AtStart):
+        def _on_rollout_start(self):
+            phases.append(policy.solos.growth.at)
+
+    for _ in range(FEWEST):
+        policy.solos.growth.ended(0.8, 1.0, fresh=False, shown=False)
+    policy.solos.growth._go(Phase.TRIAL)
+    policy.solos.growth.get_buffer("until").fill_(0.92)
+    policy.solos.growth.get_buffer("length").fill_(0.1)
+    model.learn(5120, [HubCallback(probe_share=0.0), Look()])
+    assert phases[:3] == [Phase.TRIAL] * 3, "0, 0.05 and 0.1 of it"
+    assert Phase.TRIAL not in phases[3:]
+
+
+def test_where_all_were_dropped_no_trial_begins(tmp_path):
+    model = learner(n_envs=8)
+    policy = model.policy
+    policy.method.trust([True, True, True], [-4.0, -4.0, 0.0])
+    policy.solos.believe([-4.0, -4.0, 0.0], policy.method.pathways.names[:2])
+    for index, earned in enumerate((-5.0, -5.0, 5.0)):
+        for place in range(5):
+            policy.solos.standing.note(index, earned + place / 10)
+    model.learn(2560, HubCallback(probe_share=0.0))
+    assert policy.fresh_alone
+    assert not policy.solos.claimed
+    model.save(tmp_path / "model.zip")
+    rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    read = read_agent(tmp_path / "model.zip").predict(rows, deterministic=True)[0]
+    np.testing.assert_allclose(read, model.predict(rows, deterministic=True)[0], rtol=1e-5, atol=1e-6)

@@ -8,11 +8,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from test_holding import Ratios
 from torch import nn
-from toys import STEER, VECTOR, Constant, Toy, target
+from toys import IMAGE, STEER, VECTOR, Constant, Toy, target, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, Source
 from hubrl.evidence import forecast
 from hubrl.growth import EACH, FEWEST, SHOW_EVERY, SHOWN, Growth, Phase, Record
+from hubrl.pathways import FRESH
 from hubrl.standing import Solos
 
 
@@ -323,3 +324,99 @@ def test_a_trial_begins_with_new_episodes_of_the_fresh_pathway_alone_and_ends_wi
 def test_a_trial_that_cannot_be_is_refused():
     with pytest.raises(BadConfig, match="trial_share: Input should be less than 1"):
         poor_hub().agent(PPO, trial_share=1.0)
+
+
+def test_what_the_fresh_pathway_earned_before_its_trial_says_nothing_of_the_network_that_begins_there():
+    growth = Growth(0.05)
+    for _ in range(FEWEST):
+        growth.ended(0.1, 50.0, fresh=False, shown=False)
+        growth.ended(0.1, -100.0, fresh=True, shown=False)
+        growth.spent(0.01)
+    growth.advance(0.1, one_source=True, round_length=0.01)
+    assert growth.at is Phase.TRIAL
+    assert len(growth.fresh) == 0
+    assert float(growth.get_buffer("own")) == 0.0
+
+
+def test_no_trial_begins_that_could_not_end():
+    growth = Growth(0.05)
+    for _ in range(FEWEST):
+        growth.ended(0.1, 50.0, fresh=False, shown=False)
+    growth.advance(0.95, one_source=True, round_length=0.01)
+    assert growth.at is Phase.SETTLED
+
+
+def test_times_are_shares_of_the_training_that_goes_on():
+    growth = Growth(0.05)
+    growth.count_to(1000, anew=True)
+    for _ in range(FEWEST):
+        growth.ended(0.1, 50.0, fresh=False, shown=False)
+    growth.advance(0.1, one_source=True, round_length=0.01)
+    growth.ended(0.12, 3.0, fresh=True, shown=False)
+    growth.spent(0.02)
+    growth.count_to(2000, anew=False)
+    assert float(growth.get_buffer("until")) == pytest.approx(0.1)
+    assert float(growth.get_buffer("own")) == pytest.approx(0.01)
+    assert growth.hub.latest[:, 0] == pytest.approx(0.05)
+    growth.count_to(4000, anew=True)
+    assert growth.at is Phase.TRIAL, "held from its beginning"
+    assert float(growth.get_buffer("until")) == pytest.approx(0.1)
+    assert float(growth.get_buffer("own")) == len(growth.fresh) == 0
+    assert growth.hub.latest.tolist() == [[0.0, 50.0]] * FEWEST
+
+
+def test_nothing_grows_before_it_is_known_how_long_episodes_are_or_while_anybody_is_in_doubt():
+    solos = Solos(["source", FRESH], 0.0, 0.05)
+    solos.believe([0.0, -4.0])
+    solos.begin(2, [True, True])
+    solos.remaining = 0.9
+    for _ in range(FEWEST):
+        solos.growth.ended(0.1, 50.0, fresh=False, shown=False)
+    assert not solos.grow([True, True], 1000)
+    assert solos.growth.at is Phase.HUB, "no episode has ended"
+    solos.stepped(0.001)
+    solos.ended(0, 1.0, [True, True])
+    solos.believe([-4.0, 0.0], ["source"])
+    solos.grow([True, True], 1000)
+    assert solos.growth.at is Phase.HUB, "whole episodes decide first"
+    solos.believe([0.0, -4.0])
+    solos.grow([True, True], 1000)
+    assert solos.growth.at is Phase.TRIAL
+    assert float(solos.growth.get_buffer("until")) == pytest.approx(0.2)
+
+
+def test_nobody_comes_back_while_the_fresh_pathway_learns_alone():
+    solos = Solos(["good", "aside", FRESH], 0.0, 0.05)
+    solos.believe([0.0, 0.0, -4.0], aside=["aside"])
+    solos.see_early_end()
+    solos.growth._go(Phase.TRIAL)
+    assert solos.taken_back([True, False, True]) is None
+    solos.growth._go(Phase.SETTLED)
+    assert solos.taken_back([True, False, True]) == ([True, True, True], [0.0, -4.0, -4.0])
+
+
+def test_the_critics_own_extractor_is_exchanged_too():
+    env = make_vec_env(lambda: Toy(IMAGE), n_envs=1, seed=0)
+    made = tiny_hub(Toy(IMAGE)).agent(PPO)
+    made["policy_kwargs"] |= {"share_features_extractor": False, "features_extractor_kwargs": {"features_dim": 8}}
+    policy = target(PPO, env, made).policy
+    seen, _ = policy.obs_to_tensor(env.reset().transpose(0, 3, 1, 2))
+
+    @torch.no_grad()
+    def worth():
+        return float(policy.predict_values(seen))
+
+    @torch.no_grad()
+    def learn():
+        for weight in policy.vf_features_extractor.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+
+    begun = worth()
+    learn()
+    learned = worth()
+    assert begun != learned
+    policy.exchange()
+    assert worth() == pytest.approx(begun)
+    learn()
+    policy.exchange()
+    assert worth() == pytest.approx(learned)

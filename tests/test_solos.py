@@ -466,3 +466,22 @@ def test_solos_that_cannot_be_are_refused():
         target(PPO, env, hub.agent(PPO, aggregation="mean", solo_share=0.1))
     with pytest.raises(BadConfig, match="solo_share: Input should be less than 1"):
         hub.agent(PPO, solo_share=1.0)
+
+
+def test_sources_that_are_trained_further_are_judged_by_their_latest_episodes():
+    given = target(PPO, Toy(), tiny_hub(Toy()).agent(PPO, tuned=True)).policy.solos.standing
+    assert set(given.windows) == {20}
+    kept = target(PPO, Toy(), tiny_hub(Toy()).agent(PPO)).policy.solos.standing
+    assert kept.windows == [500, 500, 20]
+
+
+def test_who_is_believed_anew_is_not_kept_out_twice():
+    solos = Solos(["a", "b", "aside", "fresh"], 0.0)
+    solos.believe([0.0, 0.0, 0.0, -DISTRUST], aside=["aside"])
+    trusted = [True, True, False, True]
+    assert change_of_fresh(solos, trusted) == APART
+    solos.see_early_end()
+    kept, start = solos.taken_back(trusted)
+    assert kept == [True] * 4
+    assert start == [0.0, 0.0, -DISTRUST, -DISTRUST]
+    assert change_of_fresh(solos, kept) == 0.0, "in doubt nobody waits; and what was lowered before was set anew"

@@ -149,3 +149,28 @@ def test_a_hub_whose_sources_were_dropped_is_not_measured():
     model.policy.method.trust([False, False, True], [0.0] * 3)
     model.learn(64, callback=HubCallback(probe_share=0))
     assert not model.policy.value_net.measured
+
+
+def test_a_critic_that_has_learned_says_the_same_when_it_is_measured_at_last():
+    head, rows = ValueHead(nn.Linear(3, 1)), torch.randn(5, 3)
+    before = head(rows).detach()
+    head.measure(100.0, 20.0, learned=True)
+    assert head.measured
+    torch.testing.assert_close(head(rows), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_only_a_new_critic_jumps_to_what_returns_are(learned, monkeypatch):
+    """A2C updates before returns were seen for long enough; PPO's first rollout here is long enough."""
+    env = make_vec_env(lambda: Toy(VECTOR, STEER, length=10_000), n_envs=2, seed=0)
+    algorithm, n_steps = (A2C, 5) if learned else (PPO, 256)
+    model, told = target(algorithm, env, tiny_hub(Toy(VECTOR, STEER)).agent(algorithm), n_steps=n_steps), []
+    measure = ValueHead.measure
+
+    def spy(head, mean, std, **how):
+        told.append(how["learned"])
+        measure(head, mean, std, **how)
+
+    monkeypatch.setattr(ValueHead, "measure", spy)
+    model.learn(1024, HubCallback(probe_share=0.0))
+    assert told[0] is learned
