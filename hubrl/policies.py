@@ -339,7 +339,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             if state is None:
                 self._decider = None  # layers may have been replaced or hooked since
             self._holding = self._held(self._n_rows(observation), state, episode_start)
-            self._before, self._drawn = self._previous(self._holding), None
+            self._before, self._drawn = self._previous(self._holding, sure=deterministic), None
             actions, _ = super().predict(observation, state, episode_start, deterministic)
             if self._drawn is not None:
                 self._holding.acted(self._drawn, self._before)
@@ -547,13 +547,18 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             self.memory["choice"] = torch.stack([previous, drawn], dim=1)
             self._holding.acted(drawn, previous)
 
-    def _previous(self, holding: Holding) -> Int[Tensor, " batch"]:
-        """Who acted before, as far as that binds."""
+    def _previous(self, holding: Holding, *, sure: bool = False) -> Int[Tensor, " batch"]:
+        """Who acted before, as far as that binds.
+
+        Args:
+            holding: Who is held.
+            sure: Whether the likeliest is done. To go on always is, where one lets go at random; then it is done after `hold` steps.
+        """
         previous = holding.pathway
         lead = self.lead if self._predicting else -1
         if lead >= 0:
             return solo(torch.full_like(previous, lead)).to(self.device)
-        if self.outputs.release == "fixed":
+        if self.outputs.release == "fixed" or (sure and self.outputs.release == "random"):
             previous = torch.where(holding.steps >= self.outputs.hold, -1, previous)
         if self.solos is not None and not self._predicting and len(self.solos.playing) == len(previous):
             previous = torch.where(self.solos.playing >= 0, solo(self.solos.playing), previous)

@@ -187,6 +187,21 @@ def test_predict_says_who_is_held():
     assert state[0].shape == (3,)
 
 
+@pytest.mark.parametrize(("release", "steps"), [("random", 3), ("fixed", 3), ("learned", 6)])
+def test_who_does_the_likeliest_lets_go_too(release, steps):
+    """At random going on is likelier in every step: nobody would ever let go of whom an episode began with."""
+    env = make_vec_env(Toy, n_envs=1, seed=0)
+    model = target(PPO, env, tiny_hub(Toy()).agent(PPO, hold=3, release=release, solo_share=0))
+    model.learn(32, HubCallback(probe_share=0, warmup_share=0))
+    bias, row, state, who = model.policy.method.router.mean.bias, np.zeros((1, 4), dtype=np.float32), None, []
+    for _ in range(6):
+        with torch.no_grad():
+            bias.copy_(torch.tensor([0.0, 1.0, 0.0] if state is None else [1.0, 0.0, 0.0]))
+        _, state = model.predict(row, state=state, deterministic=True)
+        who.append(int(state[0][0]))
+    assert who == [1] * steps + [0] * (6 - steps), "a learned rule holds on to whom it likes a little less"
+
+
 def test_a_mean_holds_nobody():
     env = Toy()
     hub = tiny_hub(env)
