@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3.a2c import A2C
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.dqn import DQN
+from stable_baselines3.ppo import PPO
 
 from hubrl.buffers import remember_steps
 from hubrl.cards import write_yaml
@@ -70,6 +72,10 @@ class HubCallback(BaseCallback):
         self._methods = parts_in(self.model.policy, Method)  # type: ignore[type-abstract]
         self._log_cards()
         self._logged_at = self.model.num_timesteps
+        if isinstance(self.model.policy, HubActorCriticPolicy) and not isinstance(self.model, PPO | A2C):
+            raise BadConfig(
+                f"What hub.agent makes for PPO or A2C was given to {type(self.model).__name__}; use hub.agent({type(self.model).__name__})."
+            )
         if isinstance(self.model, OnPolicyAlgorithm) and isinstance(self.model.policy, HubActorCriticPolicy):
             if remember_steps(self.model, self.model.policy):
                 self.model.policy.commit()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import torch
 import typer
@@ -238,8 +238,9 @@ def methods() -> None:
     """List the methods and their options, and those of the policies that hear outputs."""
     for name in available():
         console.print(f"{name}: {find(name).summary}", highlight=False)
+        plain = get_type_hints(find(name).__init__)  # without the bounds of numbers
         for option, parameter in options_of(name).items():
-            _print_option(option, parameter.annotation, parameter.default)
+            _print_option(option, plain[option], parameter.default)
     unless = ", ".join(f"{option}={value}" for option, value in RECOMMENDED.items())
     console.print(f"Hearing outputs, beside the method's own; where pathways are drawn {unless} unless told otherwise:", highlight=False)
     for title, kind in (("PPO and A2C", Outputs), ("DQN", Teaching)):

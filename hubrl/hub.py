@@ -1,6 +1,7 @@
 """A hub: an ordered, immutable set of sources, and what it hands to SB3's algorithms."""
 
 import hashlib
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -20,26 +21,31 @@ from stable_baselines3.ppo import PPO
 from hubrl import speech, store
 from hubrl.cached import cached_policy
 from hubrl.cards import Plain, first_problem, read_yaml, write_yaml
-from hubrl.errors import BadConfig, BadFile, UnknownName, check_format, unknown
+from hubrl.errors import BadConfig, BadFile, OutputExists, UnknownName, check_format, unknown
 from hubrl.extractor import HubExtractor, parts_in
 from hubrl.folders import new_folder
 from hubrl.methods import check_options, find
-from hubrl.methods.base import Method, check_cached, check_level
+from hubrl.methods.base import Method, check_cached, check_level, plain_values
 from hubrl.methods.hub_pathway import check_top_k
 from hubrl.optimizers import HubAdam, HubRMSprop
 from hubrl.outputs import Outputs, check_effect
+from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.precision import Precision, byte_policy
 from hubrl.q_policies import HubDQNPolicy, Teaching
 from hubrl.reading import read_agent, read_live
 from hubrl.source import Source
 from hubrl.spec import HubSpec
+from hubrl.standing import TOGETHER
 
 HUB_FORMAT = 1
 HUB_FILE = "hub.yaml"
 
 RECOMMENDED = {"hold": 5.0, "release": "learned"}
 """Beside the options' own defaults, which must go on meaning what they meant in models saved before there were these."""
+
+TAKEN = {FRESH, TOGETHER, Path(HUB_FILE).stem}
+"""Names that no source may have: those of the fresh pathway, of all together, and of the hub's own file."""
 
 Agent = str | Path | Source | BaseAlgorithm | tuple[str | Path, str | Path]
 """A file or folder, one with its statistics or its card, a model in memory, or a source."""
@@ -60,7 +66,7 @@ class Hub(Sequence[Source]):
         sources: The sources; their names must differ.
 
     Raises:
-        BadConfig: If there is none, or two have one name.
+        BadConfig: If there is none, two have one name, or one has a name that is taken.
     """
 
     def __init__(self, sources: Iterable[Source]) -> None:
@@ -71,6 +77,9 @@ class Hub(Sequence[Source]):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise BadConfig(f"Two sources are called {twice[0]!r}; give one of them another name.")
+        taken = sorted({*names} & TAKEN)
+        if taken:
+            raise BadConfig(f"A source is called {taken[0]!r}, which has a meaning of its own here; give it another name.")
 
     @classmethod
     def from_agents(cls, agents: Iterable[Agent], names: Sequence[str] | None = None) -> "Hub":
@@ -116,14 +125,16 @@ class Hub(Sequence[Source]):
 
         Args:
             folder: Where; it appears whole or not at all.
-            overwrite: Whether it may replace a folder that is there.
+            overwrite: Whether it may replace a hub that is there. Files in its folder that are not the hub's stay.
             half: Whether weights are rounded to float16, for half the size.
 
         Raises:
-            OutputExists: If the folder exists and may not be replaced.
+            OutputExists: If the folder exists and may not be replaced, or is no hub.
             SourcesNotLoaded: If a source's weights never arrived.
         """
-        with new_folder(Path(folder), overwrite=overwrite) as making:
+        folder = Path(folder).resolve()
+        foreign = _foreign(folder) if overwrite and folder.exists() else []
+        with new_folder(folder, overwrite=overwrite) as making:
             for source in self._sources:
                 raw = source.to_bytes(half=half)
                 # A source that was trained meanwhile is no longer the one its card was made for.
@@ -131,6 +142,11 @@ class Hub(Sequence[Source]):
                 (making / f"{source.name}.safetensors").write_bytes(raw)
                 (making / f"{source.name}.yaml").write_text(write_yaml(card.plain()), encoding="utf-8")
             (making / HUB_FILE).write_text(write_yaml(HubCard(sources=tuple(self.names)).plain()), encoding="utf-8")
+            for path in foreign:
+                if path.is_dir():
+                    shutil.copytree(path, making / path.name, symlinks=True)
+                elif not (making / path.name).exists():
+                    shutil.copy2(path, making / path.name)
 
     def add(self, agent: Agent, name: str | None = None) -> "Hub":
         """A new hub with one more source at the end."""
@@ -214,7 +230,8 @@ class Hub(Sequence[Source]):
         level = "features" if cached else level or self.level(algorithm, method, tuned=tuned)
         if level == "features":
             kwargs = self.policy_kwargs(method, tuned=tuned, source_lr=source_lr, cached=cached, precision=precision, **options)
-            made = cached_policy(algorithm) if cached else policy_for(algorithm, self[0].space, precision)
+            seen = spaces.Dict({}) if reads_parts(self[0]) else self[0].space
+            made = cached_policy(algorithm) if cached else policy_for(algorithm, seen, precision)
             return {"policy": made, "policy_kwargs": {**kwargs, **_optimizer(algorithm, "optimizer_class" in kwargs, precision)}}
         if not issubclass(algorithm, PPO | A2C | DQN):
             otherwise = "for others use level='features'" if "features" in find(method).levels else f"method {method!r} needs them"
@@ -259,6 +276,7 @@ class Hub(Sequence[Source]):
         precision: Precision = "float32",
     ) -> HubSpec:
         check_options(method, options, also)
+        options = plain_values(method, options)
         if precision == "bfloat16" and not any(reads_images(source.space) for source in self):
             raise BadConfig("precision='bfloat16' was given and no source reads images; it is for NatureCNNs, leave it out.")
         check_top_k(options.get("top_k"), len(self))
@@ -270,7 +288,11 @@ class Hub(Sequence[Source]):
         if source_lr is None:
             source_lr = find(method).source_lr(level)
         cards = tuple(source.card for source in self)
-        return HubSpec(sources=cards, method=method, options=options, tuned=tuned or tunes, source_lr=source_lr, precision=precision)
+        given = {"options": options, "tuned": tuned or tunes, "source_lr": source_lr, "precision": precision}
+        try:
+            return HubSpec(sources=cards, method=method, **given)
+        except ValidationError as error:
+            raise BadConfig(f"The hub cannot be used so: {first_problem(error)}.") from error
 
     @overload
     def __getitem__(self, which: int | str) -> Source: ...
@@ -302,6 +324,11 @@ def reads_images(space: spaces.Space[Any]) -> bool:
     return any(isinstance(part, spaces.Box) and len(part.shape) == 3 for part in parts)
 
 
+def reads_parts(source: Source) -> bool:
+    """Whether a source was adapted to a target whose observations are a Dict."""
+    return any(step.op in ("key", "keys") for step in source.card.preprocessing[:1])
+
+
 def _source(agent: Agent, name: str | None, index: int) -> Source:
     if isinstance(agent, Source):
         return agent if name in (None, agent.name) else agent.adapted(name)
@@ -309,6 +336,20 @@ def _source(agent: Agent, name: str | None, index: int) -> Source:
         return read_live(agent, name or f"{type(agent).__name__.lower()}-{index}")
     path, companion = agent if isinstance(agent, tuple) else (agent, None)
     return read_agent(path, companion, name=name)
+
+
+def _foreign(folder: Path) -> list[Path]:
+    """What lies in a hub's folder and is not the hub's.
+
+    Raises:
+        OutputExists: If it is no hub's folder.
+    """
+    if not (folder / HUB_FILE).is_file():
+        raise OutputExists(f"{folder} exists and is no hub, so it is not replaced; choose another name, or remove it.")
+    plain = read_yaml(folder / HUB_FILE)
+    listed = plain.get("sources", []) if isinstance(plain, dict) else []
+    own = {HUB_FILE, *(f"{name}{suffix}" for name in listed for suffix in (".yaml", ".safetensors"))}
+    return [path for path in sorted(folder.iterdir()) if path.name not in own]
 
 
 def _inside(folder: Path, name: str) -> Path:

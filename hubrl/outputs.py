@@ -32,7 +32,7 @@ class Outputs(Plain):
     """Whether a learned correction, zero at the start, is added to what the sources say."""
     router_lr: Annotated[float, Field(gt=0)] = 1.0
     """Learning rate of the router and of who is held, as a factor on the algorithm's."""
-    source_std: float | None = 0.05
+    source_std: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 0.05
     """Standard deviation at which each source's pathway starts, learned from there; none: the source's own."""
     hold: Annotated[float, Field(ge=1)] = 1
     """How many steps a pathway that was drawn acts (a mixture's commitment), in the mean where it is random, at the start

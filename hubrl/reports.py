@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
+from hubrl.errors import BadFile
 from hubrl.folders import write_atomically
 
 RESAMPLES = 2000
@@ -75,6 +76,8 @@ def difference(one: Sequence[float], other: Sequence[float]) -> Estimate:
 
 def write_reports(results: Path) -> None:
     """Write `table.md`, `intervals.png`, `curves.png` and `pathways.png` beside the tables of a study."""
+    if not (results / "runs.csv").exists():
+        raise BadFile(f"{results} has no runs.csv: no run of the study is finished.")
     table = pd.read_csv(results / "runs.csv", dtype={"config": str, "probe_kept": str})
     curves = pd.read_csv(results / "curves.csv") if (results / "curves.csv").exists() else pd.DataFrame(columns=CURVE_COLUMNS)
     texts = [summary(table), side_by_side(table), over_targets(table), details(table, curves)]

@@ -181,7 +181,7 @@ def build_model(config: RunConfig, env: VecEnv, hub: Hub | None, *, tensorboard:
     """The algorithm of a config, over its hub if its method has one.
 
     Raises:
-        BadConfig: If the algorithm's package is missing or refuses its arguments.
+        BadConfig: If the algorithm's package is missing, or it refuses its arguments or the task.
     """
     algorithm = algorithm_class(config.algorithm)
     kwargs = dict(config.algorithm_kwargs)
@@ -206,6 +206,9 @@ def build_model(config: RunConfig, env: VecEnv, hub: Hub | None, *, tensorboard:
         return algorithm(made["policy"], policy_kwargs={**given, **made["policy_kwargs"]}, **common, **kwargs)
     except TypeError as error:
         raise BadConfig(f"{algorithm.__name__} does not take algorithm_kwargs {kwargs} ({error}).") from error
+    except (AssertionError, ValueError) as error:
+        # SB3's own refusals, of an action space or of a number.
+        raise BadConfig(f"{algorithm.__name__} cannot be built for {config.task}: {str(error).splitlines()[0]}") from error
 
 
 def _meanings(algorithm: type[BaseAlgorithm], config: RunConfig, env: VecEnv, hub: Hub) -> dict[str, Any]:

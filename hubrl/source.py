@@ -158,6 +158,9 @@ class Source(nn.Module):
             card = SourceCard.model_validate(plain)
         except ValueError as error:
             raise BadConfig(f"Source {self.name!r} cannot be adapted so: {' '.join(str(error).split())[:200]}") from error
+        width, named = math.prod(self.space.shape or ()), len(first[0].get("indices", ())) if first else 0
+        if named and not self.card.preprocessing and named != width:
+            raise BadConfig(f"Source {self.name!r} reads {width} numbers, and observes names {named}; name one for each of them.")
         return Source.from_card(card, self.tensors(), frozen=self.frozen)
 
     def features(self, observations: Observations) -> Float[Tensor, "batch width"]:

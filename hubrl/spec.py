@@ -1,8 +1,8 @@
 """What a saved target freezes: the hub it learned from, as plain data in its keyword arguments."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from hubrl.cards import Plain, SourceCard, first_problem, parse_card
 from hubrl.errors import BadConfig, check_format
@@ -21,7 +21,7 @@ class HubSpec(Plain):
     """Options of the method, by name."""
     tuned: bool = False
     """Whether the sources are trained further; otherwise they stay as they are, bit for bit."""
-    source_lr: float = 0.1
+    source_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     """Learning rate of tuned sources, as a factor on the algorithm's."""
     cached: bool = False
     """Whether observations come with what the sources' encoders said of them (`hubrl.CachedVecEnv`)."""

@@ -29,6 +29,9 @@ DOUBTED = 5
 STEADY = 500
 """Returns that are remembered of a pathway that does not change."""
 
+LEAST = 2
+"""Returns without which nobody is dropped in doubt, however late it is."""
+
 JUDGING = 0.2
 """Share of the training within which sources play alone until they are judged, and by whose end nobody is in doubt any more."""
 
@@ -179,8 +182,8 @@ class Solos(nn.Module):
     while all together earn more than the best, and for as long as several sources learn to play together the fresh pathway is kept out.
 
     Where a probe is in doubt whether a source is worth more than a network that has learned nothing, the fresh pathway plays alone too,
-    until each has `DOUBTED` whole episodes: a source stays if it earned more by two standard errors, and is dropped if not. So it is with
-    those that were set aside, from the first episode on that ends before its limit of time.
+    until each has `DOUBTED` whole episodes, or `LEAST` once it is late: a source stays if it earned more by two standard errors, and is
+    dropped if not. So it is with those that were set aside, from the first episode on that ends before its limit of time.
 
     A source plays alone as it is, neither corrected nor noisy, and so do the pathways together in one of `SHOW_EVERY` of their episodes:
     these say what each earns in evaluations, and if a source earns more there than all together by a standard error, it acts in them. If
@@ -242,8 +245,8 @@ class Solos(nn.Module):
         """
         doubted: list[bool] = self.get_buffer("doubted").tolist()
         counts: list[int] = self.standing.get_buffer("counts").tolist()
-        told = all(counts[index] >= DOUBTED for index, stays in enumerate(trusted) if stays)
-        if not any(doubted) or not (told or self.remaining <= 1 - JUDGING):
+        told = all(counts[index] >= self._enough for index, stays in enumerate(trusted) if stays)
+        if not any(doubted) or not told:
             return None
         names, returns = self.standing.names, [self.standing.of(index) for index in range(len(trusted))]
         fresh = returns[names.index(FRESH)]
@@ -454,12 +457,19 @@ class Solos(nn.Module):
             return -1
         members = [index for index, stays in enumerate(trusted) if stays]
         first = self._unjudged(members)
-        if first is not None and self.remaining > 1 - JUDGING:
+        if first is not None and (self.remaining > 1 - JUDGING or bool(self.get_buffer("doubted").any())):
             return first
         if np.random.random() >= self.share * self.remaining:
             return -1
         chances = np.exp(-self.get_buffer("lag").double().cpu().numpy()[members] / 2)
         return int(np.random.choice(members, p=chances / chances.sum()))
+
+    @property
+    def _enough(self) -> int:
+        """Episodes that each must have played to be judged: beside those in doubt fewer, once it is late."""
+        if not bool(self.get_buffer("doubted").any()):
+            return ENOUGH
+        return DOUBTED if self.remaining > 1 - JUDGING else LEAST
 
     def _unjudged(self, members: Sequence[int]) -> int | None:
         """Who has played least of those to be judged, with what is being played, if that is not enough yet; nobody if there is but one.
@@ -470,6 +480,6 @@ class Solos(nn.Module):
         judged = [index for index in members if doubt or self.standing.names[index] != FRESH]
         counts = self.standing.get_buffer("counts")
         played = {index: int(counts[index]) + int((self.playing == index).sum()) for index in judged}
-        if len(judged) < 2 or min(played.values()) >= (DOUBTED if doubt else ENOUGH):
+        if len(judged) < 2 or min(played.values()) >= self._enough:
             return None
         return min(played, key=lambda index: played[index])

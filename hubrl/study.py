@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from stable_baselines3.ppo import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -116,7 +116,7 @@ class StudyCase(Plain):
 class Study(Plain):
     """The whole of it."""
 
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...] = Field(min_length=1)
     agents: dict[str, StudyAgent]
     hubs: dict[str, tuple[str, ...]]
     methods: dict[str, StudyMethod]
@@ -219,7 +219,12 @@ def plan(path: Path, folder: Path, agents: Path | None = None) -> list[Job]:
             for source in study.hubs[case.hub] if spec.each_source else [None]:
                 for seed in case.seeds or study.seeds:
                     job = _job(study, case_name, method, source, seed, folder, cards[case.hub])
-                    jobs.setdefault((job.task, job.hub, job.label, str(seed)), job)
+                    shared = jobs.setdefault((job.task, job.hub, job.label, str(seed)), job)
+                    if shared.digest != job.digest:
+                        raise BadConfig(
+                            f"Case {case_name!r} has the target {job.task!r} of another case, but other settings for "
+                            f"{job.label!r}; give it a target of its own."
+                        )
     return sorted(jobs.values(), key=lambda job: job.config.seed)
 
 
@@ -351,9 +356,10 @@ def keep(collected: Collected, results: Path, planned: Sequence[Job]) -> None:
     runs_table = read_table(results / "runs.csv", RUN_COLUMNS)
     stays = [key in valid or key[2].startswith(f"{ZERO_SHOT}:") for key in _tuples(runs_table, [*WHICH, "config"])]
     replaced = {tuple(row[column] for column in WHICH) for row in collected.runs}
-    _add(results / "runs.csv", runs_table.loc[np.array(stays, dtype=bool)], collected.runs, replaced)
-    _add(results / "curves.csv", read_table(results / "curves.csv", CURVE_COLUMNS), collected.curves, replaced)
-    _add(results / "pathways.csv", read_table(results / "pathways.csv", PATHWAY_COLUMNS), collected.pathways, replaced)
+    left_out = {key[: len(WHICH)] for key, stay in zip(_tuples(runs_table, WHICH), stays, strict=True) if not stay}
+    _add(results / "runs.csv", runs_table, collected.runs, replaced | left_out)
+    _add(results / "curves.csv", read_table(results / "curves.csv", CURVE_COLUMNS), collected.curves, replaced | left_out)
+    _add(results / "pathways.csv", read_table(results / "pathways.csv", PATHWAY_COLUMNS), collected.pathways, replaced | left_out)
     write_atomically(results / "versions.json", json.dumps(runs.versions(), indent=2) + "\n")
 
 

@@ -101,8 +101,11 @@ def useful(source: Sequence[float], untrained: Sequence[float]) -> bool:
 
 
 def promising(source: Sequence[float], untrained: Sequence[float]) -> bool:
-    """Whether the better half of a source's segments is above the better half of what untrained networks earn, however little."""
-    return min(len(source), len(untrained)) > 0 and float(np.mean(better_half(source)) - np.mean(better_half(untrained))) > 0
+    """Whether the better half of a source's segments is above what untrained networks earn, however little.
+
+    Above all of it, not above its better half: where a segment is too short to fall in, some of them earn all that can be had.
+    """
+    return min(len(source), len(untrained)) > 0 and float(np.mean(better_half(source)) - np.mean(untrained)) > 0
 
 
 def closeness(returns: Returns, name: str) -> float:

@@ -83,6 +83,8 @@ def test_a_source_reads_one_key_of_a_dict():
     env = Toy(parts)
     model = target(PPO, env, {**Hub([adapted]).agent(PPO), "policy": Hub([adapted]).agent(PPO)["policy"]})
     model.learn(64)
+    for algorithm, level in ((PPO, "features"), (SAC, None)):
+        target(algorithm, env, Hub([adapted]).agent(algorithm, level=level)).learn(64)
     one = {"joints": ROWS[0, :4], "goal": np.zeros(2, np.float32)}
     np.testing.assert_allclose(
         adapted.predict(one, deterministic=True)[0], read_live(tiny(PPO, Toy()), "x").predict(ROWS[0, :4], deterministic=True)[0]
@@ -117,6 +119,7 @@ def test_bounds_follow_the_signs():
         ({"signs": [1]}, SpaceMismatch, "has 1 signs for Box"),
         ({"signs": [1, 2]}, BadConfig, "cannot be adapted so: .*action_map"),
         ({"observes": [-1]}, BadConfig, "cannot be adapted so: .*indices"),
+        ({"observes": range(10)}, BadConfig, "Source 'gait' reads 4 numbers, and observes names 10; name one for each of them"),
         ({"name": "no spaces"}, BadConfig, "cannot be adapted so: .*name"),
     ],
 )

@@ -1,5 +1,6 @@
 """The contract of a transfer method, for every method that is registered."""
 
+import math
 from functools import cache
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -501,3 +502,30 @@ def test_the_tally_adds_batches_up():
         assert sums.last.tolist() == [[0.0, 1.0]]
     tally.reset()
     assert (tally.sums.rows, tally.sums.weight.tolist()) == (0, [0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": "2"}, "top_k='2' was given for method 'hub-pathway': Input should be a valid integer."),
+        ({"top_k": 1.5}, "top_k=1.5 was given for method 'hub-pathway'"),
+        ({"hidden_dim": 0}, "hidden_dim=0 was given for method 'hub-pathway': Input should be greater than or equal to 1."),
+        ({"explore_coef": -1.0}, "explore_coef=-1.0 was given .* greater than or equal to 0"),
+        ({"explore_coef": math.nan}, "explore_coef=nan was given"),
+        ({"fresh": "no"}, "fresh='no' was given .*: Input should be a valid boolean"),
+        ({"width": "a", "level": "features"}, "width='a' was given"),
+        ({"source_std": 0.0}, "source_std: Input should be greater than 0"),
+        ({"source_lr": -1.0, "tuned": True}, "source_lr: Input should be greater than 0"),
+        ({"precision": "fp16"}, "precision: Input should be 'float32' or 'bfloat16'"),
+        ({"method": "kickstart", "coef": "x"}, "coef='x' was given for method 'kickstart': Input should be a valid number"),
+        ({"method": "single", "source": 0}, "source=0 was given for method 'single': Input should be a valid string"),
+    ],
+    ids=str,
+)
+def test_values_that_an_option_cannot_have_are_refused(options, message):
+    with pytest.raises(BadConfig, match=message):
+        tiny_hub(Toy()).agent(PPO, **options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert tiny_hub(Toy()).agent(PPO, top_k=np.int64(2), explore_coef=np.float64(0.1))

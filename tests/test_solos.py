@@ -110,17 +110,33 @@ def test_who_earned_clearly_more_than_the_fresh_pathway_stays_and_who_did_not_is
     assert solos.settle(kept) is None, "nobody is in doubt any more"
 
 
-def test_doubt_ends_when_it_is_too_late_to_judge():
-    solos = in_doubt([[100.0, 120.0], [100.0], [0.0, 10.0]])
+def test_late_two_episodes_of_each_are_enough_to_end_doubt():
+    solos = in_doubt([[100.0, 120.0], [-50.0, -60.0], [0.0, 10.0]])
     solos.remaining = 0.81
     assert solos.settle([True, True, True]) is None
     solos.remaining = 0.8
     kept, start = solos.settle([True, True, True])
-    assert kept == [True, False, True], "one episode says nothing"
+    assert kept == [True, False, True]
+    assert start == [0.0, 0.0, -DISTRUST]
+
+
+def test_where_doubt_ends_for_nobody_the_fresh_pathway_is_alone():
     solos = in_doubt([[0.0] * DOUBTED, [5.0] * DOUBTED, [5.0] * DOUBTED])
     kept, start = solos.settle([True, True, True])
     assert kept == [False, False, True]
-    assert start == [0.0, 0.0, 0.0], "the fresh pathway alone"
+    assert start == [0.0, 0.0, 0.0]
+
+
+def test_nobody_is_dropped_for_lack_of_evidence():
+    """A source that survives plays long episodes, and few of them fit into a fifth of a short training."""
+    solos = in_doubt([[272.0, 287.0], [158.0], [-464.0]])
+    solos.remaining = 0.6
+    assert solos.settle([True, True, True]) is None
+    solos.begin(2, [True, True, True])
+    assert sorted(solos.playing.tolist()) == [1, 2], "those with one episode play on, however late it is"
+    solos.standing.note(1, 160.0)
+    solos.standing.note(2, -400.0)
+    assert solos.settle([True, True, True])[0] == [True, True, True]
 
 
 def test_who_is_clearly_behind_is_lowered_once_by_as_many_standard_errors():

@@ -360,6 +360,28 @@ def test_a_hubs_folder_is_not_overwritten_unless_it_may_be(hub, tmp_path):
     assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == ["hub.yaml", "z-first.safetensors", "z-first.yaml"]
 
 
+def test_what_is_no_hub_is_not_replaced_and_files_of_others_stay(hub, tmp_path):
+    notes = tmp_path / "mine" / "notes.md"
+    notes.parent.mkdir()
+    notes.write_text("thesis")
+    with pytest.raises(OutputExists, match="mine exists and is no hub, so it is not replaced; choose another name, or remove it"):
+        hub.save(notes.parent, overwrite=True)
+    assert notes.read_text() == "thesis"
+    with pytest.raises(OutputExists, match=r"notes\.md exists and is no hub"):
+        hub.save(notes, overwrite=True)
+    hub.save(tmp_path / "hub")
+    (tmp_path / "hub" / "NOTES.md").write_text("x")
+    (tmp_path / "hub" / "plots").mkdir()
+    (tmp_path / "hub" / "plots" / "one.txt").write_text("y")
+    (tmp_path / "link").symlink_to(tmp_path / "hub")
+    hub[:1].save(tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    names = ["NOTES.md", "hub.yaml", "plots", "z-first.safetensors", "z-first.yaml"]
+    assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == names
+    assert (tmp_path / "hub" / "plots" / "one.txt").read_text() == "y"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hub", "link", "mine"]
+
+
 @pytest.mark.parametrize("there", [True, False], ids=["over an old hub", "anew"])
 def test_a_hub_is_saved_whole_or_not_at_all(hub, there, tmp_path, monkeypatch):
     if there:
@@ -393,6 +415,9 @@ def test_a_hub_that_cannot_be_is_refused(hub):
         Hub([])
     with pytest.raises(BadConfig, match="Two sources are called 'z-first'; give one of them another name"):
         Hub([*hub, hub[0]])
+    for name in ("fresh", "hub", "together"):
+        with pytest.raises(BadConfig, match=f"A source is called '{name}', which has a meaning of its own here; give it another name"):
+            hub.add(untrained(PPO), name)
     with pytest.raises(BadConfig, match="2 names were given for 1 agents"):
         Hub.from_agents([untrained(PPO)], names=["one", "two"])
 

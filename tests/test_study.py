@@ -9,10 +9,21 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from hubrl import BadConfig, UnknownName
+from hubrl import BadConfig, BadFile, UnknownName
 from hubrl.cli import app
 from hubrl.config import parse_config
-from hubrl.reports import details, difference, estimate, iqm, over_targets, resampled, seconds_to_scratch, side_by_side, stratified
+from hubrl.reports import (
+    details,
+    difference,
+    estimate,
+    iqm,
+    over_targets,
+    resampled,
+    seconds_to_scratch,
+    side_by_side,
+    stratified,
+    write_reports,
+)
 from hubrl.runs import training_curve
 from hubrl.study import RUN_COLUMNS, _merged, plan, read_study, read_table, run_study
 from hubrl.tasks import make_env
@@ -116,6 +127,31 @@ def test_first_seeds_come_first_and_targets_share_their_scratch(tmp_path):
     assert len({job.key for job in jobs}) == len(jobs)
 
 
+def test_two_cases_of_one_target_must_be_the_same_where_they_share_a_run(tmp_path):
+    longer = {**without_oracle()["cart"], "target": "cart", "set": {"steps": 512}}
+    with pytest.raises(BadConfig, match="Case 'longer' has the target 'cart' of another case, but other settings for 'scratch'"):
+        plan(written(tmp_path, cases={**without_oracle(), "longer": {**longer, "methods": ["scratch"]}}), tmp_path / "runs")
+
+
+def test_a_study_of_which_nothing_is_finished_has_no_report(tmp_path):
+    with pytest.raises(BadFile, match=r"has no runs\.csv: no run of the study is finished"):
+        write_reports(tmp_path)
+
+
+def test_curves_of_runs_that_are_left_out_are_left_out_too(tmp_path):
+    results, folder = tmp_path / "results", tmp_path / "runs"
+    case = {"cart": {**without_oracle()["cart"], "methods": ["scratch"]}}
+    short = {**TINY["set"], "steps": 128, "eval_every": 64}
+    run_study(written(tmp_path, seeds=[1], cases=case, set=short), folder=folder, results=results, jobs=1)
+    old = len(rows(results / "curves.csv"))
+    assert old
+    other = {"cart": {**case["cart"], "methods": ["scratch", "residual"], "set": {"steps": 192}}}
+    path = written(tmp_path, seeds=[1], cases=other, set=short)
+    run_study(path, folder=folder, results=results, jobs=1, methods=["residual"])
+    assert {row["method"] for row in rows(results / "runs.csv")} == {"residual:one", "residual:other"}
+    assert {row["method"] for row in rows(results / "curves.csv")} == {"residual:one", "residual:other"}
+
+
 def test_only_known_cases_and_methods_can_be_chosen(tmp_path):
     path = written(tmp_path, cases=without_oracle())
     for chosen in ({"cases": ["card"]}, {"methods": ["scrach"]}):
@@ -147,6 +183,7 @@ def test_a_failing_run_does_not_end_the_others(tmp_path):
         ({"hubs": {"pair": ["one", "another"]}, "cases": without_oracle()}, UnknownName, "Unknown agent of hub 'pair' 'another'"),
         ({"cases": {"cart": {"hub": "pairs", "methods": [], "set": {}}}}, UnknownName, "Did you mean 'pair'?"),
         ({"cases": {"cart": {"hub": "pair", "methods": ["scrach"], "set": {}}}}, UnknownName, "Did you mean 'scratch'?"),
+        ({"seeds": [], "cases": without_oracle()}, BadConfig, "seeds: Tuple should have at least 1 item"),
         ({"colour": 1, "cases": without_oracle()}, BadConfig, "colour: Extra inputs are not permitted"),
         (
             {"cases": without_oracle(), "set": {**TINY["set"], "stepz": 1}},

@@ -163,10 +163,11 @@ def test_a_source_that_beats_untrained_networks_not_clearly_is_dropped():
 
 
 def test_a_source_that_is_above_untrained_networks_not_clearly_is_in_doubt_where_there_may_be_doubt():
-    returns = {"good": [30.0, 31.0], "near": [18.0, 20.0], "bad": [-9.0, 3.0], FRESH: [-20.0, 4.0]}
+    returns = {"good": [30.0, 31.0], "near": [18.0, 20.0], "bad": [-29.0, -9.0], FRESH: [-20.0, 4.0]}
     assert promising(returns["near"], returns[FRESH])
     assert not useful(returns["near"], returns[FRESH])
-    assert not promising(returns["bad"], returns[FRESH]), "3 against 4"
+    assert not promising(returns["bad"], returns[FRESH]), "-9 against -8"
+    assert promising([22.0, 22.0], [22.0, 22.0, 18.0]), "a segment in which some untrained networks did not fall either"
     assert not promising([1.0], [])
     for without in ({"ended": True}, {"decidable": True}):
         kept, _, doubted, _ = judge(returns, **without)
@@ -188,7 +189,7 @@ def test_sources_that_tie_with_untrained_networks_in_every_segment_are_in_doubt(
 
 
 def test_where_no_episode_ended_yet_the_promising_are_set_aside():
-    returns = {"good": [30.0, 31.0], "bad": [-9.0, 3.0], "clear": [900.0, 910.0], FRESH: [-20.0, 4.0]}
+    returns = {"good": [30.0, 31.0], "bad": [-29.0, -9.0], "clear": [900.0, 910.0], FRESH: [-20.0, 4.0]}
     judged = judge({name: segments for name, segments in returns.items() if name != "clear"}, decidable=True)
     assert judged.aside == ["good"]
     assert judged.doubted == []

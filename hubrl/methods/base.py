@@ -2,11 +2,13 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_type_hints, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from hubrl import speech
@@ -316,6 +318,22 @@ def check_options(name: str, options: Collection[str], also: Collection[str] = (
             raise UnknownName(unknown(f"option of method {name!r}", option, known))
 
 
+def plain_values(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's options with NumPy's numbers as Python's; values that they cannot have, by their annotations, are refused.
+
+    Raises:
+        BadConfig: Naming the option, what was given and what is expected.
+    """
+    hints = get_type_hints(find(name).__init__, include_extras=True)
+    plain = {option: given.item() if isinstance(given, np.generic) else given for option, given in options.items()}
+    for option, value in plain.items():
+        try:
+            TypeAdapter(hints[option]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise BadConfig(f"{option}={value!r} was given for method {name!r}: {error.errors()[0]['msg']}.") from error
+    return plain
+
+
 def check_level(name: str, level: speech.Level) -> None:
     """Refuse a level at which a method does not serve.
 
@@ -349,5 +367,6 @@ def create(name: str, sources: Sequence[Source], target: Target, options: dict[s
         SpaceMismatch: If a source does not fit the target.
     """
     check_options(name, options)
+    options = plain_values(name, options)
     check_level(name, target.level)
     return find(name)(sources, target, **options)  # type: ignore[arg-type, call-arg]

@@ -1,12 +1,13 @@
 """Hub-Pathway: a noisy router decides which pathways speak, and how much each counts."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor
 
 from hubrl.errors import BadConfig
@@ -51,12 +52,12 @@ class HubPathway(Weighing):
         *,
         top_k: int | None = None,
         fresh: bool = True,
-        width: int | None = None,
-        hidden_dim: int = 64,
+        width: Annotated[int, Field(ge=1)] | None = None,
+        hidden_dim: Annotated[int, Field(ge=1)] = 64,
         router_reads: str = "observations",
         noise: bool | None = None,
         exploration: str = "entropy",
-        explore_coef: float = 0.001,
+        explore_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.001,
     ) -> None:
         super().__init__(Pathways(sources, target, fresh=fresh, width=width))
         n_pathways = len(self.pathways.names)
