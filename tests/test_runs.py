@@ -246,7 +246,10 @@ def test_what_is_no_run_is_refused(tmp_path, hub):
         ({"task": "nowhere:CartPole-v1"}, "module 'nowhere' of task"),
         ({"task_kwargs": {"gravitas": 1}}, "cannot be made with"),
         ({"algorithm_kwargs": {"n_stepps": 32}}, "PPO does not take algorithm_kwargs"),
-        ({"algorithm": "sac", "algorithm_kwargs": {}}, "SAC cannot be built for CartPole-v1: The algorithm only supports"),
+        (
+            {"task": "CartPole-v1", "algorithm": "sac", "algorithm_kwargs": {}},
+            "SAC cannot be built for CartPole-v1: The algorithm only supports",
+        ),
         ({"algorithm_kwargs": {"policy_kwargs": {"activation_fn": "bump"}}}, "activation_fn='bump' was given"),
     ],
 )
