@@ -4,12 +4,13 @@ from collections import OrderedDict
 from collections.abc import Collection
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Float
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_normalize, unwrap_vec_wrapper
 from torch import Tensor, nn
 
 from hubrl.errors import BadConfig
@@ -156,7 +157,7 @@ def see_through_normalisation(module: nn.Module, env: VecEnv) -> None:
     Uses the statistics of this moment: call it where they may change, but not between a rollout and its update.
 
     Raises:
-        BadConfig: If what was heard is normalised too.
+        BadConfig: If what was heard is normalised too, or observations are changed after they were normalised, but for stacked ones.
     """
     vec = unwrap_vec_normalize(env)
     if vec is None or not vec.norm_obs:
@@ -166,8 +167,16 @@ def see_through_normalisation(module: nn.Module, env: VecEnv) -> None:
     if heard is not None:
         check_left_alone(means)
         means = {"" if key == OBSERVATION and not isinstance(heard.observed, spaces.Dict) else key: rms for key, rms in means.items()}
+    stack = unwrap_vec_wrapper(env, VecFrameStack)
+    frames = stack.stacked_obs.n_stack if isinstance(stack, VecFrameStack) and vec.observation_space != env.observation_space else 1
+    statistics = {key: (_stacked(rms.mean, frames), _stacked(rms.var, frames)) for key, rms in means.items()}
     for pathways in parts_in(module, Pathways):
-        pathways.see_through({key: (rms.mean, rms.var) for key, rms in means.items()}, vec.epsilon)
+        pathways.see_through(statistics, vec.epsilon)
+
+
+def _stacked(values: np.ndarray, frames: int) -> np.ndarray:
+    """Statistics of flat observations of which so many are stacked after they were normalised, as the RL Zoo does."""
+    return np.tile(values, frames) if values.ndim == 1 else values
 
 
 def check_left_alone(normalised: Collection[str]) -> None:

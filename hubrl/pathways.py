@@ -125,10 +125,20 @@ class Original(nn.Module):
             self.register_buffer(f"running_std_{index}", torch.ones(parts[key].shape or (1,)))
 
     def learn(self, statistics: Statistics, epsilon: float) -> None:
-        """Take over the statistics of the target's VecNormalize as they are now."""
+        """Take over the statistics of the target's VecNormalize as they are now.
+
+        Raises:
+            BadConfig: If they are of other observations.
+        """
         for index, key in enumerate(self.keys):
             if key in statistics:
                 mean, var = statistics[key]
+                seen = self.get_buffer(f"running_mean_{index}").shape
+                if mean.size != seen.numel():
+                    raise BadConfig(
+                        f"VecNormalize normalises observations of shape {mean.shape}, and the agent sees {tuple(seen)}; put VecNormalize "
+                        "around the wrapper that changes them."
+                    )
                 self.get_buffer(f"running_mean_{index}").copy_(torch.as_tensor(mean))
                 self.get_buffer(f"running_std_{index}").copy_(torch.as_tensor(var + epsilon).sqrt())
 

@@ -10,7 +10,7 @@ from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger, configure
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecFrameStack, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny, tiny_hub, toy_for
 
@@ -208,6 +208,39 @@ def test_sources_see_what_was_before_the_targets_vecnormalize(algorithm, level, 
     loaded = algorithm.load(tmp_path / "model.zip", device="cpu")
     rows = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     assert np.array_equal(model.predict(rows, deterministic=True)[0], loaded.predict(rows, deterministic=True)[0])
+
+
+def test_observations_may_be_stacked_after_they_were_normalised():
+    """The RL Zoo's order."""
+    env = VecFrameStack(VecNormalize(make_vec_env(Far, n_envs=2, seed=0), clip_obs=1e6), 3)
+    newest = Hub.from_agents([tiny(PPO, Far())])[0].adapted("newest", observes=range(8, 12))
+    model = target(PPO, env, Hub([newest]).agent(PPO)).learn(64, callback=HubCallback(probe_share=0.0))
+    see_through_normalisation(model.policy, env)
+    normalize = env.venv
+    rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    seen = torch.as_tensor(np.tile(normalize.normalize_obs(rows), 3), dtype=torch.float32)
+    np.testing.assert_allclose(model.policy.method.pathways.sources[0].original(seen), np.tile(rows, 3), atol=1e-4)
+
+
+class Halved(VecEnvWrapper):
+    """Shows half of an observation."""
+
+    def __init__(self, venv):
+        super().__init__(venv, observation_space=spaces.Box(-np.inf, np.inf, (2,)))
+
+    def reset(self):
+        return self.venv.reset()[:, :2]
+
+    def step_wait(self):
+        observations, *rest = self.venv.step_wait()
+        return observations[:, :2], *rest
+
+
+def test_other_observations_than_were_normalised_are_refused():
+    env = Halved(VecNormalize(make_vec_env(Toy, n_envs=1, seed=0)))
+    model = target(PPO, env, Hub.from_agents([tiny(PPO, Toy(spaces.Box(-np.inf, np.inf, (2,))))]).agent(PPO))
+    with pytest.raises(BadConfig, match=r"normalises observations of shape \(4,\), and the agent sees \(2,\); put VecNormalize around"):
+        model.learn(64, callback=HubCallback(probe_share=0.0))
 
 
 def test_without_vecnormalize_nothing_is_undone():
