@@ -223,8 +223,7 @@ class Hub(Sequence[Source]):
             UnknownName: If there is no such method or option.
             BadConfig: If an option's value cannot be, or the algorithm cannot hear outputs.
         """
-        if not (isinstance(algorithm, type) and issubclass(algorithm, BaseAlgorithm)):
-            raise BadConfig(f"{algorithm!r} was given; expected an algorithm's class, as in hub.agent(PPO).")
+        _check_algorithm(algorithm)
         if cached and level == "outputs":
             raise BadConfig("cached=True was given at the level of outputs, where what sources said is stored anyway; leave it out.")
         level = "features" if cached else level or self.level(algorithm, method, tuned=tuned)
@@ -324,6 +323,14 @@ def reads_images(space: spaces.Space[Any]) -> bool:
     return any(isinstance(part, spaces.Box) and len(part.shape) == 3 for part in parts)
 
 
+def _check_algorithm(algorithm: object) -> None:
+    """Refuse what is no algorithm, or could not hear a hub."""
+    if not (isinstance(algorithm, type) and issubclass(algorithm, BaseAlgorithm)):
+        raise BadConfig(f"{algorithm!r} was given; expected an algorithm's class, as in hub.agent(PPO).")
+    if "LinearPolicy" in getattr(algorithm, "policy_aliases", {}):
+        raise BadConfig(f"{algorithm.__name__} has no features extractor through which it could hear a hub; choose another algorithm.")
+
+
 def reads_parts(source: Source) -> bool:
     """Whether a source was adapted to a target whose observations are a Dict."""
     return any(step.op in ("key", "keys") for step in source.card.preprocessing[:1])
@@ -334,7 +341,11 @@ def _source(agent: Agent, name: str | None, index: int) -> Source:
         return agent if name in (None, agent.name) else agent.adapted(name)
     if isinstance(agent, BaseAlgorithm):
         return read_live(agent, name or f"{type(agent).__name__.lower()}-{index}")
-    path, companion = agent if isinstance(agent, tuple) else (agent, None)
+    path, companion = agent if isinstance(agent, tuple) and len(agent) == 2 else (agent, None)
+    if not all(isinstance(part, str | Path) for part in (path, companion or "")):
+        raise BadConfig(
+            f"{agent!r} was given; expected an agent: a file or folder, a file with its statistics or card, a hubrl.Source, or a model."
+        )
     return read_agent(path, companion, name=name)
 
 

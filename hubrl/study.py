@@ -429,8 +429,11 @@ def _make_hub(study: Study, name: str, folder: Path, start: Path, agents: Path |
 def _source(study: Study, name: str, plain: dict[str, Any], start: Path, agents: Path | None) -> Source:
     given = study.agents[name]
     if given.agent.startswith("random:"):
+        seed = given.agent.partition(":")[2]
+        if not seed.isdecimal():
+            raise BadConfig(f"Agent {name!r} is {given.agent!r}; expected a seed behind the colon, as in random:1.")
         env = make_env(plain["task"], plain.get("task_kwargs"))
-        source = read_live(PPO("MlpPolicy", env, seed=int(given.agent.partition(":")[2]), device="cpu"), name)
+        source = read_live(PPO("MlpPolicy", env, seed=int(seed), device="cpu"), name)
         env.close()
         return source
     local = None if agents is None else agents / f"{given.agent.rpartition('/')[2]}.zip"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from sb3_contrib import TRPO
+from sb3_contrib import ARS, TRPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from toys import IMAGE, PARTS, SETTINGS, Toy, target, tiny, tiny_hub, toy_for
 
@@ -369,3 +369,8 @@ def test_batch_norm_in_a_source_stays_fixed_in_online_and_target_networks():
     model.learn(64)
     assert_same(built, frozen(model.policy))
     assert (next(part for part in model.policy.modules() if isinstance(part, torch.nn.BatchNorm1d)).running_mean == 0.5).all()
+
+
+def test_an_algorithm_without_an_extractor_is_refused():
+    with pytest.raises(BadConfig, match="ARS has no features extractor through which it could hear a hub; choose another algorithm"):
+        tiny_hub(Toy()).agent(ARS)

@@ -418,6 +418,9 @@ def test_a_hub_that_cannot_be_is_refused(hub):
     for name in ("fresh", "hub", "together"):
         with pytest.raises(BadConfig, match=f"A source is called '{name}', which has a meaning of its own here; give it another name"):
             hub.add(untrained(PPO), name)
+    for agent in (None, PPO, ("a.zip", "b.pkl", "c")):
+        with pytest.raises(BadConfig, match="was given; expected an agent: a file or folder"):
+            Hub.from_agents([agent])
     with pytest.raises(BadConfig, match="2 names were given for 1 agents"):
         Hub.from_agents([untrained(PPO)], names=["one", "two"])
 

@@ -183,6 +183,7 @@ def test_a_failing_run_does_not_end_the_others(tmp_path):
         ({"hubs": {"pair": ["one", "another"]}, "cases": without_oracle()}, UnknownName, "Unknown agent of hub 'pair' 'another'"),
         ({"cases": {"cart": {"hub": "pairs", "methods": [], "set": {}}}}, UnknownName, "Did you mean 'pair'?"),
         ({"cases": {"cart": {"hub": "pair", "methods": ["scrach"], "set": {}}}}, UnknownName, "Did you mean 'scratch'?"),
+        ({"agents": {**TINY["agents"], "one": {"agent": "random:a"}}, "cases": without_oracle()}, BadConfig, "as in random:1"),
         ({"seeds": [], "cases": without_oracle()}, BadConfig, "seeds: Tuple should have at least 1 item"),
         ({"colour": 1, "cases": without_oracle()}, BadConfig, "colour: Extra inputs are not permitted"),
         (
