@@ -45,6 +45,9 @@ TIMES = {True: 2.0, False: 1.0}
 FEWEST = 8
 """Episodes that a forecast must rest on."""
 
+NEARLY_OVER = 0.9
+"""Share of the training after which the fresh pathway overtakes a hub that earns less at all, and not only one that clearly does."""
+
 SHOWN = 5
 """Latest episodes without noise by which the fresh pathway is judged."""
 
@@ -200,8 +203,9 @@ class Growth(nn.Module):
         elif self.at is Phase.ALONE and len(self.shown) == SHOWN:
             hub = together or self.hub.latest[-FEWEST:, 1].tolist()
             hubs = [hub, *([alone] if alone else [])] if instead is None else [instead]
-            # Looked at again and again, and there is no way back.
-            if behind(max(hubs, key=np.mean), self.shown.latest[:, 1].tolist()) > RACE_ERRORS:
+            # Looked at again and again, and there is no way back; in the end there is nothing that it could cost.
+            needed = RACE_ERRORS if done < NEARLY_OVER else 0.0
+            if behind(max(hubs, key=np.mean), self.shown.latest[:, 1].tolist()) > needed:
                 self._go(Phase.OVERTAKEN)
 
     def _decide(self, done: float, instead: Sequence[float] | None, alone: Sequence[float], *, one_source: bool) -> None:

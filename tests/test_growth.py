@@ -12,7 +12,7 @@ from toys import IMAGE, STEER, VECTOR, Constant, Toy, target, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, Source
 from hubrl.evidence import forecast
-from hubrl.growth import EACH, FEWEST, SHOW_EVERY, SHOWN, Growth, Phase, Record
+from hubrl.growth import EACH, FEWEST, NEARLY_OVER, SHOW_EVERY, SHOWN, Growth, Phase, Record
 from hubrl.pathways import FRESH
 from hubrl.standing import Solos
 
@@ -99,6 +99,18 @@ def test_a_hub_is_expected_to_earn_what_its_best_source_earns_alone():
     growth.advance(0.6, one_source=True, round_length=0.01, alone=[70.0, 71.0])
     assert growth.at is Phase.ALONE
     growth.advance(0.6, one_source=True, round_length=0.01, alone=[40.0, 41.0])
+    assert growth.at is Phase.OVERTAKEN
+
+
+def test_in_the_end_the_fresh_pathway_need_not_clearly_earn_more():
+    growth = after_trial(np.arange(1.0, 11.0), [50.0] * FEWEST)
+    for earned in (60.0, 40.0, 62.0, 41.0, 52.0):
+        growth.ended(0.8, earned, fresh=True, shown=True)
+    growth.advance(NEARLY_OVER - 0.01, one_source=True, round_length=0.01)
+    assert growth.at is Phase.ALONE, "51 against 50"
+    growth.advance(NEARLY_OVER, one_source=True, round_length=0.01, alone=[53.0, 51.0])
+    assert growth.at is Phase.ALONE, "51 against 52"
+    growth.advance(NEARLY_OVER, one_source=True, round_length=0.01)
     assert growth.at is Phase.OVERTAKEN
 
 
