@@ -246,7 +246,7 @@ class Solos(nn.Module):
         doubted: list[bool] = self.get_buffer("doubted").tolist()
         counts: list[int] = self.standing.get_buffer("counts").tolist()
         told = all(counts[index] >= self._enough for index, stays in enumerate(trusted) if stays)
-        if not any(doubted) or not told:
+        if not (self.in_doubt and told):
             return None
         names, returns = self.standing.names, [self.standing.of(index) for index in range(len(trusted))]
         fresh = returns[names.index(FRESH)]
@@ -255,6 +255,11 @@ class Solos(nn.Module):
         start = list(starting_points(dict(zip(names, returns, strict=True)), sources).values())
         self.believe(start)
         return kept, start
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether it is to be decided by whole episodes if some sources stay."""
+        return bool(self.get_buffer("doubted").any())
 
     def see_early_end(self) -> None:
         """An episode ended before its limit of time, whoever played it."""
@@ -393,7 +398,7 @@ class Solos(nn.Module):
         """
         lag, apart = self.get_buffer("lag"), self.get_buffer("apart")
         in_favour = sum(trusted[index] and float(lag[index]) <= RACE_ERRORS for index in self.sources)
-        decided = bool(self.get_buffer("believes")) and not bool(self.get_buffer("doubted").any())
+        decided = bool(self.get_buffer("believes")) and not self.in_doubt
         beside = self.fresh_waits and decided and in_favour > 1 and trusted[-1] and len(self.sources) < len(trusted)
         waits = beside and (self.remaining > LATE or complement)
         wanted = APART if waits else 0.0
@@ -425,7 +430,7 @@ class Solos(nn.Module):
         steps, episodes = self.get_buffer("lasted").tolist()
         if self.growth is None or not bool(self.get_buffer("believes")) or not trusted[-1]:
             return False
-        if bool(self.get_buffer("doubted").any()) or episodes == 0:
+        if self.in_doubt or episodes == 0:
             return False
         round_length = steps / episodes * len(self.playing) / total
         acting = self._instead(STANDARD_ERRORS)
@@ -457,7 +462,7 @@ class Solos(nn.Module):
             return -1
         members = [index for index, stays in enumerate(trusted) if stays]
         first = self._unjudged(members)
-        if first is not None and (self.remaining > 1 - JUDGING or bool(self.get_buffer("doubted").any())):
+        if first is not None and (self.remaining > 1 - JUDGING or self.in_doubt):
             return first
         if np.random.random() >= self.share * self.remaining:
             return -1
@@ -467,7 +472,7 @@ class Solos(nn.Module):
     @property
     def _enough(self) -> int:
         """Episodes that each must have played to be judged: beside those in doubt fewer, once it is late."""
-        if not bool(self.get_buffer("doubted").any()):
+        if not self.in_doubt:
             return ENOUGH
         return DOUBTED if self.remaining > 1 - JUDGING else LEAST
 
@@ -476,8 +481,7 @@ class Solos(nn.Module):
 
         These are the sources, and beside those in doubt the fresh pathway.
         """
-        doubt = bool(self.get_buffer("doubted").any())
-        judged = [index for index in members if doubt or self.standing.names[index] != FRESH]
+        judged = [index for index in members if self.in_doubt or self.standing.names[index] != FRESH]
         counts = self.standing.get_buffer("counts")
         played = {index: int(counts[index]) + int((self.playing == index).sum()) for index in judged}
         if len(judged) < 2 or min(played.values()) >= self._enough:
