@@ -308,5 +308,5 @@ def write_yaml(plain: dict[str, Any]) -> str:
 def first_problem(error: ValidationError) -> str:
     """The first of pydantic's complaints, in one phrase."""
     problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else str(problem["msg"])
+    where, said = ".".join(str(part) for part in problem["loc"]), problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {said}" if where else said

@@ -281,7 +281,7 @@ def hub_add(
     source = Hub.from_agents([_agent(agent)], None if name is None else [name])[0]
     reads: str | list[int] | list[str] | None = observes
     if observes:
-        reads = _whole_numbers(observes) if observes[0].isdigit() else observes.split(",") if "," in observes else observes
+        reads = _whole_numbers(observes) if observes.lstrip("-")[:1].isdigit() else observes.split(",") if "," in observes else observes
     adapted = source.adapted(observes=reads, order=_whole_numbers(order) if order else None, signs=_whole_numbers(signs) if signs else None)
     Hub.load(folder).add(adapted).save(folder, overwrite=True)
     hub_show(folder)

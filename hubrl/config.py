@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from hubrl.cards import Plain, Preprocessing, first_problem, parse_yaml, read_yaml
 from hubrl.errors import BadConfig, unknown
@@ -73,6 +74,16 @@ class RunConfig(Plain):
     """As SB3 names devices."""
     precision: Precision = "float32"
     """In what NatureCNNs are computed: `bfloat16` is two to four times faster where the processor has it (docs/speed.md)."""
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        """Refuse what torch does not know."""
+        try:
+            torch.device("cpu" if device == "auto" else device)
+        except RuntimeError:
+            raise ValueError(f"{device!r} is no device of torch; expected auto, cpu, cuda or the like") from None
+        return device
 
     @property
     def needs_hub(self) -> bool:

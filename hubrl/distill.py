@@ -126,7 +126,7 @@ def _collect(
 def _worth(teacher: BaseAlgorithm, observations: Any) -> Tensor | None:
     """Values or Q-values, where the teacher acts by its own."""
     policy = teacher.policy
-    recurrent = hasattr(policy, "lstm_actor")  # its values depend on what it remembers
+    recurrent = "lstm_actor" in dict(policy.named_children())  # its values depend on what it remembers
     if isinstance(teacher, OnPolicyAlgorithm) and not recurrent:
         values: Tensor = cast("ActorCriticPolicy", policy).predict_values(policy.obs_to_tensor(observations)[0])
         return values.cpu()

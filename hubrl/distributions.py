@@ -34,6 +34,15 @@ class PathwayDistribution(Distribution):
         self.speech, self.log_weights = speech, log_weights
         return self
 
+    @property
+    def distribution(self) -> Any:  # type: ignore[override]
+        """There is none.
+
+        Raises:
+            BadConfig: TRPO asks for it, to compute a divergence.
+        """
+        raise BadConfig("What hub.agent makes for PPO or A2C was given to TRPO; use hub.agent(TRPO).")
+
     def entropy(self) -> Tensor | None:
         """None: there is no closed form, and SB3 then estimates it by the mean negative log-probability."""
         return None

@@ -110,9 +110,12 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         """There is none.
 
         Raises:
-            BadConfig: DQN asks for it.
+            BadConfig: An algorithm asks for it that the policy was not made for.
         """
-        raise BadConfig("What hub.agent makes for PPO or A2C was given to DQN; use hub.agent(DQN).")
+        raise BadConfig("What hub.agent makes for PPO or A2C was given to another algorithm; use hub.agent with that algorithm's class.")
+
+    actor = lstm_actor = q_net
+    """As of `q_net`; SAC, TD3 and RecurrentPPO ask for them."""
 
     @property
     def fresh_alone(self) -> bool:

@@ -11,11 +11,12 @@ import safetensors.torch
 import torch
 from gymnasium import spaces
 from jaxtyping import Float
+from pydantic import ValidationError
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, maybe_transpose, preprocess_obs
 from torch import Tensor, nn
 
 from hubrl import networks, speech
-from hubrl.cards import Declared, Key, Keys, Normalisation, Registered, SourceCard
+from hubrl.cards import Declared, Key, Keys, Normalisation, Registered, SourceCard, first_problem
 from hubrl.errors import BadConfig, BadFile, SourcesNotLoaded, SpaceMismatch
 from hubrl.freezing import freeze, is_sb3_init, spelt_as_in
 from hubrl.networks import Observations, OwnHead, OwnValue
@@ -156,8 +157,8 @@ class Source(nn.Module):
             plain["action_meanings"] = list(meanings)
         try:
             card = SourceCard.model_validate(plain)
-        except ValueError as error:
-            raise BadConfig(f"Source {self.name!r} cannot be adapted so: {' '.join(str(error).split())[:200]}") from error
+        except ValidationError as error:
+            raise BadConfig(f"Source {self.name!r} cannot be adapted so: {first_problem(error)}.") from error
         width, named = math.prod(self.space.shape or ()), len(first[0].get("indices", ())) if first else 0
         if named and not self.card.preprocessing and named != width:
             raise BadConfig(f"Source {self.name!r} reads {width} numbers, and observes names {named}; name one for each of them.")

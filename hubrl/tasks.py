@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from hubrl.atari import STACK, AtariVecEnv
 from hubrl.cards import Preprocessing
-from hubrl.errors import BadConfig, unknown
+from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.heard import leaving_heard
 
 
@@ -41,9 +41,12 @@ def make_env(
 
     Raises:
         BadConfig: If the task is not known, its module cannot be imported, or it refuses its arguments.
+        UnknownName: If the preprocessing is unknown.
     """
     check_task(task)
     builders: dict[Preprocessing, Callable[..., VecEnv]] = {"none": make_vec_env, "atari": _atari, "atari-sb3": _atari_sb3}
+    if preprocessing not in builders:
+        raise UnknownName(unknown("preprocessing", preprocessing, builders))
     folder = None if monitor is None else str(monitor)
     # SB3 would have everything drawn; LunarLander then keeps its smoke for a whole episode, which is slow.
     unseen = {"render_mode": None, **(kwargs or {})}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from hubrl.errors import UnknownName
 from hubrl.tasks import make_env
 
 ROBOTS = ("HalfCheetah", "Walker2d", "Hopper")
@@ -255,6 +256,11 @@ def test_a_shuttle_pays_for_moving_as_commanded():
 def test_what_an_alternating_task_cannot_be_is_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         make_robot("HalfCheetahReversing", **kwargs)
+
+
+def test_a_preprocessing_that_there_is_not_is_refused():
+    with pytest.raises(UnknownName, match="Unknown preprocessing 'atary'. Did you mean 'atari'"):
+        make_env("CartPole-v1", preprocessing="atary")
 
 
 def test_other_robots_alternate_too():

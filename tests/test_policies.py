@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3 import A2C, DQN, PPO
+from sb3_contrib import TRPO, RecurrentPPO
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from toys import CHOOSE, IMAGE, PARTS, SETTINGS, STEER, TINY, Toy, target, tiny, tiny_hub
@@ -299,6 +300,12 @@ def test_what_is_made_for_one_algorithm_is_refused_by_another():
     for algorithm, other in ((DQN, PPO), (PPO, DQN)):
         with pytest.raises(BadConfig, match=r"What hub.agent makes for .* was given to"):
             algorithm(env=Toy(actions=CHOOSE), device="cpu", **hub.agent(other))
+    hub = tiny_hub(Toy())
+    for algorithm in (SAC, TD3, RecurrentPPO):
+        with pytest.raises(BadConfig, match=r"What hub.agent makes for .* was given to another algorithm"):
+            algorithm(env=Toy(), device="cpu", **hub.agent(PPO))
+    with pytest.raises(BadConfig, match=r"was given to TRPO; use hub.agent\(TRPO\)"):
+        TRPO(env=Toy(), device="cpu", n_steps=64, batch_size=32, **hub.agent(PPO)).learn(64)
     for given in ("PPO", PPO("MlpPolicy", Toy(), device="cpu")):
         with pytest.raises(BadConfig, match=r"expected an algorithm's class, as in hub.agent\(PPO\)"):
             hub.agent(given)
