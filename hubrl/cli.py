@@ -16,9 +16,10 @@ from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 
 from hubrl import finished, runs
+from hubrl.cards import Preprocessing
 from hubrl.config import assign, read_config
 from hubrl.errors import BadConfig, HubrlError, SpaceMismatch
-from hubrl.evaluation import PARALLEL, Played, check_hub, play, try_hub
+from hubrl.evaluation import PARALLEL, Played, check_hub, draws, play, try_hub
 from hubrl.export import OBSERVATIONS
 from hubrl.hub import RECOMMENDED, Hub
 from hubrl.methods import available, find, options_of
@@ -36,7 +37,7 @@ app.add_typer(hub_app, name="hub")
 # Tables in a file or a pipe keep their columns whole.
 console = Console(width=None if sys.stdout.isatty() else 160)
 
-Episodes = Annotated[int, typer.Option(min=1, help="Episodes, played deterministically.")]
+Episodes = Annotated[int, typer.Option(min=1, help="Episodes, played deterministically; with drawn actions in Atari games.")]
 Kwargs = Annotated[list[str] | None, typer.Option("--kwargs", help="name=value for the task, repeatable; values are YAML.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the episodes.")]
 Atari = Annotated[bool, typer.Option("--atari", help="Put SB3's Atari preprocessing around the task.")]
@@ -99,9 +100,10 @@ def evaluate(
     else:
         source = finished.run_agent(agent) if (agent / "model.zip").exists() else read_agent(agent)
         named, named_kwargs = _task_of(source, task, kwargs)
-        env = make_env(named, named_kwargs, n_envs=min(episodes, PARALLEL), seed=seed, preprocessing="atari" if atari else "none")
+        preprocessing: Preprocessing = "atari" if atari else "none"
+        env = make_env(named, named_kwargs, n_envs=min(episodes, PARALLEL), seed=seed, preprocessing=preprocessing)
         with _progress(source.name, episodes) as on_step:
-            played = play(source, env, episodes, name=source.name, on_step=on_step)
+            played = play(source, env, episodes, name=source.name, deterministic=not draws(preprocessing), on_step=on_step)
     _print_played([played])
 
 

@@ -65,7 +65,7 @@ class RunConfig(Plain):
     eval_every: Whole | None = None
     """Environment steps between evaluations; a tenth of `steps` if not given."""
     eval_episodes: Whole = 10
-    """Episodes of an evaluation, played deterministically."""
+    """Episodes of an evaluation, played deterministically; with drawn actions in Atari games, as in the RL Zoo."""
     checkpoint_every: Whole | None = None
     """Environment steps between checkpoints; a tenth of `steps` if not given."""
     threads: Whole = 1

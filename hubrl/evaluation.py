@@ -1,10 +1,12 @@
 """Playing episodes: what an agent, or every source of a hub, is worth on a task."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.type_aliases import PolicyPredictor
@@ -22,6 +24,27 @@ TOLERANCE = 3.0
 
 PARALLEL = 20
 """Environments that play at once; each plays its share of the episodes."""
+
+
+def draws(preprocessing: Preprocessing) -> bool:
+    """Whether agents are judged with their actions drawn: in Atari games, as in the RL Zoo.
+
+    Whoever always does the likeliest there often stands still for ever.
+    """
+    return preprocessing != "none"
+
+
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Random numbers that follow from a seed and leave those of a training as they were."""
+    numbers = np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numbers)
 
 
 class Played(NamedTuple):
@@ -58,7 +81,7 @@ def play(
         env: The task; observations as the agent's `predict` takes them.
         episodes: How many.
         name: What to call the result.
-        deterministic: Whether the likeliest action is taken.
+        deterministic: Whether the likeliest action is taken; otherwise actions are drawn, the same ones every time.
         on_step: Told the number of finished episodes after every step.
 
     Raises:
@@ -73,14 +96,15 @@ def play(
         done += int(scope["done"])
         on_step(done)
 
-    returns, lengths = evaluate_policy(
-        agent,
-        env,
-        n_eval_episodes=episodes,
-        deterministic=deterministic,
-        callback=count,
-        return_episode_rewards=True,
-    )
+    with nullcontext() if deterministic else own_randomness(episodes):
+        returns, lengths = evaluate_policy(
+            agent,
+            env,
+            n_eval_episodes=episodes,
+            deterministic=deterministic,
+            callback=count,
+            return_episode_rewards=True,
+        )
     assert isinstance(returns, list)
     assert isinstance(lengths, list)
     return Played(name, [float(value) for value in returns], [int(value) for value in lengths])
@@ -119,7 +143,8 @@ def try_hub(
     for source in hub:
         env = make_env(task, kwargs, n_envs=min(episodes, PARALLEL), seed=seed, preprocessing=preprocessing)
         try:
-            yield play(source, env, episodes, name=source.name, on_step=partial(on_step, source.name))
+            telling = partial(on_step, source.name)
+            yield play(source, env, episodes, name=source.name, deterministic=not draws(preprocessing), on_step=telling)
         except SpaceMismatch as mismatch:
             yield mismatch
         finally:
@@ -156,9 +181,10 @@ def check_hub(
             continue
         count = episodes or card.episodes or 10
         try:
-            preprocessing = card.task_preprocessing or ("atari" if len(source.space.shape or ()) == 3 else "none")
+            preprocessing: Preprocessing = card.task_preprocessing or ("atari" if len(source.space.shape or ()) == 3 else "none")
             env = make_env(card.task, card.task_kwargs, n_envs=min(count, PARALLEL), seed=seed, preprocessing=preprocessing)
-            played = play(source, env, count, name=source.name, on_step=partial(on_step, source.name))
+            telling = partial(on_step, source.name)
+            played = play(source, env, count, name=source.name, deterministic=not draws(preprocessing), on_step=telling)
             env.close()
         except (BadConfig, SpaceMismatch) as error:
             yield Check(source.name, None, None, str(error))

@@ -19,7 +19,7 @@ from hubrl.checkpoints import model_bytes
 from hubrl.config import RunConfig, read_config
 from hubrl.distill import distill
 from hubrl.errors import BadFile, OutputExists
-from hubrl.evaluation import Played, play
+from hubrl.evaluation import Played, draws, play
 from hubrl.export import Exported, export
 from hubrl.folders import write_atomically
 from hubrl.heard import leaving_heard
@@ -102,7 +102,7 @@ def run_env(run: Path, config: RunConfig, *, episodes: int | None = None, seed: 
 
 
 def evaluate_run(run: Path, episodes: int, seed: int = EVALUATION_SEED, on_step: Callable[[int], None] = lambda done: None) -> Played:
-    """Episodes of a finished run's agent on its own task, played deterministically.
+    """Episodes of a finished run's agent on its own task, played deterministically; with drawn actions in Atari games.
 
     Raises:
         BadFile: If the run is not finished, or its agent cannot be read.
@@ -111,7 +111,7 @@ def evaluate_run(run: Path, episodes: int, seed: int = EVALUATION_SEED, on_step:
     with closing(run_env(run, config, episodes=episodes, seed=seed)) as env:
         model = run_model(run, config, env)
         env.seed(seed)  # SB3 seeds the environments that an algorithm is built with
-        return play(model, env, episodes, name=run.name, on_step=on_step)
+        return play(model, env, episodes, name=run.name, deterministic=not draws(config.preprocessing), on_step=on_step)
 
 
 def export_run(run: Path, out: Path, *, overwrite: bool = False) -> Exported:

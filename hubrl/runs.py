@@ -42,7 +42,7 @@ from hubrl.cards import write_yaml
 from hubrl.checkpoints import CheckpointFolder, checkpoints_in, known_beside, model_bytes, restore_checkpoint
 from hubrl.config import RunConfig, read_config
 from hubrl.errors import BadConfig, BadFile, HubrlError, OutputExists
-from hubrl.evaluation import PARALLEL, play
+from hubrl.evaluation import PARALLEL, draws, own_randomness, play
 from hubrl.folders import new_folder, write_atomically
 from hubrl.heard import leaving_heard
 from hubrl.hub import Hub, policy_name
@@ -280,7 +280,7 @@ def _finish(config: RunConfig, run: Path, model: BaseAlgorithm, progress: Progre
     if vec is not None:
         vec.save(str(run / "vecnormalize.pkl"))
     with closing(raw_env(config, cached=config.cached)) as env:
-        played = play(Judge(model, vec), env, config.eval_episodes)
+        played = play(Judge(model, vec), env, config.eval_episodes, deterministic=not draws(config.preprocessing))
     result = {
         "task": config.task,
         "method": config.method,
@@ -396,11 +396,21 @@ def _evaluation_env(config: RunConfig) -> VecEnv:
 def _evaluations(config: RunConfig, run: Path, env: VecEnv, started_at: int) -> EveryNTimesteps:
     """Evaluations at whole multiples of their distance, whatever steps a probe took or a run went on from."""
     every = config.eval_every or _tenth(config)
-    evaluations = EvalCallback(env, n_eval_episodes=config.eval_episodes, eval_freq=1, log_path=str(run), deterministic=True, verbose=0)
+    deterministic = not draws(config.preprocessing)
+    kind = EvalCallback if deterministic else DrawnEvaluations
+    evaluations = kind(env, n_eval_episodes=config.eval_episodes, eval_freq=1, log_path=str(run), deterministic=deterministic, verbose=0)
     _remember(evaluations, run / "evaluations.npz", started_at)
     when = EveryNTimesteps(every, evaluations)
     when.last_time_trigger = started_at // every * every
     return when
+
+
+class DrawnEvaluations(EvalCallback):
+    """Evaluations whose random numbers are not the training's."""
+
+    def _on_step(self) -> bool:
+        with own_randomness(self.num_timesteps):
+            return super()._on_step()
 
 
 def _remember(evaluations: EvalCallback, path: Path, started_at: int) -> None:

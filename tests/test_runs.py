@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hubrl import Hub, load_agent
 from hubrl.cards import write_yaml
 from hubrl.checkpoints import checkpoints_in, known_beside
 from hubrl.errors import BadConfig, BadFile, OutputExists
+from hubrl.evaluation import draws, play
 from hubrl.finished import evaluate_run, run_agent
 from hubrl.runs import start_run, train, training_curve
 from hubrl.tasks import make_env
@@ -129,6 +131,30 @@ def test_steps_of_atari_are_a_quarter_of_the_frames_that_monitor_counts(tmp_path
     assert training_curve(tmp_path)[-1] == (650, 4.0)
     (tmp_path / "config.yaml").write_text(write_yaml(config))
     assert training_curve(tmp_path) == [(400, 3.0), (681, 4.0)], "what came after the checkpoint happened once more"
+
+
+def test_atari_is_judged_with_drawn_actions_whose_randomness_is_not_the_trainings(tmp_path):
+    settings = {"n_steps": 16, "batch_size": 64, "n_epochs": 1}
+    plain = {"task": "BreakoutNoFrameskip-v4", "preprocessing": "atari", "method": "scratch", "n_envs": 4, "steps": 128, "seed": 2}
+    runs = []
+    for every in (64, 128):
+        path = tmp_path / f"{every}.yaml"
+        path.write_text(write_yaml({**plain, "algorithm_kwargs": settings, "eval_every": every, "eval_episodes": 4}))
+        runs.append(start_run(path, [], tmp_path / "runs"))
+        train(runs[-1])
+    assert len(np.load(runs[0] / "evaluations.npz")["results"]) == 2
+    assert len(np.load(runs[1] / "evaluations.npz")["results"]) == 1
+    assert same(weights_of(runs[0]), weights_of(runs[1]))
+    first, second = (evaluate_run(runs[0], 4).returns for _ in range(2))
+    assert first == second
+    with closing(make_env(plain["task"], n_envs=4, seed=5, preprocessing="atari")) as env:
+        model = PPO("CnnPolicy", env, seed=0, device="cpu")
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+        returns = [play(model, env, 4, deterministic=deterministic).lengths for deterministic in (True, False)]
+        assert torch.equal(before[0], torch.get_rng_state())
+        assert before[1] == np.random.get_state()[1].tolist()
+        assert returns[0] != returns[1]
+    assert [draws(preprocessing) for preprocessing in ("none", "atari", "atari-sb3")] == [False, True, True]
 
 
 def test_a_runs_agent_says_what_it_was_trained_on_and_is_bundled_in_half_precision(tmp_path, hub):
