@@ -38,7 +38,7 @@ def draws(preprocessing: Preprocessing) -> bool:
 def own_randomness(seed: int) -> Iterator[None]:
     """Random numbers that follow from a seed and leave those of a training as they were."""
     numbers = np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         np.random.seed(seed)
         try:
@@ -96,7 +96,7 @@ def play(
         done += int(scope["done"])
         on_step(done)
 
-    with nullcontext() if deterministic else own_randomness(episodes):
+    with nullcontext() if deterministic else own_randomness(0):
         returns, lengths = evaluate_policy(
             agent,
             env,
