@@ -16,7 +16,7 @@ import torch
 import typer
 
 from hubrl import Hub, Source, load_agent
-from hubrl.evaluation import draws, play
+from hubrl.evaluation import play
 from hubrl.finished import run_agent
 from hubrl.source import halved
 from hubrl.tasks import make_env
@@ -58,7 +58,7 @@ def completed(here: Path, name: str, episodes: int, *, half: bool) -> Source:
     seed = (card.seed or 0) + 1000
     preprocessing = card.task_preprocessing or "none"
     with closing(make_env(card.task, card.task_kwargs, n_envs=min(episodes, 10), seed=seed, preprocessing=preprocessing)) as env:
-        played = play(source, env, episodes, name=name, deterministic=not draws(preprocessing))
+        played = play(source, env, episodes, name=name)
         game = env.get_attr("unwrapped")[0]
         meanings = tuple(game.get_action_meanings()) if hasattr(game, "get_action_meanings") else None
     print(f"{name}: {played.mean:.1f} ± {played.std:.1f} over {episodes} episodes")

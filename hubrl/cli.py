@@ -16,10 +16,9 @@ from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 
 from hubrl import finished, runs
-from hubrl.cards import Preprocessing
 from hubrl.config import assign, read_config
 from hubrl.errors import BadConfig, HubrlError, SpaceMismatch
-from hubrl.evaluation import PARALLEL, Played, check_hub, draws, play, try_hub
+from hubrl.evaluation import PARALLEL, Played, check_hub, play, try_hub
 from hubrl.export import OBSERVATIONS
 from hubrl.hub import RECOMMENDED, Hub
 from hubrl.methods import available, find, options_of
@@ -100,10 +99,9 @@ def evaluate(
     else:
         source = finished.run_agent(agent) if (agent / "model.zip").exists() else read_agent(agent)
         named, named_kwargs = _task_of(source, task, kwargs)
-        preprocessing: Preprocessing = "atari" if atari else "none"
-        env = make_env(named, named_kwargs, n_envs=min(episodes, PARALLEL), seed=seed, preprocessing=preprocessing)
+        env = make_env(named, named_kwargs, n_envs=min(episodes, PARALLEL), seed=seed, preprocessing="atari" if atari else "none")
         with _progress(source.name, episodes) as on_step:
-            played = play(source, env, episodes, name=source.name, deterministic=not draws(preprocessing), on_step=on_step)
+            played = play(source, env, episodes, name=source.name, on_step=on_step)
     _print_played([played])
 
 

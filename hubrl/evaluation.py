@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium import spaces
+from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.type_aliases import PolicyPredictor
@@ -26,25 +28,27 @@ PARALLEL = 20
 """Environments that play at once; each plays its share of the episodes."""
 
 
-def draws(preprocessing: Preprocessing) -> bool:
+def draws(env: VecEnv) -> bool:
     """Whether agents are judged with their actions drawn: in Atari games, as in the RL Zoo.
 
     Whoever always does the likeliest there often stands still for ever.
     """
-    return preprocessing != "none"
+    return any(env.env_is_wrapped(AtariWrapper))
 
 
 @contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Random numbers that follow from a seed and leave those of a training as they were."""
-    numbers = np.random.get_state()
+def own_randomness(actions: spaces.Space[Any], seed: int) -> Iterator[None]:
+    """Random numbers that follow from a seed and leave those of a training as they were; DQN draws some from its action space."""
+    numbers, drawn = np.random.get_state(), actions.np_random.bit_generator.state
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         np.random.seed(seed)
+        actions.seed(seed)
         try:
             yield
         finally:
             np.random.set_state(numbers)
+            actions.np_random.bit_generator.state = drawn
 
 
 class Played(NamedTuple):
@@ -71,7 +75,7 @@ def play(
     episodes: int,
     *,
     name: str = "agent",
-    deterministic: bool = True,
+    deterministic: bool | None = None,
     on_step: Callable[[int], None] = lambda episodes_done: None,
 ) -> Played:
     """Play whole episodes and return what Monitor counted.
@@ -81,7 +85,8 @@ def play(
         env: The task; observations as the agent's `predict` takes them.
         episodes: How many.
         name: What to call the result.
-        deterministic: Whether the likeliest action is taken; otherwise actions are drawn, the same ones every time.
+        deterministic: Whether the likeliest action is taken; otherwise actions are drawn, the same ones every time. If not given they
+            are drawn in Atari games alone.
         on_step: Told the number of finished episodes after every step.
 
     Raises:
@@ -96,7 +101,10 @@ def play(
         done += int(scope["done"])
         on_step(done)
 
-    with nullcontext() if deterministic else own_randomness(0):
+    if deterministic is None:
+        deterministic = not draws(env)
+    actions = getattr(agent, "action_space", env.action_space)
+    with nullcontext() if deterministic else own_randomness(actions, 0):
         returns, lengths = evaluate_policy(
             agent,
             env,
@@ -143,8 +151,7 @@ def try_hub(
     for source in hub:
         env = make_env(task, kwargs, n_envs=min(episodes, PARALLEL), seed=seed, preprocessing=preprocessing)
         try:
-            telling = partial(on_step, source.name)
-            yield play(source, env, episodes, name=source.name, deterministic=not draws(preprocessing), on_step=telling)
+            yield play(source, env, episodes, name=source.name, on_step=partial(on_step, source.name))
         except SpaceMismatch as mismatch:
             yield mismatch
         finally:
@@ -181,10 +188,9 @@ def check_hub(
             continue
         count = episodes or card.episodes or 10
         try:
-            preprocessing: Preprocessing = card.task_preprocessing or ("atari" if len(source.space.shape or ()) == 3 else "none")
+            preprocessing = card.task_preprocessing or ("atari" if len(source.space.shape or ()) == 3 else "none")
             env = make_env(card.task, card.task_kwargs, n_envs=min(count, PARALLEL), seed=seed, preprocessing=preprocessing)
-            telling = partial(on_step, source.name)
-            played = play(source, env, count, name=source.name, deterministic=not draws(preprocessing), on_step=telling)
+            played = play(source, env, count, name=source.name, on_step=partial(on_step, source.name))
             env.close()
         except (BadConfig, SpaceMismatch) as error:
             yield Check(source.name, None, None, str(error))

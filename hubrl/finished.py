@@ -19,7 +19,7 @@ from hubrl.checkpoints import model_bytes
 from hubrl.config import RunConfig, read_config
 from hubrl.distill import distill
 from hubrl.errors import BadFile, OutputExists
-from hubrl.evaluation import Played, draws, play
+from hubrl.evaluation import Played, play
 from hubrl.export import Exported, export
 from hubrl.folders import write_atomically
 from hubrl.heard import leaving_heard
@@ -111,7 +111,7 @@ def evaluate_run(run: Path, episodes: int, seed: int = EVALUATION_SEED, on_step:
     with closing(run_env(run, config, episodes=episodes, seed=seed)) as env:
         model = run_model(run, config, env)
         env.seed(seed)  # SB3 seeds the environments that an algorithm is built with
-        return play(model, env, episodes, name=run.name, deterministic=not draws(config.preprocessing), on_step=on_step)
+        return play(model, env, episodes, name=run.name, on_step=on_step)
 
 
 def export_run(run: Path, out: Path, *, overwrite: bool = False) -> Exported:
@@ -183,7 +183,9 @@ def distill_run(
         distill(teacher, student, seen, steps=steps, seed=seed, on_step=on_step)
     _write(run, out, student)
     with closing(run_env(run, config, episodes=episodes, seed=EVALUATION_SEED, cached=False)) as env:
-        before, after = (play(agent, env, episodes, name=name) for agent, name in ((teacher, run.name), (student, out.stem)))
+        # What was taught is what the teacher does deterministically, in Atari games too.
+        both = (teacher, run.name), (student, out.stem)
+        before, after = (play(agent, env, episodes, name=name, deterministic=True) for agent, name in both)
     return Distilled(student, before, after)
 
 

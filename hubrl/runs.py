@@ -280,7 +280,7 @@ def _finish(config: RunConfig, run: Path, model: BaseAlgorithm, progress: Progre
     if vec is not None:
         vec.save(str(run / "vecnormalize.pkl"))
     with closing(raw_env(config, cached=config.cached)) as env:
-        played = play(Judge(model, vec), env, config.eval_episodes, deterministic=not draws(config.preprocessing))
+        played = play(Judge(model, vec), env, config.eval_episodes)
     result = {
         "task": config.task,
         "method": config.method,
@@ -396,7 +396,7 @@ def _evaluation_env(config: RunConfig) -> VecEnv:
 def _evaluations(config: RunConfig, run: Path, env: VecEnv, started_at: int) -> EveryNTimesteps:
     """Evaluations at whole multiples of their distance, whatever steps a probe took or a run went on from."""
     every = config.eval_every or _tenth(config)
-    deterministic = not draws(config.preprocessing)
+    deterministic = not draws(env)
     kind = EvalCallback if deterministic else DrawnEvaluations
     evaluations = kind(env, n_eval_episodes=config.eval_episodes, eval_freq=1, log_path=str(run), deterministic=deterministic, verbose=0)
     _remember(evaluations, run / "evaluations.npz", started_at)
@@ -409,7 +409,7 @@ class DrawnEvaluations(EvalCallback):
     """Evaluations whose random numbers are not the training's."""
 
     def _on_step(self) -> bool:
-        with own_randomness(self.num_timesteps):
+        with own_randomness(self.model.action_space, self.num_timesteps):
             return super()._on_step()
 
 

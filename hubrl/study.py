@@ -27,7 +27,7 @@ from hubrl.cards import Plain, first_problem, read_yaml
 from hubrl.config import RunConfig, located, parse_config, read_config
 from hubrl.controls import MEAN_WEIGHTS, SHUFFLED_INPUT, play_controls
 from hubrl.errors import BadConfig, UnknownName, unknown
-from hubrl.evaluation import check_playable, draws, play
+from hubrl.evaluation import check_playable, play
 from hubrl.finished import run_env, run_model
 from hubrl.folders import write_atomically
 from hubrl.hub import Hub
@@ -446,7 +446,7 @@ def _zero_shot(job: Job) -> list[Row]:
     rows = []
     for source in Hub.load(job.hub_folder):
         with closing(runs.raw_env(job.config)) as env:
-            played = play(source, env, job.config.eval_episodes, deterministic=not draws(job.config.preprocessing))
+            played = play(source, env, job.config.eval_episodes)
         rows.append(_row(job, method=f"{ZERO_SHOT}:{source.name}", steps=0, eval_return=played.mean, eval_std=played.std))
     best = max(rows, key=lambda row: float(row["eval_return"]))
     return [{**best, "method": ZERO_SHOT}, *rows]

@@ -133,9 +133,13 @@ def test_steps_of_atari_are_a_quarter_of_the_frames_that_monitor_counts(tmp_path
     assert training_curve(tmp_path) == [(400, 3.0), (681, 4.0)], "what came after the checkpoint happened once more"
 
 
-def test_atari_is_judged_with_drawn_actions_whose_randomness_is_not_the_trainings(tmp_path):
-    settings = {"n_steps": 16, "batch_size": 64, "n_epochs": 1}
+@pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
+def test_atari_is_judged_with_drawn_actions_whose_randomness_is_not_the_trainings(tmp_path, algorithm):
+    # DQN draws from its action space at every step, also in evaluations.
+    explores = {"learning_starts": 16, "buffer_size": 200, "exploration_initial_eps": 0.5, "exploration_final_eps": 0.5}
+    settings = {"ppo": {"n_steps": 16, "batch_size": 64, "n_epochs": 1}, "dqn": explores}[algorithm]
     plain = {"task": "BreakoutNoFrameskip-v4", "preprocessing": "atari", "method": "scratch", "n_envs": 4, "steps": 128, "seed": 2}
+    plain["algorithm"] = algorithm
     runs = []
     for every in (64, 128):
         path = tmp_path / f"{every}.yaml"
@@ -147,14 +151,20 @@ def test_atari_is_judged_with_drawn_actions_whose_randomness_is_not_the_training
     assert same(weights_of(runs[0]), weights_of(runs[1]))
     first, second = (evaluate_run(runs[0], 4).returns for _ in range(2))
     assert first == second
-    with closing(make_env(plain["task"], n_envs=4, seed=5, preprocessing="atari")) as env:
+
+
+@pytest.mark.parametrize("preprocessing", ["atari", "atari-sb3"])
+def test_play_draws_in_atari_games_and_leaves_the_generators_as_they_were(preprocessing):
+    with closing(make_env("BreakoutNoFrameskip-v4", n_envs=4, seed=5, preprocessing=preprocessing)) as env:
+        assert draws(env)
         model = PPO("CnnPolicy", env, seed=0, device="cpu")
         before = torch.get_rng_state(), np.random.get_state()[1].tolist()
-        returns = [play(model, env, 4, deterministic=deterministic).lengths for deterministic in (True, False)]
+        returns = [play(model, env, 4, deterministic=deterministic).lengths for deterministic in (True, None)]
         assert torch.equal(before[0], torch.get_rng_state())
         assert before[1] == np.random.get_state()[1].tolist()
         assert returns[0] != returns[1]
-    assert [draws(preprocessing) for preprocessing in ("none", "atari", "atari-sb3")] == [False, True, True]
+    with closing(make_env("CartPole-v1")) as env:
+        assert not draws(env)
 
 
 def test_a_runs_agent_says_what_it_was_trained_on_and_is_bundled_in_half_precision(tmp_path, hub):
