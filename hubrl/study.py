@@ -9,11 +9,13 @@ results/<study>/table.md, *.png                what they say, see `hubrl.reports
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -278,7 +280,7 @@ def run_study(
     on_plan(len(chosen) - len(missing), len(chosen))
     failed = []
     # Fresh processes: forked ones would share torch's threads and MuJoCo's state.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=end_with_study) as pool:
         futures = {pool.submit(run_job, job): job for job in missing}
         for future in as_completed(futures):
             job = futures[future]
@@ -295,6 +297,18 @@ def run_study(
                 raise
             on_done(job, None)
     return failed
+
+
+def end_with_study() -> None:
+    """Let this process end when the study does, also where that is killed: what it trains goes on from its last checkpoint."""
+    study = parent_process()
+    assert study is not None
+
+    def wait() -> None:
+        study.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 class Collected(NamedTuple):

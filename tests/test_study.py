@@ -1,6 +1,9 @@
 """A study from its YAML file: every run once, tables that agree with the runs, mistakes in sentences."""
 
 import csv
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -292,3 +295,38 @@ def test_how_long_until_where_scratch_ends_by_hand():
     assert "| cart | pair | fast | 58 | 0 |  | 30 | 26 | 2 |" in lines
     assert "| cart | pair | slow | 40 | 0 |  | 20 | never | 1 |" in lines
     assert "| pole | pair | fast | 40 | 0 |  | 20 |  | 1 |" in lines
+
+
+def test_a_study_that_is_killed_leaves_no_processes(tmp_path):
+    path = written(tmp_path, seeds=[1], cases=without_oracle())
+    script = f"""
+from pathlib import Path
+from hubrl.study import run_study
+
+if __name__ == "__main__":
+    run_study(Path({str(path)!r}), folder=Path({str(tmp_path / "runs")!r}), results=Path({str(tmp_path / "results")!r}), jobs=1)
+"""
+    (tmp_path / "run.py").write_text(script, encoding="utf-8")
+    with subprocess.Popen([sys.executable, tmp_path / "run.py"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as study:
+        children = Path(f"/proc/{study.pid}/task/{study.pid}/children")
+        if not children.exists():
+            study.kill()
+            pytest.skip("the system does not tell who started whom")
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "runs").rglob("config.yaml")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        workers = [int(pid) for pid in children.read_text(encoding="utf-8").split()]
+        study.kill()
+    assert workers
+    while any(runs_still(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(runs_still(pid) for pid in workers)
+
+
+def runs_still(pid):
+    """Whether a process is there and has not ended."""
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
