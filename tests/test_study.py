@@ -307,7 +307,7 @@ if __name__ == "__main__":
     run_study(Path({str(path)!r}), folder=Path({str(tmp_path / "runs")!r}), results=Path({str(tmp_path / "results")!r}), jobs=1)
 """
     (tmp_path / "run.py").write_text(script, encoding="utf-8")
-    with subprocess.Popen([sys.executable, tmp_path / "run.py"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as study:
+    with subprocess.Popen([sys.executable, tmp_path / "run.py"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as study:
         children = Path(f"/proc/{study.pid}/task/{study.pid}/children")
         if not children.exists():
             study.kill()
