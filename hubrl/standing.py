@@ -53,6 +53,9 @@ TOGETHER = "together"
 APART = 8.0
 """How much lower the router's number of the fresh pathway is while sources learn to play together: its weight is next to nothing."""
 
+OFTEN = 4
+"""How many times as many returns as another a pathway has when it is known well enough beside it."""
+
 LATEST = 8
 """Latest episodes without noise by which pathways are judged together: they learn, and what they earned a while ago says little."""
 
@@ -176,7 +179,8 @@ class Solos(nn.Module):
     Pathways that share an episode share its return; only alone each earns its own. After a probe every episode is played alone, until each
     source has played enough to be judged: a mixture of gaits that were not compared yet earns less than any of them. From then on some
     are, and who is next is drawn by `exp(-lag / 2)`, so that those that are known to be worse cost little; `lag` is what a probe
-    believed, until a pathway is judged. While the fresh pathway shows how fast it learns, all are its own.
+    believed, until a pathway is judged. An episode that would tell nothing more is not played alone. While the fresh pathway shows how fast
+    it learns, all are its own.
 
     Trust follows what each earns, see `revised`; but who earns less alone may be what the others lack. So nobody is lowered by chance, or
     while all together earn more than the best, and for as long as several sources learn to play together the fresh pathway is kept out.
@@ -369,7 +373,8 @@ class Solos(nn.Module):
     def revised(self, trusted: Sequence[bool]) -> Float[Tensor, " pathways"]:
         """By how much more than was believed each trusted pathway lies behind the best, in standard errors.
 
-        More only of who clearly is, by `RACE_ERRORS`, and of nobody once pathways together earn more than the best of them alone: who
+        Less only of who is within `LEADS` of the best: few episodes that vary much are no evidence against what a probe saw clearly. More
+        only of who clearly is behind, by `RACE_ERRORS`, and of nobody once pathways together earn more than the best of them alone: who
         earns less alone may still be what the others lack. None until two of them have played enough, and none beyond `MOST_BEHIND`.
         The fresh pathway counts as `APART` more while it waits.
         """
@@ -383,24 +388,23 @@ class Solos(nn.Module):
             for index in judged:
                 own = self.standing.of(index)
                 lag = min(max(behind(own, best), 0.0), MOST_BEHIND)
-                if lag < float(old[index]) or (surely_behind(own, best) > RACE_ERRORS and not complement):
+                if lag < min(float(old[index]), LEADS) or (surely_behind(own, best) > RACE_ERRORS and not complement):
                     new[index] = lag
         change = new - old
         old.copy_(new)
-        change[-1] += self._set_apart(trusted, complement=complement)
+        change[-1] += self._set_apart(trusted)
         return change
 
-    def _set_apart(self, trusted: Sequence[bool], *, complement: bool) -> float:
+    def _set_apart(self, trusted: Sequence[bool]) -> float:
         """By how much more than before the fresh pathway is kept out, for as long as several sources learn to play together.
 
-        They do until half-way, and from then on if they earn more than the best of them alone; but not with those that are clearly behind.
-        The fresh pathway would be a way to risk nothing while they still do what they should not, and what it plays they do not learn.
+        Not with those that are clearly behind. The fresh pathway would be a way to risk nothing while they still do what they should not,
+        and what it plays they do not learn.
         """
         lag, apart = self.get_buffer("lag"), self.get_buffer("apart")
         in_favour = sum(trusted[index] and float(lag[index]) <= RACE_ERRORS for index in self.sources)
         decided = bool(self.get_buffer("believes")) and not self.in_doubt
-        beside = self.fresh_waits and decided and in_favour > 1 and trusted[-1] and len(self.sources) < len(trusted)
-        waits = beside and (self.remaining > LATE or complement)
+        waits = self.fresh_waits and decided and in_favour > 1 and trusted[-1] and len(self.sources) < len(trusted)
         wanted = APART if waits else 0.0
         change = wanted - float(apart)
         apart.fill_(wanted)
@@ -467,7 +471,21 @@ class Solos(nn.Module):
         if np.random.random() >= self.share * self.remaining:
             return -1
         chances = np.exp(-self.get_buffer("lag").double().cpu().numpy()[members] / 2)
-        return int(np.random.choice(members, p=chances / chances.sum()))
+        drawn = int(np.random.choice(members, p=chances / chances.sum()))
+        return drawn if self._would_tell(drawn, members) else -1
+
+    def _would_tell(self, pathway: int, members: Sequence[int]) -> bool:
+        """Whether another episode of a pathway alone would help to tell who earns more.
+
+        It would where some other, or all together, is not surely better or worse, unless it has played `OFTEN` as many: then an episode of
+        theirs would.
+        """
+        own = self.standing.of(pathway)
+        others = [self.standing.of(index) for index in members if index != pathway] + [self.together.of(0)]
+        if len(own) < ENOUGH:
+            return True
+        near = [other for other in others if len(other) >= ENOUGH and abs(surely_behind(own, other)) <= RACE_ERRORS]
+        return any(len(own) < OFTEN * len(other) for other in near)
 
     @property
     def _enough(self) -> int:

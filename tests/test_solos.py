@@ -19,7 +19,7 @@ from hubrl.outputs import ALONE
 from hubrl.pathways import FRESH
 from hubrl.reading import read_agent
 from hubrl.routing import Router
-from hubrl.standing import APART, DOUBTED, LATE, LATEST, MOST_BEHIND, Solos
+from hubrl.standing import APART, DOUBTED, LATEST, MOST_BEHIND, Solos
 
 
 def up_and_down():
@@ -55,6 +55,28 @@ def test_who_is_believed_worse_plays_less_and_only_who_is_trusted():
     solos.ended(1, 7.0, [True, True, True])
     assert solos.standing.of(2) == [5.0], "what several pathways earned together is nobody's"
     assert solos.playing.tolist() == [-1, -1], "at the end of training nobody plays alone"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "together", "tells"),
+    [
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 4.0], [], (True, True)),
+        ([1.0, 2.0, 3.0], [101.0, 102.0, 104.0], [], (False, False)),  # surely apart
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 4.0] * 4, [], (True, False)),  # b is known well
+        ([1.0, 2.0, 3.0], [101.0, 102.0, 104.0], [100.0, 103.0, 105.0], (False, True)),  # b or all together?
+        ([1.0, 2.0], [1.0, 2.0, 4.0], [], (True, False)),  # a is not judged yet
+        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [], (True, True)),  # nothing varies and nobody is ahead
+    ],
+)
+def test_nobody_plays_alone_whose_episode_would_tell_nothing_more(a, b, together, tells):
+    solos = played([a, b, []])
+    solos.believe([0.0, 0.0, -4.0])
+    solos.share, solos.remaining = 10.0, 0.5
+    for earned in together:
+        solos.together.note(0, earned)
+    np.random.seed(0)
+    solos.begin(200, [True, True, False])
+    assert [bool((solos.playing == who).any()) for who in (0, 1)] == list(tells)
 
 
 def test_sources_are_judged_first_and_the_fresh_pathway_is_not():
@@ -182,20 +204,8 @@ def test_the_fresh_pathway_is_kept_out_while_sources_learn_to_play_together():
     assert change_of_fresh(solos) == 0.0, "nobody was probed"
     solos.believe([0.0, -1.0, -DISTRUST])
     assert change_of_fresh(solos) == APART
-    assert change_of_fresh(solos, remaining=0.51) == 0.0, "told once"
-    assert change_of_fresh(solos, remaining=LATE) == -APART
-    assert change_of_fresh(solos, remaining=0.1) == 0.0
-
-
-def test_beyond_half_way_it_stays_out_while_they_earn_more_together_than_alone():
-    solos = played([[10.0, 11.0, 12.0], [7.0, 8.0, 9.0], []], FRESH)
-    solos.believe([0.0, 0.0, -DISTRUST])
-    for earned in (20.0, 10.0, 15.0):
-        solos.together.note(0, earned)
-    assert change_of_fresh(solos) == APART
-    assert change_of_fresh(solos, remaining=0.2) == 0.0
-    solos.together.note(0, -100.0)
-    assert change_of_fresh(solos, remaining=0.2) == -APART
+    assert change_of_fresh(solos, remaining=0.1) == 0.0, "told once"
+    assert change_of_fresh(solos, trusted=(True, False, True), remaining=0.1) == -APART, "one is left"
 
 
 def test_it_is_not_kept_out_beside_one_source_nor_beside_sources_in_doubt_or_clearly_behind():
