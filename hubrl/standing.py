@@ -36,10 +36,10 @@ JUDGING = 0.2
 """Share of the training within which sources play alone until they are judged, and by whose end nobody is in doubt any more."""
 
 LATE = 0.5
-"""Share of the training that is left when pathways that together still earn less than one of them alone make way for it."""
+"""Share of the training that is left when pathways that together still earn less than one of them alone make way for it, or get help."""
 
 FALLING = 0.5
-"""Share of the episodes that pathways play together which must end early, for that."""
+"""Share of the episodes that pathways play together beyond which they end early too often, for that."""
 
 LEADS = 1.0
 """Standard errors by which the best source must earn more than all together to act for them in evaluations.
@@ -392,20 +392,22 @@ class Solos(nn.Module):
                     new[index] = lag
         change = new - old
         old.copy_(new)
-        change[-1] += self._set_apart(trusted)
+        change[-1] += self._set_apart(trusted, complement=complement)
         return change
 
-    def _set_apart(self, trusted: Sequence[bool]) -> float:
+    def _set_apart(self, trusted: Sequence[bool], *, complement: bool) -> float:
         """By how much more than before the fresh pathway is kept out, for as long as several sources learn to play together.
 
-        Not with those that are clearly behind. The fresh pathway would be a way to risk nothing while they still do what they should not,
-        and what it plays they do not learn.
+        The fresh pathway would be a way to risk nothing while they still do what they should not, and what it plays they do not learn. Those
+        that are clearly behind do not count; and from half-way on it comes in where most of their episodes end early and they earn no more
+        than the best of them alone, because they do not learn it without help.
         """
         lag, apart = self.get_buffer("lag"), self.get_buffer("apart")
         in_favour = sum(trusted[index] and float(lag[index]) <= RACE_ERRORS for index in self.sources)
         decided = bool(self.get_buffer("believes")) and not self.in_doubt
-        waits = self.fresh_waits and decided and in_favour > 1 and trusted[-1] and len(self.sources) < len(trusted)
-        wanted = APART if waits else 0.0
+        beside = self.fresh_waits and decided and in_favour > 1 and trusted[-1] and len(self.sources) < len(trusted)
+        in_vain = self.remaining <= LATE and not complement and float(self.early.worth[0]) > FALLING
+        wanted = APART if beside and not in_vain else 0.0
         change = wanted - float(apart)
         apart.fill_(wanted)
         return change

@@ -19,7 +19,7 @@ from hubrl.outputs import ALONE
 from hubrl.pathways import FRESH
 from hubrl.reading import read_agent
 from hubrl.routing import Router
-from hubrl.standing import APART, DOUBTED, LATEST, MOST_BEHIND, Solos
+from hubrl.standing import APART, DOUBTED, LATE, LATEST, MOST_BEHIND, Solos
 
 
 def up_and_down():
@@ -206,6 +206,17 @@ def test_the_fresh_pathway_is_kept_out_while_sources_learn_to_play_together():
     assert change_of_fresh(solos) == APART
     assert change_of_fresh(solos, remaining=0.1) == 0.0, "told once"
     assert change_of_fresh(solos, trusted=(True, False, True), remaining=0.1) == -APART, "one is left"
+
+
+@pytest.mark.parametrize(("together", "early", "comes"), [(5.0, 1.0, True), (20.0, 1.0, False), (5.0, 0.0, False)])
+def test_from_half_way_it_comes_in_where_sources_together_fall_and_earn_no_more_than_one_alone(together, early, comes):
+    solos = played([[10.0, 11.0, 12.0], [7.0, 8.0, 9.0], []], FRESH)
+    solos.believe([0.0, 0.0, -DISTRUST])
+    for _ in range(3):
+        solos.together.note(0, together)
+        solos.early.note(0, early)
+    assert change_of_fresh(solos) == APART
+    assert change_of_fresh(solos, remaining=LATE) == (-APART if comes else 0.0)
 
 
 def test_it_is_not_kept_out_beside_one_source_nor_beside_sources_in_doubt_or_clearly_behind():
