@@ -398,9 +398,9 @@ class Solos(nn.Module):
     def _set_apart(self, trusted: Sequence[bool], *, complement: bool) -> float:
         """By how much more than before the fresh pathway is kept out, for as long as several sources learn to play together.
 
-        The fresh pathway would be a way to risk nothing while they still do what they should not, and what it plays they do not learn. Those
-        that are clearly behind do not count; and from half-way on it comes in where most of their episodes end early and they earn no more
-        than the best of them alone, because they do not learn it without help.
+        The fresh pathway would be a way to risk nothing while they still do what they should not, and what it plays they do not learn.
+        Those that are clearly behind do not count; and from half-way on it comes in where most of their episodes end early and they earn
+        no more than the best of them alone, because they do not learn it without help.
         """
         lag, apart = self.get_buffer("lag"), self.get_buffer("apart")
         in_favour = sum(trusted[index] and float(lag[index]) <= RACE_ERRORS for index in self.sources)
