@@ -42,7 +42,8 @@ FALLING = 0.5
 """Share of the episodes that pathways play together beyond which they end early too often, for that."""
 
 LEADS = 1.0
-"""Standard errors by which the best source must earn more than all together to act for them in evaluations.
+"""Standard errors by which the best source must earn more than all together to act for them in evaluations; behind the best alone by no
+more, a source may rise.
 
 Few, because this can be taken back, and where returns vary much they are never more; but the best of several is the luckiest of them.
 """

@@ -13,13 +13,13 @@ from torch import nn
 from toys import CHOOSE, STEER, VECTOR, Constant, Toy, target, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, Source, pathway_weights
-from hubrl.evidence import DISTRUST
+from hubrl.evidence import DISTRUST, behind
 from hubrl.growth import Phase
 from hubrl.outputs import ALONE
 from hubrl.pathways import FRESH
 from hubrl.reading import read_agent
 from hubrl.routing import Router
-from hubrl.standing import APART, DOUBTED, LATE, LATEST, MOST_BEHIND, Solos
+from hubrl.standing import APART, DOUBTED, LATE, LATEST, LEADS, MOST_BEHIND, Solos
 
 
 def up_and_down():
@@ -192,6 +192,16 @@ def test_nobody_is_lowered_while_all_together_earn_more_than_the_best_alone():
     assert solos.revised([True, True, False]).tolist() == [0.0, 0.0, 0.0]
     solos.together.note(0, 0.0)
     assert solos.revised([True, True, False]).tolist() == [0.0, MOST_BEHIND, 0.0]
+
+
+@pytest.mark.parametrize(("others", "rises"), [([9.0, 9.5, 10.0], False), ([10.0, 10.5, 11.5], True)])
+def test_only_who_is_within_a_standard_error_of_the_best_rises(others, rises):
+    solos = played([[10.0, 11.0, 12.0], others, []])
+    solos.believe([0.0, -4.0, -9.0])
+    lag = behind(others, [10.0, 11.0, 12.0])
+    assert 0 < lag < 4, "less than was believed"
+    assert (lag < LEADS) == rises
+    assert solos.revised([True, True, False])[1].item() == pytest.approx(lag - 4.0 if rises else 0.0)
 
 
 def change_of_fresh(solos, trusted=(True, True, True), remaining=0.9):
