@@ -1,19 +1,24 @@
-"""Features that were heard before, routed and aggregated as one operation, with gradients by hand.
+"""What a router makes of a minibatch as one operation, with gradients by hand: pathway weights, or features aggregated by them.
 
-Where frozen features are stored, all that is left of a hub in a gradient step are a router and a projection a source: a few products
-of some dozen rows, for which autograd would keep three times as many operations.
+Where what frozen sources say is stored, all that is left of a hub in a gradient step are a router and, at the level of features, a
+projection a source: a few products of some dozen rows, for which autograd would keep three times as many operations.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from hubrl.errors import BadConfig
 from hubrl.losses import TWICE, mean_entropy
+from hubrl.networks import Observations
+from hubrl.packing import Handed
 from hubrl.perceptron import Perceptron, linear, linear_gradients
+from hubrl.routing import NOISE_FLOOR, Router, Weighted, pathway_weights
 
 
 class Aggregated(NamedTuple):
@@ -50,6 +55,77 @@ def aggregated(
     layers = Perceptron(hidden)
     parameters = [*layers.parameters, *(each for layer in (mean, *projections) for each in (layer.weight, layer.bias))]
     return Aggregated(*_Aggregate.apply(layers, mean, projections, explore_coef, heard, read, *parameters))  # type: ignore[no-untyped-call]
+
+
+def weighed(
+    router: Router,
+    observations: Observations,
+    noise: Float[Tensor, "batch pathways"],
+    k: int,
+    trusted: Bool[Tensor, " pathways"] | None,
+    explore_coef: float,
+) -> tuple[Weighted, Float[Tensor, ""]]:
+    """Pathway weights under noise, whose gradient the exploration loss rides on, and that loss.
+
+    Args:
+        router: Which says the numbers.
+        observations: As SB3 preprocesses them.
+        noise: As wide as the router says.
+        k: How many are active in a row, see `pathway_weights`.
+        trusted: Who may be active at all; none for everybody.
+        explore_coef: As of `aggregated`.
+    """
+    handed = Handed(router.own)
+    log_weights, active, loss = _Weigh.apply(router, handed, k, trusted, explore_coef, router.read(observations), noise, *handed.inputs)  # type: ignore[no-untyped-call]
+    return Weighted(log_weights, active), loss
+
+
+class _Weigh(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        router: Router,
+        handed: Handed,
+        k: int,
+        trusted: Tensor | None,
+        explore_coef: float,
+        read: Tensor,
+        noise: Tensor,
+        *inputs: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        # Not read again, but torch then notices weights that changed before the gradient was asked for.
+        ctx.save_for_backward(*inputs)
+        layers = Perceptron(router.hidden)
+        hidden = layers.forward(read)
+        wide = linear(hidden[-1], router.spread)
+        z = torch.addcmul(linear(hidden[-1], router.mean), noise, functional.softplus(wide).add_(NOISE_FLOOR))
+        log_weights, active = pathway_weights(z, k, trusted)
+        weights = log_weights.exp()
+        entropy, slope = mean_entropy(weights)
+        loss = explore_coef * entropy
+        ctx.router, ctx.handed, ctx.layers, ctx.hidden, ctx.noise, ctx.wide = router, handed, layers, hidden, noise, wide
+        ctx.weights, ctx.slope = weights, explore_coef * slope
+        ctx.silent = ~active if trusted is not None or k < z.shape[1] else None
+        ctx.mark_non_differentiable(active, loss)
+        return log_weights, active, loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_log_weights: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+        assert ctx.saved_tensors
+        if of_log_weights is None:
+            # Only the critic learns, and nothing is to be explored.
+            return (None,) * (7 + len(ctx.handed.inputs))
+        if ctx.silent is not None:
+            of_log_weights = of_log_weights.masked_fill(ctx.silent, 0.0)
+        outer = torch.addcmul(of_log_weights, ctx.weights, ctx.slope)
+        of_z = torch.addcmul(outer, ctx.weights, outer.sum(dim=1, keepdim=True), value=-1.0)
+        of_wide = (of_z * ctx.noise).mul_(ctx.wide.sigmoid())
+        of_hidden = (of_z @ ctx.router.mean.weight).addmm_(of_wide, ctx.router.spread.weight)
+        of_read, hidden = ctx.layers.backward(ctx.hidden, of_hidden, inputs=ctx.needs_input_grad[5])
+        heads = linear_gradients(of_z, ctx.hidden[-1]) + linear_gradients(of_wide, ctx.hidden[-1])
+        return (None, None, None, None, None, of_read, None, *ctx.handed.gradients([*hidden, *heads]))
 
 
 class _Aggregate(torch.autograd.Function):

@@ -21,8 +21,9 @@ from hubrl.methods.base import Method
 from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.q_policies import HubDQNPolicy, Pausing
+from hubrl.solos import Solos
 from hubrl.spec import HubSpec
-from hubrl.standing import Solos, Standing
+from hubrl.standing import Standing
 from hubrl.trust import Verdict, probe, true_rewards
 from hubrl.values import DiscountedReturns, ValueHead
 
@@ -79,6 +80,7 @@ class HubCallback(BaseCallback):
         if isinstance(self.model, OnPolicyAlgorithm) and isinstance(self.model.policy, HubActorCriticPolicy):
             if remember_steps(self.model, self.model.policy):
                 self.model.policy.commit()
+                self.model.policy.quick = isinstance(self.model, PPO)
             self.model.policy.release(np.ones(self.training_env.num_envs, dtype=bool))
             # What has learned is not probed.
             if self.probe_share > 0 and self.model.policy.method.awaits_probe and not self._goes_on and self.model._n_updates == 0:
@@ -125,7 +127,7 @@ class HubCallback(BaseCallback):
 
     def _count_from_now(self, *, whole: bool) -> None:
         """Returns of episodes from here on; those that are going on when a training goes on are not seen whole, from their beginning."""
-        self._earned = np.zeros(self.training_env.num_envs)
+        self._earned, self._steps = np.zeros(self.training_env.num_envs), 0
         self._whole = np.full(self.training_env.num_envs, whole)
 
     def _pause_exploration(self, model: DQN, policy: HubDQNPolicy) -> None:
@@ -212,8 +214,15 @@ class HubCallback(BaseCallback):
             assert isinstance(self.model, OnPolicyAlgorithm)
             value_again(self.model)
 
+    def _tell_steps(self, solos: Solos) -> None:
+        """Let the steps since the last episode ended, or the last rollout, count."""
+        solos.stepped(1 / self.locals["total_timesteps"], self._steps)
+        self._steps = 0
+
     def _on_rollout_end(self) -> None:
         if isinstance(self.model.policy, HubActorCriticPolicy):
+            if self.model.policy.solos is not None and self.model.policy.holds:
+                self._tell_steps(self.model.policy.solos)
             self._scale_values(self.model.policy)
         if self.model.num_timesteps - self._logged_at < self.log_every:
             return
@@ -241,13 +250,15 @@ class HubCallback(BaseCallback):
             self.model.policy.end()
         if isinstance(self.model.policy, HubActorCriticPolicy):
             # A training without the callback, later, must not find the actor still waiting, or anybody alone, or hold whom it cannot.
-            self.model.policy.warming = self.model.policy.remembers = False
+            self.model.policy.warming = self.model.policy.remembers = self.model.policy.quick = False
+            self.model.policy.unpack()
             if self.model.policy.solos is not None:
                 self.model.policy.solos.end()
 
     def _on_step(self) -> bool:
         if isinstance(self.model.policy, HubActorCriticPolicy):
-            self.model.policy.release(self.locals["dones"])
+            if self.locals["dones"].any():
+                self.model.policy.release(self.locals["dones"])
             self._discounted.note(self.locals["rewards"], self.locals["dones"])
             self._count_solos(self.model.policy)
         if isinstance(self.model.policy, HubDQNPolicy):
@@ -263,14 +274,17 @@ class HubCallback(BaseCallback):
     def _count_solos(self, policy: HubActorCriticPolicy) -> None:
         if policy.solos is None:
             return
+        self._earned += true_rewards(self.training_env, self.locals["rewards"])
+        self._steps += 1
+        if not self.locals["dones"].any():
+            return
         ends = {int(env): not self.locals["infos"][env].get("TimeLimit.truncated", False) for env in np.flatnonzero(self.locals["dones"])}
         if any(ends.values()):
             policy.solos.see_early_end()
         if not policy.holds:
             return
-        self._earned += true_rewards(self.training_env, self.locals["rewards"])
+        self._tell_steps(policy.solos)
         total = self.locals["total_timesteps"]
-        policy.solos.stepped(1 / total)
         for env, early in ends.items():
             trusted = policy.method.trusted_pathways
             done, whole = self.model.num_timesteps / total, bool(self._whole[env])

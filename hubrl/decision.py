@@ -7,6 +7,7 @@ who acts need be asked, all that lies behind the features is one operation to it
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,10 +15,12 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
-from hubrl.distributions import at, draw_action, draw_pathway
+from hubrl.distributions import at, draw_pathway, places
 from hubrl.outputs import Hearing, solo
-from hubrl.perceptron import Perceptron, linear, linear_gradients
+from hubrl.packing import Handed, Pack
+from hubrl.perceptron import Perceptron, linear_gradients
 from hubrl.values import ValueHead
 
 Answer = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch outputs"]]
@@ -45,6 +48,33 @@ class Trace(NamedTuple):
     """Where a pathway plays its episode alone, which is sure to act and, if it is a source, is not corrected."""
 
 
+class Joint(NamedTuple):
+    """Layers that read the same as one, and vectors that are alike as one, one below the other; none where there are none."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    stds: Float[Tensor, "pathways actions"] | None
+
+
+class Speech(NamedTuple):
+    """What acts says."""
+
+    said: Float[Tensor, "batch _"]
+    """Means, or log-probabilities of the choices, up to a constant."""
+    log_std: Float[Tensor, "batch actions"] | None = None
+    """Logarithms of the standard deviations; none where actions are choices."""
+    std: Float[Tensor, "batch actions"] | None = None
+
+    def draw(self, calm: Bool[Tensor, " batch"] | None, *, deterministic: bool) -> Tensor:
+        """What is done; the likeliest where it is to be calm, or everywhere."""
+        if self.std is None:
+            return draw_pathway(self.said, calm, deterministic=deterministic)
+        if deterministic:
+            return self.said
+        drawn = torch.normal(self.said, self.std)
+        return drawn if calm is None else torch.where(calm[:, None], self.said, drawn)
+
+
 class Decision(NamedTuple):
     """Who acts and what it does, row by row."""
 
@@ -54,7 +84,8 @@ class Decision(NamedTuple):
     actions: Tensor
     values: Float[Tensor, "batch 1"]
     log_prob: Float[Tensor, " batch"]
-    trace: Trace
+    trace: Trace | None
+    """None where no gradient can be asked for."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +119,36 @@ class Decider:
         return [*self.log_stds, *([] if self.log_std is None else [self.log_std])]
 
     @property
-    def parameters(self) -> list[Tensor]:
-        """All that is learned here."""
-        last = [parameter for layer in (self.value, *self.heads) for parameter in (layer.weight, layer.bias)]
-        return [*self.actor.parameters, *self.critic.parameters, *last, *self.stds]
+    def parts(self) -> list[list[Tensor]]:
+        """Parameters whose gradients come together: the critic's, and those of who acts and what it does."""
+        heads = [*(layer.weight for layer in self.heads), *(layer.bias for layer in self.heads), *self.stds]
+        critic = [*self.critic.parameters, self.value.weight, self.value.bias]
+        return [critic, [*(self.actor.parameters if self.heads else []), *heads]]
+
+    @cached_property
+    def handed(self) -> Handed:
+        """All that is learned here, as autograd is told of it."""
+        return Handed([parameter for part in self.parts for parameter in part])
+
+    @cached_property
+    def _views(self) -> "Joint":
+        """The same as `_joint`, which the optimizer writes to, where parameters are packed."""
+        return self._made_joint()
+
+    @property
+    def _joint(self) -> "Joint":
+        """All that reads the actor's hidden layers as one layer, and all standard deviations."""
+        return self._views if self.handed.packs else self._made_joint()
+
+    def _made_joint(self) -> "Joint":
+        weights, biases = [layer.weight for layer in self.heads], [layer.bias for layer in self.heads]
+        stds = joint(self.stds, new=True) if self.stds else None
+        return Joint(joint(weights), joint(biases), stds) if weights else Joint(None, None, stds)
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """How wide each head is."""
+        return [layer.out_features for layer in self.heads]
 
     def __call__(
         self,
@@ -110,7 +167,7 @@ class Decider:
             hearing: Who acted, and before.
             actions: What was done.
         """
-        return cast("tuple[Tensor, Tensor]", _Decide.apply(self, hearing, actions, *features, log_weights, said, *self.parameters))  # type: ignore[no-untyped-call]
+        return cast("tuple[Tensor, Tensor]", _Decide.apply(self, hearing, actions, *features, log_weights, said, *self.handed.inputs))  # type: ignore[no-untyped-call]
 
     def decide(
         self,
@@ -126,10 +183,14 @@ class Decider:
         assert hearing.previous is not None
         alone = cast("Tensor", hearing.alone)
         actor, critic = self.actor.forward(features[0]), self.critic.forward(features[1])
+        own = self._joint
+        heads = iter(() if own.weight is None else functional.linear(actor[-1], own.weight, own.bias).split(self._sizes, dim=1))
+        layers = (self.fresh, self.residual, self.stickiness)
+        fresh_says, correction, stickiness = (None if layer is None else next(heads) for layer in layers)
         transition, there = log_weights, None
-        if self.stickiness is not None:
+        if stickiness is not None:
             there = at(hearing.previous, log_weights.shape[1]).float()
-            transition = torch.addcmul(log_weights, there, linear(actor[-1], self.stickiness)).log_softmax(dim=1)
+            transition = torch.addcmul(log_weights, there, stickiness).log_softmax(dim=1)
         acted = hearing.acted
         if acted is None:
             drawn = draw_pathway(transition, hearing.calm, deterministic=deterministic)
@@ -138,9 +199,9 @@ class Decider:
         fresh = (acted == self.n_sources)[:, None]
         alone = alone[:, None]
         said = answer(acted)
-        speech = self._speech(said, acted, fresh, alone, actor[-1])
+        speech = self._speech(said, acted, fresh_says, None if correction is None else correction.masked_fill(alone, 0.0), own.stds)
         if actions is None:
-            actions = draw_action(speech, self.space, hearing.calm, deterministic=deterministic)
+            actions = speech.draw(hearing.calm, deterministic=deterministic)
         likelihood, spoken, precision = self._likelihood(speech, actions)
         trace = Trace(acted, actor, critic, transition, there, spoken, precision, actions, fresh, alone)
         return Decision(acted, said, actions, self.value(critic[-1]), chosen + likelihood, trace)
@@ -149,40 +210,39 @@ class Decider:
         self,
         said: Float[Tensor, "batch outputs"],
         acted: Int[Tensor, " batch"],
-        fresh: Bool[Tensor, "batch 1"],
-        alone: Bool[Tensor, "batch 1"],
-        latent: Float[Tensor, "batch latent"],
-    ) -> Float[Tensor, "batch outputs"]:
-        """What acts says: a source, corrected, or the fresh pathway."""
-        own = None if self.fresh is None else linear(latent, self.fresh)
-        correction = None if self.residual is None else linear(latent, self.residual).masked_fill(alone, 0.0)
+        own: Float[Tensor, "batch _"] | None,
+        correction: Float[Tensor, "batch _"] | None,
+        stds: Float[Tensor, "pathways actions"] | None,
+    ) -> "Speech":
+        """What acts says: a source, corrected, or the fresh pathway, which has its own to say."""
+        fresh = (acted == self.n_sources)[:, None]
         if isinstance(self.space, spaces.Discrete):
             corrected = said if correction is None else said + correction
-            return corrected if own is None else torch.where(fresh, own, corrected)
+            return Speech(corrected if own is None else torch.where(fresh, own, corrected))
         mean, log_std = said.chunk(2, dim=1)
-        if self.log_stds:
-            log_std = torch.stack(self.stds)[acted]
+        if self.log_stds and stds is not None:
+            log_std = stds[acted]
         elif self.log_std is not None:
             log_std = torch.where(fresh, self.log_std, log_std)
+        std = log_std.exp()
         # In units of the standard deviation, so that a sharp source is moved gently.
-        corrected = mean if correction is None else torch.addcmul(mean, correction, log_std.detach().exp())
-        return torch.cat([corrected if own is None else torch.where(fresh, own, corrected), log_std], dim=1)
+        corrected = mean if correction is None else torch.addcmul(mean, correction, std.detach())
+        return Speech(corrected if own is None else torch.where(fresh, own, corrected), log_std, std)
 
     def _likelihood(
-        self, said: Float[Tensor, "batch outputs"], actions: Tensor
+        self, speech: "Speech", actions: Tensor
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch _"], Float[Tensor, "batch actions"] | None]:
         """Logarithms of how likely the actions are (`hubrl.distributions.log_likelihood`), and what its derivative is made of."""
-        if isinstance(self.space, spaces.Discrete):
-            normal = said.log_softmax(dim=1)
+        if speech.log_std is None or speech.std is None:
+            normal = speech.said.log_softmax(dim=1)
             return normal.gather(1, actions.long().reshape(-1, 1)).squeeze(1), normal, None
-        mean, log_std = said.chunk(2, dim=1)
-        precision = (-log_std).exp()
-        scaled = (actions - mean) * precision
-        squares = torch.addcmul(log_std, scaled, scaled, value=0.5).sum(dim=1)
-        return -squares - 0.5 * math.log(2 * math.pi) * mean.shape[1], scaled, precision
+        precision = speech.std.reciprocal()
+        scaled = (actions - speech.said) * precision
+        squares = torch.addcmul(speech.log_std, scaled, scaled, value=0.5).sum(dim=1)
+        return -0.5 * math.log(2 * math.pi) * scaled.shape[1] - squares, scaled, precision
 
     def gradients(self, made: Trace, by_values: Tensor | None, by_log_prob: Tensor | None, wanted: Sequence[bool]) -> list[Tensor | None]:
-        """Gradients of the two features, the weights' logarithms and what was said, then of all parameters.
+        """Gradients of the two features, the weights' logarithms and what was said, then of all parameters, as they are handed to autograd.
 
         Args:
             made: What they are made of.
@@ -192,8 +252,8 @@ class Decider:
         """
         of_critics, critic, value = self._of_critic(made, by_values, features=wanted[1])
         if by_log_prob is None:
-            nothing: list[Tensor | None] = [None] * len(self.actor.parameters)
-            return [None, of_critics, None, None, *nothing, *critic, *value, *[None] * (2 * len(self.heads) + len(self.stds))]
+            nothing = [None] * (len(self.handed.parameters) - len(critic) - len(value))
+            return [None, of_critics, None, None, *self.handed.gradients([*critic, *value, *nothing])]
         outer = by_log_prob[:, None]
         slope = outer * _slope(made)
         of_means = slope if made.precision is None else slope * made.precision
@@ -209,21 +269,19 @@ class Decider:
         of_actors, actor, heads = self._of_actor(made, of_heads, features=wanted[0])
         of_said = _of_said(made, of_means, None if self.log_stds else of_log_stds) if wanted[3] else None
         stds = [] if of_log_stds is None else self._of_stds(made, of_log_stds)
-        return [of_actors, of_critics, of_weights, of_said, *actor, *critic, *value, *heads, *stds]
+        return [of_actors, of_critics, of_weights, of_said, *self.handed.gradients([*critic, *value, *actor, *heads, *stds])]
 
     def _of_actor(
         self, made: Trace, of_heads: Sequence[Tensor], *, features: bool
-    ) -> tuple[Tensor | None, Sequence[Tensor | None], Sequence[Tensor]]:
+    ) -> tuple[Tensor | None, Sequence[Tensor], Sequence[Tensor]]:
         """Gradients of what the actor reads, its hidden layers and its heads."""
         if not of_heads:
-            return None, [None] * len(self.actor.parameters), []
+            return None, [], []
         latent = made.actor[-1]
-        of_latent, heads = torch.zeros_like(latent), list[Tensor]()
-        for layer, gradient in zip(self.heads, of_heads, strict=True):
-            of_latent.addmm_(gradient, layer.weight)
-            heads += linear_gradients(gradient, latent)
-        read, hidden = self.actor.backward(made.actor, of_latent, inputs=features)
-        return read, hidden, heads
+        of_joint = torch.cat(list(of_heads), dim=1)
+        weights, biases = linear_gradients(of_joint, latent)
+        read, hidden = self.actor.backward(made.actor, of_joint @ cast("Tensor", self._joint.weight), inputs=features)
+        return read, hidden, [*weights.split(self._sizes), *biases.split(self._sizes)]
 
     def _of_critic(
         self, made: Trace, by_values: Tensor | None, *, features: bool
@@ -239,15 +297,29 @@ class Decider:
     def _of_transition(self, made: Trace, outer: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch pathways"]:
         """Gradient of the weights' logarithms, and of what is added to them where a pathway acted before."""
         free = outer.masked_fill(made.alone, 0.0)
-        of_logits = torch.zeros_like(made.transition).scatter_(1, made.acted[:, None], free)
-        return of_logits if made.there is None else of_logits.addcmul_(made.transition.exp(), free, value=-1.0)
+        chosen = at(made.acted, made.transition.shape[1]) * free
+        return chosen if made.there is None else chosen.addcmul_(made.transition.exp(), free, value=-1.0)
 
     def _of_stds(self, made: Trace, of_log_stds: Float[Tensor, "batch actions"]) -> list[Tensor]:
         """Gradients of the standard deviations' logarithms, summed up over where each pathway acted."""
         if self.log_stds:
-            who = torch.arange(len(self.stds), device=made.acted.device)[:, None] == made.acted
+            who = places(len(self.stds), made.acted.device)[:, None] == made.acted
             return list((who.float() @ of_log_stds).unbind())
         return [] if self.log_std is None else [(of_log_stds * made.fresh).sum(dim=0)]
+
+
+def joint(parameters: Sequence[Tensor], *, new: bool = False) -> Tensor:
+    """Parameters one below the other: a view where they lie so in a pack.
+
+    Args:
+        parameters: Alike but for their length.
+        new: Whether each becomes a row.
+    """
+    pack: Pack | None = getattr(parameters[0], "pack", None)
+    block = None if pack is None else pack.block(parameters)
+    if block is None:
+        return torch.stack(list(parameters)) if new else torch.cat(list(parameters))
+    return block.view(len(parameters), -1) if new else block
 
 
 def _slope(made: Trace) -> Float[Tensor, "batch _"]:

@@ -1,6 +1,7 @@
 """Action distributions of several pathways: which of them acts, and how likely an action is."""
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -207,4 +208,10 @@ def held(
 
 def at(place: Int[Tensor, " batch"], n: int) -> Bool[Tensor, "batch n"]:
     """Where the place of every row is, of `n`; nowhere where it is not among them."""
-    return torch.arange(n, device=place.device) == place[:, None]
+    return places(n, place.device) == place[:, None]
+
+
+@lru_cache(maxsize=64)
+def places(n: int, device: torch.device) -> Int[Tensor, " n"]:
+    """The numbers from 0, which nobody may write to: asked for in every step and every minibatch."""
+    return torch.arange(n, device=device)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from hubrl.cards import Layers, Trunk
 from hubrl.networks import ACTIVATIONS, NATURE, Encoder, GaussianAction, Observations, Trunks, log_std_of
+from hubrl.perceptron import IN_NUMPY, few
 from hubrl.precision import Kept, Precision, blocks, cast_convolutions, nature, pixels, weights_in
 from hubrl.source import Source
 
@@ -61,6 +62,8 @@ class Encoders:
         return self._in_order([group.outputs(observations) for _, group in self._groups])
 
     def _in_order(self, said: list[list[Tensor]]) -> list[Tensor]:
+        if len(said) == 1:
+            return said[0]
         places = {
             index: each for (members, _), own in zip(self._groups, said, strict=True) for index, each in zip(members, own, strict=True)
         }
@@ -164,9 +167,11 @@ class Perceptrons(Group):
         super().__init__(sources)
         network = sources[0].card.network
         self.activation = ACTIVATIONS[getattr(network, "hidden", Layers()).activation]()
+        self._in_numpy = IN_NUMPY.get(type(self.activation))
         self._weights = [tensor for source in sources for tensor in weights_in(source.encoder)]
         self._kept = Kept()
         self._heads = GaussianHeads(sources) if GaussianHeads.serve(sources) else None
+        self._maps = any(source.card.action_map is not None for source in sources)
 
     def __call__(self, observations: Observations) -> list[Tensor]:
         """Features of each."""
@@ -176,12 +181,19 @@ class Perceptrons(Group):
         """What each one's own head makes of its features."""
         if self._heads is None:
             return super().outputs(observations)
+        if not self._maps:
+            return list(self._heads(self._features(observations)))
         return [source.mapped(said) for source, said in zip(self.sources, self._heads(self._features(observations)), strict=True)]
 
     def _features(self, observations: Observations) -> Float[Tensor, "sources batch width"]:
         mean, spread, clip, *layers = self._kept.of(self._weights, self._stacked, frozen=True)
         read = self._read(observations)
         hidden = ((read - mean) / spread).clamp(-clip, clip).float() if len(mean) else read.expand(len(self.sources), -1, -1)
+        if self._in_numpy is not None and few(read, max(kernels[0].numel() for kernels in layers[::2])):
+            rows = hidden.numpy()
+            for kernels, bias in zip(layers[::2], layers[1::2], strict=True):
+                rows = self._in_numpy(rows @ kernels.numpy() + bias.numpy())
+            return torch.from_numpy(rows)
         for kernels, bias in zip(layers[::2], layers[1::2], strict=True):
             hidden = self.activation(torch.baddbmm(bias, hidden, kernels))
         return hidden

@@ -34,9 +34,9 @@ from hubrl.policies import HubActorCriticPolicy
 from hubrl.precision import Precision, byte_policy
 from hubrl.q_policies import HubDQNPolicy, Teaching
 from hubrl.reading import read_agent, read_live
+from hubrl.solos import TOGETHER
 from hubrl.source import Source
 from hubrl.spec import HubSpec
-from hubrl.standing import TOGETHER
 
 HUB_FORMAT = 1
 HUB_FILE = "hub.yaml"

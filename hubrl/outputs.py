@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-import torch
+import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
@@ -14,11 +14,13 @@ from hubrl.errors import BadConfig
 from hubrl.methods.base import Method
 from hubrl.networks import Observations
 
+Rows = TypeVar("Rows", int, Tensor, np.ndarray)
+
 ALONE = -2
 """What is at most this, in place of who acted before, says who plays the episode alone, see `solo`."""
 
 
-def solo(pathway: Int[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:
+def solo(pathway: Rows) -> Rows:
     """What says, in place of who acted before, that a pathway plays the episode alone; and of what says so, which pathway."""
     return ALONE - pathway
 
@@ -96,17 +98,17 @@ class Holding:
     """Who is held in each of some environments, and for how many steps."""
 
     def __init__(self, n_envs: int) -> None:
-        self.pathway = torch.full((n_envs,), -1)
-        self.steps = torch.zeros(n_envs, dtype=torch.long)
+        self.pathway: Int[np.ndarray, " envs"] = np.full(n_envs, -1)
+        self.steps: Int[np.ndarray, " envs"] = np.zeros(n_envs, dtype=np.int64)
 
-    def release(self, rows: Bool[Tensor, " envs"]) -> None:
+    def release(self, rows: Bool[np.ndarray, " envs"]) -> None:
         """Nobody is held any more in these."""
-        self.pathway = torch.where(rows, -1, self.pathway)
+        self.pathway = np.where(rows, -1, self.pathway)
 
-    def acted(self, drawn: Int[Tensor, " envs"], previous: Int[Tensor, " envs"]) -> None:
+    def acted(self, drawn: Int[Tensor, " envs"], previous: Int[np.ndarray, " envs"]) -> None:
         """These acted in the last step, and those before bound them; -1 where the choice was free."""
-        self.steps = torch.where(previous.cpu() >= 0, self.steps + 1, 1)
-        self.pathway = drawn.cpu()
+        self.steps = np.where(previous >= 0, self.steps + 1, 1)
+        self.pathway = drawn.cpu().numpy()
 
 
 def check_solos(aggregation: str, method: Method) -> None:

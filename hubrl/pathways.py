@@ -16,6 +16,7 @@ from torch.nn import functional
 from hubrl import speech, store
 from hubrl.aggregation import Aggregated, aggregated
 from hubrl.cards import Conv, Layers, Trunk
+from hubrl.distributions import places
 from hubrl.encoders import Encoders
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.networks import NATURE, Observations, Reader, mlp
@@ -149,7 +150,8 @@ class Original(nn.Module):
         return {**observations, **{key: self._undone(index, observations[key]) for index, key in enumerate(self.keys)}}
 
     def _undone(self, index: int, values: Tensor) -> Tensor:
-        return values * self.get_buffer(f"running_std_{index}") + self.get_buffer(f"running_mean_{index}")
+        mean, std = (cast("Tensor", self._buffers[f"running_{what}_{index}"]) for what in ("mean", "std"))
+        return torch.addcmul(mean, values, std)
 
 
 class FreshPathway(nn.Module):
@@ -238,21 +240,27 @@ class Pathways(nn.Module):
         n_rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
         members = [index for index in range(len(self.sources)) if wanted[index]]
         with torch.no_grad():
-            spoken = dict(zip(members, self._listened(members, observations), strict=True))
-            silence = torch.zeros(n_rows, self.width, device=next(iter(spoken.values())).device if spoken else None)
-            return torch.stack([spoken.get(index, silence) for index in range(len(self.sources))], dim=1)
+            said = self._listened(members, observations)
+            if len(said) < len(self.sources):
+                spoken = dict(zip(members, said, strict=True))
+                silence = torch.zeros(n_rows, self.width, device=said[0].device if said else None)
+                said = [spoken.get(index, silence) for index in range(len(self.sources))]
+            return torch.stack(said, dim=1)
 
     def _listened(self, members: list[int], observations: Observations) -> list[Tensor]:
         """What some sources themselves say of all observations, computed together."""
-        pathways = [cast("SourcePathway", self.sources[index]) for index in members]
+        everybody = list(self.sources)
+        pathways = [cast("SourcePathway", everybody[index]) for index in members]
         if not pathways:
             return []
         sources = [pathway.source for pathway in pathways]
         if self._encoders is None or self._encoders.sources != sources:
             self._encoders = Encoders(sources, self.target.precision)
-        frozen = all(source.frozen for source in sources)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            return told(pathways, self._encoders, self.original(observations))
+        seen = pathways[0].original(observations)
+        if not torch.is_grad_enabled():
+            return told(pathways, self._encoders, seen)
+        with torch.set_grad_enabled(not all(source.frozen for source in sources)):
+            return told(pathways, self._encoders, seen)
 
     def original(self, observations: Observations) -> Observations:
         """Observations as the sources see them: before the target's VecNormalize."""
@@ -345,7 +353,7 @@ class Pathways(nn.Module):
         if heard is None:
             wanted = functional.one_hot(asked, len(self.names))[:, :n_sources].bool()
             heard = self._spoken(list(self.sources), observations, wanted)
-        return heard[torch.arange(len(asked), device=asked.device), asked.clamp(max=n_sources - 1)]
+        return heard[places(len(asked), asked.device), asked.clamp(max=n_sources - 1)]
 
     @property
     def log_stds(self) -> list[Tensor]:

@@ -6,9 +6,11 @@ For a few dozen units autograd's bookkeeping costs more than the arithmetic, who
 import itertools
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 SLOPES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
     nn.Tanh: torch.ops.aten.tanh_backward.default,
@@ -16,10 +18,19 @@ SLOPES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
 }
 """What is left of a gradient before an activation, from what the activation said."""
 
+IN_NUMPY: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {nn.Tanh: np.tanh, nn.ReLU: lambda rows: np.maximum(rows, 0)}
+"""Activations of arrays."""
+
+FEW = 32
+"""Rows up to which small layers are faster in numpy: of so few an operation costs what calling it costs, and torch's call costs more."""
+
+SMALL = 2**18
+"""Multiplications of a product up to which layers are small; numpy's OpenBLAS takes threads of its own for more."""
+
 
 def linear(rows: Float[Tensor, "batch inputs"], layer: nn.Linear) -> Float[Tensor, "batch outputs"]:
     """What a linear layer makes of some rows."""
-    return torch.addmm(layer.bias, rows, layer.weight.t())
+    return functional.linear(rows, layer.weight, layer.bias)
 
 
 def linear_gradients(gradient: Float[Tensor, "batch outputs"], rows: Float[Tensor, "batch inputs"]) -> list[Tensor]:
@@ -37,6 +48,7 @@ class Perceptron:
     def __init__(self, layers: nn.Sequential) -> None:
         self.linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
         self.activations = [layer for layer in layers if not isinstance(layer, nn.Linear)]
+        self._steps = [(layer.weight, layer.bias, said.forward) for layer, said in zip(self.linear, self.activations, strict=True)]
 
     @staticmethod
     def serves(layers: nn.Module) -> bool:
@@ -50,13 +62,13 @@ class Perceptron:
     @property
     def parameters(self) -> list[Tensor]:
         """Weight and bias of every layer, in order."""
-        return [parameter for layer in self.linear for parameter in (layer.weight, layer.bias)]
+        return [parameter for weight, bias, _ in self._steps for parameter in (weight, bias)]
 
     def forward(self, rows: Float[Tensor, "batch inputs"]) -> list[Float[Tensor, "batch _"]]:
         """What it reads, and what every layer makes of it."""
         said = [rows]
-        for layer, activation in zip(self.linear, self.activations, strict=True):
-            said.append(activation.forward(linear(said[-1], layer)))
+        for weight, bias, activation in self._steps:
+            said.append(activation(functional.linear(said[-1], weight, bias)))
         return said
 
     def backward(
@@ -74,8 +86,19 @@ class Perceptron:
             gradient = SLOPES[type(self.activations[index])](gradient, said[index + 1])
             found.append(linear_gradients(gradient, said[index]))
             if index > 0 or inputs:
-                gradient = gradient @ self.linear[index].weight
+                gradient = gradient @ self._steps[index][0]
         return gradient if inputs else None, list(itertools.chain.from_iterable(reversed(found)))
+
+
+def few(rows: Float[Tensor, " batch *any"], weights: int) -> bool:
+    """Whether numpy is to compute what follows: rows are few, in the processor's memory, and no gradient is asked for.
+
+    Args:
+        rows: What is read.
+        weights: Of the largest layer that reads it.
+    """
+    n_rows = len(rows)
+    return n_rows <= FEW and n_rows * weights <= SMALL and rows.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def overheard(module: nn.Module) -> bool:

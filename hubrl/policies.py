@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim, preprocess_obs
-from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
@@ -30,12 +30,13 @@ from hubrl.networks import Observations
 from hubrl.optimizers import HubAdam
 from hubrl.outputs import Hearing, Holding, Outputs, check_solos, solo
 from hubrl.pathways import FRESH, Pathways, Target, check_meanings, extractor_class, spec_sources
-from hubrl.perceptron import Perceptron, overheard
+from hubrl.perceptron import Perceptron, few, overheard
 from hubrl.precision import BF16NatureCNN, ReadsBytes
-from hubrl.routing import ZeroLinear
+from hubrl.routing import Router, ZeroLinear
+from hubrl.solos import Solos
 from hubrl.spaces import describe
 from hubrl.spec import HubSpec, parse_spec
-from hubrl.standing import Solos
+from hubrl.steps import Step
 from hubrl.values import ValueHead
 
 
@@ -86,6 +87,11 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         """Whether a buffer stores `memory` and brings it back by `recall`; a callback sees to it."""
         self.warming = False
         """Whether only the critic learns, so that the actor waits until advantages mean something."""
+        self.quick = False
+        """Whether PPO's own loop calls, in which weights change while an update lasts and then alone; a callback sees to it.
+
+        Small parameters are then stepped together (`hubrl.packing`), and rollouts decided in numpy (`hubrl.steps`).
+        """
         self.memory: Memory = {}
         self._recalled: tuple[Any, Memory] | None = None
         self._hearing: Hearing | None = None
@@ -93,11 +99,16 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         self._holding: Holding | None = None
         self._noise_generator: np.random.Generator | None = None
         self._predicting = False
-        self._before: Tensor | None = None
+        self._before: np.ndarray | None = None
         """In `predict`, who acted before, as far as that binds; none where nobody is held."""
+        self._some_fresh = False
+        """Whether the fresh pathway played alone in this rollout."""
+        self._bound: np.ndarray = np.zeros(0, dtype=np.int64)
+        """In a rollout, who acted before, as far as that binds."""
         self._drawn: Tensor | None = None
         """In `predict`, who acts."""
         self._decider: tuple[Decider | None] | None = None
+        self._step: Step | None = None
         self._knows_hidden = False
         """Whether the decider computes the hidden layers too."""
         kwargs.setdefault("features_extractor_class", extractor_class(observation_space, self.spec.precision))
@@ -213,9 +224,34 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
     def _decided(self, decider: Decider, hearing: Hearing, deterministic: bool) -> Decision:
         """Who acts and what it does, drawn."""
         pathways = self.method.pathways
+        if self._step is not None and hearing.heard is not None and few(hearing.heard, self._step.largest):
+            return self._stepped(self._step, hearing, deterministic)
         features, weights = self._features(hearing.observations), self._weights(hearing)
         answer = lambda asked: pathways.answer(asked, hearing.observations, hearing.heard)  # noqa: E731 - a closure over one step
         return decider.decide(features, weights, answer, hearing, deterministic=deterministic)
+
+    def _stepped(self, step: Step, hearing: Hearing, deterministic: bool) -> Decision:
+        """The same, of a few rows."""
+        assert hearing.heard is not None
+        assert isinstance(hearing.observations, Tensor)
+        noise, calm = (None if given is None else given.numpy() for given in (hearing.noise, hearing.calm))
+        observed = hearing.observations.flatten(1).numpy()
+        done = step(observed, hearing.heard.numpy(), noise, self._bound, calm, deterministic=deterministic)
+        self._count(torch.from_numpy(done.log_weights))
+        said, values, log_prob = map(torch.from_numpy, (done.said, done.values, done.log_prob))
+        return Decision(done.acted, said, done.actions, values, log_prob, None)
+
+    def _made_step(self, decider: Decider | None) -> Step | None:
+        """What decides in numpy, where that is the same."""
+        method, n_pathways = self.method, len(self.method.pathways.names)
+        router = getattr(method, "router", None)
+        flat = all(type(part) is FlattenExtractor for part in (self.pi_features_extractor, self.vf_features_extractor))
+        known = decider is not None and self._knows_hidden and (self.stickiness is not None or self.outputs.hold == 1)
+        if not (self.quick and known and flat and self.device.type == "cpu" and not self.training):
+            return None
+        if not Step.serves(router, getattr(method, "top_k", n_pathways), n_pathways):
+            return None
+        return Step(cast("Decider", decider), cast("Router", router), method.trusted_pathways)
 
     @property
     def _recalls(self) -> bool:
@@ -232,21 +268,45 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         """The same for an update."""
         decider = self._asks_one(hearing)
         if decider is None or hearing.acted is None:
+            self.unpack()
             return None
+        if self.quick:
+            self._pack(decider)
         said = hearing.said
         if said is None:
             said = self.method.pathways.answer(hearing.acted, hearing.observations, hearing.heard)
         return (*decider(self._features(hearing.observations), self._weights(hearing), said, hearing, actions), None)
 
+    def _pack(self, decider: Decider) -> None:
+        """Let autograd and the optimizer take all that is learned by hand for a few parameters."""
+        if isinstance(self.optimizer, HubAdam) and not self.optimizer.packs:
+            router = getattr(self.method, "router", None)
+            self.optimizer.pack([*decider.parts, *([router.own] if self.method.noisy and isinstance(router, Router) else [])])
+
+    def unpack(self) -> None:
+        """Let each parameter be by itself again, before anybody else's gradients, or eyes, are for it."""
+        optimizer = self.__dict__.get("optimizer")
+        if isinstance(optimizer, HubAdam) and optimizer.packs:
+            optimizer.unpack()
+            self._decider = None
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """`nn.Module.parameters`; while an update lasts, what stands for them in the optimizer, so that SB3 clips that."""
+        optimizer = self.__dict__.get("optimizer")
+        if recurse and isinstance(optimizer, HubAdam) and optimizer.packs:
+            return (parameter for group in optimizer.param_groups for parameter in group["params"])
+        return super().parameters(recurse)
+
     def _asks_one(self, hearing: Hearing) -> Decider | None:
         """What decides where only who acts need be asked: pathways are drawn, who was is known, and no loss asks what the others say."""
-        if hearing.previous is None or not self.holds or self._as_kept or self._only_fresh(hearing):
+        if hearing.previous is None or self._only_fresh(hearing):
             return None
         if self._decider is None:
             # Once a rollout and once an update, so that it knows layers that were replaced, or hooked, in between.
             own = self.mlp_extractor
             self._knows_hidden = type(own) is MlpExtractor and Perceptron.serves(own.policy_net) and Perceptron.serves(own.value_net)
-            self._decider = (self._made_decider(),)
+            self._decider = (None if self._as_kept else self._made_decider(),)
+            self._step = self._made_step(self._decider[0])
         return self._decider[0]
 
     def _weights(self, hearing: Hearing) -> Float[Tensor, "batch pathways"]:
@@ -283,6 +343,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         The hub acts meanwhile by those that are kept. What it has learned is of no use to the fresh pathway alone: hidden layers that
         correct sources, and a critic of what sources' states are worth. So the optimizer forgets, too.
         """
+        self._decider = None
         if self.kept is None:
             return
         learning = self._learning_parts()
@@ -309,12 +370,12 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
     def release(self, ended: np.ndarray) -> None:
         """Hold nobody any more in environments whose episode ended."""
         if self._holding is not None:
-            self._holding.release(torch.as_tensor(ended, dtype=torch.bool))
+            self._holding.release(np.asarray(ended, dtype=bool))
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """The action distribution without the router's noise, as `predict` uses it."""
         with self._hear(obs, exploring=False) as hearing:
-            hearing.previous = self._before
+            hearing.previous = None if self._before is None else torch.as_tensor(self._before, device=self.device)
             return super().get_distribution(obs)
 
     def predict(
@@ -346,7 +407,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             actions, _ = super().predict(observation, state, episode_start, deterministic)
             if self._drawn is not None:
                 self._holding.acted(self._drawn, self._before)
-            return actions, (self._holding.pathway.numpy(), self._holding.steps.numpy())
+            return actions, (self._holding.pathway, self._holding.steps)
         finally:
             self._holding, self._predicting, self._before = training, False, None
 
@@ -355,7 +416,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         if self._before is None:
             return super()._predict(observation, deterministic)
         with self._hear(observation, exploring=False) as hearing:
-            hearing.previous = self._before
+            hearing.previous = torch.as_tensor(self._before, device=self.device)
             decider = self._asks_one(hearing)
             if decider is not None:
                 decision = self._decided(decider, hearing, deterministic)
@@ -370,13 +431,13 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         """Who is held, by what the last `predict` returned."""
         holding = Holding(n_rows)
         if state is not None:
-            holding.pathway, holding.steps = (torch.as_tensor(part) for part in state)
+            holding.pathway, holding.steps = map(np.asarray, state)
             if len(holding.pathway) != n_rows:
                 raise BadConfig(
                     f"A state for {len(holding.pathway)} observations was given with {n_rows}; pass state=None where other episodes begin."
                 )
         if episode_start is not None:
-            holding.release(torch.as_tensor(episode_start, dtype=torch.bool))
+            holding.release(np.asarray(episode_start, dtype=bool))
         return holding
 
     def train(self, mode: bool = True) -> "HubActorCriticPolicy":
@@ -385,6 +446,9 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             # SB3 asks before every step; going through all parts of all sources would take as long as they do.
             return self
         self._decider = None
+        if self.training:
+            self.unpack()
+            self._some_fresh = False
         if self.training and hasattr(self, "noise_key"):
             self.get_buffer("noise_key").add_(1)
             self._noise_generator = None
@@ -534,23 +598,27 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             raise BadConfig("This model was trained with pathways held and nothing stores who acts; pass HubCallback() to go on.")
         if self._holding is None or len(self._holding.pathway) != hearing.n_rows:
             self._holding = Holding(hearing.n_rows)
-        previous = self._previous(self._holding)
-        hearing.previous = self.memory["choice"] = previous
-        if self.solos is not None and bool(self.solos.shown.any()):
+        self._bound = self._previous(self._holding)
+        hearing.previous = self.memory["choice"] = torch.as_tensor(self._bound, device=self.device)
+        fresh = self._bound == solo(self._fresh_index)
+        hearing.only_fresh = bool(fresh.all())
+        self._some_fresh |= bool(fresh.any())
+        solos = self.solos
+        if solos is not None and solos.shown.any():
             # A copy: before the step is stored, the next episodes have begun.
-            hearing.calm = self.memory["calm"] = self.solos.shown.clone().to(self.device)
+            hearing.calm = self.memory["calm"] = torch.as_tensor(solos.shown.copy(), device=self.device)
 
     def _note(self, hearing: Hearing) -> None:
         """Complete a step's memory: who acted."""
         if "choice" in self.memory and self._holding is not None:
-            drawn, previous = hearing.acted, self.memory["choice"]
+            drawn = hearing.acted
             if drawn is None:
                 assert isinstance(self._distributed, CommittedDistribution)
                 drawn = self._distributed.drawn
-            self.memory["choice"] = torch.stack([previous, drawn], dim=1)
-            self._holding.acted(drawn, previous)
+            self.memory["choice"] = torch.stack([self.memory["choice"], drawn], dim=1)
+            self._holding.acted(drawn, self._bound)
 
-    def _previous(self, holding: Holding, *, sure: bool = False) -> Int[Tensor, " batch"]:
+    def _previous(self, holding: Holding, *, sure: bool = False) -> Int[np.ndarray, " batch"]:
         """Who acted before, as far as that binds.
 
         Args:
@@ -560,12 +628,13 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         previous = holding.pathway
         lead = self.lead if self._predicting else -1
         if lead >= 0:
-            return solo(torch.full_like(previous, lead)).to(self.device)
+            return solo(np.full_like(previous, lead))
         if self.outputs.release == "fixed" or (sure and self.outputs.release == "random"):
-            previous = torch.where(holding.steps >= self.outputs.hold, -1, previous)
-        if self.solos is not None and not self._predicting and len(self.solos.playing) == len(previous):
-            previous = torch.where(self.solos.playing >= 0, solo(self.solos.playing), previous)
-        return previous.to(self.device)
+            previous = np.where(holding.steps >= self.outputs.hold, -1, previous)
+        solos = self.solos
+        if solos is not None and not self._predicting and len(solos.playing) == len(previous):
+            previous = np.where(solos.playing >= 0, solo(solos.playing), previous)
+        return previous
 
     def _n_rows(self, observation: Any) -> int:
         tensor, _ = self.obs_to_tensor(observation)
@@ -599,11 +668,16 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         """Count a batch for the logs; the weights in rollouts alone, whose rows an update goes through again and again."""
         self.method.tally.count(None if self.training or self._predicting else log_weights, loss)
 
+    @property
+    def _fresh_index(self) -> int:
+        """The fresh pathway's place, behind the sources."""
+        return len(self.method.pathways.sources)
+
     def _only_fresh(self, hearing: Hearing) -> bool:
         """Whether the fresh pathway plays alone in all rows, so that nobody else need be asked, nor learn."""
         if hearing.only_fresh is None:
-            fresh = len(self.method.pathways.sources)
-            hearing.only_fresh = self.holds and hearing.previous is not None and bool((solo(hearing.previous) == fresh).all())
+            possible = hearing.previous is not None and self.holds and (self._some_fresh or not self.quick)
+            hearing.only_fresh = possible and not bool((cast("Tensor", hearing.previous) != solo(self._fresh_index)).any())
         return hearing.only_fresh
 
     def _of_fresh(self, latent_pi: Float[Tensor, "batch latent"], hearing: Hearing) -> Distribution:

@@ -69,7 +69,9 @@ class Kept:
         """
         if not frozen and torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
             return make()
-        state = tuple([(weight.data_ptr(), weight._version) for weight in weights]), b"" if frozen else _sample(weights)
+        # All that is frozen is loaded, or moved, at once.
+        watched = (weights[0], weights[-1]) if frozen else weights
+        state = tuple([(weight.data_ptr(), weight._version) for weight in watched]), b"" if frozen else _sample(weights)
         if state != self._state:
             with torch.no_grad():
                 self._state, self._copies = state, make()

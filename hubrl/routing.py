@@ -14,12 +14,11 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Int, Shaped
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from hubrl.freezing import is_sb3_init
 from hubrl.networks import Observations
-from hubrl.perceptron import Perceptron, linear_gradients
+from hubrl.perceptron import Perceptron
 from hubrl.precision import BF16Convolutions, Precision
 
 NOISE_FLOOR = 1e-2
@@ -75,16 +74,20 @@ class Router(nn.Module):
 
     def forward(self, observations: Observations, noise: Float[Tensor, "batch pathways"] | None = None) -> Float[Tensor, "batch pathways"]:
         """The router's numbers, with noise as wide as it says, if any is given."""
+        latent = self.hidden(self.read(observations))
+        z: Tensor = self.mean(latent)
+        return z if noise is None else torch.addcmul(z, noise, functional.softplus(self.spread(latent)) + NOISE_FLOOR)
+
+    def read(self, observations: Observations) -> Float[Tensor, "batch inputs"]:
+        """What its hidden layers read."""
         given = self._by_key(observations)
         read = [reader(given[key]) for key, reader in zip(self.keys, self.readers, strict=True)]
-        joined = read[0] if len(read) == 1 else torch.cat(read, dim=1)
-        if noise is None:
-            z: Tensor = self.mean(self.hidden(joined))
-            return z
-        layers = Perceptron(self.hidden)
-        heads = (self.mean.weight, self.mean.bias, self.spread.weight, self.spread.bias)
-        noisy: Tensor = _Noisy.apply(layers, joined, noise, *layers.parameters, *heads)  # type: ignore[no-untyped-call]
-        return noisy
+        return read[0] if len(read) == 1 else torch.cat(read, dim=1)
+
+    @property
+    def own(self) -> list[Tensor]:
+        """All its parameters but those of what reads images."""
+        return [*Perceptron(self.hidden).parameters, self.mean.weight, self.mean.bias, self.spread.weight, self.spread.bias]
 
     def draw_noise(self, observations: Observations, key: int) -> Float[Tensor, "batch pathways"]:
         """Standard Gaussian noise, replayable: the same for the same observations under the same key."""
@@ -93,28 +96,6 @@ class Router(nn.Module):
 
     def _by_key(self, observations: Observations) -> dict[str, Tensor]:
         return observations if isinstance(observations, dict) else {"": observations}
-
-
-class _Noisy(torch.autograd.Function):
-    """The router's layers with its noise as one operation, with its gradients by hand (`hubrl.perceptron`)."""
-
-    @staticmethod
-    def forward(ctx: Any, layers: Perceptron, read: Tensor, noise: Tensor, *parameters: Tensor) -> Tensor:
-        hidden = layers.forward(read)
-        mean, bias, spread, spread_bias = parameters[-4:]
-        wide = torch.addmm(spread_bias, hidden[-1], spread.t())
-        ctx.save_for_backward(*parameters)
-        ctx.layers, ctx.hidden, ctx.noise, ctx.wide = layers, hidden, noise, wide
-        return torch.addcmul(torch.addmm(bias, hidden[-1], mean.t()), noise, functional.softplus(wide).add_(NOISE_FLOOR))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_z: Tensor) -> tuple[Any, ...]:
-        of_wide = (of_z * ctx.noise).mul_(ctx.wide.sigmoid())
-        mean, _, spread, _ = ctx.saved_tensors[-4:]
-        of_read, layers = ctx.layers.backward(ctx.hidden, (of_z @ mean).addmm_(of_wide, spread), inputs=ctx.needs_input_grad[1])
-        heads = linear_gradients(of_z, ctx.hidden[-1]) + linear_gradients(of_wide, ctx.hidden[-1])
-        return (None, of_read, None, *layers, *heads)
 
 
 class SymLog(nn.Module):

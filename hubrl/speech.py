@@ -10,6 +10,7 @@ distribution, in the units of the environment:
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -157,5 +158,11 @@ def _choice(log_probabilities: Tensor, deterministic: bool) -> Tensor:
 
 
 def _bounds(space: spaces.Box, like: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = (torch.as_tensor(bound.ravel(), dtype=like.dtype, device=like.device) for bound in (space.low, space.high))
-    return low, high
+    return _bounds_as(space.low.tobytes(), space.high.tobytes(), space.low.dtype.str, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _bounds_as(low: bytes, high: bytes, kind: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    # Asked for in every step, of spaces whose hash would be made anew.
+    lowest, highest = (torch.as_tensor(np.frombuffer(bound, kind).copy(), dtype=dtype, device=device) for bound in (low, high))
+    return lowest, highest

@@ -128,9 +128,9 @@ class DiscountedReturns:
         """A step of all environments."""
         self.sums = self.sums * self.gamma + rewards
         self.count += 1
-        self.first += float(self.sums.mean())
-        self.second += float(np.square(self.sums).mean())
-        self.sums = np.where(dones, 0.0, self.sums)
+        self.first += float(np.add.reduce(self.sums)) / len(self.sums)
+        self.second += float(np.add.reduce(self.sums * self.sums)) / len(self.sums)
+        self.sums[dones] = 0.0
 
     @property
     def ready(self) -> bool:

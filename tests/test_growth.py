@@ -14,7 +14,7 @@ from hubrl import BadConfig, Hub, HubCallback, Source
 from hubrl.evidence import forecast
 from hubrl.growth import EACH, FEWEST, NEARLY_OVER, SHOW_EVERY, SHOWN, Growth, Phase, Record
 from hubrl.pathways import FRESH
-from hubrl.standing import Solos
+from hubrl.solos import Solos
 
 
 def poor_hub():
@@ -197,14 +197,14 @@ class Watch(BaseCallback):
     def _on_step(self):
         solos = self.model.policy.solos
         self.phases.append(solos.growth.at)
-        shown = solos.shown.numpy()
+        shown = solos.shown
         # HubCallback has already chosen who plays next where an episode ended.
         playing = shown & ~self.locals["dones"]
         if self.model.policy.holds and playing.any():
             policy = self.model.policy
-            of_source = playing & (solos.playing.numpy() == 0)
+            of_source = playing & (solos.playing == 0)
             assert (self.locals["actions"][of_source] == np.float32(0.1)).all(), "neither noisy nor corrected"
-            playing &= solos.playing.numpy() == 1
+            playing &= solos.playing == 1
             seen = torch.as_tensor(self.model._last_obs)
             with torch.no_grad():
                 mean = policy.action_net(policy.mlp_extractor.forward_actor(seen)).numpy()

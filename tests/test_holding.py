@@ -247,6 +247,17 @@ def test_a_buffer_of_the_users_own_is_left_alone():
     assert not model.policy.holds, "nothing stores who acts, so nobody is held"
 
 
+def gradients_of(policy, loss):
+    """Gradients of all parameters in order, zeros where there are none, whether they lie in packs or not."""
+    given = list(policy.parameters())
+    found = dict(zip(given, torch.autograd.grad(loss, given, allow_unused=True), strict=True))
+    for pack in policy.optimizer.packs:
+        if found[pack.whole] is not None:
+            found.update(zip(pack.members, pack.split(found[pack.whole]), strict=True))
+    own = [found.get(parameter) for parameter in torch.nn.Module.parameters(policy)]
+    return [torch.zeros(()) if each is None else each for each in own]
+
+
 @pytest.mark.parametrize("actions", [STEER, CHOOSE])
 @pytest.mark.parametrize(
     "options",
@@ -289,16 +300,14 @@ def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, mo
                 for weighs in (True, False):
                     monkeypatch.setattr(policy, "_asks_one", asks_one if weighs else lambda hearing: None)
                     values, log_prob, _ = policy.evaluate_actions(batch.observations, done)
-                    parameters = list(policy.parameters())
-                    gradients = torch.autograd.grad(
-                        (log_prob * torch.arange(len(log_prob))).mean() + values.sum(), parameters, allow_unused=True
-                    )
-                    found.append([log_prob, values, *(torch.zeros(()) if each is None else each for each in gradients)])
+                    assert not weighs or policy._decider[0] is not None
+                    assert policy.optimizer.packs or not weighs
+                    loss = (log_prob * torch.arange(len(log_prob))).mean() + values.sum()
+                    found.append([log_prob, values, *gradients_of(policy, loss)])
                 for one, other in zip(*found, strict=True):
                     torch.testing.assert_close(*torch.broadcast_tensors(one, other), atol=1e-4, rtol=1e-4)
                 torch.testing.assert_close(found[0][0], batch.old_log_prob, atol=1e-4, rtol=1e-4)
                 compared.append(int(sum(each.abs().sum() > 0 for each in found[0][2:])))
-                assert policy._decider[0] is not None
             monkeypatch.setattr(policy, "_asks_one", asks_one)
             np.random.set_state(state)
 

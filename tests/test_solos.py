@@ -19,7 +19,7 @@ from hubrl.outputs import ALONE
 from hubrl.pathways import FRESH
 from hubrl.reading import read_agent
 from hubrl.routing import Router
-from hubrl.standing import APART, DOUBTED, LATE, LATEST, LEADS, MOST_BEHIND, Solos
+from hubrl.solos import APART, DOUBTED, LATE, LATEST, LEADS, MOST_BEHIND, Solos
 
 
 def up_and_down():
@@ -46,7 +46,7 @@ def test_who_is_believed_worse_plays_less_and_only_who_is_trusted():
     solos.remaining = 0.5
     solos.share = 1.8
     solos.begin(4000, [True, True, False])
-    shares = [float((solos.playing == who).float().mean()) for who in (-1, 0, 1, 2)]
+    shares = [float((solos.playing == who).mean()) for who in (-1, 0, 1, 2)]
     assert shares[:3] == pytest.approx([0.1, 0.9 * 0.8, 0.9 * 0.2], abs=0.03)
     assert shares[3] == 0
     solos.remaining = 0.0
@@ -485,7 +485,7 @@ def test_the_noise_of_a_rollout_is_kept_for_its_update_and_none_is_in_calm_rows(
     policy.commit()
     policy.set_training_mode(False)
     policy.solos.begin(4, [True] * 3)
-    policy.solos.shown = torch.tensor([True, False, True, False])
+    policy.solos.shown = np.array([True, False, True, False])
     rows = torch.randn(4, 4)
     policy(rows)
     noise = policy.memory["noise"]

@@ -15,7 +15,7 @@ from toys import VECTOR, Toy, target, tiny_hub
 from hubrl import BadConfig, Hub, HubCallback, Source
 from hubrl.evidence import DISTRUST, behind, errors_behind, still_racing, surely_behind
 from hubrl.pathways import FRESH
-from hubrl.standing import DOUBTED
+from hubrl.solos import DOUBTED
 from hubrl.trust import CLEARLY, ENOUGH, SEGMENT_STEPS, SEGMENTS, closeness, judge, play_segment, probe, promising, useful
 
 LEVER = spaces.Box(-1.0, 1.0, (1,))

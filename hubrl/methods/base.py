@@ -217,7 +217,7 @@ class Tally:
     def count(self, log_weights: Float[Tensor, "batch pathways"] | None, loss: Float[Tensor, ""] | None = None) -> None:
         """Add a batch, by the logarithms of its weights; without them only its loss."""
         if log_weights is not None:
-            self._waiting.append(log_weights.detach())
+            self._waiting.append(log_weights.detach() if log_weights.requires_grad else log_weights)
         if loss is not None:
             self._losses.append(loss.detach())
         if max(len(self._waiting), len(self._losses)) >= self.MOST:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
+from hubrl.aggregation import weighed
 from hubrl.errors import BadConfig
 from hubrl.losses import exploration_entropy, load_balance
 from hubrl.methods.base import Routed, Weighing, register
@@ -17,6 +18,9 @@ from hubrl.networks import Observations
 from hubrl.pathways import FRESH, Pathways, Target
 from hubrl.routing import Router, Weighted, pathway_weights
 from hubrl.source import Source
+
+NOTHING = torch.zeros(())
+"""A loss that is none, where one is made in every step."""
 
 EXPLORATION_LOSSES = {"entropy": exploration_entropy, "load": load_balance}
 
@@ -104,6 +108,11 @@ class HubPathway(Weighing):
         """What the router says of what it reads."""
         # Known without a look at the device.
         trusted = None if all(self.trusted_pathways) else self.get_buffer("trusted")
+        if noise is not None and torch.is_grad_enabled():
+            rides = self.training and self.exploration is exploration_entropy
+            coef = self.explore_coef if rides else 0.0
+            weighted, loss = weighed(self.router, observations, noise, self.top_k, trusted, coef)
+            return weighted, loss if rides else self._exploration_loss(weighted.log_weights, trusted)
         weighted = pathway_weights(self.router(observations, noise), self.top_k, trusted)
         return weighted, self._exploration_loss(weighted.log_weights, trusted)
 
@@ -121,7 +130,7 @@ class HubPathway(Weighing):
     ) -> Float[Tensor, ""]:
         if self.explore_coef == 0 or not torch.is_grad_enabled():
             # Not even a zero may be injected where the gradient is differentiated again (TRPO).
-            return log_weights.new_zeros(())
+            return NOTHING
         weights = log_weights.exp()
         loss: Tensor = self.explore_coef * self.exploration(weights if trusted is None else weights[:, trusted])
         return loss
