@@ -75,8 +75,10 @@ def weighed(
         trusted: Who may be active at all; none for everybody.
         explore_coef: As of `aggregated`.
     """
-    handed = Handed(router.own)
-    log_weights, active, loss = _Weigh.apply(router, handed, k, trusted, explore_coef, router.read(observations), noise, *handed.inputs)  # type: ignore[no-untyped-call]
+    layers, handed = router.by_hand()
+    log_weights, active, loss = _Weigh.apply(
+        router, layers, handed, k, trusted, explore_coef, router.read(observations), noise, *handed.inputs
+    )  # type: ignore[no-untyped-call]
     return Weighted(log_weights, active), loss
 
 
@@ -85,6 +87,7 @@ class _Weigh(torch.autograd.Function):
     def forward(
         ctx: Any,
         router: Router,
+        layers: Perceptron,
         handed: Handed,
         k: int,
         trusted: Tensor | None,
@@ -96,7 +99,6 @@ class _Weigh(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         # Not read again, but torch then notices weights that changed before the gradient was asked for.
         ctx.save_for_backward(*inputs)
-        layers = Perceptron(router.hidden)
         hidden = layers.forward(read)
         wide = linear(hidden[-1], router.spread)
         z = torch.addcmul(linear(hidden[-1], router.mean), noise, functional.softplus(wide).add_(NOISE_FLOOR))
@@ -116,16 +118,16 @@ class _Weigh(torch.autograd.Function):
         assert ctx.saved_tensors
         if of_log_weights is None:
             # Only the critic learns, and nothing is to be explored.
-            return (None,) * (7 + len(ctx.handed.inputs))
+            return (None,) * (8 + len(ctx.handed.inputs))
         if ctx.silent is not None:
             of_log_weights = of_log_weights.masked_fill(ctx.silent, 0.0)
         outer = torch.addcmul(of_log_weights, ctx.weights, ctx.slope)
         of_z = torch.addcmul(outer, ctx.weights, outer.sum(dim=1, keepdim=True), value=-1.0)
         of_wide = (of_z * ctx.noise).mul_(ctx.wide.sigmoid())
         of_hidden = (of_z @ ctx.router.mean.weight).addmm_(of_wide, ctx.router.spread.weight)
-        of_read, hidden = ctx.layers.backward(ctx.hidden, of_hidden, inputs=ctx.needs_input_grad[5])
+        of_read, hidden = ctx.layers.backward(ctx.hidden, of_hidden, inputs=ctx.needs_input_grad[6])
         heads = linear_gradients(of_z, ctx.hidden[-1]) + linear_gradients(of_wide, ctx.hidden[-1])
-        return (None, None, None, None, None, of_read, None, *ctx.handed.gradients([*hidden, *heads]))
+        return (None, None, None, None, None, None, of_read, None, *ctx.handed.gradients([*hidden, *heads]))
 
 
 class _Aggregate(torch.autograd.Function):

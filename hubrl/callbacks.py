@@ -81,6 +81,7 @@ class HubCallback(BaseCallback):
             if remember_steps(self.model, self.model.policy):
                 self.model.policy.commit()
                 self.model.policy.quick = isinstance(self.model, PPO)
+                self.model.policy.bonus = self.model.ent_coef != 0
             self.model.policy.release(np.ones(self.training_env.num_envs, dtype=bool))
             # What has learned is not probed.
             if self.probe_share > 0 and self.model.policy.method.awaits_probe and not self._goes_on and self.model._n_updates == 0:
@@ -251,6 +252,7 @@ class HubCallback(BaseCallback):
         if isinstance(self.model.policy, HubActorCriticPolicy):
             # A training without the callback, later, must not find the actor still waiting, or anybody alone, or hold whom it cannot.
             self.model.policy.warming = self.model.policy.remembers = self.model.policy.quick = False
+            self.model.policy.bonus = True
             self.model.policy.unpack()
             if self.model.policy.solos is not None:
                 self.model.policy.solos.end()

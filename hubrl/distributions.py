@@ -163,8 +163,9 @@ def draw_action(
 
 
 def _draw(logits: Float[Tensor, "batch choices"]) -> Int[Tensor, " batch"]:
-    # As Categorical does it, which checks all it is given first.
-    return torch.multinomial(functional.softmax(logits, dim=1), 1, replacement=True).squeeze(1)
+    # As `torch.multinomial` does it, which checks all it is given first: a race of exponential clocks is won in proportion to rates.
+    weights = functional.softmax(logits, dim=1)
+    return (weights / torch.empty_like(weights).exponential_(1.0)).argmax(dim=1)
 
 
 def mixed_categorical(

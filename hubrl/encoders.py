@@ -168,6 +168,7 @@ class Perceptrons(Group):
         network = sources[0].card.network
         self.activation = ACTIVATIONS[getattr(network, "hidden", Layers()).activation]()
         self._in_numpy = IN_NUMPY.get(type(self.activation))
+        self._largest = max(weight.numel() for weight in weights_in(sources[0].encoder))
         self._weights = [tensor for source in sources for tensor in weights_in(source.encoder)]
         self._kept = Kept()
         self._heads = GaussianHeads(sources) if GaussianHeads.serve(sources) else None
@@ -189,7 +190,7 @@ class Perceptrons(Group):
         mean, spread, clip, *layers = self._kept.of(self._weights, self._stacked, frozen=True)
         read = self._read(observations)
         hidden = ((read - mean) / spread).clamp(-clip, clip).float() if len(mean) else read.expand(len(self.sources), -1, -1)
-        if self._in_numpy is not None and few(read, max(kernels[0].numel() for kernels in layers[::2])):
+        if self._in_numpy is not None and few(read, self._largest):
             rows = hidden.numpy()
             for kernels, bias in zip(layers[::2], layers[1::2], strict=True):
                 rows = self._in_numpy(rows @ kernels.numpy() + bias.numpy())

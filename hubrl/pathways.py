@@ -249,10 +249,10 @@ class Pathways(nn.Module):
 
     def _listened(self, members: list[int], observations: Observations) -> list[Tensor]:
         """What some sources themselves say of all observations, computed together."""
-        everybody = list(self.sources)
-        pathways = [cast("SourcePathway", everybody[index]) for index in members]
-        if not pathways:
+        if not members:
             return []
+        everybody: list[Any] = list(self.sources)
+        pathways: list[SourcePathway] = everybody if len(members) == len(everybody) else [everybody[index] for index in members]
         sources = [pathway.source for pathway in pathways]
         if self._encoders is None or self._encoders.sources != sources:
             self._encoders = Encoders(sources, self.target.precision)

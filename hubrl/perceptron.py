@@ -28,6 +28,13 @@ SMALL = 2**18
 """Multiplications of a product up to which layers are small; numpy's OpenBLAS takes threads of its own for more."""
 
 
+def tanh(rows: Float[Tensor, " *any"]) -> Float[Tensor, " *any"]:
+    """As `torch.tanh`, which takes nine times as long as numpy's where the processor has AVX512."""
+    if rows.requires_grad or rows.device.type != "cpu" or rows.dtype != torch.float32:
+        return torch.tanh(rows)
+    return torch.from_numpy(np.tanh(rows.numpy()))
+
+
 def linear(rows: Float[Tensor, "batch inputs"], layer: nn.Linear) -> Float[Tensor, "batch outputs"]:
     """What a linear layer makes of some rows."""
     return functional.linear(rows, layer.weight, layer.bias)
@@ -48,7 +55,10 @@ class Perceptron:
     def __init__(self, layers: nn.Sequential) -> None:
         self.linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
         self.activations = [layer for layer in layers if not isinstance(layer, nn.Linear)]
-        self._steps = [(layer.weight, layer.bias, said.forward) for layer, said in zip(self.linear, self.activations, strict=True)]
+        self._steps = [
+            (layer.weight, layer.bias, tanh if isinstance(said, nn.Tanh) else said.forward)
+            for layer, said in zip(self.linear, self.activations, strict=True)
+        ]
 
     @staticmethod
     def serves(layers: nn.Module) -> bool:

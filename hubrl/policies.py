@@ -92,6 +92,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
 
         Small parameters are then stepped together (`hubrl.packing`), and rollouts decided in numpy (`hubrl.steps`).
         """
+        self.bonus = True
+        """Whether the algorithm may ask for the entropy's gradient; a callback says so."""
         self.memory: Memory = {}
         self._recalled: tuple[Any, Memory] | None = None
         self._hearing: Hearing | None = None
@@ -264,7 +266,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         n_pathways = len(self.method.pathways.names)
         return bool(getattr(self.method, "top_k", n_pathways) < n_pathways)
 
-    def _evaluate(self, hearing: Hearing, actions: Tensor) -> tuple[Tensor, Tensor, None] | None:
+    def _evaluate(self, hearing: Hearing, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """The same for an update."""
         decider = self._asks_one(hearing)
         if decider is None or hearing.acted is None:
@@ -275,7 +277,9 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         said = hearing.said
         if said is None:
             said = self.method.pathways.answer(hearing.acted, hearing.observations, hearing.heard)
-        return (*decider(self._features(hearing.observations), self._weights(hearing), said, hearing, actions), None)
+        values, log_prob = decider(self._features(hearing.observations), self._weights(hearing), said, hearing, actions)
+        # What SB3 estimates it by if it is none, with a gradient that a coefficient of zero would then be multiplied with.
+        return values, log_prob, None if self.bonus else -log_prob.detach()
 
     def _pack(self, decider: Decider) -> None:
         """Let autograd and the optimizer take all that is learned by hand for a few parameters."""

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from hubrl.freezing import is_sb3_init
 from hubrl.networks import Observations
+from hubrl.packing import Handed, Pack
 from hubrl.perceptron import Perceptron
 from hubrl.precision import BF16Convolutions, Precision
 
@@ -69,6 +70,7 @@ class Router(nn.Module):
         """Whether images may be given as the bytes they are, for the same numbers."""
         inputs = sum(_read_width(part, reader) for part, reader in zip(parts, self.readers, strict=True))
         self.hidden = nn.Sequential(nn.Linear(inputs, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh())
+        self._packed: tuple[Pack, tuple[Perceptron, Handed]] | None = None
         self.mean = ZeroLinear(hidden_dim, n_pathways)
         self.spread = ZeroLinear(hidden_dim, n_pathways)
 
@@ -87,7 +89,20 @@ class Router(nn.Module):
     @property
     def own(self) -> list[Tensor]:
         """All its parameters but those of what reads images."""
-        return [*Perceptron(self.hidden).parameters, self.mean.weight, self.mean.bias, self.spread.weight, self.spread.bias]
+        return self._own(Perceptron(self.hidden))
+
+    def _own(self, layers: Perceptron) -> list[Tensor]:
+        return [*layers.parameters, self.mean.weight, self.mean.bias, self.spread.weight, self.spread.bias]
+
+    def by_hand(self) -> tuple[Perceptron, Handed]:
+        """Its hidden layers, and its own parameters as autograd is told of them; the same for as long as they are packed."""
+        pack = getattr(self.mean.weight, "pack", None)
+        if pack is None or self._packed is None or self._packed[0] is not pack:
+            layers = Perceptron(self.hidden)
+            found = layers, Handed(self._own(layers))
+            self._packed = None if pack is None else (pack, found)
+            return found
+        return self._packed[1]
 
     def draw_noise(self, observations: Observations, key: int) -> Float[Tensor, "batch pathways"]:
         """Standard Gaussian noise, replayable: the same for the same observations under the same key."""

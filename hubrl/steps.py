@@ -166,8 +166,8 @@ def _drawn(logits: Rows, calm: Bool[np.ndarray, " batch"] | None, *, determinist
     likeliest: Int[np.ndarray, " batch"] = logits.argmax(axis=1)
     if deterministic:
         return likeliest
-    weights = torch.from_numpy(np.exp(logits))
-    drawn: Int[np.ndarray, " batch"] = torch.multinomial(weights, 1, replacement=True).squeeze(1).numpy()
+    clocks = torch.empty(logits.shape).exponential_(1.0).numpy()
+    drawn: Int[np.ndarray, " batch"] = (np.exp(logits) / clocks).argmax(axis=1)
     return drawn if calm is None else np.where(calm, likeliest, drawn)
 
 

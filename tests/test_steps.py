@@ -10,7 +10,8 @@ from torch import nn
 from toys import CHOOSE, IMAGE, PARTS, STEER, VECTOR, Toy, target, tiny_hub
 
 from hubrl.callbacks import HubCallback
-from hubrl.steps import Step
+from hubrl.distributions import draw_pathway
+from hubrl.steps import Step, _drawn
 
 
 class Compare(BaseCallback):
@@ -148,3 +149,16 @@ def test_a_dropped_pathway_has_no_weight():
     step = policy._made_step(policy._made_decider())
     weights = np.exp(step._weighed(np.zeros((1, 4), dtype=np.float32), None))
     assert weights[0].tolist() == pytest.approx([np.e / (1 + np.e), 0.0, 1 / (1 + np.e)])
+
+
+def test_a_pathway_is_drawn_by_weight_as_torch_draws_it():
+    logits = torch.log_softmax(torch.tensor([[0.0, 1.0, -torch.inf, 2.0]]).expand(4000, -1), dim=1)
+    torch.manual_seed(0)
+    drawn = draw_pathway(logits)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.multinomial(logits.exp(), 1, replacement=True).squeeze(1))
+    torch.manual_seed(0)
+    assert np.array_equal(_drawn(logits.numpy(), None, deterministic=False), drawn.numpy())
+    shares = drawn.bincount(minlength=4) / 4000
+    torch.testing.assert_close(shares, logits[0].exp(), atol=0.03, rtol=0.0)
+    assert shares[2] == 0
