@@ -194,6 +194,7 @@ class HubCallback(BaseCallback):
             method.remaining = self.model._current_progress_remaining
         if isinstance(self.model.policy, HubActorCriticPolicy):
             self._revise(self.model.policy)
+            self.model.policy.look_again()
             solos = self.model.policy.solos
             waits = self.model.num_timesteps < float(self.model.policy.get_buffer("warm_until"))
             self.model.policy.warming = waits and not (solos is not None and solos.claimed)

@@ -7,7 +7,7 @@ who acts need be asked, all that lies behind the features is one operation to it
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from hubrl.distributions import at, draw_pathway, places
+from hubrl.distributions import at, draw_gaussian, draw_pathway, places
 from hubrl.outputs import Hearing, solo
 from hubrl.packing import Handed, Pack
 from hubrl.perceptron import Perceptron, linear_gradients
@@ -67,12 +67,8 @@ class Speech(NamedTuple):
 
     def draw(self, calm: Bool[Tensor, " batch"] | None, *, deterministic: bool) -> Tensor:
         """What is done; the likeliest where it is to be calm, or everywhere."""
-        if self.std is None:
-            return draw_pathway(self.said, calm, deterministic=deterministic)
-        if deterministic:
-            return self.said
-        drawn = torch.normal(self.said, self.std)
-        return drawn if calm is None else torch.where(calm[:, None], self.said, drawn)
+        draw = draw_pathway if self.std is None else partial(draw_gaussian, std=self.std)
+        return draw(self.said, calm=calm, deterministic=deterministic)
 
 
 class Decision(NamedTuple):
@@ -199,7 +195,8 @@ class Decider:
         fresh = (acted == self.n_sources)[:, None]
         alone = alone[:, None]
         said = answer(acted)
-        speech = self._speech(said, acted, fresh_says, None if correction is None else correction.masked_fill(alone, 0.0), own.stds)
+        correction = None if correction is None else correction.masked_fill(alone, 0.0)
+        speech = self._speech(said, fresh, fresh_says, correction, own.stds[acted] if self.log_stds and own.stds is not None else None)
         if actions is None:
             actions = speech.draw(hearing.calm, deterministic=deterministic)
         likelihood, spoken, precision = self._likelihood(speech, actions)
@@ -209,19 +206,18 @@ class Decider:
     def _speech(
         self,
         said: Float[Tensor, "batch outputs"],
-        acted: Int[Tensor, " batch"],
+        fresh: Bool[Tensor, "batch 1"],
         own: Float[Tensor, "batch _"] | None,
         correction: Float[Tensor, "batch _"] | None,
-        stds: Float[Tensor, "pathways actions"] | None,
+        learned: Float[Tensor, "batch actions"] | None,
     ) -> "Speech":
-        """What acts says: a source, corrected, or the fresh pathway, which has its own to say."""
-        fresh = (acted == self.n_sources)[:, None]
+        """What acts says: a source, corrected, or the fresh pathway, which has its own to say; perhaps with deviations that are learned."""
         if isinstance(self.space, spaces.Discrete):
             corrected = said if correction is None else said + correction
             return Speech(corrected if own is None else torch.where(fresh, own, corrected))
         mean, log_std = said.chunk(2, dim=1)
-        if self.log_stds and stds is not None:
-            log_std = stds[acted]
+        if learned is not None:
+            log_std = learned
         elif self.log_std is not None:
             log_std = torch.where(fresh, self.log_std, log_std)
         std = log_std.exp()

@@ -156,9 +156,20 @@ def draw_action(
     if isinstance(space, spaces.Discrete):
         return draw_pathway(said, calm, deterministic=deterministic)
     mean, log_std = said.chunk(2, dim=1)
+    return draw_gaussian(mean, log_std.exp(), calm, deterministic=deterministic)
+
+
+def draw_gaussian(
+    mean: Float[Tensor, "batch actions"],
+    std: Float[Tensor, "batch actions"],
+    calm: Bool[Tensor, " batch"] | None = None,
+    *,
+    deterministic: bool = False,
+) -> Tensor:
+    """Continuous actions; the mean where it is to be calm, or everywhere."""
     if deterministic:
         return mean
-    drawn: Tensor = torch.normal(mean, log_std.exp())
+    drawn: Tensor = torch.normal(mean, std)
     return drawn if calm is None else torch.where(calm[:, None], mean, drawn)
 
 

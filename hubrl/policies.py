@@ -243,6 +243,10 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         said, values, log_prob = map(torch.from_numpy, (done.said, done.values, done.log_prob))
         return Decision(done.acted, said, done.actions, values, log_prob, None)
 
+    def look_again(self) -> None:
+        """A rollout begins: weights, and whom to trust, may be others than when it was last found out how to decide."""
+        self._decider = self._step = None
+
     def _made_step(self, decider: Decider | None) -> Step | None:
         """What decides in numpy, where that is the same."""
         method, n_pathways = self.method, len(self.method.pathways.names)
@@ -285,7 +289,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         """Let autograd and the optimizer take all that is learned by hand for a few parameters."""
         if isinstance(self.optimizer, HubAdam) and not self.optimizer.packs:
             router = getattr(self.method, "router", None)
-            self.optimizer.pack([*decider.parts, *([router.own] if self.method.noisy and isinstance(router, Router) else [])])
+            by_hand = self.method.noisy and isinstance(router, Router)
+            self.optimizer.pack([*decider.parts, *([cast("Router", router).by_hand()[1].parameters] if by_hand else [])])
 
     def unpack(self) -> None:
         """Let each parameter be by itself again, before anybody else's gradients, or eyes, are for it."""
@@ -347,7 +352,6 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         The hub acts meanwhile by those that are kept. What it has learned is of no use to the fresh pathway alone: hidden layers that
         correct sources, and a critic of what sources' states are worth. So the optimizer forgets, too.
         """
-        self._decider = None
         if self.kept is None:
             return
         learning = self._learning_parts()

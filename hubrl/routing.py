@@ -86,20 +86,12 @@ class Router(nn.Module):
         read = [reader(given[key]) for key, reader in zip(self.keys, self.readers, strict=True)]
         return read[0] if len(read) == 1 else torch.cat(read, dim=1)
 
-    @property
-    def own(self) -> list[Tensor]:
-        """All its parameters but those of what reads images."""
-        return self._own(Perceptron(self.hidden))
-
-    def _own(self, layers: Perceptron) -> list[Tensor]:
-        return [*layers.parameters, self.mean.weight, self.mean.bias, self.spread.weight, self.spread.bias]
-
     def by_hand(self) -> tuple[Perceptron, Handed]:
-        """Its hidden layers, and its own parameters as autograd is told of them; the same for as long as they are packed."""
+        """Its hidden layers, and all else but what reads images too, as autograd is told of it; the same while that is packed."""
         pack = getattr(self.mean.weight, "pack", None)
         if pack is None or self._packed is None or self._packed[0] is not pack:
             layers = Perceptron(self.hidden)
-            found = layers, Handed(self._own(layers))
+            found = layers, Handed([*layers.parameters, self.mean.weight, self.mean.bias, self.spread.weight, self.spread.bias])
             self._packed = None if pack is None else (pack, found)
             return found
         return self._packed[1]

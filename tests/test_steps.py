@@ -162,3 +162,42 @@ def test_a_pathway_is_drawn_by_weight_as_torch_draws_it():
     shares = drawn.bincount(minlength=4) / 4000
     torch.testing.assert_close(shares, logits[0].exp(), atol=0.03, rtol=0.0)
     assert shares[2] == 0
+
+
+class Stop(BaseCallback):
+    """Ends a training within its first rollout, so that no update follows."""
+
+    def _on_step(self):
+        return self.n_calls < 3
+
+
+def test_a_training_that_ended_in_a_rollout_goes_on_with_the_weights_that_it_finds():
+    env = make_vec_env(Toy, n_envs=2, seed=0)
+    model = target(PPO, env, tiny_hub(Toy()).agent(PPO))
+    model.learn(64, callback=[HubCallback(probe_share=0, warmup_share=0), Stop()])
+    assert model.policy._step is not None
+    parameters = model.get_parameters()
+    parameters["policy"] = {name: tensor + 0.1 if "value_net" in name else tensor for name, tensor in parameters["policy"].items()}
+    model.set_parameters(parameters)
+    compare = Compare()
+    model.learn(64, callback=[HubCallback(probe_share=0, warmup_share=0), compare], reset_num_timesteps=False)
+    assert compare.compared >= 32
+
+
+@pytest.mark.parametrize("ent_coef", [0.0, 0.1])
+def test_the_entropy_has_a_gradient_where_the_algorithm_asks_for_it(ent_coef):
+    model, seen = target(PPO, Toy(), tiny_hub(Toy()).agent(PPO), ent_coef=ent_coef), []
+    evaluate = model.policy.evaluate_actions
+
+    def watched(*args):
+        made = evaluate(*args)
+        seen.append((made[1].detach(), made[2]))
+        return made
+
+    model.policy.evaluate_actions = watched
+    model.learn(32, callback=HubCallback(probe_share=0, warmup_share=0))
+    if ent_coef:
+        assert all(entropy is None for _, entropy in seen), "SB3 then estimates it with a gradient"
+    else:
+        assert all(torch.equal(entropy, -log_prob) and not entropy.requires_grad for log_prob, entropy in seen)
+    assert model.policy.bonus
