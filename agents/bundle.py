@@ -18,7 +18,7 @@ import typer
 from hubrl import Hub, Source, load_agent
 from hubrl.evaluation import play
 from hubrl.finished import run_agent
-from hubrl.source import halved
+from hubrl.sources.source import halved
 from hubrl.tasks import make_env
 
 

@@ -7,12 +7,14 @@ from hubrl.callbacks import HubCallback
 from hubrl.errors import BadConfig, BadFile, HubrlError, OutputExists, SourcesNotLoaded, SpaceMismatch, UnknownName
 from hubrl.extractor import HubExtractor
 from hubrl.hub import Hub, pathway_weights
-from hubrl.networks import Networks, register_network
+from hubrl.nn.bf16 import BF16NatureCNN
+from hubrl.nn.optimizers import HubAdam, HubRMSprop
 from hubrl.policies import HubActorCriticPolicy
-from hubrl.precision import BF16CnnPolicy, BF16DQNPolicy, BF16NatureCNN
+from hubrl.precision import BF16CnnPolicy, BF16DQNPolicy
 from hubrl.q_policies import HubDQNPolicy
 from hubrl.reading import read_agent as load_agent
-from hubrl.source import Source
+from hubrl.sources.networks import Networks, register_network
+from hubrl.sources.source import Source
 from hubrl.trained import HubActor
 
 try:
@@ -30,9 +32,11 @@ __all__ = [
     "Hub",
     "HubActor",
     "HubActorCriticPolicy",
+    "HubAdam",
     "HubCallback",
     "HubDQNPolicy",
     "HubExtractor",
+    "HubRMSprop",
     "HubrlError",
     "Networks",
     "OutputExists",

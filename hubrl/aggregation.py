@@ -14,11 +14,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from hubrl.errors import BadConfig
-from hubrl.losses import TWICE, mean_entropy
-from hubrl.networks import Observations
-from hubrl.packing import Handed
-from hubrl.perceptron import Perceptron, linear, linear_gradients
+from hubrl.nn.losses import TWICE, mean_entropy
+from hubrl.nn.manual_mlp import Perceptron, linear, linear_gradients
+from hubrl.nn.parameter_packing import Handed
 from hubrl.routing import NOISE_FLOOR, Router, Weighted, pathway_weights
+from hubrl.sources.preprocessing import Observations
 
 
 class Aggregated(NamedTuple):

@@ -19,13 +19,13 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
 
-from hubrl import store
-from hubrl.encoders import Encoders
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.extractor import HubExtractor, check_left_alone, parts_in
 from hubrl.heard import HEARD, OBSERVATION, Heard, heard_in, stored
 from hubrl.precision import ByteActorCriticPolicy, ByteDQNPolicy, serving
-from hubrl.source import Source
+from hubrl.sources import shared
+from hubrl.sources.batched import Encoders
+from hubrl.sources.source import Source
 from hubrl.spaces import describe
 from hubrl.spec import parse_spec
 
@@ -57,7 +57,7 @@ class CachedVecEnv(VecEnvWrapper):
             raise BadConfig("CachedVecEnv was put around VecNormalize or another CachedVecEnv; put it around the environment itself.")
         extractor = _extractor_for(made, self.observed)
         self.device = get_device(device)
-        self.sources = [store.on(source, torch.empty(0, device=self.device)) for source in extractor.sources]
+        self.sources = [shared.on(source, torch.empty(0, device=self.device)) for source in extractor.sources]
         self.normalize_images = _scale(self.sources)
         heard = Heard(self.observed, self.sources)
         self.keeps_observations = extractor.reads_observations

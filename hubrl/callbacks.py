@@ -18,6 +18,7 @@ from hubrl.errors import BadConfig
 from hubrl.extractor import HubExtractor, parts_in, see_through_normalisation
 from hubrl.growth import Growth
 from hubrl.methods.base import Method
+from hubrl.nn.popart import DiscountedReturns, ValueHead
 from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.q_policies import HubDQNPolicy, Pausing
@@ -25,7 +26,6 @@ from hubrl.solos import Solos
 from hubrl.spec import HubSpec
 from hubrl.standing import Standing
 from hubrl.trust import Verdict, probe, true_rewards
-from hubrl.values import DiscountedReturns, ValueHead
 
 MUCH_EXPLORATION = 0.2
 """Share of random actions above which an episode says little about who played it."""

@@ -25,7 +25,7 @@ from hubrl.methods import available, find, options_of
 from hubrl.outputs import Outputs
 from hubrl.q_policies import Teaching
 from hubrl.reading import read_agent
-from hubrl.source import Source
+from hubrl.sources.source import Source
 from hubrl.spaces import describe
 from hubrl.tasks import make_env
 

@@ -11,8 +11,8 @@ from hubrl.cards import Plain, Preprocessing, first_problem, parse_yaml, read_ya
 from hubrl.errors import BadConfig, unknown
 from hubrl.methods import check_options, find
 from hubrl.methods.base import check_cached
+from hubrl.nn.bf16 import Precision
 from hubrl.outputs import Outputs
-from hubrl.precision import Precision
 from hubrl.q_policies import Teaching
 from hubrl.reading import HUGGING_FACE
 

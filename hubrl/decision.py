@@ -18,10 +18,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from hubrl.distributions import at, draw_gaussian, draw_pathway, places
+from hubrl.nn.manual_mlp import Perceptron, linear_gradients
+from hubrl.nn.parameter_packing import Handed, Pack
+from hubrl.nn.popart import ValueHead
 from hubrl.outputs import Hearing, solo
-from hubrl.packing import Handed, Pack
-from hubrl.perceptron import Perceptron, linear_gradients
-from hubrl.values import ValueHead
 
 Answer = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch outputs"]]
 """Asked who acts, row by row, says what that source says itself; anything where the fresh pathway acts."""

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from hubrl.cards import Preprocessing
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.hub import Hub
-from hubrl.source import Source
+from hubrl.sources.source import Source
 from hubrl.spaces import describe, fits
 from hubrl.tasks import make_env
 

@@ -23,7 +23,6 @@ from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 from torch import Tensor, nn
 
-from hubrl import networks
 from hubrl.cards import Select
 from hubrl.errors import BadConfig
 from hubrl.extractor import HubExtractor
@@ -31,14 +30,16 @@ from hubrl.gated import GatedLayer
 from hubrl.methods.base import Method
 from hubrl.methods.kickstart import Kickstart
 from hubrl.methods.single import Alone
+from hubrl.nn.bf16 import Precision
+from hubrl.nn.popart import ValueHead
 from hubrl.pathways import FreshPathway, Original, SourcePathway
 from hubrl.policies import HubActorCriticPolicy
-from hubrl.precision import Precision
 from hubrl.q_policies import HubDQNPolicy, RoutedQNetwork, SourceQNetwork
-from hubrl.source import Source
+from hubrl.sources.heads import CategoricalAction, DeterministicAction, GaussianAction, GreedyAction, StateValue
+from hubrl.sources.source import Source
+from hubrl.sources.trunks import NATURE, Encoder, HubTrunk, Reader, Trunks
 from hubrl.spaces import describe
 from hubrl.trained import HubActor, HubGreedyActor
-from hubrl.values import ValueHead
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"PPO": PPO, "A2C": A2C, "DQN": DQN}
 
@@ -126,7 +127,7 @@ def _precision(agent: Source) -> Precision:
     if isinstance(encoder, HubActor | HubGreedyActor):
         return encoder.policy.spec.precision
     trunks = getattr(encoder, "trunks", None)
-    extractor = trunks.extractor if isinstance(trunks, networks.HubTrunk) else None
+    extractor = trunks.extractor if isinstance(trunks, HubTrunk) else None
     return extractor.spec.precision if isinstance(extractor, HubExtractor) else "float32"
 
 
@@ -136,14 +137,14 @@ def _chains(agent: Source) -> Chains:
         return _heard(encoder.policy)
     if isinstance(encoder, HubGreedyActor):
         return _learnt(encoder.policy)
-    if not isinstance(encoder, networks.Encoder):
+    if not isinstance(encoder, Encoder):
         raise NotPlainError("its network is not one of SB3's")
     trunk = _trunk(encoder.trunks)
     actor, log_std = _acting(agent)
     chain = [*trunk, *encoder.hidden, *actor]
-    if isinstance(agent.action, networks.GreedyAction):
+    if isinstance(agent.action, GreedyAction):
         return Chains(chain, None, None)
-    if not isinstance(agent.critic, networks.StateValue):
+    if not isinstance(agent.critic, StateValue):
         raise NotPlainError("its critic is not a value function")
     own = agent.critic.trunks
     return Chains(chain, [*(trunk if own is None else _trunk(own)), *agent.critic.hidden, agent.critic.value], log_std)
@@ -175,7 +176,7 @@ def _learnt(policy: HubDQNPolicy) -> Chains:
         source = network.source
         if source.normaliser is not None:
             raise NotPlainError(f"source {source.name!r} normalises observations and clips them, which SB3's policies do not")
-        assert isinstance(source.encoder, networks.Encoder)
+        assert isinstance(source.encoder, Encoder)
         return Chains(
             [*_selected(source, policy.observation_space), *_trunk(source.encoder.trunks), *source.encoder.hidden, *_acting(source)[0]],
             None,
@@ -187,20 +188,20 @@ def _learnt(policy: HubDQNPolicy) -> Chains:
 
 
 def _trunk(trunk: nn.Module) -> Chain:
-    if isinstance(trunk, networks.HubTrunk):
+    if isinstance(trunk, HubTrunk):
         extractor = trunk.extractor
         assert isinstance(extractor, HubExtractor)
         if extractor.beside:
             raise NotPlainError(f"method {extractor.spec.method!r} passes observations on beside the sources' features")
         return _features(extractor.method, extractor.spec.method)
-    assert isinstance(trunk, networks.Trunks)
+    assert isinstance(trunk, Trunks)
     if len(trunk.readers) != 1:
         raise NotPlainError("it reads several observations")
     return _read(trunk.readers[0])
 
 
 def _read(reader: nn.Module) -> Chain:
-    if isinstance(reader, networks.Reader):
+    if isinstance(reader, Reader):
         return [*reader.convs, nn.Flatten(), *reader.linear]
     return list(reader) if isinstance(reader, nn.Sequential) else _sb3_extractor(reader)
 
@@ -220,7 +221,7 @@ def _pathway(pathway: SourcePathway, *, head: bool) -> tuple[Chain, Tensor | Non
     encoder = source.encoder
     if source.normaliser is not None:
         raise NotPlainError(f"source {source.name!r} normalises observations and clips them, which SB3's policies do not")
-    if isinstance(source.space, spaces.Dict) or not isinstance(encoder, networks.Encoder):
+    if isinstance(source.space, spaces.Dict) or not isinstance(encoder, Encoder):
         raise NotPlainError(f"the network of source {source.name!r} is not one of SB3's")
     chain: Chain = [
         *_undone(pathway.original),
@@ -239,16 +240,16 @@ def _pathway(pathway: SourcePathway, *, head: bool) -> tuple[Chain, Tensor | Non
 def _acting(source: Source) -> tuple[Chain, Tensor | None]:
     """A source's action head, and the logarithm of its standard deviation."""
     action = source.action
-    if isinstance(action, networks.GreedyAction) and source.card.algorithm == "DQN":
+    if isinstance(action, GreedyAction) and source.card.algorithm == "DQN":
         return [_ordinary(action.q)], None
-    if isinstance(action, networks.CategoricalAction) and isinstance(action.space, spaces.Discrete):
+    if isinstance(action, CategoricalAction) and isinstance(action.space, spaces.Discrete):
         return [_ordinary(action.logits), *_mapped(source)], None
-    if isinstance(action, networks.GaussianAction) and action.head.kind == "gaussian":
+    if isinstance(action, GaussianAction) and action.head.kind == "gaussian":
         if action.head.log_std == "sde" or action.head.mean_clip is not None:
             raise NotPlainError(f"source {source.name!r} explores in a way that depends on its state")
         log_std = action.log_std if isinstance(action.log_std, Tensor) else None
         return [_ordinary(action.mean), *_mapped(source)], log_std
-    squashed = isinstance(action, networks.DeterministicAction | networks.GaussianAction)
+    squashed = isinstance(action, DeterministicAction | GaussianAction)
     reason = (
         "acts through a tanh, which PPO's and A2C's policies have not" if squashed else "has a head that SB3's PPO, A2C and DQN have not"
     )
@@ -337,9 +338,9 @@ def _shape(chain: Iterable[nn.Module]) -> Shape:
 def _behind_convolutions(layers: list[nn.Module], convolutions: list[nn.Conv2d]) -> tuple[list[nn.Module], nn.Linear]:
     """What comes behind a NatureCNN, and its linear layer."""
     found = tuple((conv.out_channels, conv.kernel_size[0], conv.stride[0]) for conv in convolutions)
-    own = layers[: 2 * len(networks.NATURE) + 2]
-    kinds = [nn.Conv2d, nn.ReLU] * len(networks.NATURE) + [nn.Linear, nn.ReLU]
-    if found != networks.NATURE or [type(layer) for layer in own] != kinds or any(conv.padding != (0, 0) for conv in convolutions):
+    own = layers[: 2 * len(NATURE) + 2]
+    kinds = [nn.Conv2d, nn.ReLU] * len(NATURE) + [nn.Linear, nn.ReLU]
+    if found != NATURE or [type(layer) for layer in own] != kinds or any(conv.padding != (0, 0) for conv in convolutions):
         raise NotPlainError("its convolutions are not NatureCNN's")
     features = own[-2]
     assert isinstance(features, nn.Linear)
@@ -450,7 +451,7 @@ def _said(agent: Source, observations: Tensor) -> Tensor:
     if isinstance(agent.encoder, HubGreedyActor):
         return agent.encoder.policy.learnt(seen)
     features = agent.encoder(seen)
-    if isinstance(agent.action, networks.GreedyAction):
+    if isinstance(agent.action, GreedyAction):
         return agent.action.q_values(features)
     assert agent.action is not None
     said: Tensor = agent.action(features)

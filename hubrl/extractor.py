@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from hubrl.errors import BadConfig
 from hubrl.heard import HEARD, OBSERVATION, Heard, heard_in
-from hubrl.losses import inject
 from hubrl.methods import create
 from hubrl.methods.base import Routed, check_cached
-from hubrl.networks import Observations, register_hub_extractor
+from hubrl.nn.losses import inject
 from hubrl.pathways import Pathways, SourcePathway, Target, spec_sources
-from hubrl.source import Source
+from hubrl.sources.preprocessing import Observations
+from hubrl.sources.source import Source
+from hubrl.sources.trunks import register_hub_extractor
 from hubrl.spaces import describe
 from hubrl.spec import HubSpec, parse_spec
 

@@ -26,7 +26,7 @@ from hubrl.heard import leaving_heard
 from hubrl.reading import read_agent
 from hubrl.reading.statistics import read_statistics
 from hubrl.runs import EVALUATION_SEED, build_model, hub_of, plain_policy, raw_env
-from hubrl.source import Source
+from hubrl.sources.source import Source
 
 STATISTICS = "vecnormalize.pkl"
 

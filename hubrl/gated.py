@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hubrl.errors import BadConfig
-from hubrl.layers import Kernel, owned, stacked
 from hubrl.routing import ZeroLinear
+from hubrl.sources.layers import Kernel, owned, stacked
 
 
 class Gates(nn.Module):

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from jaxtyping import Float, Float16
 from torch import Tensor
 
-from hubrl.source import Source
+from hubrl.sources.source import Source
 from hubrl.spaces import PlainSpace, from_plain, to_plain
 
 OBSERVATION, HEARD = "observation", "heard"

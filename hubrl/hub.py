@@ -18,7 +18,6 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 
-from hubrl import speech, store
 from hubrl.cached import cached_policy
 from hubrl.cards import Plain, first_problem, read_yaml, write_yaml
 from hubrl.errors import BadConfig, BadFile, OutputExists, UnknownName, check_format, unknown
@@ -27,15 +26,17 @@ from hubrl.folders import new_folder
 from hubrl.methods import check_options, find
 from hubrl.methods.base import Method, check_cached, check_level, plain_values
 from hubrl.methods.hub_pathway import check_top_k
-from hubrl.optimizers import HubAdam, HubRMSprop
+from hubrl.nn.bf16 import Precision
+from hubrl.nn.optimizers import HubAdam, HubRMSprop
 from hubrl.outputs import Outputs, check_effect
 from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
-from hubrl.precision import Precision, byte_policy
+from hubrl.precision import byte_policy
 from hubrl.q_policies import HubDQNPolicy, Teaching
 from hubrl.reading import read_agent, read_live
 from hubrl.solos import TOGETHER
-from hubrl.source import Source
+from hubrl.sources import action_params, shared
+from hubrl.sources.source import Source
 from hubrl.spec import HubSpec
 
 HUB_FORMAT = 1
@@ -194,7 +195,7 @@ class Hub(Sequence[Source]):
         algorithm: type[BaseAlgorithm],
         method: str = "hub-pathway",
         *,
-        level: speech.Level | None = None,
+        level: action_params.Level | None = None,
         tuned: bool = False,
         source_lr: float | None = None,
         cached: bool = False,
@@ -254,7 +255,7 @@ class Hub(Sequence[Source]):
         # Its optimizer also where all learn at one rate: a hub has many small parameters, which it steps at once.
         return {"policy": HubActorCriticPolicy, "policy_kwargs": {**kwargs, **_optimizer(algorithm, scaled=True, precision=precision)}}
 
-    def level(self, algorithm: type[BaseAlgorithm], method: str = "hub-pathway", *, tuned: bool = False) -> speech.Level:
+    def level(self, algorithm: type[BaseAlgorithm], method: str = "hub-pathway", *, tuned: bool = False) -> action_params.Level:
         """At what level an algorithm is served unless told otherwise: the best that it, the method and the sources can do."""
         levels = find(method).levels
         if len(levels) == 1:
@@ -267,7 +268,7 @@ class Hub(Sequence[Source]):
     def _spec(
         self,
         method: str,
-        level: speech.Level,
+        level: action_params.Level,
         tuned: bool,
         source_lr: float | None,
         options: dict[str, Any],
@@ -280,7 +281,7 @@ class Hub(Sequence[Source]):
             raise BadConfig("precision='bfloat16' was given and no source reads images; it is for NatureCNNs, leave it out.")
         check_top_k(options.get("top_k"), len(self))
         for source in self._sources:
-            store.offer(source)
+            shared.offer(source)
         tunes = find(method).tunes
         if tuned and find(method).keeps_frozen:
             raise BadConfig(f"tuned=True was given for method {method!r}, whose sources stay frozen; leave it out.")

@@ -12,7 +12,7 @@ from torch import Tensor
 from hubrl.cards import Plain
 from hubrl.errors import BadConfig
 from hubrl.methods.base import Method
-from hubrl.networks import Observations
+from hubrl.sources.preprocessing import Observations
 
 Rows = TypeVar("Rows", int, Tensor, np.ndarray)
 
@@ -56,7 +56,7 @@ class Outputs(Plain):
     action_meanings: tuple[str, ...] | None = None
     """What the target's discrete actions mean (`env.unwrapped.get_action_meanings()`), for sources whose cards say so too."""
     scale_values: bool = True
-    """Whether the critic speaks in units of the returns, which HubCallback measures (see `hubrl.values`), where there are sources."""
+    """Whether the critic speaks in units of the returns, which HubCallback measures (see `hubrl.nn.popart`), where there are sources."""
     recall: bool = True
     """Whether what frozen sources said in a rollout is stored with it and not computed again in its update."""
 

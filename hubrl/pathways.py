@@ -13,17 +13,17 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hubrl import speech, store
 from hubrl.aggregation import Aggregated, aggregated
 from hubrl.cards import Conv, Layers, Trunk
 from hubrl.distributions import places
-from hubrl.encoders import Encoders
 from hubrl.errors import BadConfig, SpaceMismatch
-from hubrl.networks import NATURE, Observations, Reader, mlp
-from hubrl.precision import BF16NatureCNN, Precision
-from hubrl.preprocessing import Statistics
+from hubrl.nn.bf16 import BF16NatureCNN, Precision
 from hubrl.routing import Router, dispatch
-from hubrl.source import Source
+from hubrl.sources import action_params, shared
+from hubrl.sources.batched import Encoders
+from hubrl.sources.preprocessing import Observations, Statistics
+from hubrl.sources.source import Source
+from hubrl.sources.trunks import NATURE, Reader, mlp
 from hubrl.spaces import describe, fits
 from hubrl.spec import HubSpec
 
@@ -38,7 +38,7 @@ class Target:
     """What the sources have to fit: the target's spaces, and the level at which they speak to it."""
 
     observation_space: spaces.Space[Any]
-    level: speech.Level = "features"
+    level: action_params.Level = "features"
     action_space: spaces.Space[Any] | None = None
     source_std: float | None = None
     """At the level of outputs, the standard deviation at which a source's pathway starts; none: as the source has it."""
@@ -77,7 +77,7 @@ class SourcePathway(nn.Module):
     def in_target(self, said: Float[Tensor, "batch own_outputs"]) -> Float[Tensor, "batch outputs"]:
         """What the source says at the level of outputs, in the target's actions."""
         own, wanted = self.source.card.action_meanings, self.target.action_meanings
-        return said if own is None or wanted is None or own == wanted else speech.by_meaning(said, own, wanted)
+        return said if own is None or wanted is None or own == wanted else action_params.by_meaning(said, own, wanted)
 
     def voiced(self, said: Float[Tensor, "batch said"]) -> Float[Tensor, "batch width"]:
         """What the pathway makes of it: projected features, or outputs with the pathway's own standard deviation."""
@@ -93,7 +93,7 @@ class SourcePathway(nn.Module):
         """Move everything but a frozen source, which others share; take the copy that is where we go."""
         if self.source.frozen:
             like = fn(torch.empty(0))
-            self.source = store.on(self.source, like)
+            self.source = shared.on(self.source, like)
             for module in (self.projection, self.original):
                 if module is not None:
                     module._apply(fn)  # type: ignore[no-untyped-call]
@@ -216,7 +216,7 @@ class Pathways(nn.Module):
         self.names = [source.name for source in sources] + [FRESH] * fresh
         if target.level == "outputs":
             assert target.action_space is not None
-            self.width = speech.width(target.action_space)
+            self.width = action_params.width(target.action_space)
         else:
             widest = max((source.width for source in sources), default=64)
             self.width = width or (min(widest, WIDEST) if project else widest)
@@ -392,8 +392,8 @@ class Pathways(nn.Module):
 def spec_sources(spec: HubSpec) -> list[Source]:
     """The sources of a spec: shared and frozen, or copies to be tuned with a learning rate of their own."""
     if not spec.tuned:
-        return [store.borrow(card) for card in spec.sources]
-    owned = [store.own(card) for card in spec.sources]
+        return [shared.borrow(card) for card in spec.sources]
+    owned = [shared.own(card) for card in spec.sources]
     for source in owned:
         for parameter in source.parameters():
             parameter.lr_scale = spec.source_lr  # type: ignore[attr-defined]

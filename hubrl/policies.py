@@ -17,27 +17,28 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from hubrl import speech, store
 from hubrl.buffers import Memory
 from hubrl.decision import Decider, Decision
 from hubrl.distributions import CommittedDistribution, MixtureDistribution, PathwayDistribution, at, held, mixed_categorical
 from hubrl.errors import BadConfig, SpaceMismatch
-from hubrl.freezing import ParametersOnce, copy_weights, freeze
-from hubrl.losses import drift, inject, kickstarting
 from hubrl.methods import create, find
 from hubrl.methods.base import Method, Routed, Weighing
-from hubrl.networks import Observations
-from hubrl.optimizers import HubAdam
+from hubrl.nn.bf16 import BF16NatureCNN
+from hubrl.nn.freezing import ParametersOnce, copy_weights, freeze
+from hubrl.nn.losses import drift, inject, kickstarting
+from hubrl.nn.manual_mlp import Perceptron, few, overheard
+from hubrl.nn.optimizers import HubAdam
+from hubrl.nn.popart import ValueHead
 from hubrl.outputs import Hearing, Holding, Outputs, check_solos, solo
 from hubrl.pathways import FRESH, Pathways, Target, check_meanings, extractor_class, spec_sources
-from hubrl.perceptron import Perceptron, few, overheard
-from hubrl.precision import BF16NatureCNN, ReadsBytes
+from hubrl.precision import ReadsBytes
 from hubrl.routing import Router, ZeroLinear
 from hubrl.solos import Solos
+from hubrl.sources import action_params, shared
+from hubrl.sources.preprocessing import Observations
 from hubrl.spaces import describe
 from hubrl.spec import HubSpec, parse_spec
 from hubrl.steps import Step
-from hubrl.values import ValueHead
 
 
 class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
@@ -90,7 +91,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         self.quick = False
         """Whether PPO's own loop calls, in which weights change while an update lasts and then alone; a callback sees to it.
 
-        Small parameters are then stepped together (`hubrl.packing`), and rollouts decided in numpy (`hubrl.steps`).
+        Small parameters are then stepped together (`hubrl.nn.parameter_packing`), and rollouts decided in numpy (`hubrl.steps`).
         """
         self.bonus = True
         """Whether the algorithm may ask for the entropy's gradient; a callback says so."""
@@ -178,7 +179,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         active = nn.functional.one_hot(pathway, len(racing.names)).bool()
         said = racing.speak(observations, active, self._fresh_speech(latent_pi))
         rows = said.gather(1, pathway[:, None, None].expand(-1, 1, said.shape[2])).squeeze(1)
-        return speech.act(rows, self.action_space, deterministic=False)
+        return action_params.act(rows, self.action_space, deterministic=False)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, values and log-probabilities for a rollout.
@@ -561,7 +562,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             raise BadConfig(
                 f"anchor_coef={self.outputs.anchor_coef:g} was given for method {self.spec.method!r}, where no source acts itself."
             )
-        untouched = {card.name: store.borrow(card) for card in self.spec.sources}
+        untouched = {card.name: shared.borrow(card) for card in self.spec.sources}
         names = [name for name in self.method.pathways.names if name != FRESH]
         if not set(names) <= set(untouched):
             raise BadConfig(

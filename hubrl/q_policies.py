@@ -19,18 +19,19 @@ from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor
 from torch.nn import functional
 
-from hubrl import store
 from hubrl.cards import Plain, SourceCard
 from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.evidence import RACE_ERRORS
-from hubrl.losses import inject
 from hubrl.methods import check_options, create, find
 from hubrl.methods.base import Routed
 from hubrl.methods.kickstart import Kickstart
-from hubrl.networks import GreedyAction, Observations
+from hubrl.nn.bf16 import BF16NatureCNN
+from hubrl.nn.losses import inject
 from hubrl.pathways import Pathways, Target, check_fit, check_meanings, extractor_class, spec_sources
-from hubrl.precision import BF16NatureCNN
-from hubrl.source import Source
+from hubrl.sources import shared
+from hubrl.sources.heads import GreedyAction
+from hubrl.sources.preprocessing import Observations
+from hubrl.sources.source import Source
 from hubrl.spec import HubSpec, parse_spec
 from hubrl.standing import Standing
 
@@ -229,7 +230,7 @@ class HubDQNPolicy(DQNPolicy):
         """SB3's network, which can be taught; or the source's that is trained further."""
         if self.tuned_card is not None:
             args = self._update_features_extractor(self.net_args, features_extractor=None)
-            source = store.own(self.tuned_card)
+            source = shared.own(self.tuned_card)
             for parameter in source.parameters():
                 parameter.lr_scale = self.spec.source_lr  # type: ignore[attr-defined]
             return SourceQNetwork(**args, source=source).to(self.device)
@@ -268,7 +269,7 @@ class HubDQNPolicy(DQNPolicy):
         meanings = check_meanings(self.teaching.action_meanings, self.action_space)
         self._target = target = Target(self.observation_space, "outputs", self.action_space, None, meanings, self.spec.precision)
         if self.tuned_card is not None:
-            check_fit(store.borrow(self.tuned_card), target)
+            check_fit(shared.borrow(self.tuned_card), target)
         super()._build(lr_schedule)
         self.pathways = Pathways(spec_sources(self.spec) if self.spec.method == "hub-pathway" else [], target, fresh=True)
         self.kickstart: Kickstart | None = None

@@ -16,11 +16,11 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_ima
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hubrl.freezing import is_sb3_init
-from hubrl.networks import Observations
-from hubrl.packing import Handed, Pack
-from hubrl.perceptron import Perceptron
-from hubrl.precision import BF16Convolutions, Precision
+from hubrl.nn.bf16 import BF16Convolutions, Precision
+from hubrl.nn.freezing import is_sb3_init
+from hubrl.nn.manual_mlp import Perceptron
+from hubrl.nn.parameter_packing import Handed, Pack
+from hubrl.sources.preprocessing import Observations
 
 NOISE_FLOOR = 1e-2
 

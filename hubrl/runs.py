@@ -46,8 +46,8 @@ from hubrl.evaluation import PARALLEL, draws, own_randomness, play
 from hubrl.folders import new_folder, write_atomically
 from hubrl.heard import leaving_heard
 from hubrl.hub import Hub, policy_name
-from hubrl.networks import ACTIVATIONS
 from hubrl.precision import precise
+from hubrl.sources.trunks import ACTIVATIONS
 from hubrl.tasks import make_env, normalised
 from hubrl.trust import Verdict
 

@@ -6,7 +6,7 @@ from pydantic import Field, ValidationError
 
 from hubrl.cards import Plain, SourceCard, first_problem, parse_card
 from hubrl.errors import BadConfig, check_format
-from hubrl.precision import Precision
+from hubrl.nn.bf16 import Precision
 
 SPEC_FORMAT = 1
 

@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hubrl.decision import Decider
+from hubrl.nn.manual_mlp import IN_NUMPY, Perceptron
+from hubrl.nn.popart import ValueHead
 from hubrl.outputs import ALONE, solo
-from hubrl.perceptron import IN_NUMPY, Perceptron
 from hubrl.routing import NOISE_FLOOR, Router, SymLog
-from hubrl.values import ValueHead
 
 Rows = Float[np.ndarray, "batch _"]
 

@@ -34,7 +34,7 @@ from hubrl.finished import run_env, run_model
 from hubrl.folders import write_atomically
 from hubrl.hub import Hub
 from hubrl.reading import HUGGING_FACE, read_agent, read_live
-from hubrl.source import Source
+from hubrl.sources.source import Source
 from hubrl.tasks import make_env
 
 ZERO_SHOT, ORACLE, HUB_PATHWAY = "zero-shot", "oracle", "hub-pathway"

@@ -8,10 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hubrl.cards import SourceCard
-from hubrl.networks import ACTIVATIONS, Networks, Observations, register_network
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.q_policies import HubDQNPolicy
-from hubrl.speech import greedy, width
+from hubrl.sources.action_params import greedy, width
+from hubrl.sources.networks import Networks, register_network
+from hubrl.sources.preprocessing import Observations
+from hubrl.sources.trunks import ACTIVATIONS
 
 
 class HubActor(nn.Module):

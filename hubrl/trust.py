@@ -24,12 +24,12 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
-from hubrl import speech
 from hubrl.errors import BadConfig
 from hubrl.evidence import STANDARD_ERRORS, Returns, still_racing
 from hubrl.extractor import see_through_normalisation
 from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
+from hubrl.sources import action_params
 from hubrl.standing import starting_points
 
 NEAR = 0.5
@@ -245,7 +245,7 @@ class Untrained:
             said = said.log_softmax(dim=1)
         else:
             said = torch.cat([said, torch.full_like(said, math.log(policy.outputs.source_std or UNTRAINED_STD))], dim=1)
-        action: np.ndarray = speech.act(said, policy.action_space, deterministic=False)[0]
+        action: np.ndarray = action_params.act(said, policy.action_space, deterministic=False)[0]
         return action
 
 

@@ -6,9 +6,9 @@ from sb3_contrib import TRPO
 from toys import IMAGE, Toy, target, tiny_hub
 
 from hubrl import BadConfig, CachedVecEnv
-from hubrl.losses import inject
 from hubrl.methods import create
 from hubrl.methods.hub_pathway import HubPathway
+from hubrl.nn.losses import inject
 from hubrl.pathways import Target
 
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from hubrl import Hub
 from hubrl.errors import BadFile, SpaceMismatch
-from hubrl.preprocessing import preprocessed
 from hubrl.reading import read_agent
+from hubrl.sources.preprocessing import preprocessed
 from hubrl.tasks import make_env
 
 CARD = Path(__file__).parents[1] / "agents" / "cards" / "baby-a3c.yaml"

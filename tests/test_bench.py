@@ -18,7 +18,7 @@ from hubrl.clock import PARTS, Clock
 from hubrl.config import RunConfig, parse_config
 from hubrl.errors import BadConfig, UnknownName
 from hubrl.lines import LINES, chosen
-from hubrl.source import Source
+from hubrl.sources.source import Source
 from hubrl.workloads import Emulator, Kernels, Learning, Predicting, Replay, Weights
 
 TINY = {"task": "CartPole-v1", "n_envs": 2, "algorithm": "ppo", "algorithm_kwargs": {"n_steps": 8, "batch_size": 8, "n_epochs": 1}}

@@ -16,9 +16,10 @@ from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from toys import IMAGE, PARTS, SETTINGS, Toy, target, tiny, tiny_hub, toy_for
 
 import hubrl
-from hubrl import BadConfig, Hub, HubExtractor, Source, SourcesNotLoaded, SpaceMismatch, store
-from hubrl.optimizers import HubAdam, HubRMSprop
+from hubrl import BadConfig, Hub, HubExtractor, Source, SourcesNotLoaded, SpaceMismatch
+from hubrl.nn.optimizers import HubAdam, HubRMSprop
 from hubrl.reading import read_live
+from hubrl.sources import shared
 
 ALGORITHMS = list(SETTINGS)
 NEW_PROCESS = """
@@ -348,14 +349,14 @@ def test_a_source_moves_to_another_device_with_its_statistics_in_full_precision(
     encoder = torch.nn.Linear(4, 3)
     statistics = {"": (np.full(4, 1 / 3), np.full(4, 2 / 3))}
     source = Source(encoder=encoder, name="normalised", observation_space=Toy().observation_space, statistics=statistics)
-    moved = store.on(source, torch.empty(0, device="meta"))
+    moved = shared.on(source, torch.empty(0, device="meta"))
     assert {name: tensor.dtype for name, tensor in moved.state_dict().items()} == {
         name: tensor.dtype for name, tensor in source.state_dict().items()
     }
     assert moved.state_dict()["normaliser.mean_0"].dtype == torch.float64
-    assert store.on(source, torch.empty(0, device="meta")) is moved
-    assert store.on(source, torch.empty(0, dtype=torch.float64)).encoder.weight.dtype == torch.float64
-    assert store.on(source, torch.empty(0)) is source
+    assert shared.on(source, torch.empty(0, device="meta")) is moved
+    assert shared.on(source, torch.empty(0, dtype=torch.float64)).encoder.weight.dtype == torch.float64
+    assert shared.on(source, torch.empty(0)) is source
 
 
 def test_batch_norm_in_a_source_stays_fixed_in_online_and_target_networks():

@@ -18,8 +18,8 @@ from toys import CHOOSE, IMAGE, PARTS, STEER, TINY, VECTOR, Toy, target, tiny, t
 from hubrl import BadConfig, Hub, HubCallback
 from hubrl.buffers import HubRolloutBuffer
 from hubrl.distributions import CommittedDistribution, held
-from hubrl.encoders import GaussianHeads
-from hubrl.source import Source
+from hubrl.sources.batched import GaussianHeads
+from hubrl.sources.source import Source
 
 WEIGHTS = torch.tensor([[0.5, 0.3, 0.2]])
 

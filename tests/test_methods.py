@@ -15,11 +15,12 @@ from test_extractor import never_offered
 from test_holding import Ratios
 from toys import CHOOSE, IMAGE, PARTS, STEER, VECTOR, Toy, target, tiny, tiny_hub
 
-from hubrl import BadConfig, HubCallback, SourcesNotLoaded, SpaceMismatch, UnknownName, load_agent, methods, store
+from hubrl import BadConfig, HubCallback, SourcesNotLoaded, SpaceMismatch, UnknownName, load_agent, methods
 from hubrl.extractor import parts_in
 from hubrl.methods import create, options_of, register
 from hubrl.methods.base import Method
 from hubrl.pathways import FRESH, Target
+from hubrl.sources import shared
 
 OPTIONS = {"single": {"source": "ppo-0"}, "finetune": {"source": "ppo-0"}, "frozen": {"source": "ppo-0"}}
 HUBS = {name: (PPO, PPO) for name in ("zoo-tuning", "lite-zoo-tuning", "soup", "progressive")}
@@ -126,8 +127,8 @@ def file(run, tmp_path):
 
 @pytest.fixture
 def no_source_at_hand(monkeypatch):
-    monkeypatch.setattr(store, "_offered", {})
-    monkeypatch.setattr(store, "_shared", WeakValueDictionary())
+    monkeypatch.setattr(shared, "_offered", {})
+    monkeypatch.setattr(shared, "_shared", WeakValueDictionary())
 
 
 def built(name, level="features", hub=None, **options):

@@ -15,8 +15,9 @@ import hubrl
 from hubrl import Hub
 from hubrl.config import parse_config
 from hubrl.errors import BadConfig
+from hubrl.nn.bf16 import BF16NatureCNN, blocks
 from hubrl.pathways import FreshPathway
-from hubrl.precision import BF16CnnPolicy, BF16DQNPolicy, BF16NatureCNN, blocks
+from hubrl.precision import BF16CnnPolicy, BF16DQNPolicy
 from hubrl.reading import read_live
 from hubrl.runs import build_model
 from hubrl.tasks import make_env

@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from hubrl import speech
 from hubrl.errors import BadConfig, UnknownName, unknown
-from hubrl.losses import entropy_nats
-from hubrl.networks import Observations
+from hubrl.nn.losses import entropy_nats
 from hubrl.pathways import Pathways, Target
 from hubrl.routing import Weighted, aggregate
-from hubrl.source import Source
+from hubrl.sources import action_params
+from hubrl.sources.preprocessing import Observations
+from hubrl.sources.source import Source
 
 Aggregation = Literal["mixture", "mean", "whole"]
 """What becomes of outputs: one pathway acts, the weighted mean of all acts, or what the method makes of them as a whole."""
@@ -74,7 +74,7 @@ class Method(nn.Module, ABC):
     summary: ClassVar[str] = ""
     method_name: ClassVar[str] = ""
     """The name under which it is registered."""
-    levels: ClassVar[tuple[speech.Level, ...]] = ("features", "outputs")
+    levels: ClassVar[tuple[action_params.Level, ...]] = ("features", "outputs")
     """The levels at which it serves."""
     aggregation: ClassVar[Aggregation | None] = None
     """What becomes of outputs, where the method leaves no choice."""
@@ -106,7 +106,7 @@ class Method(nn.Module, ABC):
         """Share of the training that is still to come; a callback sees to it."""
 
     @classmethod
-    def source_lr(cls, level: speech.Level) -> float:
+    def source_lr(cls, level: action_params.Level) -> float:
         """Learning rate of sources that are trained further at a level, as a factor on the algorithm's, unless it is said."""
         return 1.0 if cls.tunes else 0.1
 
@@ -334,7 +334,7 @@ def plain_values(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def check_level(name: str, level: speech.Level) -> None:
+def check_level(name: str, level: action_params.Level) -> None:
     """Refuse a level at which a method does not serve.
 
     Raises:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from hubrl.cards import Layers
 from hubrl.errors import BadConfig
 from hubrl.methods.base import Method, Routed, register
-from hubrl.networks import Observations, mlp
 from hubrl.pathways import Pathways, Target, extractor_class
-from hubrl.source import Source
+from hubrl.sources.preprocessing import Observations
+from hubrl.sources.source import Source
+from hubrl.sources.trunks import mlp
 
 
 @register("componet")

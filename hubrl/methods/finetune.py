@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hubrl.methods.base import register
 from hubrl.methods.single import Alone, the_one
 from hubrl.pathways import Pathways, Target
-from hubrl.source import Source
+from hubrl.sources.source import Source
 
 
 @register("finetune")

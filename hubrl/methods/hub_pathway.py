@@ -12,12 +12,12 @@ from torch import Tensor
 
 from hubrl.aggregation import weighed
 from hubrl.errors import BadConfig
-from hubrl.losses import exploration_entropy, load_balance
 from hubrl.methods.base import Routed, Weighing, register
-from hubrl.networks import Observations
+from hubrl.nn.losses import exploration_entropy, load_balance
 from hubrl.pathways import FRESH, Pathways, Target
 from hubrl.routing import Router, Weighted, pathway_weights
-from hubrl.source import Source
+from hubrl.sources.preprocessing import Observations
+from hubrl.sources.source import Source
 
 NOTHING = torch.zeros(())
 """A loss that is none, where one is made in every step."""

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from hubrl.errors import BadConfig
 from hubrl.methods.base import Method, Routed, register
-from hubrl.networks import Observations
 from hubrl.pathways import Pathways, Target
-from hubrl.source import Source
+from hubrl.sources.preprocessing import Observations
+from hubrl.sources.source import Source
 
 
 @register("kickstart")

@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hubrl.gated import GatedLayer
-from hubrl.layers import Kernel
 from hubrl.methods.base import register
 from hubrl.methods.zoo_tuning import ZooTuning, layer_name, layers_in
+from hubrl.sources.layers import Kernel
 
 DECAY = 0.9
 """Of the temporal ensemble [Zoo-Tuning's code]."""

@@ -11,9 +11,9 @@ from torch.nn import functional
 from hubrl.errors import BadConfig
 from hubrl.methods.base import Method, Routed, register
 from hubrl.methods.single import the_one
-from hubrl.networks import Observations
 from hubrl.pathways import Pathways, Target
-from hubrl.source import Source
+from hubrl.sources.preprocessing import Observations
+from hubrl.sources.source import Source
 
 
 @register("multipolar")

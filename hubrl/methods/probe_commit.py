@@ -8,7 +8,7 @@ import torch
 from hubrl.methods.base import register
 from hubrl.methods.hub_pathway import HubPathway
 from hubrl.pathways import FRESH, Target
-from hubrl.source import Source
+from hubrl.sources.source import Source
 
 
 @register("probe-commit")

@@ -8,12 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hubrl.errors import BadConfig, SpaceMismatch
-from hubrl.layers import Kernel, depth, said_on_the_way
 from hubrl.methods.base import Method, Routed, register
-from hubrl.networks import Observations
 from hubrl.pathways import Pathways, SourcePathway, Target
-from hubrl.preprocessing import preprocessed
-from hubrl.source import Source
+from hubrl.sources.layers import Kernel, depth, said_on_the_way
+from hubrl.sources.preprocessing import Observations, preprocessed
+from hubrl.sources.source import Source
 
 WHY = "Method 'progressive' hears chains of layers"
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.methods.base import Method, Routed, register
-from hubrl.networks import Observations
 from hubrl.pathways import Pathways, Target
-from hubrl.source import Source
+from hubrl.sources.preprocessing import Observations
+from hubrl.sources.source import Source
 
 
 class Alone(Method):

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from torch import nn
 
 from hubrl.errors import BadConfig
-from hubrl.layers import Kernel, merged, owned, stacked
 from hubrl.methods.base import register
 from hubrl.methods.single import Alone
 from hubrl.pathways import Pathways, Target
-from hubrl.source import Source
+from hubrl.sources.layers import Kernel, merged, owned, stacked
+from hubrl.sources.source import Source
 
 WHY = "Method 'soup' averages layers"
 

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hubrl.methods.base import Routed, Weighing, register
-from hubrl.networks import Observations
 from hubrl.pathways import Pathways, Target
 from hubrl.routing import Weighted
-from hubrl.source import Source
+from hubrl.sources.preprocessing import Observations
+from hubrl.sources.source import Source
 
 
 @register("uniform")

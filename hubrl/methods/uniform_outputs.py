@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hubrl.methods.base import register
 from hubrl.methods.uniform import Uniform
 from hubrl.pathways import Target
-from hubrl.source import Source
+from hubrl.sources.source import Source
 
 
 @register("uniform-outputs")

@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hubrl import speech
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.gated import GatedLayer
-from hubrl.layers import Kernel, kernels, merged
 from hubrl.methods.base import Speakers, register
 from hubrl.methods.single import Alone
-from hubrl.networks import Observations
 from hubrl.pathways import Pathways, Target
 from hubrl.routing import dispatch
-from hubrl.source import Source
+from hubrl.sources import action_params
+from hubrl.sources.layers import Kernel, kernels, merged
+from hubrl.sources.preprocessing import Observations
+from hubrl.sources.source import Source
 
 GENTLY = 0.03
 """Learning rates, as a factor on the algorithm's, at which PPO does not spoil sources that act well already [ours]."""
@@ -120,7 +120,7 @@ class ZooTuning(Alone):
                 set_rate(part, own if rate is None else rate)
 
     @classmethod
-    def source_lr(cls, level: speech.Level) -> float:
+    def source_lr(cls, level: action_params.Level) -> float:
         """Gentle where the sources act; where they are under a new head, the algorithm's."""
         return GENTLY if level == "outputs" else 1.0
 

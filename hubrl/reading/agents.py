@@ -20,7 +20,7 @@ from hubrl.heard import OBSERVATION
 from hubrl.reading.archive import load_weights, read_archive
 from hubrl.reading.hugging_face import HUGGING_FACE, fetch
 from hubrl.reading.statistics import VecNormalizeStatistics, read_statistics
-from hubrl.source import Source
+from hubrl.sources.source import Source
 
 STATISTICS_NAMES = ("vecnormalize.pkl", "vec_normalize.pkl")
 

@@ -58,7 +58,7 @@ KNOWN_EXTRACTORS = (
     "stable_baselines3.common.torch_layers.NatureCNN",
     "stable_baselines3.common.torch_layers.CombinedExtractor",
     "hubrl.extractor.HubExtractor",
-    "hubrl.precision.BF16NatureCNN",
+    "hubrl.BF16NatureCNN",
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hubrl.errors import BadFile
-from hubrl.preprocessing import Statistics
+from hubrl.sources.preprocessing import Statistics
 
 MAX_BYTES = 64 * 2**20
 

@@ -7,8 +7,9 @@ from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC
 from toys import CHOOSE, IMAGE, PARTS, STEER, VECTOR, Toy, target, tiny
 
-from hubrl import BadConfig, Hub, HubCallback, SpaceMismatch, speech
+from hubrl import BadConfig, Hub, HubCallback, SpaceMismatch
 from hubrl.reading import read_agent, read_live
+from hubrl.sources import action_params
 
 WIDE = spaces.Box(-10.0, 10.0, (7,))
 ROWS = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
@@ -151,7 +152,7 @@ SKIING = ("NOOP", "RIGHT", "LEFT")
 
 def test_actions_of_one_meaning_are_matched_by_hand():
     said = torch.tensor([[0.1, 0.4, 0.2, 0.1, 0.15, 0.05]]).log()
-    heard = speech.by_meaning(said, PONG, ("LEFT", "UP", "NOOP", "RIGHT")).exp()
+    heard = action_params.by_meaning(said, PONG, ("LEFT", "UP", "NOOP", "RIGHT")).exp()
     total = 0.1 + 0.001 + 0.1 + 0.2
     np.testing.assert_allclose(heard[0], np.array([0.1, 0.001, 0.1, 0.2]) / total, rtol=1e-5)
 
@@ -167,7 +168,7 @@ def test_a_source_of_another_game_acts_by_meaning(algorithm, tmp_path):
     rows = torch.as_tensor(ROWS[:, :4])
     heard = pathways.sources[0](rows)
     assert heard.shape == (5, 3)
-    torch.testing.assert_close(heard, speech.by_meaning(source.outputs(rows), PONG, SKIING))
+    torch.testing.assert_close(heard, action_params.by_meaning(source.outputs(rows), PONG, SKIING))
     model.save(tmp_path / "model.zip")
     loaded = algorithm.load(tmp_path / "model.zip", device="cpu")
     assert np.array_equal(loaded.predict(ROWS[:, :4], deterministic=True)[0], model.predict(ROWS[:, :4], deterministic=True)[0])

@@ -7,7 +7,7 @@ import torch
 from gymnasium import spaces
 
 from hubrl.errors import BadConfig
-from hubrl.losses import drift, entropy_nats, exploration_entropy, inject, kickstarting, load_balance
+from hubrl.nn.losses import drift, entropy_nats, exploration_entropy, inject, kickstarting, load_balance
 
 EQUAL = torch.full((6, 4), 0.25)
 ONE = torch.eye(4)[[1]].expand(6, -1)

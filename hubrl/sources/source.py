@@ -15,12 +15,13 @@ from pydantic import ValidationError
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, maybe_transpose, preprocess_obs
 from torch import Tensor, nn
 
-from hubrl import networks, speech
 from hubrl.cards import Declared, Key, Keys, Normalisation, Registered, SourceCard, first_problem
 from hubrl.errors import BadConfig, BadFile, SourcesNotLoaded, SpaceMismatch
-from hubrl.freezing import freeze, is_sb3_init, spelt_as_in
-from hubrl.networks import Observations, OwnHead, OwnValue
-from hubrl.preprocessing import Normaliser, Statistics, preprocessed
+from hubrl.nn.freezing import freeze, is_sb3_init, spelt_as_in
+from hubrl.sources import action_params, networks
+from hubrl.sources.heads import ActionValue, GreedyAction, OwnHead, OwnValue
+from hubrl.sources.preprocessing import Normaliser, Observations, Statistics, preprocessed
+from hubrl.sources.trunks import Encoder
 from hubrl.spaces import describe, fits, to_plain
 
 MEMORY_BUILDER = "in-memory"
@@ -31,7 +32,7 @@ class Source(nn.Module):
     """A pretrained agent: its normaliser and encoder, its own action head and, where it has one, its value or Q head.
 
     It speaks at two levels: `features` are what its own head reads; `outputs` are the parameters of its action
-    distribution in the environment's units (`hubrl.speech`). Frozen, its weights are buffers, so that no optimizer,
+    distribution in the environment's units (`hubrl.sources.action_params`). Frozen, its weights are buffers, so that no optimizer,
     no Polyak average and no initialisation can reach them.
 
     Made from the user's own modules it is the trusted way in for agents that hubrl cannot read from a file:
@@ -196,7 +197,7 @@ class Source(nn.Module):
         """What its head says, by the card's map of actions if it has one."""
         if self.card.action_map is None or self.actions is None:
             return said
-        return speech.mapped(said, self.actions, self.card.action_map.order, self.card.action_map.signs)
+        return action_params.mapped(said, self.actions, self.card.action_map.order, self.card.action_map.signs)
 
     def value(self, observations: Observations) -> Float[Tensor, " batch"]:
         """What the source thinks its observations are worth, as a return on its own task's scale.
@@ -208,16 +209,16 @@ class Source(nn.Module):
         if self.critic is None:
             raise SpaceMismatch(f"Source {self.name!r} has no value or Q head.")
         read = self.read(observations)
-        trunk = self.encoder.trunks(read) if isinstance(self.encoder, networks.Encoder) else self.encoder(read)
-        features = self.encoder.hidden(trunk) if isinstance(self.encoder, networks.Encoder) else trunk
+        trunk = self.encoder.trunks(read) if isinstance(self.encoder, Encoder) else self.encoder(read)
+        features = self.encoder.hidden(trunk) if isinstance(self.encoder, Encoder) else trunk
         worth: Tensor = self.critic(read, trunk, self._valued(features))
         return worth
 
     def _valued(self, features: Tensor) -> Tensor:
         """What a value head is asked about: an action's Q-values, the deterministic action, or nothing."""
-        if isinstance(self.action, networks.GreedyAction):
+        if isinstance(self.action, GreedyAction):
             return self.action.q_values(features)
-        if isinstance(self.critic, networks.ActionValue) and self.action is not None:
+        if isinstance(self.critic, ActionValue) and self.action is not None:
             mean: Tensor = self.action(features).chunk(2, dim=1)[0]
             return mean
         return features.new_empty(len(features), 0)
@@ -248,7 +249,7 @@ class Source(nn.Module):
             raise SpaceMismatch(f"Source {self.name!r} is an encoder alone and has no actions; use its features.")
         batch, batched = self._batch(observation)
         said = self.outputs(self._as_policies_see(batch))
-        actions = speech.act(said, self.actions, deterministic=deterministic)
+        actions = action_params.act(said, self.actions, deterministic=deterministic)
         return (actions if batched else actions.squeeze(axis=0)), None
 
     def _as_policies_see(self, batch: Any) -> Observations:
@@ -423,9 +424,9 @@ class Source(nn.Module):
         finally:
             for source in empty:
                 source.arrived = False
-        if self.action is not None and self.actions is not None and said != speech.width(self.actions):
+        if self.action is not None and self.actions is not None and said != action_params.width(self.actions):
             raise SpaceMismatch(
-                f"The head of source {self.name!r} says {said} numbers, {describe(self.actions)} takes {speech.width(self.actions)}."
+                f"The head of source {self.name!r} says {said} numbers, {describe(self.actions)} takes {action_params.width(self.actions)}."
             )
         return width
 

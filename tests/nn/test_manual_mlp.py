@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hubrl.perceptron import Perceptron, linear, linear_gradients
+from hubrl.nn.manual_mlp import Perceptron, linear, linear_gradients
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])

@@ -8,12 +8,12 @@ from stable_baselines3 import DQN, PPO, SAC
 from toys import CHOOSE, IMAGE, STEER, VECTOR, Toy, tiny
 
 from hubrl import Hub, Source
-from hubrl.encoders import Encoders, Group, NatureCNNs, Perceptrons
 from hubrl.errors import SourcesNotLoaded
+from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.pathways import Pathways, Target
-from hubrl.precision import BF16NatureCNN
-from hubrl.preprocessing import Normaliser
 from hubrl.reading import read_live
+from hubrl.sources.batched import Encoders, Group, NatureCNNs, Perceptrons
+from hubrl.sources.preprocessing import Normaliser
 
 CAMERA = spaces.Box(0, 255, (3, 36, 36), np.uint8)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from hubrl.packing import Pack, joined
+from hubrl.nn.parameter_packing import Pack, joined
 
 STEP = "step"
 """How Adam calls how often it stepped a parameter, which alone of what it knows has not the parameter's shape."""
@@ -44,6 +44,8 @@ class HubAdam(ScaledStep, torch.optim.Adam):
 
     It is fused unless told otherwise: a hub has many small parameters, and one call steps them all.
     """
+
+    __module__ = "hubrl"  # saved files name the class by this
 
     packs: Sequence[Pack] = ()
     """Parameters that are stepped together, see `pack`."""
@@ -159,6 +161,8 @@ class HubAdam(ScaledStep, torch.optim.Adam):
 
 class HubRMSprop(ScaledStep, torch.optim.RMSprop):
     """RMSprop with learning rates of their own for tuned sources, with A2C's settings unless told otherwise."""
+
+    __module__ = "hubrl"  # saved files name the class by this
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, alpha: float = 0.99, eps: float = 1e-5, **kwargs: Any) -> None:
         super().__init__(params, lr=lr, alpha=alpha, eps=eps, **kwargs)

@@ -11,8 +11,10 @@ from torch.nn import functional
 
 from hubrl.cards import Crop, Frames, Key, Keys, Normalisation, Resize, Select, Step
 from hubrl.errors import BadFile, SpaceMismatch
-from hubrl.networks import Observations
 from hubrl.spaces import describe
+
+Observations = Tensor | dict[str, Tensor]
+"""Observations as SB3 preprocesses them: floats, images divided by 255, discrete ones one-hot; a dict for a Dict space."""
 
 Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
 """Mean and variance of VecNormalize, by key of a Dict observation; one empty key otherwise."""

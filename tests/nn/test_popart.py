@@ -12,8 +12,8 @@ from torch import nn
 from toys import STEER, VECTOR, Toy, target, tiny_hub
 
 from hubrl import HubCallback
-from hubrl.optimizers import HubAdam
-from hubrl.values import LEAST, DiscountedReturns, ValueHead
+from hubrl.nn.optimizers import HubAdam
+from hubrl.nn.popart import LEAST, DiscountedReturns, ValueHead
 
 
 def test_a_head_says_what_its_layer_said_until_it_is_measured():

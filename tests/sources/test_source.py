@@ -15,9 +15,9 @@ from hubrl import Hub, Networks, Source, register_network
 from hubrl.cards import Crop, Frames, Resize, Select, SourceCard, Stretch
 from hubrl.errors import BadConfig, BadFile, OutputExists, SourcesNotLoaded, SpaceMismatch, UnknownName
 from hubrl.evaluation import check_hub
-from hubrl.preprocessing import preprocessed
 from hubrl.reading import read_agent
-from hubrl.speech import squashed_gaussian
+from hubrl.sources.action_params import squashed_gaussian
+from hubrl.sources.preprocessing import preprocessed
 
 CAMERA = spaces.Box(0, 255, (3, 8, 8), np.uint8)
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from hubrl.cards import Declared
 from hubrl.errors import SpaceMismatch
-from hubrl.networks import Encoder, GaussianAction, GreedyAction, Observations, Reader, Trunks
-from hubrl.preprocessing import Normaliser
-from hubrl.source import Source
+from hubrl.sources.heads import GaussianAction, GreedyAction
+from hubrl.sources.preprocessing import Normaliser, Observations
+from hubrl.sources.source import Source
+from hubrl.sources.trunks import Encoder, Reader, Trunks
 from hubrl.spaces import describe, fits
 
 Kernel = nn.Linear | nn.Conv2d

@@ -9,8 +9,8 @@ from torch import nn
 from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny_hub
 
 from hubrl.callbacks import HubCallback
-from hubrl.optimizers import HubAdam
-from hubrl.packing import Handed, Pack
+from hubrl.nn.optimizers import HubAdam
+from hubrl.nn.parameter_packing import Handed, Pack
 
 
 def parameters(*shapes):

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hubrl.cards import Layers, Trunk
-from hubrl.networks import ACTIVATIONS, NATURE, Encoder, GaussianAction, Observations, Trunks, log_std_of
-from hubrl.perceptron import IN_NUMPY, few
-from hubrl.precision import Kept, Precision, blocks, cast_convolutions, nature, pixels, weights_in
-from hubrl.source import Source
+from hubrl.nn.bf16 import Kept, Precision, blocks, cast_convolutions, nature, pixels, weights_in
+from hubrl.nn.manual_mlp import IN_NUMPY, few
+from hubrl.sources.heads import GaussianAction, log_std_of
+from hubrl.sources.preprocessing import Observations
+from hubrl.sources.source import Source
+from hubrl.sources.trunks import ACTIVATIONS, NATURE, Encoder, Trunks
 
 
 class Encoders:

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from hubrl.cards import SourceCard
-from hubrl.source import Source
+from hubrl.sources.source import Source
 
 _Key = tuple[str, str, torch.dtype]
 

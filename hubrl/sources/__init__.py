@@ -1,0 +1,1 @@
+"""One pretrained agent: its networks, its preprocessing, its outputs."""
