@@ -93,6 +93,7 @@ class CommittedDistribution(PathwayDistribution):
     """
 
     calm: Bool[Tensor, " batch"] | None = None
+    drawn: Int[Tensor, " batch"] | None = None  # type: ignore[assignment]
 
     def of(self, drawn: Int[Tensor, " batch"] | None, calm: Bool[Tensor, " batch"] | None = None) -> "CommittedDistribution":
         """What is known of the decisions.
@@ -112,7 +113,9 @@ class CommittedDistribution(PathwayDistribution):
         return draw_action(self._of_drawn(), self.action_space, self.calm)
 
     def log_prob(self, actions: Tensor) -> Float[Tensor, " batch"]:
-        """Logarithm of the likelihood that this pathway is chosen and does this."""
+        """Logarithm of the likelihood that this pathway is chosen and does this; of the mixture where no pathway is known to have acted."""
+        if self.drawn is None:
+            return torch.logsumexp(self.log_weights + self.each_log_prob(actions), dim=1)
         chosen: Tensor = self.log_weights.gather(1, self.drawn[:, None]).squeeze(1)
         return chosen + log_likelihood(self._of_drawn(), actions, self.action_space)
 

@@ -196,9 +196,15 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         return acted
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Values, log-probabilities and entropy for an update, under the rollout's noise."""
-        memory = self._recalled[1] if self._recalled is not None and self._recalled[0] is obs else {}
-        with self._hear(obs, exploring=True) as hearing:
+        """Values, log-probabilities and entropy for an update, under the rollout's noise.
+
+        Outside a training whose steps are recorded, log-probabilities are those of `get_distribution`: of the mixture, whoever acted.
+
+        Raises:
+            BadConfig: If steps of the training are recorded and these observations have no record.
+        """
+        memory = self._record_of(obs)
+        with self._hear(obs, exploring=bool(memory) or not self.holds) as hearing:
             hearing.heard, hearing.said, hearing.noise = memory.get("heard"), memory.get("said"), memory.get("noise")
             if "choice" in memory:
                 hearing.previous, hearing.acted = memory["choice"].unbind(dim=1)
@@ -211,6 +217,17 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             # The ratio is 1 and has no gradient: only the critic learns.
             return values, log_prob.detach(), None if entropy is None else entropy.detach()
         return values, log_prob, entropy
+
+    def _record_of(self, obs: PyTorchObs) -> Memory:
+        """What the rollout buffer stored of a minibatch, which is recognised as the very object that the buffer yielded."""
+        if self._recalled is not None and self._recalled[0] is obs:
+            return self._recalled[1]
+        if self.remembers and not self.fresh_alone and (self.holds or self.method.noisy):
+            raise BadConfig(
+                "evaluate_actions was given observations without a record of who acted and under which noise; during a training with "
+                "HubCallback pass the observations that the rollout buffer yields, not a copy."
+            )
+        return {}
 
     def _act(self, hearing: Hearing, deterministic: bool) -> tuple[Tensor, Tensor, Tensor] | None:
         """A rollout's step where who acts is stored: it is drawn first, and nobody else is asked; none where SB3's way must be gone."""
@@ -624,6 +641,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             if drawn is None:
                 assert isinstance(self._distributed, CommittedDistribution)
                 drawn = self._distributed.drawn
+            assert drawn is not None
             self.memory["choice"] = torch.stack([self.memory["choice"], drawn], dim=1)
             self._holding.acted(drawn, self._bound)
 
