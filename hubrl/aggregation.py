@@ -14,9 +14,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from hubrl.errors import BadConfig
-from hubrl.nn.losses import TWICE, mean_entropy
-from hubrl.nn.manual_mlp import Perceptron, linear, linear_gradients
-from hubrl.nn.parameter_packing import Handed
+from hubrl.nn.losses import DIFFERENTIATED_TWICE, mean_entropy
+from hubrl.nn.manual_mlp import ManualMLP, linear, linear_gradients
+from hubrl.nn.parameter_packing import AutogradInputs
 from hubrl.routing import NOISE_FLOOR, Router, Weighted, pathway_weights
 from hubrl.sources.preprocessing import Observations
 
@@ -52,7 +52,7 @@ def aggregated(
     Raises:
         BadConfig: In the backward pass, if the algorithm differentiates its gradient.
     """
-    layers = Perceptron(hidden)
+    layers = ManualMLP(hidden)
     parameters = [*layers.parameters, *(each for layer in (mean, *projections) for each in (layer.weight, layer.bias))]
     return Aggregated(*_Aggregate.apply(layers, mean, projections, explore_coef, heard, read, *parameters))  # type: ignore[no-untyped-call]
 
@@ -75,9 +75,9 @@ def weighed(
         trusted: Who may be active at all; none for everybody.
         explore_coef: As of `aggregated`.
     """
-    layers, handed = router.by_hand()
+    layers, op_inputs = router.manual_backward()
     log_weights, active, loss = _Weigh.apply(
-        router, layers, handed, k, trusted, explore_coef, router.read(observations), noise, *handed.inputs
+        router, layers, op_inputs, k, trusted, explore_coef, router.read(observations), noise, *op_inputs.tensors
     )  # type: ignore[no-untyped-call]
     return Weighted(log_weights, active), loss
 
@@ -87,8 +87,8 @@ class _Weigh(torch.autograd.Function):
     def forward(
         ctx: Any,
         router: Router,
-        layers: Perceptron,
-        handed: Handed,
+        layers: ManualMLP,
+        op_inputs: AutogradInputs,
         k: int,
         trusted: Tensor | None,
         explore_coef: float,
@@ -106,7 +106,7 @@ class _Weigh(torch.autograd.Function):
         weights = log_weights.exp()
         entropy, slope = mean_entropy(weights)
         loss = explore_coef * entropy
-        ctx.router, ctx.handed, ctx.layers, ctx.hidden, ctx.noise, ctx.wide = router, handed, layers, hidden, noise, wide
+        ctx.router, ctx.op_inputs, ctx.layers, ctx.hidden, ctx.noise, ctx.wide = router, op_inputs, layers, hidden, noise, wide
         ctx.weights, ctx.slope = weights, explore_coef * slope
         ctx.silent = ~active if trusted is not None or k < z.shape[1] else None
         ctx.mark_non_differentiable(active, loss)
@@ -118,7 +118,7 @@ class _Weigh(torch.autograd.Function):
         assert ctx.saved_tensors
         if of_log_weights is None:
             # Only the critic learns, and nothing is to be explored.
-            return (None,) * (8 + len(ctx.handed.inputs))
+            return (None,) * (8 + len(ctx.op_inputs.tensors))
         if ctx.silent is not None:
             of_log_weights = of_log_weights.masked_fill(ctx.silent, 0.0)
         outer = torch.addcmul(of_log_weights, ctx.weights, ctx.slope)
@@ -127,14 +127,14 @@ class _Weigh(torch.autograd.Function):
         of_hidden = (of_z @ ctx.router.mean.weight).addmm_(of_wide, ctx.router.spread.weight)
         of_read, hidden = ctx.layers.backward(ctx.hidden, of_hidden, inputs=ctx.needs_input_grad[6])
         heads = linear_gradients(of_z, ctx.hidden[-1]) + linear_gradients(of_wide, ctx.hidden[-1])
-        return (None, None, None, None, None, None, of_read, None, *ctx.handed.gradients([*hidden, *heads]))
+        return (None, None, None, None, None, None, of_read, None, *ctx.op_inputs.gradients([*hidden, *heads]))
 
 
 class _Aggregate(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        layers: Perceptron,
+        layers: ManualMLP,
         mean: nn.Linear,
         projections: Sequence[nn.Linear],
         explore_coef: float,
@@ -157,7 +157,7 @@ class _Aggregate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, outer: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
-            raise BadConfig(TWICE)
+            raise BadConfig(DIFFERENTIATED_TWICE)
         assert ctx.saved_tensors
         weights = ctx.weights
         of_weights = torch.bmm(ctx.said, outer[:, :, None]).squeeze(2) + ctx.slope

@@ -18,7 +18,7 @@ from hubrl.errors import BadConfig
 from hubrl.extractor import HubExtractor, parts_in, see_through_normalisation
 from hubrl.growth import Growth
 from hubrl.methods.base import Method
-from hubrl.nn.popart import DiscountedReturns, ValueHead
+from hubrl.nn.popart import DiscountedReturns, PopArtLinear
 from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.q_policies import HubDQNPolicy, Pausing
@@ -109,7 +109,7 @@ class HubCallback(BaseCallback):
     def _measure_from_now(self, policy: HubActorCriticPolicy) -> None:
         """Discounted rewards from here on, and what the critic knows of earlier ones."""
         head = policy.value_net
-        known = head.units if isinstance(head, ValueHead) and head.measured else None
+        known = head.units if isinstance(head, PopArtLinear) and head.rescaled else None
         assert isinstance(self.model, OnPolicyAlgorithm)
         self._discounted = DiscountedReturns(self.training_env.num_envs, self.model.gamma, known)
 
@@ -203,15 +203,15 @@ class HubCallback(BaseCallback):
     def _scale_values(self, policy: HubActorCriticPolicy) -> None:
         """Let the critic speak in units of the returns; the first time what it said in the rollout is said anew."""
         head = policy.value_net
-        if not isinstance(head, ValueHead) or (policy.fresh_alone and not head.measured):
+        if not isinstance(head, PopArtLinear) or (policy.fresh_alone and not head.rescaled):
             return
         if not self._discounted.ready:
             return
-        first = not head.measured
+        first = not head.rescaled
         mean, std = self._discounted.moments()
         if std == 0.0:
             return
-        head.measure(mean, std, learned=head.weight in policy.optimizer.state)
+        head.rescale(mean, std, learned=head.weight in policy.optimizer.state)
         if first:
             assert isinstance(self.model, OnPolicyAlgorithm)
             value_again(self.model)
@@ -262,7 +262,7 @@ class HubCallback(BaseCallback):
         if isinstance(self.model.policy, HubActorCriticPolicy):
             if self.locals["dones"].any():
                 self.model.policy.release(self.locals["dones"])
-            self._discounted.note(self.locals["rewards"], self.locals["dones"])
+            self._discounted.add(self.locals["rewards"], self.locals["dones"])
             self._count_solos(self.model.policy)
         if isinstance(self.model.policy, HubDQNPolicy):
             self._earned += true_rewards(self.training_env, self.locals["rewards"])

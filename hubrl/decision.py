@@ -18,9 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from hubrl.distributions import at, draw_gaussian, draw_pathway, places
-from hubrl.nn.manual_mlp import Perceptron, linear_gradients
-from hubrl.nn.parameter_packing import Handed, Pack
-from hubrl.nn.popart import ValueHead
+from hubrl.nn.manual_mlp import ManualMLP, linear_gradients
+from hubrl.nn.parameter_packing import AutogradInputs, ParameterPack
+from hubrl.nn.popart import PopArtLinear
 from hubrl.outputs import Hearing, solo
 
 Answer = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch outputs"]]
@@ -90,8 +90,8 @@ class Decider:
 
     space: spaces.Box | spaces.Discrete
     n_sources: int
-    actor: Perceptron
-    critic: Perceptron
+    actor: ManualMLP
+    critic: ManualMLP
     value: nn.Linear
     fresh: nn.Linear | None
     """The actor's last layer, which speaks for the fresh pathway; none if there is no such pathway."""
@@ -122,9 +122,9 @@ class Decider:
         return [critic, [*(self.actor.parameters if self.heads else []), *heads]]
 
     @cached_property
-    def handed(self) -> Handed:
+    def op_inputs(self) -> AutogradInputs:
         """All that is learned here, as autograd is told of it."""
-        return Handed([parameter for part in self.parts for parameter in part])
+        return AutogradInputs([parameter for part in self.parts for parameter in part])
 
     @cached_property
     def _views(self) -> "Joint":
@@ -134,7 +134,7 @@ class Decider:
     @property
     def _joint(self) -> "Joint":
         """All that reads the actor's hidden layers as one layer, and all standard deviations."""
-        return self._views if self.handed.packs else self._made_joint()
+        return self._views if self.op_inputs.packs else self._made_joint()
 
     def _made_joint(self) -> "Joint":
         weights, biases = [layer.weight for layer in self.heads], [layer.bias for layer in self.heads]
@@ -163,7 +163,7 @@ class Decider:
             hearing: Who acted, and before.
             actions: What was done.
         """
-        return cast("tuple[Tensor, Tensor]", _Decide.apply(self, hearing, actions, *features, log_weights, said, *self.handed.inputs))  # type: ignore[no-untyped-call]
+        return cast("tuple[Tensor, Tensor]", _Decide.apply(self, hearing, actions, *features, log_weights, said, *self.op_inputs.tensors))  # type: ignore[no-untyped-call]
 
     def decide(
         self,
@@ -248,8 +248,8 @@ class Decider:
         """
         of_critics, critic, value = self._of_critic(made, by_values, features=wanted[1])
         if by_log_prob is None:
-            nothing = [None] * (len(self.handed.parameters) - len(critic) - len(value))
-            return [None, of_critics, None, None, *self.handed.gradients([*critic, *value, *nothing])]
+            nothing = [None] * (len(self.op_inputs.parameters) - len(critic) - len(value))
+            return [None, of_critics, None, None, *self.op_inputs.gradients([*critic, *value, *nothing])]
         outer = by_log_prob[:, None]
         slope = outer * _slope(made)
         of_means = slope if made.precision is None else slope * made.precision
@@ -265,7 +265,7 @@ class Decider:
         of_actors, actor, heads = self._of_actor(made, of_heads, features=wanted[0])
         of_said = _of_said(made, of_means, None if self.log_stds else of_log_stds) if wanted[3] else None
         stds = [] if of_log_stds is None else self._of_stds(made, of_log_stds)
-        return [of_actors, of_critics, of_weights, of_said, *self.handed.gradients([*critic, *value, *actor, *heads, *stds])]
+        return [of_actors, of_critics, of_weights, of_said, *self.op_inputs.gradients([*critic, *value, *actor, *heads, *stds])]
 
     def _of_actor(
         self, made: Trace, of_heads: Sequence[Tensor], *, features: bool
@@ -285,7 +285,7 @@ class Decider:
         """Gradients of what the critic reads, its hidden layers and its last."""
         if by_values is None:
             return None, [None] * len(self.critic.parameters), [None, None]
-        if isinstance(self.value, ValueHead) and self.value.measured:
+        if isinstance(self.value, PopArtLinear) and self.value.rescaled:
             by_values = by_values / self.value.units[1]
         read, hidden = self.critic.backward(made.critic, by_values @ self.value.weight, inputs=features)
         return read, hidden, linear_gradients(by_values, made.critic[-1])
@@ -311,7 +311,7 @@ def joint(parameters: Sequence[Tensor], *, new: bool = False) -> Tensor:
         parameters: Alike but for their length.
         new: Whether each becomes a row.
     """
-    pack: Pack | None = getattr(parameters[0], "pack", None)
+    pack: ParameterPack | None = getattr(parameters[0], "pack", None)
     block = None if pack is None else pack.block(parameters)
     if block is None:
         return torch.stack(list(parameters)) if new else torch.cat(list(parameters))

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,11 +24,11 @@ from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.methods import create, find
 from hubrl.methods.base import Method, Routed, Weighing
 from hubrl.nn.bf16 import BF16NatureCNN
-from hubrl.nn.freezing import ParametersOnce, copy_weights, freeze
+from hubrl.nn.freezing import CachedParameters, copy_weights, freeze
 from hubrl.nn.losses import drift, inject, kickstarting
-from hubrl.nn.manual_mlp import Perceptron, few, overheard
+from hubrl.nn.manual_mlp import ManualMLP, fits_numpy, has_hooks
 from hubrl.nn.optimizers import HubAdam
-from hubrl.nn.popart import ValueHead
+from hubrl.nn.popart import PopArtLinear
 from hubrl.outputs import Hearing, Holding, Outputs, check_solos, solo
 from hubrl.pathways import FRESH, Pathways, Target, check_meanings, extractor_class, spec_sources
 from hubrl.precision import ReadsBytes
@@ -41,7 +41,7 @@ from hubrl.spec import HubSpec, parse_spec
 from hubrl.steps import Step
 
 
-class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
+class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
     """SB3's actor-critic policy, whose actor is one pathway among the sources.
 
     Everything that SB3's policy builds is built first and unchanged: it is the fresh pathway and the critic. The hub
@@ -244,7 +244,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
     def _decided(self, decider: Decider, hearing: Hearing, deterministic: bool) -> Decision:
         """Who acts and what it does, drawn."""
         pathways = self.method.pathways
-        if self._step is not None and hearing.heard is not None and few(hearing.heard, self._step.largest):
+        if self._step is not None and hearing.heard is not None and fits_numpy(hearing.heard, self._step.largest):
             return self._stepped(self._step, hearing, deterministic)
         features, weights = self._features(hearing.observations), self._weights(hearing)
         answer = lambda asked: pathways.answer(asked, hearing.observations, hearing.heard)  # noqa: E731 - a closure over one step
@@ -307,8 +307,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         """Let autograd and the optimizer take all that is learned by hand for a few parameters."""
         if isinstance(self.optimizer, HubAdam) and not self.optimizer.packs:
             router = getattr(self.method, "router", None)
-            by_hand = self.method.noisy and isinstance(router, Router)
-            self.optimizer.pack([*decider.parts, *([cast("Router", router).by_hand()[1].parameters] if by_hand else [])])
+            manual_backward = self.method.noisy and isinstance(router, Router)
+            self.optimizer.pack([*decider.parts, *([cast("Router", router).manual_backward()[1].parameters] if manual_backward else [])])
 
     def unpack(self) -> None:
         """Let each parameter be by itself again, before anybody else's gradients, or eyes, are for it."""
@@ -331,7 +331,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         if self._decider is None:
             # Once a rollout and once an update, so that it knows layers that were replaced, or hooked, in between.
             own = self.mlp_extractor
-            self._knows_hidden = type(own) is MlpExtractor and Perceptron.serves(own.policy_net) and Perceptron.serves(own.value_net)
+            self._knows_hidden = type(own) is MlpExtractor and ManualMLP.supports(own.policy_net) and ManualMLP.supports(own.value_net)
             self._decider = (None if self._as_kept else self._made_decider(),)
             self._step = self._made_step(self._decider[0])
         return self._decider[0]
@@ -378,8 +378,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         copy_weights(now, self.kept)
         for parameter in learning.parameters():
             self.optimizer.state.pop(parameter, None)
-        if isinstance(self.value_net, ValueHead):
-            self.value_net.forget_units()
+        if isinstance(self.value_net, PopArtLinear):
+            self.value_net.clear_units()
 
     def _learning_parts(self) -> nn.ModuleList:
         """SB3's actor and critic: what reads observations, hidden layers, last layers, and for Box the standard deviation."""
@@ -479,29 +479,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
             self.get_buffer("noise_key").add_(1)
             self._noise_generator = None
         if mode and self.fresh_alone and isinstance(self.optimizer, HubAdam):
-            self.optimizer.step_as_torch()
+            self.optimizer.use_torch_kernel()
         return super().train(mode)
-
-    newer: ClassVar[tuple[str, ...]] = (
-        "solos.early.",
-        "solos.apart",
-        "solos.aside",
-        "solos.ends_early",
-        "solos.lasted",
-        "solos.growth.length",
-        "solos.growth.total",
-        "warm_until",
-        "kept.4.",
-        "kept.5.",
-        "kept.6.",
-    )
-    """As of `ValueHead`: what is known of episodes and of their ends, who is kept out or set aside, times, and the critic that is kept."""
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name, tensor in self.state_dict().items():
-            if name.startswith(self.newer):
-                state_dict.setdefault(prefix + name, tensor)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
@@ -537,7 +516,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         for parameter in routing:
             parameter.lr_scale = self.outputs.router_lr
         if self.outputs.scale_values and len(self.method.pathways.sources):
-            self.value_net: nn.Linear = ValueHead(self.value_net)
+            self.value_net: nn.Linear = PopArtLinear(self.value_net)
         self.kept: nn.ModuleList | None = None
         if self.solos is not None and self.solos.growth is not None:
             self.kept = copy.deepcopy(self._learning_parts())
@@ -553,7 +532,7 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         pathways = self.method.pathways
         speaks = pathways.names[-1] == FRESH
         heads = (self.action_net if speaks else None, self.residual, self.stickiness)
-        if asks_all or any(overheard(layer) for layer in heads if layer is not None):
+        if asks_all or any(has_hooks(layer) for layer in heads if layer is not None):
             return None
         fresh, residual, stickiness = cast("tuple[nn.Linear | None, ...]", heads)
         # Hidden layers of another kind are torch's, and what they say is what is read here.
@@ -561,8 +540,8 @@ class HubActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
         return Decider(
             self.action_space,
             len(pathways.sources),
-            Perceptron(actor),
-            Perceptron(critic),
+            ManualMLP(actor),
+            ManualMLP(critic),
             self.value_net,
             fresh=fresh,
             residual=residual,

@@ -12,7 +12,7 @@ from stable_baselines3.dqn.policies import CnnPolicy, DQNPolicy, QNetwork
 
 from hubrl.errors import BadConfig
 from hubrl.nn.bf16 import BF16NatureCNN, Precision
-from hubrl.nn.freezing import ParametersOnce
+from hubrl.nn.freezing import CachedParameters
 from hubrl.spaces import describe
 
 
@@ -29,7 +29,7 @@ class ReadsBytes(BaseModel):
         return super().extract_features(obs, features_extractor)
 
 
-class ByteActorCriticPolicy(ParametersOnce, ActorCriticPolicy, ReadsBytes):
+class ByteActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
     """SB3's policy of PPO and A2C, reading bytes."""
 
     plain_module: ClassVar[str] = ActorCriticPolicy.__module__
@@ -54,7 +54,7 @@ class ByteQNetwork(QNetwork, ReadsBytes):
     """DQN's network, reading bytes."""
 
 
-class ByteDQNPolicy(ParametersOnce, DQNPolicy):
+class ByteDQNPolicy(CachedParameters, DQNPolicy):
     """SB3's policy of DQN, reading bytes."""
 
     plain_module: ClassVar[str] = DQNPolicy.__module__

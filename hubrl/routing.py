@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from hubrl.nn.bf16 import BF16Convolutions, Precision
 from hubrl.nn.freezing import is_sb3_init
-from hubrl.nn.manual_mlp import Perceptron
-from hubrl.nn.parameter_packing import Handed, Pack
+from hubrl.nn.manual_mlp import ManualMLP
+from hubrl.nn.parameter_packing import AutogradInputs, ParameterPack
 from hubrl.sources.preprocessing import Observations
 
 NOISE_FLOOR = 1e-2
@@ -70,7 +70,7 @@ class Router(nn.Module):
         """Whether images may be given as the bytes they are, for the same numbers."""
         inputs = sum(_read_width(part, reader) for part, reader in zip(parts, self.readers, strict=True))
         self.hidden = nn.Sequential(nn.Linear(inputs, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh())
-        self._packed: tuple[Pack, tuple[Perceptron, Handed]] | None = None
+        self._packed: tuple[ParameterPack, tuple[ManualMLP, AutogradInputs]] | None = None
         self.mean = ZeroLinear(hidden_dim, n_pathways)
         self.spread = ZeroLinear(hidden_dim, n_pathways)
 
@@ -86,12 +86,12 @@ class Router(nn.Module):
         read = [reader(given[key]) for key, reader in zip(self.keys, self.readers, strict=True)]
         return read[0] if len(read) == 1 else torch.cat(read, dim=1)
 
-    def by_hand(self) -> tuple[Perceptron, Handed]:
+    def manual_backward(self) -> tuple[ManualMLP, AutogradInputs]:
         """Its hidden layers, and all else but what reads images too, as autograd is told of it; the same while that is packed."""
         pack = getattr(self.mean.weight, "pack", None)
         if pack is None or self._packed is None or self._packed[0] is not pack:
-            layers = Perceptron(self.hidden)
-            found = layers, Handed([*layers.parameters, self.mean.weight, self.mean.bias, self.spread.weight, self.spread.bias])
+            layers = ManualMLP(self.hidden)
+            found = layers, AutogradInputs([*layers.parameters, self.mean.weight, self.mean.bias, self.spread.weight, self.spread.bias])
             self._packed = None if pack is None else (pack, found)
             return found
         return self._packed[1]

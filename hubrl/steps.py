@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hubrl.decision import Decider
-from hubrl.nn.manual_mlp import IN_NUMPY, Perceptron
-from hubrl.nn.popart import ValueHead
+from hubrl.nn.manual_mlp import NUMPY_ACTIVATIONS, ManualMLP
+from hubrl.nn.popart import PopArtLinear
 from hubrl.outputs import ALONE, solo
 from hubrl.routing import NOISE_FLOOR, Router, SymLog
 
@@ -48,10 +48,10 @@ class Step:
     def __init__(self, decider: Decider, router: Router, trusted: Sequence[bool]) -> None:
         self.decider = decider
         self.dropped = None if all(trusted) else ~np.array(trusted)
-        self.actor, self.critic, self.router = _layers(decider.actor), _layers(decider.critic), _layers(Perceptron(router.hidden))
+        self.actor, self.critic, self.router = _layers(decider.actor), _layers(decider.critic), _layers(ManualMLP(router.hidden))
         self.numbers = _joined([router.mean, router.spread])
         self.value = _joined([decider.value])
-        self.units = decider.value.units if isinstance(decider.value, ValueHead) else (0.0, 1.0)
+        self.units = decider.value.units if isinstance(decider.value, PopArtLinear) else (0.0, 1.0)
         self.heads = _joined(decider.heads) if decider.heads else None
         self.names = [name for name in ("fresh", "residual", "stickiness") if getattr(decider, name) is not None]
         self.bounds = np.cumsum([layer.out_features for layer in decider.heads])[:-1].tolist()
@@ -63,7 +63,7 @@ class Step:
     @staticmethod
     def serves(router: nn.Module | None, k: int, n_pathways: int) -> bool:
         """Whether a router's numbers are known here: it reads flat observations, and lets all pathways be active."""
-        if not isinstance(router, Router) or k < n_pathways or not Perceptron.serves(router.hidden):
+        if not isinstance(router, Router) or k < n_pathways or not ManualMLP.supports(router.hidden):
             return False
         return all(isinstance(reader, SymLog) for reader in router.readers) and len(router.readers) == 1
 
@@ -182,8 +182,8 @@ def _through(layers: list[tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], n
     return rows
 
 
-def _layers(network: Perceptron) -> list[tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]]:
-    said = [IN_NUMPY[type(activation)] for activation in network.activations]
+def _layers(network: ManualMLP) -> list[tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]]:
+    said = [NUMPY_ACTIVATIONS[type(activation)] for activation in network.activations]
     return [(*_joined([layer]), activation) for layer, activation in zip(network.linear, said, strict=True)]
 
 

@@ -87,7 +87,7 @@ def test_the_critic_measures_returns_once_they_were_seen_and_keeps_their_units()
     env = make_vec_env(lambda: Even(length=10_000), n_envs=2, seed=0)
     model = target(PPO, env, tiny_hub(Toy()).agent(PPO), n_steps=32)
     model.learn(128, HubCallback(probe_share=0.0))
-    assert not model.policy.value_net.measured, "sums that began a moment ago are small"
+    assert not model.policy.value_net.rescaled, "sums that began a moment ago are small"
     model.learn(2048, HubCallback(probe_share=0.0), reset_num_timesteps=False)
     shift = model.policy.value_net.units[0]
     assert 50 < shift < 100

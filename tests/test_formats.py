@@ -1,6 +1,6 @@
 """File formats outlive the code: what version 0.1 wrote is read, and says what it said then.
 
-`tests/saved/0.1/` was written once by `python tests/test_formats.py` and is not written again.
+`tests/saved/0.1/` is written by `python tests/test_formats.py`, anew for each format of before the first release.
 """
 
 from pathlib import Path

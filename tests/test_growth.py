@@ -274,11 +274,11 @@ def test_the_fresh_pathway_learns_alone_as_sb3_would_have_begun(tmp_path):
     policy.solos.growth._go(Phase.SETTLED)
     model.learn(1024, callback=HubCallback(probe_share=0.0))
     hubs = said(policy)
-    assert policy.value_net.measured
+    assert policy.value_net.rescaled
     assert (hubs - new).abs().max() > 1e-3
     policy.exchange()
     assert torch.equal(said(policy), new)
-    assert not policy.value_net.measured
+    assert not policy.value_net.rescaled
     assert policy.action_net.weight not in policy.optimizer.state
     assert policy.residual.weight in policy.optimizer.state, "of what is not exchanged the optimizer knows on"
     model.save(tmp_path / "model.zip")
@@ -288,7 +288,7 @@ def test_the_fresh_pathway_learns_alone_as_sb3_would_have_begun(tmp_path):
         nn.init.ones_(one.value_net.bias)
         one.exchange()
         assert torch.equal(said(one), hubs)
-        assert one.value_net.measured
+        assert one.value_net.rescaled
 
 
 def test_agents_from_before_critics_were_kept_are_read():

@@ -252,8 +252,8 @@ def gradients_of(policy, loss):
     given = list(policy.parameters())
     found = dict(zip(given, torch.autograd.grad(loss, given, allow_unused=True), strict=True))
     for pack in policy.optimizer.packs:
-        if found[pack.whole] is not None:
-            found.update(zip(pack.members, pack.split(found[pack.whole]), strict=True))
+        if found[pack.flat] is not None:
+            found.update(zip(pack.members, pack.split(found[pack.flat]), strict=True))
     own = [found.get(parameter) for parameter in torch.nn.Module.parameters(policy)]
     return [torch.zeros(()) if each is None else each for each in own]
 

@@ -13,14 +13,14 @@ from toys import CHOOSE, IMAGE, OFF_POLICY, SETTINGS, Toy, tiny_hub
 
 import hubrl
 from hubrl import Hub
+from hubrl.config import parse_config
 from hubrl.errors import BadConfig
-from hubrl.experiments.config import parse_config
-from hubrl.experiments.run import build_model
-from hubrl.nn.bf16 import BF16NatureCNN, blocks
+from hubrl.nn.bf16 import BF16NatureCNN, fold_blocks
 from hubrl.pathways import FreshPathway
 from hubrl.precision import BF16CnnPolicy, BF16DQNPolicy
 from hubrl.reading import read_live
-from hubrl.tasks.make_env import make_env
+from hubrl.runs import build_model
+from hubrl.tasks import make_env
 
 SHAPES = [(4, 84, 84), (3, 37, 50)]
 
@@ -89,11 +89,11 @@ def test_an_image_that_wants_a_gradient_gets_it():
 
 def test_blocks_hold_every_pixel_once():
     image = torch.arange(2 * 8 * 12, dtype=torch.uint8).view(1, 2, 8, 12)
-    found = blocks(image)
+    found = fold_blocks(image)
     assert found.shape == (1, 32, 2, 3)
     assert sorted(found.flatten().tolist()) == list(range(2 * 8 * 12))
     assert found[0, 16:, 1, 2].tolist() == image[0, 1, 4:, 8:].flatten().tolist()
-    assert torch.equal(found, blocks(image.bfloat16()))
+    assert torch.equal(found, fold_blocks(image.bfloat16()))
 
 
 def test_images_that_are_not_normalised_are_read_as_they_are():

@@ -1,1 +1,1 @@
-"""Torch parts that know no sources: frozen weights, optimizers, losses and networks with derivatives by hand."""
+"""Torch parts that know no sources: freezing, optimizers, losses, manual gradients, bfloat16."""

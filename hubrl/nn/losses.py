@@ -1,4 +1,4 @@
-"""Losses of transfer, and how they reach an algorithm that knows nothing of them."""
+"""Losses of transfer, and their injection into algorithms that know nothing of them."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from hubrl.errors import BadConfig
 
 
 def exploration_entropy(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, ""]:
-    """Negative entropy of the batch's mean pathway weights, in nats [ours, after Hub-Pathway's exploration loss].
+    """Negative entropy of the batch's mean pathway weights, in nats, after Hub-Pathway's loss.
 
     Zero when one pathway carries the whole batch; `-log(pathways)` when all carry the same.
 
@@ -24,7 +24,7 @@ def exploration_entropy(weights: Float[Tensor, "batch pathways"]) -> Float[Tenso
 
 
 class _MeanEntropy(torch.autograd.Function):
-    """`sum_i p_i log p_i` of the mean of some rows, with its gradient by hand: an update asks for it at every minibatch."""
+    """`sum_i p_i log p_i` of the mean row, with a manual gradient: every minibatch computes it."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor) -> Tensor:
@@ -41,16 +41,18 @@ class _MeanEntropy(torch.autograd.Function):
         return scaled.expand(ctx.n_rows, -1)
 
 
-def mean_entropy(weights: Float[Tensor, "batch pathways"]) -> tuple[Float[Tensor, ""], Float[Tensor, " pathways"]]:
-    """`sum_i p_i log p_i` of the mean of some rows, and its derivative by the numbers of each row."""
+def mean_entropy(
+    weights: Float[Tensor, "batch pathways"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, " pathways"]]:
+    """`sum_i p_i log p_i` of the mean row `p`, and its derivative, the same for every row."""
     share = weights.mean(dim=0)
-    # The clamp keeps the gradient of a pathway that nobody chose finite.
+    # The clamp keeps the gradient of a pathway without any weight finite.
     logarithms = share.clamp_min(1e-8).log()
     return share.dot(logarithms), (logarithms + 1) / len(weights)
 
 
 def load_balance(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, ""]:
-    """Squared coefficient of variation of the weight that each pathway carries (Shazeer et al. 2017, eq. 6).
+    """Squared coefficient of variation of the pathways' total weight (Shazeer et al. 2017, eq. 6).
 
     Zero when all carry the same; `pathways - 1` when one carries the whole batch.
 
@@ -62,41 +64,46 @@ def load_balance(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, ""]:
 
 
 def entropy_nats(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, " batch"]:
-    """Entropy of every row of pathway weights, in nats: zero for one pathway, `log(pathways)` for equal ones."""
+    """Entropy of each row of pathway weights, in nats: zero for one pathway, at most their log."""
     entropy: Tensor = -torch.special.xlogy(weights, weights).sum(dim=1)
     return entropy
 
 
 def drift(
-    now: Float[Tensor, "batch sources outputs"], before: Float[Tensor, "batch sources outputs"], space: spaces.Space[Any]
+    now: Float[Tensor, "batch sources outputs"],
+    before: Float[Tensor, "batch sources outputs"],
+    space: spaces.Space[Any],
 ) -> Float[Tensor, "batch sources"]:
-    """How far what is said now is from what was said before [ours]: the divergence KL(before || now), in nats.
+    """Divergence KL(before || now) of action distributions, in nats.
 
-    For continuous actions that of two Gaussians with the former standard deviation: `sum_a (m' - m)^2 / (2 s^2)`, so that
-    the standard deviation itself is free.
+    For continuous actions it is that of two Gaussians with the earlier standard deviation,
+    `sum_a (m' - m)^2 / (2 s^2)`, which leaves the standard deviation itself free.
 
     Args:
-        now: Speech, with a gradient.
-        before: Speech, without one.
+        now: Action parameters, with a gradient.
+        before: Action parameters, without one.
         space: Box or Discrete.
     """
     if isinstance(space, spaces.Discrete):
-        return (before.exp() * (before.log_softmax(dim=2) - now.log_softmax(dim=2))).sum(dim=2)
+        ratio = before.log_softmax(dim=2) - now.log_softmax(dim=2)
+        return (before.exp() * ratio).sum(dim=2)
     mean, (former, log_std) = now.chunk(2, dim=2)[0], before.chunk(2, dim=2)
     return ((mean - former).square() / (2 * (2 * log_std).exp())).sum(dim=2)
 
 
 def kickstarting(
-    learner: Float[Tensor, "batch 1 outputs"], teachers: Float[Tensor, "batch sources outputs"], space: spaces.Space[Any]
+    learner: Float[Tensor, "batch 1 outputs"],
+    teachers: Float[Tensor, "batch sources outputs"],
+    space: spaces.Space[Any],
 ) -> Float[Tensor, "batch sources"]:
-    """How far a learner is from what each teacher does (Schmitt et al. 2018, eq. 2): KL(teacher || learner), in nats.
+    """Divergence KL(teacher || learner) of each teacher (Schmitt et al. 2018, eq. 2), in nats.
 
-    For continuous actions with the learner's standard deviation for both [ours], `sum_a (m' - m)^2 / (2 s^2)`, so that a learner is
-    not made as sharp as its teachers.
+    For continuous actions both have the learner's standard deviation,
+    `sum_a (m' - m)^2 / (2 s^2)`, which does not make the learner as sharp as its teachers.
 
     Args:
-        learner: Speech, with a gradient.
-        teachers: Speech, without one.
+        learner: Action parameters, with a gradient.
+        teachers: Action parameters, without one.
         space: Box or Discrete.
     """
     learner = learner.expand_as(teachers)
@@ -106,7 +113,10 @@ def kickstarting(
     return drift(learner, torch.cat([mean, log_std], dim=2), space)
 
 
-TWICE = "This algorithm differentiates its gradient (TRPO does), through which a loss cannot be injected; set explore_coef=0."
+DIFFERENTIATED_TWICE = (
+    "This algorithm differentiates its gradient (TRPO does), "
+    "through which a loss cannot be injected; set explore_coef=0."
+)
 
 
 class _Inject(torch.autograd.Function):
@@ -119,15 +129,15 @@ class _Inject(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled():
-            raise BadConfig(TWICE)
+            raise BadConfig(DIFFERENTIATED_TWICE)
         gradient = gradients[0]
         return gradient, gradient.new_ones(())
 
 
 def inject(carrier: Float[Tensor, "*any"], loss: Float[Tensor, ""]) -> Float[Tensor, "*any"]:
-    """Return `carrier` unchanged, and add `loss` to whatever loss is computed from it.
+    """Return `carrier` unchanged, and add `loss` to any loss computed from it.
 
-    The gradient of `loss` arrives with coefficient one, however the carrier is used, provided it is used once.
+    The gradient of `loss` arrives with coefficient one, provided the carrier is used once.
 
     Raises:
         BadConfig: In the backward pass, if the algorithm differentiates its gradient.

@@ -1,6 +1,7 @@
-"""Linear layers and activations, forward and backward by hand.
+"""Linear layers and activations with forward and backward passes written out.
 
-For a few dozen units autograd's bookkeeping costs more than the arithmetic, whose derivatives are two products and a sum a layer.
+With a few dozen units, autograd's bookkeeping costs more than the arithmetic, whose derivatives
+are two products and a sum per layer.
 """
 
 import itertools
@@ -14,60 +15,65 @@ from torch.nn import functional
 
 SLOPES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
     nn.Tanh: torch.ops.aten.tanh_backward.default,
-    nn.ReLU: lambda gradient, said: gradient * (said > 0),
+    nn.ReLU: lambda gradient, output: gradient * (output > 0),
 }
-"""What is left of a gradient before an activation, from what the activation said."""
+"""Gradient before an activation, from the gradient behind it and the activation's output."""
 
-IN_NUMPY: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {nn.Tanh: np.tanh, nn.ReLU: lambda rows: np.maximum(rows, 0)}
-"""Activations of arrays."""
+NUMPY_ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {
+    nn.Tanh: np.tanh,
+    nn.ReLU: lambda rows: np.maximum(rows, 0),
+}
 
-FEW = 32
-"""Rows up to which small layers are faster in numpy: of so few an operation costs what calling it costs, and torch's call costs more."""
+MAX_NUMPY_ROWS = 32
+"""Rows up to which small layers are faster in numpy, whose calls cost less than torch's."""
 
-SMALL = 2**18
-"""Multiplications of a product up to which layers are small; numpy's OpenBLAS takes threads of its own for more."""
+MAX_NUMPY_PRODUCTS = 2**18
+"""Multiplications up to which a layer is small; numpy's OpenBLAS starts threads for more."""
 
 
 def tanh(rows: Float[Tensor, " *any"]) -> Float[Tensor, " *any"]:
-    """As `torch.tanh`, which takes nine times as long as numpy's where the processor has AVX512."""
+    """`torch.tanh`, by numpy where possible: nine times faster on processors with AVX512."""
     if rows.requires_grad or rows.device.type != "cpu" or rows.dtype != torch.float32:
         return torch.tanh(rows)
     return torch.from_numpy(np.tanh(rows.numpy()))
 
 
 def linear(rows: Float[Tensor, "batch inputs"], layer: nn.Linear) -> Float[Tensor, "batch outputs"]:
-    """What a linear layer makes of some rows."""
+    """Output of a linear layer, without the hooks of calling it."""
     return functional.linear(rows, layer.weight, layer.bias)
 
 
-def linear_gradients(gradient: Float[Tensor, "batch outputs"], rows: Float[Tensor, "batch inputs"]) -> list[Tensor]:
-    """Gradients of a linear layer's weight and bias, from that of what it made of some rows."""
+def linear_gradients(
+    gradient: Float[Tensor, "batch outputs"], rows: Float[Tensor, "batch inputs"]
+) -> list[Tensor]:
+    """Gradients of a linear layer's weight and bias, from its output's gradient and its input."""
     return [gradient.t() @ rows, gradient.sum(dim=0)]
 
 
-class Perceptron:
-    """Hidden layers of a network: linear ones, each followed by the same activation.
+class ManualMLP:
+    """Hidden layers of a network with their gradients: linear layers, an activation behind each.
 
     Args:
-        layers: Such as SB3's `policy_net`; perhaps empty, and then what it reads is what it says.
+        layers: Layers such as SB3's `policy_net`; an empty one is the identity.
     """
 
     def __init__(self, layers: nn.Sequential) -> None:
         self.linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
         self.activations = [layer for layer in layers if not isinstance(layer, nn.Linear)]
         self._steps = [
-            (layer.weight, layer.bias, tanh if isinstance(said, nn.Tanh) else said.forward)
-            for layer, said in zip(self.linear, self.activations, strict=True)
+            (layer.weight, layer.bias, tanh if isinstance(each, nn.Tanh) else each.forward)
+            for layer, each in zip(self.linear, self.activations, strict=True)
         ]
 
     @staticmethod
-    def serves(layers: nn.Module) -> bool:
-        """Whether the derivatives of layers are known here, and nobody listens to them on the way."""
+    def supports(layers: nn.Module) -> bool:
+        """Whether the derivatives of these layers are known here and none of them has hooks."""
         if not isinstance(layers, nn.Sequential) or len(layers) % 2:
             return False
         linear, activations = list(layers)[::2], list(layers)[1::2]
         known = all(type(layer) is nn.Linear and layer.bias is not None for layer in linear)
-        return known and {type(layer) for layer in activations} <= set(SLOPES) and not overheard(layers)
+        known = known and {type(layer) for layer in activations} <= set(SLOPES)
+        return known and not has_hooks(layers)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -75,43 +81,48 @@ class Perceptron:
         return [parameter for weight, bias, _ in self._steps for parameter in (weight, bias)]
 
     def forward(self, rows: Float[Tensor, "batch inputs"]) -> list[Float[Tensor, "batch _"]]:
-        """What it reads, and what every layer makes of it."""
-        said = [rows]
+        """The input, then the output of every layer behind its activation."""
+        outputs = [rows]
         for weight, bias, activation in self._steps:
-            said.append(activation(functional.linear(said[-1], weight, bias)))
-        return said
+            outputs.append(activation(functional.linear(outputs[-1], weight, bias)))
+        return outputs
 
     def backward(
-        self, said: list[Float[Tensor, "batch _"]], gradient: Float[Tensor, "batch outputs"], *, inputs: bool
+        self,
+        outputs: list[Float[Tensor, "batch _"]],
+        gradient: Float[Tensor, "batch outputs"],
+        *,
+        inputs: bool,
     ) -> tuple[Float[Tensor, "batch inputs"] | None, list[Tensor]]:
-        """Gradients of what it read, if that is asked for, and of the parameters, in order.
+        """Gradients of the input, if wanted, and of `parameters`, in order.
 
         Args:
-            said: What `forward` returned.
-            gradient: Of the last of it.
-            inputs: Whether the gradient of what it read is asked for.
+            outputs: The result of `forward`.
+            gradient: Gradient of the last output.
+            inputs: Whether the input's gradient is wanted.
         """
         found: list[list[Tensor]] = []
         for index in reversed(range(len(self.linear))):
-            gradient = SLOPES[type(self.activations[index])](gradient, said[index + 1])
-            found.append(linear_gradients(gradient, said[index]))
+            gradient = SLOPES[type(self.activations[index])](gradient, outputs[index + 1])
+            found.append(linear_gradients(gradient, outputs[index]))
             if index > 0 or inputs:
                 gradient = gradient @ self._steps[index][0]
         return gradient if inputs else None, list(itertools.chain.from_iterable(reversed(found)))
 
 
-def few(rows: Float[Tensor, " batch *any"], weights: int) -> bool:
-    """Whether numpy is to compute what follows: rows are few, in the processor's memory, and no gradient is asked for.
+def fits_numpy(rows: Float[Tensor, " batch *any"], weights: int) -> bool:
+    """Whether numpy is the faster way: few rows, on the CPU, and no gradient wanted.
 
     Args:
-        rows: What is read.
-        weights: Of the largest layer that reads it.
+        rows: Input of the layers.
+        weights: Number of weights of the largest layer.
     """
     n_rows = len(rows)
-    return n_rows <= FEW and n_rows * weights <= SMALL and rows.device.type == "cpu" and not torch.is_grad_enabled()
+    small = n_rows <= MAX_NUMPY_ROWS and n_rows * weights <= MAX_NUMPY_PRODUCTS
+    return small and rows.device.type == "cpu" and not torch.is_grad_enabled()
 
 
-def overheard(module: nn.Module) -> bool:
-    """Whether somebody has hooked a module or a part of it, and waits for torch to call them."""
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module or a part of it has hooks, which only a call by torch runs."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(part, each) for part in module.modules() for each in hooks)

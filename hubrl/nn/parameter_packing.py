@@ -1,7 +1,7 @@
-"""Many small parameters that autograd, clipping and the optimizer take for one.
+"""Packs: small parameters that autograd, clipping and the optimizer treat as one.
 
-A parameter of a few dozen numbers costs them what calling an operation costs, which is as much as what a network of such parameters
-computes. So while an update lasts those whose gradients are made by hand, together, can lie in one piece of memory.
+An operation on a parameter of a few dozen numbers costs what its call costs. During an update,
+parameters whose gradients are computed manually, and together, can share one piece of memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,78 +10,85 @@ import torch._utils
 from torch import Tensor, nn
 
 
-class Pack:
-    """Parameters in one piece of memory; they stay where they are in their modules, and are read there as ever.
+class ParameterPack:
+    """Parameters in one piece of memory; their modules read them as before.
 
     Args:
-        members: They must not be in another pack.
+        members: Parameters of one dtype and device, in no other pack.
     """
 
     def __init__(self, members: Sequence[nn.Parameter]) -> None:
         self.members = list(members)
-        self.whole = nn.Parameter(joined([member.detach() for member in members]))
-        """All of them in a row, which is what has a gradient and is stepped."""
-        for member, part in zip(self.members, self.split(self.whole.detach()), strict=True):
+        self.flat = nn.Parameter(flatten([member.detach() for member in members]))
+        """All members in a row `(numbers,)`: the parameter that has the gradient and is stepped."""
+        for member, part in zip(self.members, self.split(self.flat.detach()), strict=True):
             member.data = part
             member.pack = self  # type: ignore[attr-defined]
 
     def block(self, members: Sequence[Tensor]) -> Tensor | None:
-        """Some members that are alike but for their length, one below the other in the whole's memory; none if they do not lie so."""
-        place = {id(member): index for index, member in enumerate(self.members)}
-        places = [place.get(id(member), -1) for member in members]
-        if places[0] < 0 or places != list(range(places[0], places[0] + len(members))):
-            return None
-        first = sum(member.numel() for member in self.members[: places[0]])
-        block = self.whole.detach()[first : first + sum(member.numel() for member in members)]
-        return block.view(-1, *members[0].shape[1:])
+        """Consecutive members of the same trailing shape, stacked along axis 0 without a copy.
 
-    def split(self, whole: Tensor) -> list[Tensor]:
-        """What belongs to each of them, in its shape, of something of the whole's."""
-        parts = whole.split([member.numel() for member in self.members])
+        Returns:
+            A view `(rows of all members, *trailing)`, or None if they are not consecutive here.
+        """
+        place = {id(member): index for index, member in enumerate(self.members)}
+        first = place.get(id(members[0]), -1)
+        places = [place.get(id(member), -1) for member in members]
+        if first < 0 or places != list(range(first, first + len(members))):
+            return None
+        start = sum(member.numel() for member in self.members[:first])
+        end = start + sum(member.numel() for member in members)
+        return self.flat.detach()[start:end].view(-1, *members[0].shape[1:])
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Each member's part, in its shape, of a tensor shaped as `flat`."""
+        parts = flat.split([member.numel() for member in self.members])
         return [part.view_as(member) for part, member in zip(parts, self.members, strict=True)]
 
     def release(self) -> None:
-        """Give each of them memory of its own again, and its part of the last gradient."""
-        gradients = [None] * len(self.members) if self.whole.grad is None else self.split(self.whole.grad)
+        """Give each member memory of its own again, and its part of the last gradient."""
+        flat = self.flat.grad
+        gradients = [None] * len(self.members) if flat is None else self.split(flat)
         for member, gradient in zip(self.members, gradients, strict=True):
             member.data = member.detach().clone()
             member.grad = gradient
             del member.pack  # type: ignore[attr-defined]
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors in a row."""
-    flat: Tensor = torch._utils._flatten_dense_tensors(list(parts))
-    return flat
-
-
-class Handed:
-    """What an operation with gradients by hand gives autograd for its parameters: packs where there are any, else each by itself.
+class AutogradInputs:
+    """Autograd inputs of a custom op: one flat tensor per pack, and every unpacked parameter.
 
     Args:
-        parameters: All of the operation's. Of a pack's members all get a gradient, or none.
+        parameters: All parameters of the op. Either all members of a pack get a gradient, or none.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.parameters = list(parameters)
-        packs: list[Pack | None] = [getattr(parameter, "pack", None) for parameter in parameters]
+        packs: list[ParameterPack | None] = [getattr(each, "pack", None) for each in parameters]
         self.packs = list({id(pack): pack for pack in packs if pack is not None}.values())
-        self.singles = [parameter for parameter, pack in zip(parameters, packs, strict=True) if pack is None]
+        self.singles = [each for each, pack in zip(parameters, packs, strict=True) if pack is None]
 
     @property
-    def inputs(self) -> list[Tensor]:
-        """What it takes, so that autograd knows of it."""
-        return [*(pack.whole for pack in self.packs), *self.singles]
+    def tensors(self) -> list[Tensor]:
+        """The tensors to pass to `apply`: packs first, then single parameters."""
+        return [*(pack.flat for pack in self.packs), *self.singles]
 
     def gradients(self, each: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Of what it takes, from those of all parameters."""
+        """Gradients of `tensors`, from those of all parameters in the order of construction."""
         if not self.packs:
             return list(each)
-        of = {id(parameter): gradient for parameter, gradient in zip(self.parameters, each, strict=True)}
-        return [*(_of_whole(pack, of) for pack in self.packs), *(of[id(single)] for single in self.singles)]
+        by_id = {id(own): grad for own, grad in zip(self.parameters, each, strict=True)}
+        packed = [_pack_gradient(pack, by_id) for pack in self.packs]
+        return [*packed, *(by_id[id(single)] for single in self.singles)]
 
 
-def _of_whole(pack: Pack, of: Mapping[int, Tensor | None]) -> Tensor | None:
-    gradients = [gradient for member in pack.members if (gradient := of[id(member)]) is not None]
+def flatten(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors in a row `(numbers of all,)`."""
+    flat: Tensor = torch._utils._flatten_dense_tensors(list(parts))
+    return flat
+
+
+def _pack_gradient(pack: ParameterPack, by_id: Mapping[int, Tensor | None]) -> Tensor | None:
+    gradients = [grad for member in pack.members if (grad := by_id[id(member)]) is not None]
     assert len(gradients) in (0, len(pack.members))
-    return joined(gradients) if gradients else None
+    return flatten(gradients) if gradients else None

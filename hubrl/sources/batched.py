@@ -9,8 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hubrl.cards import Layers, Trunk
-from hubrl.nn.bf16 import Kept, Precision, blocks, cast_convolutions, nature, pixels, weights_in
-from hubrl.nn.manual_mlp import IN_NUMPY, few
+from hubrl.nn.bf16 import (
+    Precision,
+    WeightCache,
+    cast_convolutions,
+    fold_blocks,
+    layer_weights,
+    nature_cnn,
+    to_pixels,
+)
+from hubrl.nn.manual_mlp import NUMPY_ACTIVATIONS, fits_numpy
 from hubrl.sources.heads import GaussianAction, log_std_of
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
@@ -82,7 +90,10 @@ def kind(source: Source, precision: Precision) -> tuple[object, ...] | None:
     if set(trunks) != {""}:
         return None
     trunk, hidden = trunks[""], encoder.hidden
-    common = (source.space.shape, tuple(step.model_dump_json() for step in source.card.preprocessing))
+    common = (
+        source.space.shape,
+        tuple(step.model_dump_json() for step in source.card.preprocessing),
+    )
     # Zoo-Tuning puts layers of its own into an encoder whose card is a NatureCNN's.
     plain = sum(isinstance(part, nn.Conv2d) for part in encoder.trunks.modules()) == len(trunk.convs)
     if precision == "bfloat16" and plain and _is_nature(trunk) and source.normaliser is None and source.space.dtype.name == "uint8":
@@ -130,16 +141,16 @@ class NatureCNNs(Group):
         super().__init__(sources)
         self.scale = 255 if sources[0].card.normalize_images else 1
         self.reads_bytes = not sources[0].card.preprocessing
-        self._weights = [weights_in(encoder_of(source).trunks) for source in sources]
-        self._kept = Kept()
+        self._weights = [layer_weights(encoder_of(source).trunks) for source in sources]
+        self._kept = WeightCache()
 
     def __call__(self, observations: Observations) -> list[Tensor]:
         """Features of each, behind its own hidden layers if it has any."""
         read = unready(self.sources).read(observations)
         assert isinstance(read, Tensor)
-        images = pixels(read, self.scale)
-        kept = self._kept.of([weight for own in self._weights for weight in own], self._cast)
-        features = [nature(images, kept)] if len(self.sources) == 1 else _natures(images, kept, len(self.sources))
+        images = to_pixels(read, self.scale)
+        kept = self._kept.get([weight for own in self._weights for weight in own], self._cast)
+        features = [nature_cnn(images, kept)] if len(self.sources) == 1 else _natures(images, kept, len(self.sources))
         return [encoder_of(source).hidden(said) for source, said in zip(self.sources, features, strict=True)]
 
     def _cast(self) -> list[Tensor]:
@@ -149,13 +160,17 @@ class NatureCNNs(Group):
         *convolutions, last, last_bias = zip(*own, strict=True)
         stacked = [torch.cat(parts) for parts in convolutions]
         kernels = [part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part for part in stacked]
-        return [*kernels, torch.stack(last).transpose(1, 2).contiguous(), torch.stack(last_bias)[:, None]]
+        return [
+            *kernels,
+            torch.stack(last).transpose(1, 2).contiguous(),
+            torch.stack(last_bias)[:, None],
+        ]
 
 
 def _natures(images: Tensor, weights: Sequence[Tensor], n: int) -> list[Tensor]:
     """Several NatureCNNs at once."""
     first, first_bias, second, second_bias, third, third_bias, last, last_bias = weights
-    hidden = functional.conv2d(blocks(images), first, first_bias).relu()
+    hidden = functional.conv2d(fold_blocks(images), first, first_bias).relu()
     hidden = functional.conv2d(hidden, second, second_bias, stride=2, groups=n).relu()
     hidden = functional.conv2d(hidden, third, third_bias, groups=n).relu()
     rows = hidden.flatten(1).view(len(images), n, -1).transpose(0, 1)  # (sources, batch, width)
@@ -169,10 +184,10 @@ class Perceptrons(Group):
         super().__init__(sources)
         network = sources[0].card.network
         self.activation = ACTIVATIONS[getattr(network, "hidden", Layers()).activation]()
-        self._in_numpy = IN_NUMPY.get(type(self.activation))
-        self._largest = max(weight.numel() for weight in weights_in(sources[0].encoder))
-        self._weights = [tensor for source in sources for tensor in weights_in(source.encoder)]
-        self._kept = Kept()
+        self._in_numpy = NUMPY_ACTIVATIONS.get(type(self.activation))
+        self._largest = max(weight.numel() for weight in layer_weights(sources[0].encoder))
+        self._weights = [tensor for source in sources for tensor in layer_weights(source.encoder)]
+        self._kept = WeightCache()
         self._heads = GaussianHeads(sources) if GaussianHeads.serve(sources) else None
         self._maps = any(source.card.action_map is not None for source in sources)
 
@@ -189,10 +204,10 @@ class Perceptrons(Group):
         return [source.mapped(said) for source, said in zip(self.sources, self._heads(self._features(observations)), strict=True)]
 
     def _features(self, observations: Observations) -> Float[Tensor, "sources batch width"]:
-        mean, spread, clip, *layers = self._kept.of(self._weights, self._stacked, frozen=True)
+        mean, spread, clip, *layers = self._kept.get(self._weights, self._stacked, frozen=True)
         read = self._read(observations)
         hidden = ((read - mean) / spread).clamp(-clip, clip).float() if len(mean) else read.expand(len(self.sources), -1, -1)
-        if self._in_numpy is not None and few(read, self._largest):
+        if self._in_numpy is not None and fits_numpy(read, self._largest):
             rows = hidden.numpy()
             for kernels, bias in zip(layers[::2], layers[1::2], strict=True):
                 rows = self._in_numpy(rows @ kernels.numpy() + bias.numpy())
@@ -208,7 +223,7 @@ class Perceptrons(Group):
         return read.flatten(1)
 
     def _stacked(self) -> list[Tensor]:
-        layers = [torch.stack(alike) for alike in zip(*(weights_in(encoder_of(source)) for source in self.sources), strict=True)]
+        layers = [torch.stack(alike) for alike in zip(*(layer_weights(encoder_of(source)) for source in self.sources), strict=True)]
         return [*self._statistics(), *map(_batched, layers)]
 
     def _statistics(self) -> list[Tensor]:
@@ -231,7 +246,7 @@ class GaussianHeads:
     def __init__(self, sources: list[Source]) -> None:
         self.heads = [_gaussian_head(source) for source in sources]
         self._weights = [tensor for head in self.heads for tensor in (head.mean.weight, head.mean.bias, *head.own_std())]
-        self._kept = Kept()
+        self._kept = WeightCache()
 
     @staticmethod
     def serve(sources: list[Source]) -> bool:
@@ -244,7 +259,7 @@ class GaussianHeads:
 
     def __call__(self, features: Float[Tensor, "sources batch width"]) -> Float[Tensor, "sources batch outputs"]:
         """What each says, from its features."""
-        kernels, bias, *std = self._kept.of(self._weights, self._stacked, frozen=True)
+        kernels, bias, *std = self._kept.get(self._weights, self._stacked, frozen=True)
         first = self.heads[0]
         mean = torch.baddbmm(bias, features, kernels)
         if first.head.log_std == "linear":
@@ -254,10 +269,16 @@ class GaussianHeads:
         return first.spoken(mean, log_std.expand_as(mean))
 
     def _stacked(self) -> list[Tensor]:
-        means = [torch.stack([head.mean.weight for head in self.heads]), torch.stack([head.mean.bias for head in self.heads])]
+        means = [
+            torch.stack([head.mean.weight for head in self.heads]),
+            torch.stack([head.mean.bias for head in self.heads]),
+        ]
         std = [torch.stack(alike) for alike in zip(*(head.own_std() for head in self.heads), strict=True)]
         # The matrix of state-dependent exploration is multiplied as it is.
-        return [*map(_batched, means), *(std if self.heads[0].head.log_std == "sde" else map(_batched, std))]
+        return [
+            *map(_batched, means),
+            *(std if self.heads[0].head.log_std == "sde" else map(_batched, std)),
+        ]
 
 
 def _batched(layer: Float[Tensor, " sources *own"]) -> Float[Tensor, " sources _ _"]:

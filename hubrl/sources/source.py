@@ -12,12 +12,16 @@ import torch
 from gymnasium import spaces
 from jaxtyping import Float
 from pydantic import ValidationError
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim, maybe_transpose, preprocess_obs
+from stable_baselines3.common.preprocessing import (
+    get_flattened_obs_dim,
+    maybe_transpose,
+    preprocess_obs,
+)
 from torch import Tensor, nn
 
 from hubrl.cards import Declared, Key, Keys, Normalisation, Registered, SourceCard, first_problem
 from hubrl.errors import BadConfig, BadFile, SourcesNotLoaded, SpaceMismatch
-from hubrl.nn.freezing import freeze, is_sb3_init, spelt_as_in
+from hubrl.nn.freezing import freeze, is_sb3_init, stored_name
 from hubrl.sources import action_params, networks
 from hubrl.sources.heads import ActionValue, GreedyAction, OwnHead, OwnValue
 from hubrl.sources.preprocessing import Normaliser, Observations, Statistics, preprocessed
@@ -160,7 +164,10 @@ class Source(nn.Module):
             card = SourceCard.model_validate(plain)
         except ValidationError as error:
             raise BadConfig(f"Source {self.name!r} cannot be adapted so: {first_problem(error)}.") from error
-        width, named = math.prod(self.space.shape or ()), len(first[0].get("indices", ())) if first else 0
+        width, named = (
+            math.prod(self.space.shape or ()),
+            len(first[0].get("indices", ())) if first else 0,
+        )
         if named and not self.card.preprocessing and named != width:
             raise BadConfig(f"Source {self.name!r} reads {width} numbers, and observes names {named}; name one for each of them.")
         return Source.from_card(card, self.tensors(), frozen=self.frozen)
@@ -295,9 +302,7 @@ class Source(nn.Module):
             BadFile: If they are not the card's: missing, superfluous, of another shape, or not finite.
         """
         own = self.state_dict()
-        newer = tuple(f"{path}.{name}" for path, part in self.named_modules() for name in getattr(part, "newer", ()))
-        as_made = {name: tensor for name, tensor in own.items() if name.startswith(newer)}
-        tensors = {**as_made, **{spelt_as_in(own, name): tensor for name, tensor in tensors.items()}}
+        tensors = {stored_name(own, name): tensor for name, tensor in tensors.items()}
         problems = [f"{name} is missing" for name in own if name not in tensors]
         problems += [f"{name} is not in its card" for name in tensors if name not in own]
         problems += [
@@ -379,7 +384,10 @@ class Source(nn.Module):
         if not fitting:
             raise SpaceMismatch(f"Source {self.name!r} cannot preprocess an observation of shape {array.shape} to {describe(self.space)}.")
         tensor = torch.as_tensor(fitting[0].copy(), device=self._device())
-        return tensor.float() / 255 if tensor.dtype == torch.uint8 and self.card.normalize_images else tensor.float(), batched
+        return (
+            tensor.float() / 255 if tensor.dtype == torch.uint8 and self.card.normalize_images else tensor.float(),
+            batched,
+        )
 
     def _device(self) -> torch.device | None:
         return next((tensor.device for tensor in self.state_dict().values()), None)
@@ -447,7 +455,11 @@ class Source(nn.Module):
 
 def _describe_card(description: dict[str, Any], statistics: Statistics | None) -> SourceCard:
     fields = {"name": "custom", "algorithm": "custom", **description}
-    network = Registered(kind="registered", builder=fields.pop("builder", MEMORY_BUILDER), kwargs=fields.pop("kwargs", {}))
+    network = Registered(
+        kind="registered",
+        builder=fields.pop("builder", MEMORY_BUILDER),
+        kwargs=fields.pop("kwargs", {}),
+    )
     for end in ("observation_space", "action_space"):
         if isinstance(fields.get(end), spaces.Space):
             fields[end] = to_plain(fields[end])

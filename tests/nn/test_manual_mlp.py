@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hubrl.nn.manual_mlp import Perceptron, linear, linear_gradients
+from hubrl.nn.manual_mlp import ManualMLP, linear, linear_gradients
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
@@ -14,7 +14,7 @@ def test_a_perceptron_says_what_its_layers_say_and_its_gradients_are_torchs(acti
     rows, outer = torch.randn(11, 5, requires_grad=True), torch.randn(11, 3)
     expected = layers(rows)
     wanted = torch.autograd.grad(expected, [rows, *layers.parameters()], outer)
-    perceptron = Perceptron(layers)
+    perceptron = ManualMLP(layers)
     with torch.no_grad():
         said = perceptron.forward(rows)
         of_rows, of_parameters = perceptron.backward(said, outer, inputs=True)
@@ -26,7 +26,7 @@ def test_a_perceptron_says_what_its_layers_say_and_its_gradients_are_torchs(acti
 
 def test_a_perceptron_without_layers_says_what_it_reads():
     rows = torch.randn(4, 2)
-    perceptron = Perceptron(nn.Sequential())
+    perceptron = ManualMLP(nn.Sequential())
     assert perceptron.forward(rows) == [rows]
     assert perceptron.backward([rows], rows, inputs=True) == (rows, [])
 
@@ -53,10 +53,10 @@ def test_the_gradients_of_a_linear_layer_are_a_product_and_a_sum():
     ],
 )
 def test_only_layers_whose_derivatives_are_known_are_served(layers, serves):
-    assert Perceptron.serves(layers) is serves
+    assert ManualMLP.supports(layers) is serves
 
 
 def test_layers_that_somebody_listens_to_are_left_to_torch():
     layers = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
     layers[0].register_forward_hook(lambda module, given, said: None)
-    assert not Perceptron.serves(layers)
+    assert not ManualMLP.supports(layers)

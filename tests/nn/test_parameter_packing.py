@@ -10,7 +10,7 @@ from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny_hub
 
 from hubrl.callbacks import HubCallback
 from hubrl.nn.optimizers import HubAdam
-from hubrl.nn.parameter_packing import Handed, Pack
+from hubrl.nn.parameter_packing import AutogradInputs, ParameterPack
 
 
 def parameters(*shapes):
@@ -21,24 +21,24 @@ def parameters(*shapes):
 def test_members_share_the_whole_and_get_their_own_back():
     members = parameters((2, 3), (2,))
     before = [member.detach().clone() for member in members]
-    pack = Pack(members)
-    assert pack.whole.shape == (8,)
+    pack = ParameterPack(members)
+    assert pack.flat.shape == (8,)
     with torch.no_grad():
-        pack.whole.add_(1.0)
+        pack.flat.add_(1.0)
     assert all(torch.equal(member, own + 1.0) for member, own in zip(members, before, strict=True))
-    pack.whole.grad = torch.arange(8.0)
+    pack.flat.grad = torch.arange(8.0)
     pack.release()
     assert members[0].grad.tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
     assert members[1].grad.tolist() == [6.0, 7.0]
     with torch.no_grad():
-        pack.whole.zero_()
+        pack.flat.zero_()
     assert torch.equal(members[0], before[0] + 1.0), "it has memory of its own again"
     assert not any(hasattr(member, "pack") for member in members)
 
 
 def test_members_that_lie_below_one_another_are_one_block():
     upper, lower, bias, other = parameters((2, 3), (1, 3), (3,), (3,))
-    pack = Pack([upper, lower, bias, other])
+    pack = ParameterPack([upper, lower, bias, other])
     block = pack.block([upper, lower])
     assert torch.equal(block, torch.cat([upper, lower]))
     with torch.no_grad():
@@ -53,15 +53,15 @@ def test_members_that_lie_below_one_another_are_one_block():
 def test_what_is_handed_to_autograd_is_packs_or_each_parameter():
     first, second, third = parameters((2, 2), (2,), (3,))
     each = [torch.full((2, 2), 1.0), torch.full((2,), 2.0), torch.full((3,), 3.0)]
-    assert Handed([first, second, third]).inputs == [first, second, third]
-    assert Handed([first, second, third]).gradients(each) == each
-    pack = Pack([first, third])
-    handed = Handed([first, second, third])
-    assert [id(given) for given in handed.inputs] == [id(pack.whole), id(second)]
-    whole, single = handed.gradients(each)
+    assert AutogradInputs([first, second, third]).tensors == [first, second, third]
+    assert AutogradInputs([first, second, third]).gradients(each) == each
+    pack = ParameterPack([first, third])
+    op_inputs = AutogradInputs([first, second, third])
+    assert [id(given) for given in op_inputs.tensors] == [id(pack.flat), id(second)]
+    whole, single = op_inputs.gradients(each)
     assert whole.tolist() == [1.0] * 4 + [3.0] * 3
     assert single is each[1]
-    assert handed.gradients([None, each[1], None])[0] is None
+    assert op_inputs.gradients([None, each[1], None])[0] is None
 
 
 def give(optimizer, own, gradients):
@@ -71,7 +71,7 @@ def give(optimizer, own, gradients):
         parameter.grad = None if optimizer.packs or gradient is None else gradient.clone()
     for pack in optimizer.packs:
         parts = [of[member] for member in pack.members]
-        pack.whole.grad = None if parts[0] is None else torch.cat([part.flatten() for part in parts])
+        pack.flat.grad = None if parts[0] is None else torch.cat([part.flatten() for part in parts])
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -136,7 +136,7 @@ def test_whoever_waits_for_steps_is_told_of_them_though_they_are_packed():
     optimizer.pack([members])
     for _ in range(2):
         told.clear()
-        optimizer.packs[0].whole.grad = torch.ones(4)
+        optimizer.packs[0].flat.grad = torch.ones(4)
         optimizer.step()
     assert len(told) == 1
 

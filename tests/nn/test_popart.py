@@ -13,38 +13,32 @@ from toys import STEER, VECTOR, Toy, target, tiny_hub
 
 from hubrl import HubCallback
 from hubrl.nn.optimizers import HubAdam
-from hubrl.nn.popart import LEAST, DiscountedReturns, ValueHead
+from hubrl.nn.popart import MIN_RELATIVE_STD, DiscountedReturns, PopArtLinear
 
 
-def test_a_head_says_what_its_layer_said_until_it_is_measured():
+def test_a_head_says_what_its_layer_said_until_it_is_rescaled():
     layer, rows = nn.Linear(3, 1), torch.randn(5, 3)
-    head = ValueHead(layer)
+    head = PopArtLinear(layer)
     assert torch.equal(head(rows), layer(rows))
     assert head.weight is layer.weight
-    assert not head.measured
-    head.measure(100.0, 20.0)
+    assert not head.rescaled
+    head.rescale(100.0, 20.0)
     torch.testing.assert_close(head(rows), layer(rows) * 20 + 100)
-    torch.testing.assert_close(head.plain()(rows), head(rows))
+    torch.testing.assert_close(head.to_linear()(rows), head(rows))
 
 
-def test_a_head_takes_the_weights_of_an_ordinary_layer_too():
-    layer, head, rows = nn.Linear(3, 1), ValueHead(nn.Linear(3, 1)), torch.randn(5, 3)
-    head.load_state_dict(layer.state_dict())
-    assert torch.equal(head(rows), layer(rows))
-
-
-def test_what_a_head_says_stays_when_it_is_measured_anew():
-    head, rows = ValueHead(nn.Linear(3, 1)), torch.randn(5, 3)
-    head.measure(100.0, 20.0)
+def test_what_a_head_says_stays_when_it_is_rescaled_anew():
+    head, rows = PopArtLinear(nn.Linear(3, 1)), torch.randn(5, 3)
+    head.rescale(100.0, 20.0)
     before = head(rows).detach()
-    head.measure(-7.0, 3.0)
+    head.rescale(-7.0, 3.0)
     torch.testing.assert_close(head(rows), before)
     assert (float(head.shift), float(head.scale)) == (-7.0, 3.0)
 
 
 def test_a_squared_error_is_learned_as_if_values_and_returns_were_divided_by_the_scale():
-    head, rows, returns = ValueHead(nn.Linear(3, 1)), torch.randn(5, 3), 300 + 50 * torch.randn(5, 1)
-    head.measure(300.0, 50.0)
+    head, rows, returns = PopArtLinear(nn.Linear(3, 1)), torch.randn(5, 3), 300 + 50 * torch.randn(5, 1)
+    head.rescale(300.0, 50.0)
     (head(rows) - returns).square().mean().backward()
     found = head.weight.grad.clone()
     head.weight.grad = None
@@ -54,11 +48,11 @@ def test_a_squared_error_is_learned_as_if_values_and_returns_were_divided_by_the
 
 def test_returns_are_summed_up_with_a_discount_and_anew_in_every_episode():
     returns = DiscountedReturns(2, 0.5)
-    returns.note(np.array([1.0, 2.0]), np.array([False, True]))
-    returns.note(np.array([1.0, 2.0]), np.array([False, False]))
+    returns.add(np.array([1.0, 2.0]), np.array([False, True]))
+    returns.add(np.array([1.0, 2.0]), np.array([False, False]))
     sums = [1.0, 2.0, 1.5, 2.0]
     assert returns.moments() == pytest.approx((np.mean(sums), np.std(sums)))
-    returns.note(np.array([0.25, 0.0]), np.array([False, False]))
+    returns.add(np.array([0.25, 0.0]), np.array([False, False]))
     later = [1.0, 1.0]
     mean = (np.mean(sums) + np.mean(later)) / 2
     square = (np.mean(np.square(sums)) + np.mean(np.square(later))) / 2
@@ -67,8 +61,8 @@ def test_returns_are_summed_up_with_a_discount_and_anew_in_every_episode():
 
 def test_an_even_gait_has_a_spread_all_the_same_and_no_rewards_have_none():
     returns = DiscountedReturns(1, 0.0)
-    returns.note(np.array([5.0]), np.array([False]))
-    assert returns.moments() == pytest.approx((5.0, LEAST * 5))
+    returns.add(np.array([5.0]), np.array([False]))
+    assert returns.moments() == pytest.approx((5.0, MIN_RELATIVE_STD * 5))
     assert DiscountedReturns(1, 0.9).moments() == (0.0, 0.0)
 
 
@@ -80,7 +74,7 @@ def test_parameters_that_are_stepped_together_go_where_those_go_that_are_not():
         parameters = [nn.Parameter(tensor.clone()) for tensor in start]
         optimizer = optimizer_class(parameters, lr=1e-2, eps=1e-5)
         if isinstance(optimizer, HubAdam):
-            optimizer.step_as_torch()
+            optimizer.use_torch_kernel()
         for step in range(20):
             for parameter in parameters:
                 parameter.grad = (parameter.detach() - step).sin()
@@ -96,11 +90,11 @@ def test_how_adam_steps_is_as_it_was_told(how):
     fused = how.get("fused", "foreach" not in how)
     assert bool(optimizer.param_groups[0]["fused"]) == fused
     if how:
-        optimizer.step_as_torch()
+        optimizer.use_torch_kernel()
         assert bool(optimizer.param_groups[0]["fused"]) == fused, "what somebody said is not changed"
     parameter.grad = torch.ones(3)
     optimizer.step()
-    optimizer.step_as_torch()
+    optimizer.use_torch_kernel()
     assert bool(optimizer.param_groups[0]["fused"]) == fused, "steps do not change their kind on the way"
 
 
@@ -133,7 +127,7 @@ def test_a_critic_knows_the_size_of_returns_from_the_first_rollout_on(algorithm,
     model = trained()
     assert values[0] > 1000
     head = model.policy.value_net
-    assert head.measured
+    assert head.rescaled
     model.save(tmp_path / "model.zip")
     rows = torch.randn(4, 4)
     torch.testing.assert_close(
@@ -143,19 +137,19 @@ def test_a_critic_knows_the_size_of_returns_from_the_first_rollout_on(algorithm,
     assert abs(values[0]) < 100
 
 
-def test_a_hub_whose_sources_were_dropped_is_not_measured():
+def test_a_hub_whose_sources_were_dropped_is_not_rescaled():
     env = make_vec_env(lambda: Rich(VECTOR, STEER), n_envs=2, seed=0)
     model = target(PPO, env, tiny_hub(Toy()).agent(PPO))
     model.policy.method.trust([False, False, True], [0.0] * 3)
     model.learn(64, callback=HubCallback(probe_share=0))
-    assert not model.policy.value_net.measured
+    assert not model.policy.value_net.rescaled
 
 
-def test_a_critic_that_has_learned_says_the_same_when_it_is_measured_at_last():
-    head, rows = ValueHead(nn.Linear(3, 1)), torch.randn(5, 3)
+def test_a_critic_that_has_learned_says_the_same_when_it_is_rescaled_at_last():
+    head, rows = PopArtLinear(nn.Linear(3, 1)), torch.randn(5, 3)
     before = head(rows).detach()
-    head.measure(100.0, 20.0, learned=True)
-    assert head.measured
+    head.rescale(100.0, 20.0, learned=True)
+    assert head.rescaled
     torch.testing.assert_close(head(rows), before, rtol=1e-4, atol=1e-4)
 
 
@@ -165,12 +159,12 @@ def test_only_a_new_critic_jumps_to_what_returns_are(learned, monkeypatch):
     env = make_vec_env(lambda: Toy(VECTOR, STEER, length=10_000), n_envs=2, seed=0)
     algorithm, n_steps = (A2C, 5) if learned else (PPO, 256)
     model, told = target(algorithm, env, tiny_hub(Toy(VECTOR, STEER)).agent(algorithm), n_steps=n_steps), []
-    measure = ValueHead.measure
+    rescale = PopArtLinear.rescale
 
     def spy(head, mean, std, **how):
         told.append(how["learned"])
-        measure(head, mean, std, **how)
+        rescale(head, mean, std, **how)
 
-    monkeypatch.setattr(ValueHead, "measure", spy)
+    monkeypatch.setattr(PopArtLinear, "rescale", spy)
     model.learn(1024, HubCallback(probe_share=0.0))
     assert told[0] is learned

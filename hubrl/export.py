@@ -2,7 +2,7 @@
 
 What the agent computes is read off as a chain of layers for its actor and one for its critic. Linear layers without an
 activation between them are multiplied out; what is left must have the shape of SB3's own policies. What has not is refused
-with a reason, and can be distilled (`hubrl.export.distill`).
+with a reason, and can be distilled (`hubrl.distill`).
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ from hubrl.methods.base import Method
 from hubrl.methods.kickstart import Kickstart
 from hubrl.methods.single import Alone
 from hubrl.nn.bf16 import Precision
-from hubrl.nn.popart import ValueHead
+from hubrl.nn.popart import PopArtLinear
 from hubrl.pathways import FreshPathway, Original, SourcePathway
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.q_policies import HubDQNPolicy, RoutedQNetwork, SourceQNetwork
@@ -152,7 +152,7 @@ def _chains(agent: Source) -> Chains:
 
 def _heard(policy: HubActorCriticPolicy) -> Chains:
     """An agent that heard its sources' outputs."""
-    value = policy.value_net.plain() if isinstance(policy.value_net, ValueHead) else policy.value_net
+    value = policy.value_net.to_linear() if isinstance(policy.value_net, PopArtLinear) else policy.value_net
     critic = [*_sb3_extractor(policy.vf_features_extractor), *policy.mlp_extractor.value_net, value]
     method = policy.method
     if policy.fresh_alone or isinstance(method, Kickstart):

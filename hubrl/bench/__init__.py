@@ -1,1 +1,0 @@
-"""Speed and memory of hubrl in ratios to plain SB3."""

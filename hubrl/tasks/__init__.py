@@ -1,1 +1,0 @@
-"""Environments that SB3 trains on, from a Gymnasium id."""
