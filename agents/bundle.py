@@ -16,10 +16,10 @@ import torch
 import typer
 
 from hubrl import Hub, Source, load_agent
-from hubrl.evaluation import play
-from hubrl.finished import run_agent
+from hubrl.experiments.evaluation import play
+from hubrl.experiments.finished_run import run_agent
 from hubrl.sources.source import halved
-from hubrl.tasks import make_env
+from hubrl.tasks.make_env import make_env
 
 
 def main(

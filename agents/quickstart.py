@@ -24,10 +24,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hubrl import Hub
-from hubrl.config import RunConfig, read_config
-from hubrl.evaluation import Played, play
-from hubrl.runs import start_run, train
-from hubrl.tasks import make_env
+from hubrl.experiments.config import RunConfig, read_config
+from hubrl.experiments.evaluation import Played, play
+from hubrl.experiments.run import start_run, train
+from hubrl.tasks.make_env import make_env
 
 mpl.use("Agg")
 

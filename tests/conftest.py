@@ -1,6 +1,7 @@
 """What tests share: one thread, and the public agents where they are at hand."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,20 @@ def checkpoints():
     if not CHECKPOINTS.is_dir():
         pytest.skip(f"{CHECKPOINTS} is not there; HUBRL_CHECKPOINTS names the folder with sb3-zoo/ and baby-a3c/")
     return CHECKPOINTS
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs a command line in an empty folder; returns exit code, output and errors."""
+    from hubrl.cli import main  # not before the import hook that checks shapes is there
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hubrl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        printed = capsys.readouterr()
+        return stopped.value.code or 0, printed.out, printed.err
+
+    return call

@@ -13,7 +13,7 @@ from hubrl import Hub
 from hubrl.errors import BadFile, SpaceMismatch
 from hubrl.reading import read_agent
 from hubrl.sources.preprocessing import preprocessed
-from hubrl.tasks import make_env
+from hubrl.tasks.make_env import make_env
 
 CARD = Path(__file__).parents[1] / "agents" / "cards" / "baby-a3c.yaml"
 

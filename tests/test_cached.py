@@ -24,11 +24,11 @@ from toys import CHOOSE, IMAGE, PARTS, VECTOR, Toy, target, tiny, tiny_hub, toy_
 import hubrl
 from hubrl import BadConfig, CachedVecEnv, Hub, HubCallback, SpaceMismatch, UnknownName, load_agent, pathway_weights
 from hubrl.cards import write_yaml
+from hubrl.experiments.finished_run import distill_run, evaluate_run, run_agent
+from hubrl.experiments.run import start_run, train
 from hubrl.extractor import HubExtractor, parts_in, see_through_normalisation
-from hubrl.finished import distill_run, evaluate_run, run_agent
 from hubrl.heard import HEARD, LARGEST, OBSERVATION, Heard, heard_in, stored
 from hubrl.methods import Method, available, find
-from hubrl.runs import start_run, train
 
 FEATURES_ALONE = {"fresh": False, "router_reads": "features"}
 SPACES = {"vector": VECTOR, "image": IMAGE, "parts": PARTS}

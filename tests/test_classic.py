@@ -10,8 +10,8 @@ from gymnasium.utils.env_checker import check_env
 
 from envs.classic import ACROBOT_RANGES, CARTPOLE_RANGES, acrobot_physics, cartpole_physics
 from hubrl import BadConfig, Hub
-from hubrl.evaluation import check_hub
-from hubrl.tasks import make_env
+from hubrl.experiments.evaluation import check_hub
+from hubrl.tasks.make_env import make_env
 
 REPOSITORY = Path(__file__).parents[1]
 TASKS = ("Acrobot", "CartPole")

@@ -14,10 +14,10 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from test_growth import grower
 
 from hubrl import Hub, HubCallback
-from hubrl.config import read_config
+from hubrl.experiments.config import read_config
+from hubrl.experiments.run import build_model, hub_of, raw_env
+from hubrl.experiments.study import read_study
 from hubrl.methods import available
-from hubrl.runs import build_model, hub_of, raw_env
-from hubrl.study import read_study
 
 REPOSITORY = Path(__file__).parents[1]
 

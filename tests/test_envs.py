@@ -9,7 +9,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from hubrl.errors import UnknownName
-from hubrl.tasks import make_env
+from hubrl.tasks.make_env import make_env
 
 ROBOTS = ("HalfCheetah", "Walker2d", "Hopper")
 

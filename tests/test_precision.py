@@ -13,14 +13,14 @@ from toys import CHOOSE, IMAGE, OFF_POLICY, SETTINGS, Toy, tiny_hub
 
 import hubrl
 from hubrl import Hub
-from hubrl.config import parse_config
 from hubrl.errors import BadConfig
+from hubrl.experiments.config import parse_config
+from hubrl.experiments.run import build_model
 from hubrl.nn.bf16 import BF16NatureCNN, fold_blocks
 from hubrl.pathways import FreshPathway
 from hubrl.precision import BF16CnnPolicy, BF16DQNPolicy
 from hubrl.reading import read_live
-from hubrl.runs import build_model
-from hubrl.tasks import make_env
+from hubrl.tasks.make_env import make_env
 
 SHAPES = [(4, 84, 84), (3, 37, 50)]
 

@@ -7,8 +7,8 @@ import pytest
 
 from hubrl import Hub
 from hubrl.cards import write_yaml
-from hubrl.config import read_config
-from hubrl.runs import start_run, train
+from hubrl.experiments.config import read_config
+from hubrl.experiments.run import start_run, train
 
 REPOSITORY = Path(__file__).parents[1]
 

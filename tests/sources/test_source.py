@@ -14,7 +14,7 @@ from untrained import ARM, FLAT, IMAGE, KEYS, Noise, draw, normalised, untrained
 from hubrl import Hub, Networks, Source, register_network
 from hubrl.cards import Crop, Frames, Resize, Select, SourceCard, Stretch
 from hubrl.errors import BadConfig, BadFile, OutputExists, SourcesNotLoaded, SpaceMismatch, UnknownName
-from hubrl.evaluation import check_hub
+from hubrl.experiments.evaluation import check_hub
 from hubrl.reading import read_agent
 from hubrl.sources.action_params import squashed_gaussian
 from hubrl.sources.preprocessing import preprocessed
@@ -336,7 +336,7 @@ def test_a_source_is_replayed_as_its_card_says_it_was_trained(told, played, monk
         asked.append(given["preprocessing"])
         raise BadConfig("seen")
 
-    monkeypatch.setattr("hubrl.evaluation.make_env", refuse)
+    monkeypatch.setattr("hubrl.experiments.evaluation.make_env", refuse)
     card = SourceCard.model_validate({**source.card.plain(), **told})
     (check,) = check_hub(Hub([Source.from_card(card.model_copy(update={"sha256": None}), source.tensors())]))
     assert asked == [played]

@@ -18,13 +18,13 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import VecFrameStack
 
 from hubrl.errors import BadConfig, SpaceMismatch
-from hubrl.runs import training_curve
-from hubrl.tasks import make_env
+from hubrl.experiments.run import training_curve
+from hubrl.tasks.make_env import make_env
 
 pytest.importorskip("ale_py")
 pytest.importorskip("cv2")
 
-from hubrl.atari import AtariVecEnv, together
+from hubrl.tasks.atari_vec_env import AtariVecEnv, together
 
 STEPS = {"Breakout": 250, "Pong": 120, "SpaceInvaders": 700, "Freeway": 120, "Riverraid": 400, "Seaquest": 600}
 
@@ -361,7 +361,7 @@ def test_several_games_come_to_their_ends_in_their_order():
 
 
 def test_games_are_known_before_anyone_imports_ale_py():
-    code = "from hubrl.tasks import check_task; check_task('PongNoFrameskip-v4')"
+    code = "from hubrl.tasks.make_env import check_task; check_task('PongNoFrameskip-v4')"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

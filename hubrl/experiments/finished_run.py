@@ -15,17 +15,17 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 
-from hubrl.checkpoints import model_bytes
-from hubrl.config import RunConfig, read_config
-from hubrl.distill import distill
 from hubrl.errors import BadFile, OutputExists
-from hubrl.evaluation import Played, play
-from hubrl.export import Exported, export
+from hubrl.experiments.checkpoints import model_bytes
+from hubrl.experiments.config import RunConfig, read_config
+from hubrl.experiments.evaluation import Played, play
+from hubrl.experiments.run import EVALUATION_SEED, build_model, hub_of, plain_policy, raw_env
+from hubrl.export.distill import distill
+from hubrl.export.plain_model import Exported, export
 from hubrl.folders import write_atomically
 from hubrl.heard import leaving_heard
 from hubrl.reading import read_agent
 from hubrl.reading.statistics import read_statistics
-from hubrl.runs import EVALUATION_SEED, build_model, hub_of, plain_policy, raw_env
 from hubrl.sources.source import Source
 
 STATISTICS = "vecnormalize.pkl"

@@ -35,20 +35,20 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, Every
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from hubrl.atari import FRAME_SKIP
 from hubrl.cached import CachedVecEnv
 from hubrl.callbacks import HubCallback
 from hubrl.cards import write_yaml
-from hubrl.checkpoints import CheckpointFolder, checkpoints_in, known_beside, model_bytes, restore_checkpoint
-from hubrl.config import RunConfig, read_config
 from hubrl.errors import BadConfig, BadFile, HubrlError, OutputExists
-from hubrl.evaluation import PARALLEL, draws, own_randomness, play
+from hubrl.experiments.checkpoints import CheckpointFolder, checkpoints_in, known_beside, model_bytes, restore_checkpoint
+from hubrl.experiments.config import RunConfig, read_config
+from hubrl.experiments.evaluation import PARALLEL, draws, own_randomness, play
 from hubrl.folders import new_folder, write_atomically
 from hubrl.heard import leaving_heard
 from hubrl.hub import Hub, policy_name
 from hubrl.precision import precise
 from hubrl.sources.trunks import ACTIVATIONS
-from hubrl.tasks import make_env, normalised
+from hubrl.tasks.atari_vec_env import FRAME_SKIP
+from hubrl.tasks.make_env import make_env, normalised
 from hubrl.trust import Verdict
 
 EVALUATION_SEED = 10_000

@@ -9,11 +9,12 @@ import pytest
 import yaml
 from stable_baselines3 import A2C, PPO
 
-from hubrl import Hub, cli
+from hubrl import Hub
 from hubrl.cards import write_yaml
+from hubrl.cli import app as cli
 from hubrl.methods import available
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +32,6 @@ def hub(agents, tmp_path):
     folder = tmp_path / "hub"
     Hub.from_agents([agents / "one.zip", agents / "two.zip"]).save(folder)
     return folder
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Runs a command line in an empty folder; returns exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hubrl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return call
 
 
 def test_a_hub_is_built_shown_tried_checked_and_grown(run, agents):

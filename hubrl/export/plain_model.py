@@ -2,7 +2,7 @@
 
 What the agent computes is read off as a chain of layers for its actor and one for its critic. Linear layers without an
 activation between them are multiplied out; what is left must have the shape of SB3's own policies. What has not is refused
-with a reason, and can be distilled (`hubrl.distill`).
+with a reason, and can be distilled (`hubrl.export.distill`).
 """
 
 from collections.abc import Iterable

@@ -13,9 +13,9 @@ import yaml
 from typer.testing import CliRunner
 
 from hubrl import BadConfig, BadFile, UnknownName
-from hubrl.cli import app
-from hubrl.config import parse_config
-from hubrl.reports import (
+from hubrl.cli.app import app
+from hubrl.experiments.config import parse_config
+from hubrl.experiments.figures import (
     details,
     difference,
     estimate,
@@ -27,11 +27,11 @@ from hubrl.reports import (
     stratified,
     write_reports,
 )
-from hubrl.runs import training_curve
-from hubrl.study import RUN_COLUMNS, _merged, plan, read_study, read_table, run_study
-from hubrl.tasks import make_env
+from hubrl.experiments.run import training_curve
+from hubrl.experiments.study import RUN_COLUMNS, _merged, plan, read_study, read_table, run_study
+from hubrl.tasks.make_env import make_env
 
-STUDIES = sorted((Path(__file__).parents[1] / "configs" / "studies").glob("*.yaml"))
+STUDIES = sorted((Path(__file__).parents[2] / "configs" / "studies").glob("*.yaml"))
 
 TINY = {
     "seeds": [1, 2],
@@ -301,7 +301,7 @@ def test_a_study_that_is_killed_leaves_no_processes(tmp_path):
     path = written(tmp_path, seeds=[1], cases=without_oracle())
     script = f"""
 from pathlib import Path
-from hubrl.study import run_study
+from hubrl.experiments.study import run_study
 
 if __name__ == "__main__":
     run_study(Path({str(path)!r}), folder=Path({str(tmp_path / "runs")!r}), results=Path({str(tmp_path / "results")!r}), jobs=1)

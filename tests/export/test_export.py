@@ -15,10 +15,10 @@ from toys import CHOOSE, IMAGE, Toy, target, tiny, tiny_hub, toy_for
 
 from hubrl import Hub, HubCallback
 from hubrl.errors import BadConfig, BadFile, OutputExists
-from hubrl.export import NotPlainError, export
-from hubrl.finished import distill_run, evaluate_run, export_run
+from hubrl.experiments.finished_run import distill_run, evaluate_run, export_run
+from hubrl.experiments.run import start_run, train
+from hubrl.export.plain_model import NotPlainError, export
 from hubrl.reading import read_live
-from hubrl.runs import start_run, train
 
 ROWS = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
 

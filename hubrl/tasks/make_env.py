@@ -12,10 +12,10 @@ from gymnasium import error as gym_error
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
-from hubrl.atari import STACK, AtariVecEnv
 from hubrl.cards import Preprocessing
 from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.heard import leaving_heard
+from hubrl.tasks.atari_vec_env import STACK, AtariVecEnv
 
 
 def make_env(

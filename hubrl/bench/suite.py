@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from hubrl.bench import OURS, SB3, Line, cost_of_more, of_copies, of_sb3s_default, outside
+from hubrl.bench.compare import OURS, SB3, Line, cost_of_more, of_copies, of_sb3s_default, outside
+from hubrl.bench.workloads import SUBPROC, Emulator, Kernels, Learning, Predicting, Replay, Weights
 from hubrl.errors import UnknownName, unknown
-from hubrl.workloads import SUBPROC, Emulator, Kernels, Learning, Predicting, Replay, Weights
 
 PONG = {"task": "PongNoFrameskip-v4", "n_envs": 8}
 FAST, WRAPPED = {**PONG, "preprocessing": "atari"}, {**PONG, "preprocessing": "atari-sb3"}

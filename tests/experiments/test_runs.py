@@ -14,12 +14,12 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from agents.bundle import main as bundle
 from hubrl import Hub, load_agent
 from hubrl.cards import write_yaml
-from hubrl.checkpoints import checkpoints_in, known_beside
 from hubrl.errors import BadConfig, BadFile, OutputExists
-from hubrl.evaluation import draws, play
-from hubrl.finished import evaluate_run, run_agent
-from hubrl.runs import start_run, train, training_curve
-from hubrl.tasks import make_env
+from hubrl.experiments.checkpoints import checkpoints_in, known_beside
+from hubrl.experiments.evaluation import draws, play
+from hubrl.experiments.finished_run import evaluate_run, run_agent
+from hubrl.experiments.run import start_run, train, training_curve
+from hubrl.tasks.make_env import make_env
 
 TINY = {
     "ppo": {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "policy_kwargs": {"net_arch": [8]}},

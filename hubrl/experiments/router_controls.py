@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from hubrl.errors import BadConfig
-from hubrl.evaluation import Played, play
+from hubrl.experiments.evaluation import Played, play
 from hubrl.methods.hub_pathway import HubPathway
 from hubrl.policies import HubActorCriticPolicy
 

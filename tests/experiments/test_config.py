@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from hubrl.cards import parse_yaml, write_yaml
-from hubrl.config import RunConfig, read_config
 from hubrl.errors import BadConfig, BadFile, UnknownName
+from hubrl.experiments.config import RunConfig, read_config
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 STUDIES = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
 SHIPPED = sorted(set((REPOSITORY / "configs").rglob("*.yaml")) - set(STUDIES))

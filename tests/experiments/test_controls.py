@@ -9,7 +9,7 @@ from torch import nn
 from toys import STEER, VECTOR, Constant, Toy, target, tiny_hub, toy_for
 
 from hubrl import BadConfig, Hub, Source
-from hubrl.controls import MEAN_WEIGHTS, SHUFFLED_INPUT, play_controls
+from hubrl.experiments.router_controls import MEAN_WEIGHTS, SHUFFLED_INPUT, play_controls
 
 
 class Turning(Toy):

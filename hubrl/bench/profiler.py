@@ -7,7 +7,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from hubrl.workloads import Learner, cache_of
+from hubrl.bench.workloads import Learner, cache_of
 
 REST = "sb3"
 """What is in no other part: buffers, copies, callbacks, logs."""

@@ -23,15 +23,15 @@ from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 from torch import Tensor
 
-from hubrl import runs
-from hubrl.atari import STACK
 from hubrl.cached import CachedVecEnv
 from hubrl.callbacks import HubCallback
-from hubrl.config import RunConfig
-from hubrl.export import export
+from hubrl.experiments import run as runs
+from hubrl.experiments.config import RunConfig
+from hubrl.export.plain_model import export
 from hubrl.hub import Hub
 from hubrl.reading import read_live
-from hubrl.tasks import make_env
+from hubrl.tasks.atari_vec_env import STACK
+from hubrl.tasks.make_env import make_env
 
 SUBPROC = "atari-subproc"
 """SB3's wrappers in processes of their own; not among `preprocessing` of a config."""

@@ -19,7 +19,7 @@ from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.hub import Hub
 from hubrl.sources.source import Source
 from hubrl.spaces import describe, fits
-from hubrl.tasks import make_env
+from hubrl.tasks.make_env import make_env
 
 TOLERANCE = 3.0
 """Standard errors of the difference within which a replayed return agrees with its card."""

@@ -10,16 +10,17 @@ import pytest
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
-from test_cli import run  # noqa: F401
 
-from hubrl import bench, clock, lines
-from hubrl.bench import Line, Measured, cost_of_more, markdown, matrix_units, measure, outside, profiled, write_json
-from hubrl.clock import PARTS, Clock
-from hubrl.config import RunConfig, parse_config
+from hubrl.bench import compare as bench
+from hubrl.bench import profiler as clock
+from hubrl.bench import suite as lines
+from hubrl.bench.compare import Line, Measured, cost_of_more, markdown, matrix_units, measure, outside, profiled, write_json
+from hubrl.bench.profiler import PARTS, Clock
+from hubrl.bench.suite import LINES, chosen
+from hubrl.bench.workloads import Emulator, Kernels, Learning, Predicting, Replay, Weights
 from hubrl.errors import BadConfig, UnknownName
-from hubrl.lines import LINES, chosen
+from hubrl.experiments.config import RunConfig, parse_config
 from hubrl.sources.source import Source
-from hubrl.workloads import Emulator, Kernels, Learning, Predicting, Replay, Weights
 
 TINY = {"task": "CartPole-v1", "n_envs": 2, "algorithm": "ppo", "algorithm_kwargs": {"n_steps": 8, "batch_size": 8, "n_epochs": 1}}
 HEARD = {"method": "hub-pathway", "cached": True, "options": {"fresh": False, "router_reads": "features"}}
@@ -244,7 +245,7 @@ def test_the_processors_units_are_read_from_its_flags(monkeypatch, tmp_path):
     assert matrix_units() == []
 
 
-def test_the_command_lists_measures_and_profiles(run, monkeypatch, tmp_path):  # noqa: F811
+def test_the_command_lists_measures_and_profiles(run, monkeypatch, tmp_path):
     tiny = Line("tiny", "Tiny", {"ours": Learning({**TINY, **HEARD}, 2), "sb3": Learning(TINY)}, "at least 0", steps=16, threads=1)
     absent = tiny._replace(name="absent", works={"ours": Learning({**TINY, "task": "Absent-v0"}), "sb3": Learning(TINY)})
     monkeypatch.setattr(lines, "LINES", (absent, tiny))
@@ -268,7 +269,13 @@ def test_the_command_lists_measures_and_profiles(run, monkeypatch, tmp_path):  #
 
 def test_the_command_line_starts_without_the_bench():
     found = subprocess.run(
-        [sys.executable, "-c", "import sys, hubrl.cli; print('hubrl.bench' in sys.modules)"], capture_output=True, text=True
+        [
+            sys.executable,
+            "-c",
+            "import sys, hubrl.cli; print('hubrl.bench' in sys.modules)",
+        ],
+        capture_output=True,
+        text=True,
     )
     assert found.stdout.strip() == "False"
 

@@ -1,10 +1,10 @@
 """A study: methods on targets over seeds, from one YAML file; what is finished is never run again.
 
-runs/<study>/<case>/<hub>/<method>/<seed>-<digest>/    one training each, see `hubrl.runs`; the digest is of its config
+runs/<study>/<case>/<hub>/<method>/<seed>-<digest>/    one training each, see `hubrl.experiments.run`; the digest is of its config
 results/<study>/runs.csv                       one row a run
 results/<study>/curves.csv                     evaluations and training returns over steps
 results/<study>/pathways.csv                   pathway weights over steps
-results/<study>/table.md, *.png                what they say, see `hubrl.reports`
+results/<study>/table.md, *.png                what they say, see `hubrl.experiments.figures`
 """
 
 import hashlib
@@ -24,18 +24,19 @@ from pydantic import Field, ValidationError
 from stable_baselines3.ppo import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hubrl import __version__, runs
+from hubrl import __version__
 from hubrl.cards import Plain, first_problem, read_yaml
-from hubrl.config import RunConfig, located, parse_config, read_config
-from hubrl.controls import MEAN_WEIGHTS, SHUFFLED_INPUT, play_controls
 from hubrl.errors import BadConfig, UnknownName, unknown
-from hubrl.evaluation import check_playable, play
-from hubrl.finished import run_env, run_model
+from hubrl.experiments import run as runs
+from hubrl.experiments.config import RunConfig, located, parse_config, read_config
+from hubrl.experiments.evaluation import check_playable, play
+from hubrl.experiments.finished_run import run_env, run_model
+from hubrl.experiments.router_controls import MEAN_WEIGHTS, SHUFFLED_INPUT, play_controls
 from hubrl.folders import write_atomically
 from hubrl.hub import Hub
 from hubrl.reading import HUGGING_FACE, read_agent, read_live
 from hubrl.sources.source import Source
-from hubrl.tasks import make_env
+from hubrl.tasks.make_env import make_env
 
 ZERO_SHOT, ORACLE, HUB_PATHWAY = "zero-shot", "oracle", "hub-pathway"
 
@@ -108,7 +109,7 @@ class StudyCase(Plain):
     """Other seeds than the study's."""
     oracle: OracleRule | None = None
     controls: bool = False
-    """Whether `hub-pathway` is also played with a router that is blind, see `hubrl.controls`."""
+    """Whether `hub-pathway` is also played with a router that is blind, see `hubrl.experiments.router_controls`."""
     set: dict[str, Any]
     """Fields of the run's config: task, task_kwargs, steps and so on."""
     tuned: dict[str, dict[str, Any]] = {}

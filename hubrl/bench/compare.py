@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hubrl import runs
-from hubrl.clock import profile
+from hubrl.bench.profiler import profile
+from hubrl.bench.workloads import Learning, Work
+from hubrl.experiments import run as runs
 from hubrl.folders import write_atomically
-from hubrl.workloads import Learning, Work
 
 OURS, SB3 = "ours", "sb3"
 

@@ -15,11 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 
-from hubrl import finished, runs
-from hubrl.config import assign, read_config
 from hubrl.errors import BadConfig, HubrlError, SpaceMismatch
-from hubrl.evaluation import PARALLEL, Played, check_hub, play, try_hub
-from hubrl.export import OBSERVATIONS
+from hubrl.experiments import finished_run as finished
+from hubrl.experiments import run as runs
+from hubrl.experiments.config import assign, read_config
+from hubrl.experiments.evaluation import PARALLEL, Played, check_hub, play, try_hub
+from hubrl.export.plain_model import OBSERVATIONS
 from hubrl.hub import RECOMMENDED, Hub
 from hubrl.methods import available, find, options_of
 from hubrl.outputs import Outputs
@@ -27,7 +28,7 @@ from hubrl.q_policies import Teaching
 from hubrl.reading import read_agent
 from hubrl.sources.source import Source
 from hubrl.spaces import describe
-from hubrl.tasks import make_env
+from hubrl.tasks.make_env import make_env
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Transfer in RL from a hub of pretrained agents.")
 hub_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build, show, try and check hubs.")
@@ -160,8 +161,8 @@ def study(
 ) -> None:
     """Run what is missing of a study, and write its tables and figures."""
     try:
-        from hubrl.reports import write_reports
-        from hubrl.study import Job, run_study
+        from hubrl.experiments.figures import write_reports
+        from hubrl.experiments.study import Job, run_study
     except ImportError as error:
         raise BadConfig(f"A study needs a package that is not installed ({error}); install hubrl[study].") from error
     where = results / config.stem
@@ -206,7 +207,9 @@ def bench(
     profile: Annotated[bool, typer.Option("--profile", help="Say where the time of a step goes instead.")] = False,
 ) -> None:
     """Measure how fast hubrl is, in ratios to plain SB3."""
-    from hubrl import bench, clock, lines
+    from hubrl.bench import compare as bench
+    from hubrl.bench import profiler as clock
+    from hubrl.bench import suite as lines
 
     chosen = lines.chosen(only or [])
     if names:

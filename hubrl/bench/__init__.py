@@ -1,0 +1,1 @@
+"""Speed and memory of hubrl in ratios to plain SB3."""

@@ -1,0 +1,1 @@
+"""Configs, runs, evaluations and studies: everything between a YAML file and a table of results."""

@@ -1,0 +1,1 @@
+"""Environments that SB3 trains on, from a Gymnasium id."""
