@@ -6,6 +6,7 @@ from hubrl.cached import CachedVecEnv
 from hubrl.callbacks import HubCallback
 from hubrl.errors import BadConfig, BadFile, HubrlError, OutputExists, SourcesNotLoaded, SpaceMismatch, UnknownName
 from hubrl.extractor import HubExtractor
+from hubrl.formats.cached_space import CachedFeaturesSpace
 from hubrl.hub import Hub, pathway_weights
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.nn.optimizers import HubAdam, HubRMSprop
@@ -28,6 +29,7 @@ __all__ = [
     "BF16NatureCNN",
     "BadConfig",
     "BadFile",
+    "CachedFeaturesSpace",
     "CachedVecEnv",
     "Hub",
     "HubActor",

@@ -21,13 +21,13 @@ from stable_baselines3.td3.policies import TD3Policy
 
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.extractor import HubExtractor, check_left_alone, parts_in
-from hubrl.heard import HEARD, OBSERVATION, Heard, heard_in, stored
+from hubrl.formats.cached_space import CACHED_FEATURES, OBSERVATION, CachedFeaturesSpace, find_cached_space, store_features
+from hubrl.formats.hub_spec import parse_spec
+from hubrl.formats.spaces import describe
 from hubrl.precision import ByteActorCriticPolicy, ByteDQNPolicy, serving
 from hubrl.sources import shared
 from hubrl.sources.batched import Encoders
 from hubrl.sources.source import Source
-from hubrl.spaces import describe
-from hubrl.spec import parse_spec
 
 Rows = np.ndarray | dict[str, np.ndarray]
 """A batch of observations as environments give them, images channel first."""
@@ -37,7 +37,7 @@ class CachedVecEnv(VecEnvWrapper):
     """Environments whose observations come with what frozen sources' encoders say of them, computed once a step.
 
     Where the method reads nothing else, what was heard is all that is observed: float16 numbers, all sources side by side.
-    Otherwise it stands under the key `heard` beside the observation, whose key is `observation` or, of a Dict, its own keys.
+    Otherwise it stands under the key `source_features` beside the observation, whose key is `observation` or, of a Dict, its own keys.
     VecNormalize goes around it and leaves what was heard alone; every other wrapper goes inside.
 
     Args:
@@ -47,19 +47,20 @@ class CachedVecEnv(VecEnvWrapper):
 
     Raises:
         BadConfig: If `made` is not of that kind, or VecNormalize or another CachedVecEnv is inside.
-        SpaceMismatch: If a source does not fit, sources disagree on the scale of images, or a part of the observations is called `heard`.
+        SpaceMismatch: If a source does not fit, sources disagree on the scale of images, or a part of the observations is
+            called `source_features`.
     """
 
     def __init__(self, env: GymEnv, made: dict[str, Any], device: str | torch.device = "auto") -> None:
         venv = BaseAlgorithm._wrap_env(env)  # as SB3's algorithms do: a VecEnv, images channel first
         self.observed = venv.observation_space
-        if unwrap_vec_normalize(venv) is not None or heard_in(self.observed) is not None:
+        if unwrap_vec_normalize(venv) is not None or find_cached_space(self.observed) is not None:
             raise BadConfig("CachedVecEnv was put around VecNormalize or another CachedVecEnv; put it around the environment itself.")
         extractor = _extractor_for(made, self.observed)
         self.device = get_device(device)
         self.sources = [shared.on(source, torch.empty(0, device=self.device)) for source in extractor.sources]
         self.normalize_images = _scale(self.sources)
-        heard = Heard(self.observed, self.sources)
+        heard = CachedFeaturesSpace(self.observed, self.sources)
         self.keeps_observations = extractor.reads_observations
         self._encoders = Encoders(self.sources, extractor.spec.precision)
         self._as_bytes = self._encoders.reads_bytes and is_image_space(self.observed)
@@ -89,7 +90,7 @@ class CachedVecEnv(VecEnvWrapper):
         if not self._as_bytes:
             seen = preprocess_obs(seen, self.observed, self.normalize_images)
         with torch.no_grad():
-            return stored(self._encoders(seen))
+            return store_features(self._encoders(seen))
 
     def _with(self, rows: Rows, heard: np.ndarray) -> Any:
         return _parts(rows, heard) if self.keeps_observations else heard
@@ -101,9 +102,9 @@ def _extractor_for(made: dict[str, Any], observed: spaces.Space[Any]) -> HubExtr
     spec = parse_spec(kwargs.get("hub"))
     if not spec.cached:
         raise BadConfig("CachedVecEnv was given an agent made without cached=True; give it to Hub.agent or Hub.policy_kwargs.")
-    if isinstance(observed, spaces.Dict) and (HEARD in observed.spaces or set(observed.spaces) == {OBSERVATION}):
+    if isinstance(observed, spaces.Dict) and (CACHED_FEATURES in observed.spaces or set(observed.spaces) == {OBSERVATION}):
         raise SpaceMismatch(
-            f"The target observes {describe(observed)}; a part called {HEARD!r}, or {OBSERVATION!r} alone, cannot be told apart."
+            f"The target observes {describe(observed)}; a part called {CACHED_FEATURES!r}, or {OBSERVATION!r} alone, cannot be told apart."
         )
     return HubExtractor(observed, spec.model_copy(update={"cached": False}))
 
@@ -120,7 +121,7 @@ def _parts(observation: Any, heard: Any) -> dict[str, Any]:
     """An observation, or its space, beside what was heard of it."""
     if isinstance(observation, spaces.Dict):
         observation = observation.spaces
-    return {**(observation if isinstance(observation, dict) else {OBSERVATION: observation}), HEARD: heard}
+    return {**(observation if isinstance(observation, dict) else {OBSERVATION: observation}), CACHED_FEATURES: heard}
 
 
 def _stacked(observations: list[Any]) -> Rows:
@@ -148,9 +149,9 @@ class Hearing(BasePolicy):
     """The module of SB3's policy that this is, by which its zip is read without unpickling."""
 
     @cached_property
-    def heard_space(self) -> Heard:
+    def heard_space(self) -> CachedFeaturesSpace:
         """The part of its observations that is heard."""
-        return cast("Heard", heard_in(self.observation_space))
+        return cast("CachedFeaturesSpace", find_cached_space(self.observation_space))
 
     @cached_property
     def observed_space(self) -> spaces.Space[Any]:
@@ -172,13 +173,13 @@ class Hearing(BasePolicy):
 
     def _was_heard(self, observation: Rows) -> bool:
         if isinstance(observation, dict):
-            given = observation.get(HEARD)
+            given = observation.get(CACHED_FEATURES)
         else:
             shape = np.shape(observation)
             own = isinstance(observation, np.ndarray) and observation.dtype == np.float16
             given = observation if shape[-1:] == self.heard_space.shape and (own or shape[-1:] != self.observed_space.shape) else None
         if given is not None and given.dtype != np.float16:
-            check_left_alone([HEARD])
+            check_left_alone([CACHED_FEATURES])
         return given is not None
 
     def _heard(self, observation: Rows) -> Rows:
@@ -186,7 +187,7 @@ class Hearing(BasePolicy):
         extractor = parts_in(self, HubExtractor)[0]
         seen: Any = preprocess_obs(obs_as_tensor(rows, self.device), self.observed_space, _scale(extractor.sources))
         with torch.no_grad():
-            heard = stored([extractor.method.pathways.side_by_side(seen)])
+            heard = store_features([extractor.method.pathways.side_by_side(seen)])
         made: Rows = _parts(rows, heard) if isinstance(self.observation_space, spaces.Dict) else heard
         if batched:
             return made
@@ -218,8 +219,8 @@ class CachedActorCriticPolicy(Hearing, ByteActorCriticPolicy):
         Raises:
             BadConfig: If what was heard was normalised.
         """
-        if (obs[HEARD] if isinstance(obs, dict) else obs).dtype != torch.float16:
-            check_left_alone([HEARD])
+        if (obs[CACHED_FEATURES] if isinstance(obs, dict) else obs).dtype != torch.float16:
+            check_left_alone([CACHED_FEATURES])
         return super().extract_features(obs, features_extractor)
 
 

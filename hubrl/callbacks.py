@@ -13,9 +13,10 @@ from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 
 from hubrl.buffers import remember_steps
-from hubrl.cards import write_yaml
 from hubrl.errors import BadConfig
 from hubrl.extractor import HubExtractor, parts_in, see_through_normalisation
+from hubrl.formats.hub_spec import HubSpec
+from hubrl.formats.schema import write_yaml
 from hubrl.growth import Growth
 from hubrl.methods.base import Method
 from hubrl.nn.popart import DiscountedReturns, PopArtLinear
@@ -23,7 +24,6 @@ from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.q_policies import HubDQNPolicy, Pausing
 from hubrl.solos import Solos
-from hubrl.spec import HubSpec
 from hubrl.standing import Standing
 from hubrl.trust import Verdict, probe, true_rewards
 
@@ -371,7 +371,7 @@ class HubCallback(BaseCallback):
         spec = hub_spec(self.model.policy)
         if spec is None:
             return
-        card = "\n".join(f"    {line}" for line in write_yaml(spec.plain()).splitlines())
+        card = "\n".join(f"    {line}" for line in write_yaml(spec.to_dict()).splitlines())
         self.logger.record("hub/card", card, exclude=TENSORBOARD_ONLY)
         hparams: dict[str, Any] = {
             "algorithm": type(self.model).__name__,

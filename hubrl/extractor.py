@@ -14,7 +14,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_n
 from torch import Tensor, nn
 
 from hubrl.errors import BadConfig
-from hubrl.heard import HEARD, OBSERVATION, Heard, heard_in
+from hubrl.formats.cached_space import CACHED_FEATURES, OBSERVATION, CachedFeaturesSpace, find_cached_space
+from hubrl.formats.hub_spec import HubSpec, parse_spec
+from hubrl.formats.spaces import describe
 from hubrl.methods import create
 from hubrl.methods.base import Routed, check_cached
 from hubrl.nn.losses import inject
@@ -22,8 +24,6 @@ from hubrl.pathways import Pathways, SourcePathway, Target, spec_sources
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 from hubrl.sources.trunks import register_hub_extractor
-from hubrl.spaces import describe
-from hubrl.spec import HubSpec, parse_spec
 
 
 class HubExtractor(BaseFeaturesExtractor):
@@ -46,7 +46,7 @@ class HubExtractor(BaseFeaturesExtractor):
 
     def __init__(self, observation_space: spaces.Space[Any], hub: HubSpec | dict[str, Any]) -> None:
         spec = parse_spec(hub)
-        heard = heard_in(observation_space)
+        heard = find_cached_space(observation_space)
         if spec.cached != (heard is not None):
             raise BadConfig(NOT_HEARD.format(describe(observation_space)) if spec.cached else NOT_CACHED)
         observed = observation_space if heard is None else _observed(observation_space, heard)
@@ -104,13 +104,13 @@ class HubExtractor(BaseFeaturesExtractor):
             return None, observations
         if isinstance(observations, Tensor):
             return observations.float(), observations
-        kept = {key: part for key, part in observations.items() if key != HEARD}
-        return observations[HEARD].float(), kept if self.parts else kept[OBSERVATION]
+        kept = {key: part for key, part in observations.items() if key != CACHED_FEATURES}
+        return observations[CACHED_FEATURES].float(), kept if self.parts else kept[OBSERVATION]
 
-    def _check_heard(self, space: spaces.Space[Any], heard: Heard) -> None:
+    def _check_heard(self, space: spaces.Space[Any], heard: CachedFeaturesSpace) -> None:
         check_cached(self.spec.method, tuned=self.spec.tuned)
-        wanted = Heard(heard.observed, self.sources)
-        if not wanted.hears_as(heard):
+        wanted = CachedFeaturesSpace(heard.observed, self.sources)
+        if not wanted.same_sources(heard):
             names = [", ".join(said.names) for said in (heard, wanted)]
             raise BadConfig(f"The environment hears the sources {names[0]}, the agent {names[1]}; make both from the same hub and method.")
         if self.reads_observations and not isinstance(space, spaces.Dict):
@@ -128,11 +128,11 @@ NOT_HEARD = (
 NOT_CACHED = "The environment is under CachedVecEnv and the agent was made without cached=True; give it, or leave the wrapper out."
 
 
-def _observed(space: spaces.Space[Any], heard: Heard) -> spaces.Space[Any]:
+def _observed(space: spaces.Space[Any], heard: CachedFeaturesSpace) -> spaces.Space[Any]:
     """The space of the observations themselves, as they were kept or, if they were not, as they were."""
     if not isinstance(space, spaces.Dict):
         return heard.observed
-    kept = OrderedDict((key, part) for key, part in space.spaces.items() if key != HEARD)
+    kept = OrderedDict((key, part) for key, part in space.spaces.items() if key != CACHED_FEATURES)
     return spaces.Dict(kept) if isinstance(heard.observed, spaces.Dict) else kept[OBSERVATION]
 
 
@@ -164,7 +164,7 @@ def see_through_normalisation(module: nn.Module, env: VecEnv) -> None:
     if vec is None or not vec.norm_obs:
         return
     means = vec.obs_rms if isinstance(vec.obs_rms, dict) else {"": vec.obs_rms}
-    heard = heard_in(env.observation_space)
+    heard = find_cached_space(env.observation_space)
     if heard is not None:
         check_left_alone(means)
         means = {"" if key == OBSERVATION and not isinstance(heard.observed, spaces.Dict) else key: rms for key, rms in means.items()}
@@ -189,7 +189,8 @@ def check_left_alone(normalised: Collection[str]) -> None:
     Raises:
         BadConfig: Saying how to make it.
     """
-    if {"", HEARD} & set(normalised):
+    if {"", CACHED_FEATURES} & set(normalised):
         raise BadConfig(
-            "VecNormalize normalises what was heard; give it norm_obs_keys without 'heard', or norm_obs=False if no observation is kept."
+            "VecNormalize normalises cached features; give it norm_obs_keys without 'source_features', "
+            "or norm_obs=False if no observation is kept."
         )

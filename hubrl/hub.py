@@ -19,14 +19,14 @@ from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 
 from hubrl.cached import cached_policy
-from hubrl.cards import Plain, first_problem, read_yaml, write_yaml
 from hubrl.errors import BadConfig, BadFile, OutputExists, UnknownName, check_format, unknown
 from hubrl.extractor import HubExtractor, parts_in
-from hubrl.folders import new_folder
+from hubrl.formats.files import new_folder
+from hubrl.formats.hub_spec import HubSpec, Precision
+from hubrl.formats.schema import Schema, first_problem, read_yaml, write_yaml
 from hubrl.methods import check_options, find
 from hubrl.methods.base import Method, check_cached, check_level, plain_values
 from hubrl.methods.hub_pathway import check_top_k
-from hubrl.nn.bf16 import Precision
 from hubrl.nn.optimizers import HubAdam, HubRMSprop
 from hubrl.outputs import Outputs, check_effect
 from hubrl.pathways import FRESH
@@ -37,7 +37,6 @@ from hubrl.reading import read_agent, read_live
 from hubrl.solos import TOGETHER
 from hubrl.sources import action_params, shared
 from hubrl.sources.source import Source
-from hubrl.spec import HubSpec
 
 HUB_FORMAT = 1
 HUB_FILE = "hub.yaml"
@@ -52,7 +51,7 @@ Agent = str | Path | Source | BaseAlgorithm | tuple[str | Path, str | Path]
 """A file or folder, one with its statistics or its card, a model in memory, or a source."""
 
 
-class HubCard(Plain):
+class HubCard(Schema):
     """What a hub's folder says of itself; its sources' cards lie beside."""
 
     format: int = HUB_FORMAT
@@ -141,8 +140,8 @@ class Hub(Sequence[Source]):
                 # A source that was trained meanwhile is no longer the one its card was made for.
                 card = source.card.model_copy(update={"sha256": hashlib.sha256(raw).hexdigest()})
                 (making / f"{source.name}.safetensors").write_bytes(raw)
-                (making / f"{source.name}.yaml").write_text(write_yaml(card.plain()), encoding="utf-8")
-            (making / HUB_FILE).write_text(write_yaml(HubCard(sources=tuple(self.names)).plain()), encoding="utf-8")
+                (making / f"{source.name}.yaml").write_text(write_yaml(card.to_dict()), encoding="utf-8")
+            (making / HUB_FILE).write_text(write_yaml(HubCard(sources=tuple(self.names)).to_dict()), encoding="utf-8")
             for path in foreign:
                 if path.is_dir():
                     shutil.copytree(path, making / path.name, symlinks=True)
@@ -187,7 +186,7 @@ class Hub(Sequence[Source]):
         if cached:
             check_cached(method, tuned=tuned)
         spec = self._spec(method, "features", tuned, source_lr, options, precision=precision).model_copy(update={"cached": cached})
-        kwargs: dict[str, Any] = {"features_extractor_class": HubExtractor, "features_extractor_kwargs": {"hub": spec.plain()}}
+        kwargs: dict[str, Any] = {"features_extractor_class": HubExtractor, "features_extractor_kwargs": {"hub": spec.to_dict()}}
         return {**kwargs, "optimizer_class": HubAdam} if spec.tuned else kwargs
 
     def agent(
@@ -249,9 +248,9 @@ class Hub(Sequence[Source]):
         own = _own_options(kind, recommended, given, options)
         spec = self._spec(method, level, tuned, source_lr, options, also=tuple(kind.model_fields), precision=precision)
         if issubclass(algorithm, DQN):
-            kwargs = {"hub": spec.plain(), "teaching": own.plain()}
+            kwargs = {"hub": spec.to_dict(), "teaching": own.to_dict()}
             return {"policy": HubDQNPolicy, "policy_kwargs": {**kwargs, **_optimizer(algorithm, spec.tuned, precision)}}
-        kwargs = {"hub": spec.plain(), "outputs": own.plain()}
+        kwargs = {"hub": spec.to_dict(), "outputs": own.to_dict()}
         # Its optimizer also where all learn at one rate: a hub has many small parameters, which it steps at once.
         return {"policy": HubActorCriticPolicy, "policy_kwargs": {**kwargs, **_optimizer(algorithm, scaled=True, precision=precision)}}
 

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from hubrl.cards import Plain
 from hubrl.errors import BadConfig
+from hubrl.formats.schema import Schema
 from hubrl.methods.base import Method
 from hubrl.sources.preprocessing import Observations
 
@@ -25,7 +25,7 @@ def solo(pathway: Rows) -> Rows:
     return ALONE - pathway
 
 
-class Outputs(Plain):
+class Outputs(Schema):
     """Options of the level of outputs, beside those of the method."""
 
     aggregation: Literal["mixture", "mean"] = "mixture"

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hubrl.aggregation import Aggregated, aggregated
-from hubrl.cards import Conv, Layers, Trunk
 from hubrl.distributions import places
 from hubrl.errors import BadConfig, SpaceMismatch
-from hubrl.nn.bf16 import BF16NatureCNN, Precision
+from hubrl.formats.cards import Conv, Layers, Trunk
+from hubrl.formats.hub_spec import HubSpec, Precision
+from hubrl.formats.spaces import describe, fits
+from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.routing import Router, dispatch
 from hubrl.sources import action_params, shared
 from hubrl.sources.batched import Encoders
 from hubrl.sources.preprocessing import Observations, Statistics
 from hubrl.sources.source import Source
 from hubrl.sources.trunks import NATURE, Reader, mlp
-from hubrl.spaces import describe, fits
-from hubrl.spec import HubSpec
 
 FRESH = "fresh"
 

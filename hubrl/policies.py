@@ -21,6 +21,8 @@ from hubrl.buffers import Memory
 from hubrl.decision import Decider, Decision
 from hubrl.distributions import CommittedDistribution, MixtureDistribution, PathwayDistribution, at, held, mixed_categorical
 from hubrl.errors import BadConfig, SpaceMismatch
+from hubrl.formats.hub_spec import HubSpec, parse_spec
+from hubrl.formats.spaces import describe
 from hubrl.methods import create, find
 from hubrl.methods.base import Method, Routed, Weighing
 from hubrl.nn.bf16 import BF16NatureCNN
@@ -36,8 +38,6 @@ from hubrl.routing import Router, ZeroLinear
 from hubrl.solos import Solos
 from hubrl.sources import action_params, shared
 from hubrl.sources.preprocessing import Observations
-from hubrl.spaces import describe
-from hubrl.spec import HubSpec, parse_spec
 from hubrl.steps import Step
 
 
@@ -568,7 +568,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         return Pathways([untouched[name] for name in names], target, fresh=False).requires_grad_(requires_grad=False)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "hub": self.spec.plain(), "outputs": self.outputs.plain()}
+        return {**super()._get_constructor_parameters(), "hub": self.spec.to_dict(), "outputs": self.outputs.to_dict()}
 
     @contextmanager
     def _hear(self, obs: PyTorchObs, *, exploring: bool) -> Iterator[Hearing]:

@@ -11,9 +11,10 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.dqn.policies import CnnPolicy, DQNPolicy, QNetwork
 
 from hubrl.errors import BadConfig
-from hubrl.nn.bf16 import BF16NatureCNN, Precision
+from hubrl.formats.hub_spec import Precision
+from hubrl.formats.spaces import describe
+from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.nn.freezing import CachedParameters
-from hubrl.spaces import describe
 
 
 class ReadsBytes(BaseModel):

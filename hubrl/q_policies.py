@@ -19,9 +19,11 @@ from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor
 from torch.nn import functional
 
-from hubrl.cards import Plain, SourceCard
 from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.evidence import RACE_ERRORS
+from hubrl.formats.cards import SourceCard
+from hubrl.formats.hub_spec import HubSpec, parse_spec
+from hubrl.formats.schema import Schema
 from hubrl.methods import check_options, create, find
 from hubrl.methods.base import Routed
 from hubrl.methods.kickstart import Kickstart
@@ -32,14 +34,13 @@ from hubrl.sources import shared
 from hubrl.sources.heads import GreedyAction
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
-from hubrl.spec import HubSpec, parse_spec
 from hubrl.standing import Standing
 
 EPISODES = 8
 """Episodes that a pathway must have played before it is judged."""
 
 
-class Teaching(Plain):
+class Teaching(Schema):
     """Options of DQN at the level of outputs."""
 
     teach_coef: Annotated[float, Field(ge=0)] = 1.0
@@ -338,7 +339,7 @@ class HubDQNPolicy(DQNPolicy):
         return teacher, self.teaching.teach_coef * self.standing.gap(self.learner, teacher)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "hub": self.spec.plain(), "teaching": self.teaching.plain()}
+        return {**super()._get_constructor_parameters(), "hub": self.spec.to_dict(), "teaching": self.teaching.to_dict()}
 
 
 def _tuned_card(spec: HubSpec) -> SourceCard:

@@ -16,7 +16,8 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_ima
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hubrl.nn.bf16 import BF16Convolutions, Precision
+from hubrl.formats.hub_spec import Precision
+from hubrl.nn.bf16 import BF16Convolutions
 from hubrl.nn.freezing import is_sb3_init
 from hubrl.nn.manual_mlp import ManualMLP
 from hubrl.nn.parameter_packing import AutogradInputs, ParameterPack

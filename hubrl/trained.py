@@ -7,7 +7,7 @@ from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hubrl.cards import SourceCard
+from hubrl.formats.cards import SourceCard
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.q_policies import HubDQNPolicy
 from hubrl.sources.action_params import greedy, width

@@ -23,11 +23,11 @@ from toys import CHOOSE, IMAGE, PARTS, VECTOR, Toy, target, tiny, tiny_hub, toy_
 
 import hubrl
 from hubrl import BadConfig, CachedVecEnv, Hub, HubCallback, SpaceMismatch, UnknownName, load_agent, pathway_weights
-from hubrl.cards import write_yaml
 from hubrl.experiments.finished_run import distill_run, evaluate_run, run_agent
 from hubrl.experiments.run import start_run, train
 from hubrl.extractor import HubExtractor, parts_in, see_through_normalisation
-from hubrl.heard import HEARD, LARGEST, OBSERVATION, Heard, heard_in, stored
+from hubrl.formats.cached_space import CACHED_FEATURES, FLOAT16_MAX, OBSERVATION, CachedFeaturesSpace, find_cached_space, store_features
+from hubrl.formats.schema import write_yaml
 from hubrl.methods import Method, available, find
 
 FEATURES_ALONE = {"fresh": False, "router_reads": "features"}
@@ -148,7 +148,7 @@ def test_what_is_observed_is_what_the_sources_say_at_ends_of_episodes_too(option
     model, hub = under_cache(PPO, space, **options)
     cached, plain = model.get_env(), envs_for(PPO, space)
     cached.seed(3), plain.seed(3)
-    keeps = heard_in(cached.observation_space) is not cached.observation_space
+    keeps = find_cached_space(cached.observation_space) is not cached.observation_space
     ends = 0
     for step in range(25):
         if step == 0:
@@ -166,7 +166,7 @@ def test_what_is_observed_is_what_the_sources_say_at_ends_of_episodes_too(option
 
 
 def assert_heard(seen, raw, hub, space, keeps, *, one=False):
-    heard = seen[HEARD] if keeps else seen
+    heard = seen[CACHED_FEATURES] if keeps else seen
     assert heard.dtype == np.float16
     assert keeps == isinstance(seen, dict)
     batch = ({key: part[None] for key, part in raw.items()} if isinstance(raw, dict) else raw[None]) if one else raw
@@ -391,7 +391,7 @@ def test_vecnormalize_normalises_what_was_observed_and_leaves_what_was_heard():
     scattered(model)
     seen = env.reset()
     raw = env.get_original_obs()[OBSERVATION]
-    np.testing.assert_allclose(seen[HEARD], said_by(hub, raw, far), atol=2e-3)
+    np.testing.assert_allclose(seen[CACHED_FEATURES], said_by(hub, raw, far), atol=2e-3)
     np.testing.assert_allclose(
         seen[OBSERVATION], (raw - env.obs_rms[OBSERVATION].mean) / np.sqrt(env.obs_rms[OBSERVATION].var + 1e-8), atol=1e-4
     )
@@ -417,7 +417,7 @@ def test_vecnormalize_of_what_was_heard_is_refused(algorithm, options):
     for callback in (HubCallback(), None):
         made = hub_for(toy_for(algorithm, space)).agent(algorithm, cached=True, **options)
         env = VecNormalize(CachedVecEnv(envs_for(algorithm, space), made, device="cpu"))
-        with pytest.raises(BadConfig, match="VecNormalize normalises what was heard; give it norm_obs_keys without 'heard'"):
+        with pytest.raises(BadConfig, match="VecNormalize normalises cached features; give it norm_obs_keys without 'source_features'"):
             target(algorithm, env, made).learn(64, callback=callback)
 
 
@@ -442,23 +442,25 @@ def test_float16_keeps_what_nature_cnns_say_to_half_a_thousandth():
     hub = nature_hub(Toy(frames, CHOOSE))
     seen = torch.as_tensor(observe(frames, 16)).float() / 255
     features = [source.features(seen) for source in hub]
-    exact, kept = torch.cat(features, dim=1), torch.as_tensor(stored(features)).float()
+    exact, kept = torch.cat(features, dim=1), torch.as_tensor(store_features(features)).float()
     assert exact.abs().max() > 0.1
     assert ((kept - exact).abs() <= exact.abs() * 2**-11 + 2**-25).all()
 
 
 def test_what_float16_cannot_hold_is_heard_as_the_greatest_that_it_holds():
     loud = torch.tensor([[1e6, -1e30, torch.inf, 1.0]])
-    np.testing.assert_array_equal(stored([loud, loud[:, 3:]]), np.array([[LARGEST, -LARGEST, LARGEST, 1.0, 1.0]], np.float16))
+    np.testing.assert_array_equal(
+        store_features([loud, loud[:, 3:]]), np.array([[FLOAT16_MAX, -FLOAT16_MAX, FLOAT16_MAX, 1.0, 1.0]], np.float16)
+    )
 
 
 def test_a_space_of_what_was_heard_survives_copies_and_knows_who_was_heard():
     hub = hub_for(Toy())
-    space = Heard(VECTOR, list(hub))
+    space = CachedFeaturesSpace(VECTOR, list(hub))
     assert pickle.loads(pickle.dumps(space)) == space
-    assert Heard(VECTOR, [hub[1], hub[0]]) != space
-    assert Heard(spaces.Box(-1.0, 1.0, (4,)), list(hub)) != space
-    assert space != spaces.Box(-LARGEST, LARGEST, (13,), np.float16)
+    assert CachedFeaturesSpace(VECTOR, [hub[1], hub[0]]) != space
+    assert CachedFeaturesSpace(spaces.Box(-1.0, 1.0, (4,)), list(hub)) != space
+    assert space != spaces.Box(-FLOAT16_MAX, FLOAT16_MAX, (13,), np.float16)
     assert space.observed == VECTOR
 
 
@@ -582,10 +584,10 @@ def test_an_agent_that_reads_observations_is_refused_where_none_are_kept():
 
 
 def test_observations_that_cannot_be_told_from_what_was_heard_are_refused():
-    for name in (HEARD, OBSERVATION):
+    for name in (CACHED_FEATURES, OBSERVATION):
         space = spaces.Dict({name: VECTOR})
         hub = Hub.from_agents([tiny(PPO, Toy(space))])
-        with pytest.raises(SpaceMismatch, match=r"a part called 'heard', or 'observation' alone, cannot be told apart"):
+        with pytest.raises(SpaceMismatch, match=r"a part called 'source_features', or 'observation' alone, cannot be told apart"):
             CachedVecEnv(envs_for(PPO, space), hub.agent(PPO, cached=True))
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from hubrl import Hub
-from hubrl.cards import write_yaml
 from hubrl.experiments.config import read_config
 from hubrl.experiments.run import start_run, train
+from hubrl.formats.schema import write_yaml
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -30,7 +30,7 @@ def test_the_quickstart_compares_draws_and_writes_its_summary(tmp_path):
     pytest.importorskip("mujoco")
     quickstart = pytest.importorskip("agents.quickstart")
     config = tmp_path / "short.yaml"
-    plain = read_config(QUICKSTART, ["steps=4_096", "eval_every=2_048", "eval_episodes=1"]).plain()
+    plain = read_config(QUICKSTART, ["steps=4_096", "eval_every=2_048", "eval_episodes=1"]).to_dict()
     config.write_text(write_yaml(plain))
     quickstart.main(config, None, tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

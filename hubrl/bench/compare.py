@@ -14,7 +14,7 @@ import torch
 from hubrl.bench.profiler import profile
 from hubrl.bench.workloads import Learning, Work
 from hubrl.experiments import run as runs
-from hubrl.folders import write_atomically
+from hubrl.formats.files import write_atomically
 
 OURS, SB3 = "ours", "sb3"
 

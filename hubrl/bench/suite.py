@@ -30,7 +30,7 @@ HUB = {"method": "hub-pathway"}
 FROZEN = {**HUB, **BF16, "cached": True, "options": {"fresh": False, "router_reads": "features"}}
 FRESH = {**HUB, **BF16, "cached": True, "options": {"router_reads": "features"}}
 TUNED = {**HUB, **BF16, "level": "features", "tuned": True, "options": {"top_k": 1, "fresh": False}}
-HEARD = {**HUB, "level": "features"}
+OVER_FEATURES = {**HUB, "level": "features"}
 LITE = {"method": "lite-zoo-tuning"}
 SHORT = {"algorithm_kwargs": {"n_steps": 32, "batch_size": 256, "n_epochs": 4}}
 
@@ -104,7 +104,7 @@ LINES = (
         unit="bytes",
     ),
     _weights_line("dqn", "DQN Atari over a frozen hub of 3 NatureCNNs", {**WRAPPED, **LEAN}, {**FAST, **FROZEN}, 3),
-    _weights_line("sac", "SAC HalfCheetah over a frozen hub of 5 MLPs", SAC_CHEETAH, HEARD, 5),
+    _weights_line("sac", "SAC HalfCheetah over a frozen hub of 5 MLPs", SAC_CHEETAH, OVER_FEATURES, 5),
     Line(
         "ppo-outputs-mlp",
         "PPO HalfCheetah, outputs of a hub of 5 MLPs",

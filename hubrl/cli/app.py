@@ -21,13 +21,13 @@ from hubrl.experiments import run as runs
 from hubrl.experiments.config import assign, read_config
 from hubrl.experiments.evaluation import PARALLEL, Played, check_hub, play, try_hub
 from hubrl.export.plain_model import OBSERVATIONS
+from hubrl.formats.spaces import describe
 from hubrl.hub import RECOMMENDED, Hub
 from hubrl.methods import available, find, options_of
 from hubrl.outputs import Outputs
 from hubrl.q_policies import Teaching
 from hubrl.reading import read_agent
 from hubrl.sources.source import Source
-from hubrl.spaces import describe
 from hubrl.tasks.make_env import make_env
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Transfer in RL from a hub of pretrained agents.")

@@ -16,7 +16,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 
 from hubrl.errors import BadFile
-from hubrl.folders import new_folder
+from hubrl.formats.files import new_folder
 
 BESIDE = "run.json"
 

@@ -7,11 +7,12 @@ import torch
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from hubrl.cards import Plain, Preprocessing, first_problem, parse_yaml, read_yaml
 from hubrl.errors import BadConfig, unknown
+from hubrl.formats.cards import Preprocessing
+from hubrl.formats.hub_spec import Precision
+from hubrl.formats.schema import Schema, first_problem, parse_yaml, read_yaml
 from hubrl.methods import check_options, find
 from hubrl.methods.base import check_cached
-from hubrl.nn.bf16 import Precision
 from hubrl.outputs import Outputs
 from hubrl.q_policies import Teaching
 from hubrl.reading import HUGGING_FACE
@@ -21,7 +22,7 @@ Algorithm = Literal["ppo", "a2c", "dqn", "sac", "td3", "ddpg", "qrdqn", "tqc", "
 Whole = Annotated[int, Field(gt=0)]
 
 
-class RunConfig(Plain):
+class RunConfig(Schema):
     """One training: its YAML file, field by field."""
 
     task: str

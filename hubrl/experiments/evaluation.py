@@ -14,11 +14,11 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
-from hubrl.cards import Preprocessing
 from hubrl.errors import BadConfig, SpaceMismatch
+from hubrl.formats.cards import Preprocessing
+from hubrl.formats.spaces import describe, fits
 from hubrl.hub import Hub
 from hubrl.sources.source import Source
-from hubrl.spaces import describe, fits
 from hubrl.tasks.make_env import make_env
 
 TOLERANCE = 3.0

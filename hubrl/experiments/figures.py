@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from hubrl.errors import BadFile
-from hubrl.folders import write_atomically
+from hubrl.formats.files import write_atomically
 
 RESAMPLES = 2000
 

@@ -22,10 +22,10 @@ from hubrl.experiments.evaluation import Played, play
 from hubrl.experiments.run import EVALUATION_SEED, build_model, hub_of, plain_policy, raw_env
 from hubrl.export.distill import distill
 from hubrl.export.plain_model import Exported, export
-from hubrl.folders import write_atomically
-from hubrl.heard import leaving_heard
+from hubrl.formats.cached_space import vecnormalize_kwargs
+from hubrl.formats.files import write_atomically
 from hubrl.reading import read_agent
-from hubrl.reading.statistics import read_statistics
+from hubrl.reading.vecnormalize import read_statistics
 from hubrl.sources.source import Source
 
 STATISTICS = "vecnormalize.pkl"
@@ -93,7 +93,7 @@ def run_env(run: Path, config: RunConfig, *, episodes: int | None = None, seed: 
     read = read_statistics(run / STATISTICS)
     if read.statistics is None:
         return env
-    how = leaving_heard(env.observation_space)
+    how = vecnormalize_kwargs(env.observation_space)
     vec = VecNormalize(env, training=False, norm_reward=False, clip_obs=read.clip, epsilon=read.epsilon, **how)
     for key, (mean, var) in read.statistics.items():
         rms = vec.obs_rms[key] if isinstance(vec.obs_rms, dict) else vec.obs_rms

@@ -37,13 +37,13 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from hubrl.cached import CachedVecEnv
 from hubrl.callbacks import HubCallback
-from hubrl.cards import write_yaml
 from hubrl.errors import BadConfig, BadFile, HubrlError, OutputExists
 from hubrl.experiments.checkpoints import CheckpointFolder, checkpoints_in, known_beside, model_bytes, restore_checkpoint
 from hubrl.experiments.config import RunConfig, read_config
 from hubrl.experiments.evaluation import PARALLEL, draws, own_randomness, play
-from hubrl.folders import new_folder, write_atomically
-from hubrl.heard import leaving_heard
+from hubrl.formats.cached_space import vecnormalize_kwargs
+from hubrl.formats.files import new_folder, write_atomically
+from hubrl.formats.schema import write_yaml
 from hubrl.hub import Hub, policy_name
 from hubrl.precision import precise
 from hubrl.sources.trunks import ACTIVATIONS
@@ -389,7 +389,7 @@ def cached_env(config: RunConfig, env: VecEnv) -> CachedVecEnv:
 
 def _evaluation_env(config: RunConfig) -> VecEnv:
     env = raw_env(config, cached=config.cached)
-    how = leaving_heard(env.observation_space)
+    how = vecnormalize_kwargs(env.observation_space)
     return VecNormalize(env, training=False, norm_reward=False, **how) if config.normalize else env
 
 

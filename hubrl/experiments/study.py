@@ -25,14 +25,14 @@ from stable_baselines3.ppo import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hubrl import __version__
-from hubrl.cards import Plain, first_problem, read_yaml
 from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.experiments import run as runs
 from hubrl.experiments.config import RunConfig, located, parse_config, read_config
 from hubrl.experiments.evaluation import check_playable, play
 from hubrl.experiments.finished_run import run_env, run_model
 from hubrl.experiments.router_controls import MEAN_WEIGHTS, SHUFFLED_INPUT, play_controls
-from hubrl.folders import write_atomically
+from hubrl.formats.files import write_atomically
+from hubrl.formats.schema import Schema, first_problem, read_yaml
 from hubrl.hub import Hub
 from hubrl.reading import HUGGING_FACE, read_agent, read_live
 from hubrl.sources.source import Source
@@ -69,7 +69,7 @@ CURVE_POINTS = 50
 """Points of a training curve that are kept; each is the mean of its episodes."""
 
 
-class StudyAgent(Plain):
+class StudyAgent(Schema):
     """A source of the study."""
 
     agent: str
@@ -80,7 +80,7 @@ class StudyAgent(Plain):
     signs: tuple[int, ...] | None = None
 
 
-class StudyMethod(Plain):
+class StudyMethod(Schema):
     """A way to learn: fields of the run's config that make it."""
 
     each_source: bool = False
@@ -89,7 +89,7 @@ class StudyMethod(Plain):
     """Fields of the run's config, over those of the study and of the case; mappings are merged."""
 
 
-class OracleRule(Plain):
+class OracleRule(Schema):
     """Who is best when: known to the task, hidden from the learners."""
 
     attribute: str
@@ -98,7 +98,7 @@ class OracleRule(Plain):
     """Who acts for each of its values."""
 
 
-class StudyCase(Plain):
+class StudyCase(Schema):
     """One target, one hub."""
 
     target: str | None = None
@@ -116,7 +116,7 @@ class StudyCase(Plain):
     """Fields of the run's config for single methods of this case."""
 
 
-class Study(Plain):
+class Study(Schema):
     """The whole of it."""
 
     seeds: tuple[int, ...] = Field(min_length=1)
@@ -158,10 +158,10 @@ class Job(NamedTuple):
     @property
     def digest(self) -> str:
         """Changes with anything that changes the result, but for the code."""
-        plain = {key: value for key, value in self.config.plain().items() if key not in ("hub", "seed")}
+        plain = {key: value for key, value in self.config.to_dict().items() if key not in ("hub", "seed")}
         if self.method in (ZERO_SHOT, ORACLE):
             plain = {key: plain.get(key) for key in ("task", "task_kwargs", "preprocessing", "eval_episodes")}
-        oracle = None if self.oracle is None or self.method != ORACLE else self.oracle.plain()
+        oracle = None if self.oracle is None or self.method != ORACLE else self.oracle.to_dict()
         return _digest([plain, self.cards, oracle])
 
     @property
@@ -438,7 +438,7 @@ def _make_hub(study: Study, name: str, folder: Path, start: Path, agents: Path |
     case = next(case for case in study.cases.values() if case.hub == name)
     hub = Hub([_source(study, member, _merged(study.set, case.set), start, agents) for member in study.hubs[name]])
     hub.save(folder, overwrite=True)
-    return _digest([source.card.plain() for source in hub])
+    return _digest([source.card.to_dict() for source in hub])
 
 
 def _source(study: Study, name: str, plain: dict[str, Any], start: Path, agents: Path | None) -> Source:

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from hubrl.errors import SpaceMismatch
+from hubrl.formats.spaces import describe
 from hubrl.q_policies import HubDQNPolicy, teaching_loss
-from hubrl.spaces import describe
 
 EPOCHS = (5, 5, 5, 5, 40)
 """Passes over all that was collected, after each round; in the last the learning rate falls to zero."""

@@ -23,14 +23,15 @@ from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 from torch import Tensor, nn
 
-from hubrl.cards import Select
 from hubrl.errors import BadConfig
 from hubrl.extractor import HubExtractor
+from hubrl.formats.cards import Select
+from hubrl.formats.hub_spec import Precision
+from hubrl.formats.spaces import describe
 from hubrl.gated import GatedLayer
 from hubrl.methods.base import Method
 from hubrl.methods.kickstart import Kickstart
 from hubrl.methods.single import Alone
-from hubrl.nn.bf16 import Precision
 from hubrl.nn.popart import PopArtLinear
 from hubrl.pathways import FreshPathway, Original, SourcePathway
 from hubrl.policies import HubActorCriticPolicy
@@ -38,7 +39,6 @@ from hubrl.q_policies import HubDQNPolicy, RoutedQNetwork, SourceQNetwork
 from hubrl.sources.heads import CategoricalAction, DeterministicAction, GaussianAction, GreedyAction, StateValue
 from hubrl.sources.source import Source
 from hubrl.sources.trunks import NATURE, Encoder, HubTrunk, Reader, Trunks
-from hubrl.spaces import describe
 from hubrl.trained import HubActor, HubGreedyActor
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"PPO": PPO, "A2C": A2C, "DQN": DQN}

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from torch import Tensor, nn
 
-from hubrl.cards import Layers
 from hubrl.errors import BadConfig
+from hubrl.formats.cards import Layers
 from hubrl.methods.base import Method, Routed, register
 from hubrl.pathways import Pathways, Target, extractor_class
 from hubrl.sources.preprocessing import Observations

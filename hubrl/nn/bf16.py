@@ -1,7 +1,7 @@
 """NatureCNN in bfloat16, with features in float32."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -9,8 +9,6 @@ from jaxtyping import BFloat16, Float, Shaped
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import Tensor, nn
 from torch.nn import functional
-
-Precision = Literal["float32", "bfloat16"]
 
 SAMPLED_NUMBERS = 64
 """Numbers of each trained weight that are compared to see whether it changed."""

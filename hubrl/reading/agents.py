@@ -14,18 +14,18 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
-from hubrl.cards import NAME_PATTERN, Normalisation, SourceCard, read_card
 from hubrl.errors import BadConfig, BadFile
-from hubrl.heard import OBSERVATION
-from hubrl.reading.archive import load_weights, read_archive
+from hubrl.formats.cached_space import OBSERVATION
+from hubrl.formats.cards import NAME_PATTERN, Normalisation, SourceCard, read_card
 from hubrl.reading.hugging_face import HUGGING_FACE, fetch
-from hubrl.reading.statistics import VecNormalizeStatistics, read_statistics
+from hubrl.reading.sb3_zip import load_weights, read_archive
+from hubrl.reading.vecnormalize import VecNormalizeStatistics, read_statistics
 from hubrl.sources.source import Source
 
 STATISTICS_NAMES = ("vecnormalize.pkl", "vec_normalize.pkl")
 
 NO_AGENTS = ("train_eval_metrics.zip",)
-"""What the RL Zoo uploads to Hugging Face beside an agent."""
+"""Zips beside an agent in the RL Zoo's uploads to Hugging Face."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 
@@ -39,7 +39,7 @@ def read_agent(path: str | Path, companion: str | Path | None = None, *, name: s
             bare weights (`.pth`, `.pt`, `.tar`, `.safetensors`) with a card.
         companion: For a zip VecNormalize's file, which is found beside the zip if it is called as SB3, the RL Zoo or
             Hugging Face call it; for bare weights their card, which is found beside them if it has the same stem.
-        name: What to call the source; otherwise its card's name or the file's, or the folder's where the file is `model.zip`.
+        name: Name of the source; by default its card's name or the file's, or the folder's where the file is `model.zip`.
         frozen: Whether training will leave it as it is.
 
     Raises:
@@ -70,7 +70,7 @@ def read_live(model: BaseAlgorithm, name: str, *, frozen: bool = True) -> Source
 
     Args:
         model: Any of the algorithms that hubrl reads from zips.
-        name: What to call the source.
+        name: Name of the source.
         frozen: Whether training will leave it as it is.
 
     Raises:
@@ -87,7 +87,7 @@ def read_live(model: BaseAlgorithm, name: str, *, frozen: bool = True) -> Source
 
 
 def live_statistics(vec: VecNormalize) -> VecNormalizeStatistics:
-    """What a VecNormalize in memory does to observations at this moment."""
+    """The current statistics of a VecNormalize in memory."""
     if not vec.norm_obs:
         return VecNormalizeStatistics(None, vec.clip_obs, vec.epsilon)
     means = vec.obs_rms if isinstance(vec.obs_rms, dict) else {"": vec.obs_rms}
@@ -144,7 +144,7 @@ def _bare(path: Path, card_path: Path, name: str | None, *, frozen: bool) -> Sou
 def _normalised(card: SourceCard, tensors: dict[str, Tensor], read: VecNormalizeStatistics | None, *, frozen: bool) -> Source:
     if read is None or read.statistics is None:
         return Source.from_card(card, tensors, frozen=frozen)
-    # Observations that stood beside what was heard had a key that they have no longer.
+    # Beside cached features an observation had a key of its own; without them it has none.
     keys = tuple(read.statistics)
     if keys == (OBSERVATION,) and not isinstance(card.observations, spaces.Dict):
         keys = ("",)
@@ -164,7 +164,7 @@ def _agent_in(folder: Path) -> Path:
     for candidates in (named, zips if len(zips) == 1 else [], usual):
         if candidates:
             return candidates[0]
-    raise BadFile(f"The folder {folder} holds {len(zips)} zips and none that says it is the agent; name the zip itself.")
+    raise BadFile(f"The folder {folder} holds {len(zips)} zips and none is clearly the agent; name the zip itself.")
 
 
 def _zips(folder: Path) -> list[Path]:

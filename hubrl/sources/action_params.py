@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hubrl.errors import SpaceMismatch
-from hubrl.spaces import describe
+from hubrl.formats.spaces import describe
 
 Level = Literal["features", "outputs"]
 

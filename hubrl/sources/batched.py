@@ -8,16 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hubrl.cards import Layers, Trunk
-from hubrl.nn.bf16 import (
-    Precision,
-    WeightCache,
-    cast_convolutions,
-    fold_blocks,
-    layer_weights,
-    nature_cnn,
-    to_pixels,
-)
+from hubrl.formats.cards import Layers, Trunk
+from hubrl.formats.hub_spec import Precision
+from hubrl.nn.bf16 import WeightCache, cast_convolutions, fold_blocks, layer_weights, nature_cnn, to_pixels
 from hubrl.nn.manual_mlp import NUMPY_ACTIVATIONS, fits_numpy
 from hubrl.sources.heads import GaussianAction, log_std_of
 from hubrl.sources.preprocessing import Observations

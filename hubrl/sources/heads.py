@@ -12,7 +12,7 @@ from jaxtyping import Float
 from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor, nn
 
-from hubrl.cards import ActionHead, Declared, ValueHead
+from hubrl.formats.cards import ActionHead, Declared, ValueHead
 from hubrl.sources import action_params
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.trunks import mlp, trunks_of

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hubrl.cards import Declared
 from hubrl.errors import SpaceMismatch
+from hubrl.formats.cards import Declared
+from hubrl.formats.spaces import describe, fits
 from hubrl.sources.heads import GaussianAction, GreedyAction
 from hubrl.sources.preprocessing import Normaliser, Observations
 from hubrl.sources.source import Source
 from hubrl.sources.trunks import Encoder, Reader, Trunks
-from hubrl.spaces import describe, fits
 
 Kernel = nn.Linear | nn.Conv2d
 """A layer that holds a kernel."""

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from gymnasium import spaces
 from torch import nn
 
-from hubrl.cards import ActionHead, Declared, SourceCard
 from hubrl.errors import BadConfig, BadFile, unknown
+from hubrl.formats.cards import ActionHead, Declared, SourceCard
 from hubrl.sources.heads import ActionValue, CategoricalAction, DeterministicAction, GaussianAction, GreedyAction, GreedyValue, StateValue
 from hubrl.sources.trunks import Encoder
 

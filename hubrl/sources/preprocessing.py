@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hubrl.cards import Crop, Frames, Key, Keys, Normalisation, Resize, Select, Step
 from hubrl.errors import BadFile, SpaceMismatch
-from hubrl.spaces import describe
+from hubrl.formats.cards import Crop, Frames, Key, Keys, Normalisation, Resize, Select, Step
+from hubrl.formats.spaces import describe
 
 Observations = Tensor | dict[str, Tensor]
 """Observations as SB3 preprocesses them: floats, images divided by 255, discrete ones one-hot; a dict for a Dict space."""

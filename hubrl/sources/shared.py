@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from hubrl.cards import SourceCard
+from hubrl.formats.cards import SourceCard
 from hubrl.sources.source import Source
 
 _Key = tuple[str, str, torch.dtype]
@@ -73,7 +73,7 @@ def _on(source: Source, like: torch.Tensor) -> Source:
 
 
 def _identity(card: SourceCard) -> str:
-    return json.dumps(card.plain(), sort_keys=True)
+    return json.dumps(card.to_dict(), sort_keys=True)
 
 
 def _key(card: SourceCard, like: torch.Tensor) -> _Key:

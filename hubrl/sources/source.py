@@ -19,14 +19,15 @@ from stable_baselines3.common.preprocessing import (
 )
 from torch import Tensor, nn
 
-from hubrl.cards import Declared, Key, Keys, Normalisation, Registered, SourceCard, first_problem
 from hubrl.errors import BadConfig, BadFile, SourcesNotLoaded, SpaceMismatch
+from hubrl.formats.cards import Declared, Key, Keys, Normalisation, Registered, SourceCard
+from hubrl.formats.schema import first_problem
+from hubrl.formats.spaces import describe, fits, space_to_dict
 from hubrl.nn.freezing import freeze, is_sb3_init, stored_name
 from hubrl.sources import action_params, networks
 from hubrl.sources.heads import ActionValue, GreedyAction, OwnHead, OwnValue
 from hubrl.sources.preprocessing import Normaliser, Observations, Statistics, preprocessed
 from hubrl.sources.trunks import Encoder
-from hubrl.spaces import describe, fits, to_plain
 
 MEMORY_BUILDER = "in-memory"
 """Builder named by sources made from a user's own modules without a registered one: they live in their process only."""
@@ -151,7 +152,7 @@ class Source(nn.Module):
         first: list[dict[str, Any]] = []
         if observes is not None:
             first = [_reading(observes)]
-        plain = {**self.card.plain(), "name": name or self.name}
+        plain = {**self.card.to_dict(), "name": name or self.name}
         if first:
             plain["preprocessing"] = [*first, *plain.get("preprocessing", [])]
         if order is not None or signs is not None:
@@ -462,7 +463,7 @@ def _describe_card(description: dict[str, Any], statistics: Statistics | None) -
     )
     for end in ("observation_space", "action_space"):
         if isinstance(fields.get(end), spaces.Space):
-            fields[end] = to_plain(fields[end])
+            fields[end] = space_to_dict(fields[end])
     if statistics is not None:
         fields.setdefault("normalisation", Normalisation(keys=tuple(statistics)))
     try:

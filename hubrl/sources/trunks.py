@@ -14,8 +14,8 @@ from jaxtyping import Float
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from torch import Tensor, nn
 
-from hubrl.cards import Conv, Declared, Layers, Trunk
 from hubrl.errors import BadFile
+from hubrl.formats.cards import Conv, Declared, Layers, Trunk
 from hubrl.sources.preprocessing import Observations
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -12,9 +12,9 @@ from gymnasium import error as gym_error
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
-from hubrl.cards import Preprocessing
 from hubrl.errors import BadConfig, UnknownName, unknown
-from hubrl.heard import leaving_heard
+from hubrl.formats.cached_space import vecnormalize_kwargs
+from hubrl.formats.cards import Preprocessing
 from hubrl.tasks.atari_vec_env import STACK, AtariVecEnv
 
 
@@ -99,7 +99,7 @@ def check_task(task: str) -> None:
 
 def normalised(env: VecEnv, gamma: float) -> VecNormalize:
     """The environments under VecNormalize, observations and rewards; what was heard stays as it is."""
-    return VecNormalize(env, gamma=gamma, **leaving_heard(env.observation_space))
+    return VecNormalize(env, gamma=gamma, **vecnormalize_kwargs(env.observation_space))
 
 
 def _first_line(error: BaseException) -> str:

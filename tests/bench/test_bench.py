@@ -23,7 +23,7 @@ from hubrl.experiments.config import RunConfig, parse_config
 from hubrl.sources.source import Source
 
 TINY = {"task": "CartPole-v1", "n_envs": 2, "algorithm": "ppo", "algorithm_kwargs": {"n_steps": 8, "batch_size": 8, "n_epochs": 1}}
-HEARD = {"method": "hub-pathway", "cached": True, "options": {"fresh": False, "router_reads": "features"}}
+OVER_FEATURES = {"method": "hub-pathway", "cached": True, "options": {"fresh": False, "router_reads": "features"}}
 
 CONTRACT = {"name", "ours_steps_per_s", "sb3_steps_per_s", "ratio", "ratio_min", "ratio_max", "repetitions", "threads", "n_envs"}
 
@@ -150,7 +150,7 @@ def test_lines_have_names_of_their_own_by_which_they_are_chosen():
 
 
 def test_plain_sb3_is_plain_and_ours_learns_from_as_many_sources():
-    with closing(Learning(TINY).start()) as plain, closing(Learning({**TINY, **HEARD}, 2).start()) as ours:
+    with closing(Learning(TINY).start()) as plain, closing(Learning({**TINY, **OVER_FEATURES}, 2).start()) as ours:
         assert type(plain.model) is PPO
         assert type(plain.model.policy) is ActorCriticPolicy
         assert [source.name for source in ours.model.policy.features_extractor.sources] == ["untrained-0", "untrained-1"]
@@ -163,7 +163,7 @@ def test_plain_sb3_is_plain_and_ours_learns_from_as_many_sources():
 
 
 def test_networks_alone_learn_from_one_rollout_as_often_as_a_training_would():
-    work = Kernels({**TINY, **HEARD, "algorithm_kwargs": {"n_steps": 8, "batch_size": 8, "n_epochs": 3}}, 2)
+    work = Kernels({**TINY, **OVER_FEATURES, "algorithm_kwargs": {"n_steps": 8, "batch_size": 8, "n_epochs": 3}}, 2)
     with closing(work.start()) as running:
         steps = []
         optimizer = running.ppo.policy.optimizer
@@ -227,7 +227,7 @@ def test_a_clock_counts_a_part_inside_another_once(monkeypatch):
 
 
 def test_a_profile_says_where_the_time_of_each_training_goes():
-    works = {"ours": Learning({**TINY, **HEARD}, 2), "sb3": Learning(TINY), "emulator": Emulator(TINY)}
+    works = {"ours": Learning({**TINY, **OVER_FEATURES}, 2), "sb3": Learning(TINY), "emulator": Emulator(TINY)}
     found = profiled(Line("tiny", "Tiny", works, "", steps=32), threads=1)
     assert list(found) == ["ours", "sb3"]
     assert all(list(parts) == list(PARTS) for parts in found.values())
@@ -246,7 +246,7 @@ def test_the_processors_units_are_read_from_its_flags(monkeypatch, tmp_path):
 
 
 def test_the_command_lists_measures_and_profiles(run, monkeypatch, tmp_path):
-    tiny = Line("tiny", "Tiny", {"ours": Learning({**TINY, **HEARD}, 2), "sb3": Learning(TINY)}, "at least 0", steps=16, threads=1)
+    tiny = Line("tiny", "Tiny", {"ours": Learning({**TINY, **OVER_FEATURES}, 2), "sb3": Learning(TINY)}, "at least 0", steps=16, threads=1)
     absent = tiny._replace(name="absent", works={"ours": Learning({**TINY, "task": "Absent-v0"}), "sb3": Learning(TINY)})
     monkeypatch.setattr(lines, "LINES", (absent, tiny))
     code, out, _ = run("bench", "--list")

@@ -10,8 +10,8 @@ import yaml
 from stable_baselines3 import A2C, PPO
 
 from hubrl import Hub
-from hubrl.cards import write_yaml
 from hubrl.cli import app as cli
+from hubrl.formats.schema import write_yaml
 from hubrl.methods import available
 
 REPOSITORY = Path(__file__).parents[2]

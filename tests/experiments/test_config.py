@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from hubrl.cards import parse_yaml, write_yaml
 from hubrl.errors import BadConfig, BadFile, UnknownName
 from hubrl.experiments.config import RunConfig, read_config
+from hubrl.formats.schema import parse_yaml, write_yaml
 
 REPOSITORY = Path(__file__).parents[2]
 

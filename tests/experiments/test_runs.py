@@ -13,12 +13,12 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents.bundle import main as bundle
 from hubrl import Hub, load_agent
-from hubrl.cards import write_yaml
 from hubrl.errors import BadConfig, BadFile, OutputExists
 from hubrl.experiments.checkpoints import checkpoints_in, known_beside
 from hubrl.experiments.evaluation import draws, play
 from hubrl.experiments.finished_run import evaluate_run, run_agent
 from hubrl.experiments.run import start_run, train, training_curve
+from hubrl.formats.schema import write_yaml
 from hubrl.tasks.make_env import make_env
 
 TINY = {

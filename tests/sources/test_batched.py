@@ -30,7 +30,7 @@ def normalised(source, seed):
     """The same source behind statistics of its own."""
     rng = np.random.default_rng(seed)
     statistics = {"": (rng.normal(size=4), rng.uniform(0.5, 2, size=4))}
-    card = type(source.card).model_validate({**source.card.plain(), "name": f"normal-{seed}", "normalisation": {"clip": 1.0}})
+    card = type(source.card).model_validate({**source.card.to_dict(), "name": f"normal-{seed}", "normalisation": {"clip": 1.0}})
     made = Source.from_card(card, None)
     normaliser = Normaliser(source.space, card.normalisation, statistics)
     made.fill({**source.tensors(), **{f"normaliser.{name}": tensor for name, tensor in normaliser.state_dict().items()}})

@@ -12,9 +12,9 @@ from torch import nn
 from untrained import ARM, FLAT, IMAGE, KEYS, Noise, draw, normalised, untrained
 
 from hubrl import Hub, Networks, Source, register_network
-from hubrl.cards import Crop, Frames, Resize, Select, SourceCard, Stretch
 from hubrl.errors import BadConfig, BadFile, OutputExists, SourcesNotLoaded, SpaceMismatch, UnknownName
 from hubrl.experiments.evaluation import check_hub
+from hubrl.formats.cards import Crop, Frames, Resize, Select, SourceCard, Stretch
 from hubrl.reading import read_agent
 from hubrl.sources.action_params import squashed_gaussian
 from hubrl.sources.preprocessing import preprocessed
@@ -337,7 +337,7 @@ def test_a_source_is_replayed_as_its_card_says_it_was_trained(told, played, monk
         raise BadConfig("seen")
 
     monkeypatch.setattr("hubrl.experiments.evaluation.make_env", refuse)
-    card = SourceCard.model_validate({**source.card.plain(), **told})
+    card = SourceCard.model_validate({**source.card.to_dict(), **told})
     (check,) = check_hub(Hub([Source.from_card(card.model_copy(update={"sha256": None}), source.tensors())]))
     assert asked == [played]
     assert check.sentence == "seen"

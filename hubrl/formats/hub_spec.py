@@ -1,17 +1,20 @@
-"""What a saved target freezes: the hub it learned from, as plain data in its keyword arguments."""
+"""The hub of a saved target, as plain data in its policy's keyword arguments."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from hubrl.cards import Plain, SourceCard, first_problem, parse_card
 from hubrl.errors import BadConfig, check_format
-from hubrl.nn.bf16 import Precision
+from hubrl.formats.cards import SourceCard, parse_card
+from hubrl.formats.schema import Schema, first_problem
 
 SPEC_FORMAT = 1
 
+Precision = Literal["float32", "bfloat16"]
+"""Number format of encoders' convolutions."""
 
-class HubSpec(Plain):
+
+class HubSpec(Schema):
     """A hub, a method and its options; everything but weights."""
 
     format: int = SPEC_FORMAT
@@ -24,13 +27,13 @@ class HubSpec(Plain):
     source_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     """Learning rate of tuned sources, as a factor on the algorithm's."""
     cached: bool = False
-    """Whether observations come with what the sources' encoders said of them (`hubrl.CachedVecEnv`)."""
+    """Whether observations hold the sources' features (`hubrl.CachedVecEnv`)."""
     precision: Precision = "float32"
-    """In what encoders are computed."""
+    """Number format in which encoders are computed."""
 
     def plain(self) -> dict[str, Any]:
         """Data for keyword arguments: JSON holds it, and comparing it with another is unambiguous."""
-        return {**super().plain(), "sources": [card.plain() for card in self.sources]}
+        return {**super().to_dict(), "sources": [card.to_dict() for card in self.sources]}
 
 
 def parse_spec(plain: object) -> HubSpec:

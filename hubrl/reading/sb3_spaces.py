@@ -13,24 +13,24 @@ from typing import Any
 import numpy as np
 
 from hubrl.errors import BadFile
-from hubrl.spaces import PlainSpace
+from hubrl.formats.spaces import SpaceDict
 
 _NUMBER = re.compile(r"-?inf|-?\d+\.?\d*(?:e[+-]?\d+)?")
 _PART = re.compile(r"""(['"])((?:(?!\1).)+)\1,?:?\s*(Box|Discrete|MultiDiscrete|MultiBinary|Dict)\(""")
 
 
-def parse_space(printed: Any, what: str) -> PlainSpace:
+def parse_space(printed: Any, what: str) -> SpaceDict:
     """Plain data of a space from a zip's JSON.
 
     Args:
         printed: The JSON object of the space.
-        what: What it is the space of, for the message.
+        what: Noun for the space in the message, as 'action space'.
 
     Raises:
         BadFile: If it is missing or of a type that hubrl does not know.
     """
     if not isinstance(printed, dict) or not isinstance(printed.get(":type:"), str):
-        raise BadFile(f"The file says nothing of its {what}.")
+        raise BadFile(f"The file holds no {what}.")
     kind = printed[":type:"].rsplit(".", 1)[-1].strip("'> ")
     try:
         return _parse(kind, printed)
@@ -38,9 +38,9 @@ def parse_space(printed: Any, what: str) -> PlainSpace:
         raise BadFile(f"The {what} in the file, a {kind}, cannot be read ({error!r}).") from error
 
 
-def _parse(kind: str, printed: dict[str, Any]) -> PlainSpace:
+def _parse(kind: str, printed: dict[str, Any]) -> SpaceDict:
     match kind:
-        case "Box" | "Heard":
+        case "Box" | "CachedFeaturesSpace":
             shape = [int(n) for n in printed.get("shape") or printed["_shape"]]
             dtype = str(printed["dtype"])
             low, high = (_numbers(str(printed[end])) for end in ("low", "high"))
@@ -57,7 +57,7 @@ def _parse(kind: str, printed: dict[str, Any]) -> PlainSpace:
             raise ValueError(f"hubrl reads Box, Discrete, MultiDiscrete, MultiBinary and Dict, not {kind}")
 
 
-def _dict_parts(text: str) -> dict[str, PlainSpace]:
+def _dict_parts(text: str) -> dict[str, SpaceDict]:
     """The parts of a Dict space from its `repr`, in its order."""
     parts = {}
     for match in _PART.finditer(text):
@@ -69,7 +69,7 @@ def _dict_parts(text: str) -> dict[str, PlainSpace]:
     return parts
 
 
-def _from_repr(kind: str, inside: str) -> PlainSpace:
+def _from_repr(kind: str, inside: str) -> SpaceDict:
     match kind:
         case "Box":
             found = re.fullmatch(r"(.*), (\([\d, ]*\)), (\w+)", inside, re.DOTALL)

@@ -9,13 +9,13 @@ from gymnasium import spaces
 
 from hubrl.errors import BadFile
 
-PlainSpace = dict[str, Any]
+SpaceDict = dict[str, Any]
 
 MAX_NUMBERS = 2**26
-"""More numbers than any observation has; a file that says otherwise is refused before memory is."""
+"""Greatest number of entries of a space; a file with more is refused before memory is allocated."""
 
 
-def to_plain(space: spaces.Space[Any]) -> PlainSpace:
+def space_to_dict(space: spaces.Space[Any]) -> SpaceDict:
     """A space as plain data that YAML and JSON can hold.
 
     Bounds that are the same everywhere are written once. `inf` is written as the string "inf".
@@ -25,7 +25,7 @@ def to_plain(space: spaces.Space[Any]) -> PlainSpace:
     """
     match space:
         case spaces.Dict():
-            return {"type": "Dict", "spaces": {key: to_plain(part) for key, part in space.spaces.items()}}
+            return {"type": "Dict", "spaces": {key: space_to_dict(part) for key, part in space.spaces.items()}}
         case spaces.Box():
             bounds = {"low": _bound(space.low), "high": _bound(space.high)}
             return {"type": "Box", "shape": [int(n) for n in space.shape], "dtype": str(space.dtype), **bounds}
@@ -42,8 +42,8 @@ def to_plain(space: spaces.Space[Any]) -> PlainSpace:
             )
 
 
-def from_plain(plain: PlainSpace) -> spaces.Space[Any]:
-    """The space that `to_plain` wrote.
+def space_from_dict(plain: SpaceDict) -> spaces.Space[Any]:
+    """The space that `space_to_dict` wrote.
 
     Raises:
         BadFile: If the data does not describe a space.
@@ -54,7 +54,7 @@ def from_plain(plain: PlainSpace) -> spaces.Space[Any]:
         raise BadFile(f"{plain!r} does not describe a space ({error!r}).") from error
 
 
-def _from_plain(plain: PlainSpace) -> spaces.Space[Any]:
+def _from_plain(plain: SpaceDict) -> spaces.Space[Any]:
     match plain["type"]:
         case "Dict":
             # An OrderedDict keeps its order; Gymnasium sorts any other mapping.

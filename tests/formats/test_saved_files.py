@@ -1,6 +1,6 @@
 """File formats outlive the code: what version 0.1 wrote is read, and says what it said then.
 
-`tests/saved/0.1/` is written by `python tests/test_formats.py`, anew for each format of before the first release.
+`tests/formats/saved/0.1/` is written by `python tests/formats/test_saved_files.py`, anew for each format of before the first release.
 """
 
 from pathlib import Path

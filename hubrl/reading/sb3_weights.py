@@ -1,7 +1,7 @@
 """From a state dict in SB3's names to a declared network and its weights in hubrl's names.
 
-Everything is read off the weights' names and shapes; what the shapes cannot say (activation, squashing) comes from the
-caller. A weight that finds no place means a network that SB3 does not have, and is refused.
+Names and shapes of the weights determine the network; the caller adds what they leave open (activation, squashing).
+A weight without a place in SB3's networks is refused.
 """
 
 import re
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from hubrl.cards import Conv, Trunk
 from hubrl.errors import BadFile
+from hubrl.formats.cards import Conv, Trunk
 
 NATURE_STRIDES = {8: 4, 4: 2, 3: 1}
 

@@ -18,7 +18,7 @@ MAX_BYTES = 64 * 2**20
 
 
 class VecNormalizeStatistics(NamedTuple):
-    """What VecNormalize did to observations."""
+    """VecNormalize's treatment of observations."""
 
     statistics: Statistics | None
     """Mean and variance by key (one empty key for a plain observation); none if observations were left alone."""
@@ -55,7 +55,7 @@ _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 ALLOWED_RECORDS = {
     ("stable_baselines3.common.vec_env.vec_normalize", "VecNormalize"),
     ("stable_baselines3.common.running_mean_std", "RunningMeanStd"),
-    ("hubrl.heard", "Heard"),
+    ("hubrl", "CachedFeaturesSpace"),
     ("numpy.random._pickle", "__randomstate_ctor"),
     ("numpy.random._pickle", "__generator_ctor"),
     ("numpy.random._pickle", "__bit_generator_ctor"),

@@ -10,8 +10,8 @@ from gymnasium import spaces
 from stable_baselines3.common.save_util import data_to_json
 
 from hubrl.errors import BadFile
-from hubrl.reading.printed_spaces import parse_space
-from hubrl.spaces import describe, fits, from_plain, to_plain
+from hubrl.formats.spaces import describe, fits, space_from_dict, space_to_dict
+from hubrl.reading.sb3_spaces import parse_space
 
 UNEVEN = spaces.Box(np.array([-np.inf, -1e-7, -2.5], np.float32), np.array([np.inf, 3.3333333, 1e30], np.float32))
 
@@ -44,24 +44,24 @@ def printed(space):
 
 @pytest.mark.parametrize("space", SPACES, ids=describe)
 def test_a_space_comes_back_from_plain_data_and_yaml(space):
-    again = from_plain(yaml.safe_load(yaml.safe_dump(to_plain(space))))
+    again = space_from_dict(yaml.safe_load(yaml.safe_dump(space_to_dict(space))))
     assert again == space
     assert again.dtype == space.dtype
 
 
 @pytest.mark.parametrize("space", SPACES, ids=describe)
 def test_a_space_comes_back_from_what_sb3_prints_of_it(space):
-    assert from_plain(parse_space(printed(space), "observation space")) == space
+    assert space_from_dict(parse_space(printed(space), "observation space")) == space
 
 
 @pytest.mark.parametrize("space", [space for space in SPACES if isinstance(space, spaces.Dict)], ids=describe)
 def test_a_dict_keeps_the_order_of_its_keys(space):
-    assert list(from_plain(to_plain(space)).spaces) == list(space.spaces)
-    assert list(from_plain(parse_space(printed(space), "observation space")).spaces) == list(space.spaces)
+    assert list(space_from_dict(space_to_dict(space)).spaces) == list(space.spaces)
+    assert list(space_from_dict(parse_space(printed(space), "observation space")).spaces) == list(space.spaces)
 
 
 def test_bounds_that_are_the_same_everywhere_are_written_once():
-    assert to_plain(spaces.Box(-np.inf, 1.0, (2, 3))) == {
+    assert space_to_dict(spaces.Box(-np.inf, 1.0, (2, 3))) == {
         "type": "Box",
         "shape": [2, 3],
         "dtype": "float32",
@@ -72,9 +72,9 @@ def test_bounds_that_are_the_same_everywhere_are_written_once():
 
 def test_bounds_that_were_elided_are_widened_to_what_is_shown():
     low, high = np.linspace(-3, -1, 1200, dtype=np.float32), np.linspace(-1, 2, 1200, dtype=np.float32)
-    space = from_plain(parse_space(printed(spaces.Box(low, high)), "observation space"))
+    space = space_from_dict(parse_space(printed(spaces.Box(low, high)), "observation space"))
     assert space == spaces.Box(-3.0, 2.0, (1200,))
-    above = from_plain(parse_space(printed(spaces.Box(low + 5, high + 5)), "observation space"))
+    above = space_from_dict(parse_space(printed(spaces.Box(low + 5, high + 5)), "observation space"))
     assert above == spaces.Box(2.0, 7.0, (1200,))
 
 
@@ -94,7 +94,7 @@ def test_bounds_that_were_elided_are_widened_to_what_is_shown():
     ids=["gym 0.26", "gym 0.17"],
 )
 def test_spaces_that_gym_printed_are_read(printed_by_gym):
-    assert from_plain(parse_space(printed_by_gym, "action space")) == spaces.Box(-1.0, 1.0, (2,))
+    assert space_from_dict(parse_space(printed_by_gym, "action space")) == spaces.Box(-1.0, 1.0, (2,))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_spaces_that_gym_printed_are_read(printed_by_gym):
     ids=["gym", "gymnasium"],
 )
 def test_a_dict_is_read_in_the_ways_it_was_printed(parts):
-    space = from_plain(parse_space({":type:": "<class 'gym.spaces.dict.Dict'>", "spaces": parts}, "observation space"))
+    space = space_from_dict(parse_space({":type:": "<class 'gym.spaces.dict.Dict'>", "spaces": parts}, "observation space"))
     assert list(space.spaces) == ["goal", "seen", "mode"]
     assert describe(space) == "Dict(goal: Box(2,), seen: Box(3, 8, 8), mode: Discrete(3))"
 
@@ -130,7 +130,7 @@ def test_a_dict_that_was_printed_with_starts_keeps_its_sizes():
 )
 def test_a_space_that_hubrl_does_not_know_is_refused(space, sentence):
     with pytest.raises(BadFile, match=sentence):
-        to_plain(space)
+        space_to_dict(space)
 
 
 @pytest.mark.parametrize(
@@ -161,14 +161,14 @@ def test_a_space_that_hubrl_does_not_know_is_refused(space, sentence):
 )
 def test_data_that_describes_no_space_is_refused(plain):
     with pytest.raises(BadFile, match="does not describe a space"):
-        from_plain(plain)
+        space_from_dict(plain)
 
 
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (None, "The file says nothing of its action space"),
-        ({"n": 3}, "The file says nothing of its action space"),
+        (None, "The file holds no action space"),
+        ({"n": 3}, "The file holds no action space"),
         ({":type:": "<class 'gymnasium.spaces.tuple.Tuple'>"}, "a Tuple, cannot be read .*hubrl reads Box"),
         ({":type:": "<class 'gymnasium.spaces.box.Box'>", "dtype": "float32", "_shape": [2]}, "The action space in the file, a Box"),
         ({":type:": "Box", "dtype": "float32", "_shape": [2], "low": "low", "high": "high"}, "no bound in 'low'"),

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hubrl.cards import ActionHead, Declared, Layers, Registered, SourceCard, ValueHead
 from hubrl.errors import BadFile
-from hubrl.heard import plain_observed
-from hubrl.reading.printed_spaces import parse_space
-from hubrl.reading.weights import OWN_NETWORK, StateDict
-from hubrl.spaces import PlainSpace
+from hubrl.formats.cached_space import observed_space_dict
+from hubrl.formats.cards import ActionHead, Declared, Layers, Registered, SourceCard, ValueHead
+from hubrl.formats.spaces import SpaceDict
+from hubrl.reading.sb3_spaces import parse_space
+from hubrl.reading.sb3_weights import OWN_NETWORK, StateDict
 
 MAX_BYTES = 4 * 2**30
 
@@ -31,10 +31,10 @@ FAMILIES = {
 }
 
 HUB_POLICY, HUB_DQN = "hubrl.policies", "hubrl.q_policies"
-"""Modules of the policies that hear a hub's outputs."""
+"""Modules of the policies over a hub's outputs."""
 
 CACHED = "hubrl.cached"
-"""Module of SB3's policies for observations that come with what sources said of them."""
+"""Module of SB3's policies over cached features."""
 
 PRECISE = "hubrl.precision"
 """Module of SB3's policies whose NatureCNN is computed in bfloat16."""
@@ -149,12 +149,12 @@ class Archive:
             )
         return ACTIVATION_NAMES[name]
 
-    def space(self, which: str) -> PlainSpace:
-        """The `observation` or `action` space, as plain data; without what a cached hub was heard to say."""
+    def space(self, which: str) -> SpaceDict:
+        """The `observation` or `action` space, as plain data and without cached features."""
         printed = self.data.get(f"{which}_space")
         space = parse_space(printed, f"{which} space")
-        heard = which == "observation" and self.hub is not None and self.hub.get("cached") is True
-        return plain_observed(printed, space) if heard else space
+        cached = which == "observation" and self.hub is not None and self.hub.get("cached") is True
+        return observed_space_dict(printed, space) if cached else space
 
 
 def _unzip(path: Path | io.BytesIO) -> tuple[bytes, bytes]:
@@ -202,7 +202,7 @@ def read_archive(path: Path | io.BytesIO, name: str) -> tuple[SourceCard, dict[s
 
     Args:
         path: The zip, as a file or in memory.
-        name: What to call the source.
+        name: Name of the source.
 
     Raises:
         BadFile: If the file is missing, damaged, hostile, or holds a network that SB3 does not have.
@@ -212,7 +212,7 @@ def read_archive(path: Path | io.BytesIO, name: str) -> tuple[SourceCard, dict[s
         return _read(archive, path, name)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise BadFile(f"{archive.path} says of its agent what cannot be ({type(error).__name__}: {reason}).") from error
+        raise BadFile(f"{archive.path} describes an agent that cannot be ({type(error).__name__}: {reason}).") from error
 
 
 def _read(archive: Archive, path: Path | io.BytesIO, name: str) -> tuple[SourceCard, dict[str, Tensor]]:
@@ -236,7 +236,7 @@ def _read(archive: Archive, path: Path | io.BytesIO, name: str) -> tuple[SourceC
 
 
 def hub_kwargs(archive: Archive) -> dict[str, Any]:
-    """Keyword arguments of the policy that hears a hub's outputs, as plain data.
+    """Keyword arguments of a policy over a hub's outputs, as plain data.
 
     Raises:
         BadFile: If one of them is not plain data.
@@ -258,7 +258,7 @@ def _refuse_custom(archive: Archive) -> None:
         raise BadFile(f"{archive.path} has a features extractor of its own ({extractor}), which hubrl cannot declare; {OWN_NETWORK}.")
 
 
-def read_network(weights: StateDict, archive: Archive, observation_space: PlainSpace) -> Declared:
+def read_network(weights: StateDict, archive: Archive, observation_space: SpaceDict) -> Declared:
     """Take the parts of a source out of SB3's state dict."""
     keys = list(observation_space["spaces"]) if observation_space["type"] == "Dict" else [""]
     match archive.algorithm:
@@ -270,7 +270,7 @@ def read_network(weights: StateDict, archive: Archive, observation_space: PlainS
             network = _on_policy(weights, archive, keys)
     if archive.hub is None:
         return network
-    # Whoever hears this agent gives it observations as they are.
+    # As a source this agent reads raw observations, not cached features.
     return network.model_copy(update={"hub": {key: value for key, value in archive.hub.items() if key != "cached"}})
 
 

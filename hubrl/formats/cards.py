@@ -1,19 +1,18 @@
-"""What is written down about a source: a YAML card beside its weights, with a format version.
+"""Cards of sources: everything about a pretrained agent but its weights, as YAML with a format version.
 
-The card says everything but the weights: a source is rebuilt from its card, and a saved target carries the cards of
-its sources as plain data in its keyword arguments.
+A source is rebuilt from its card and its weights. A saved target carries the cards of its sources as plain data in its
+keyword arguments.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from gymnasium import spaces
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from hubrl.errors import BadFile, check_format
-from hubrl.spaces import from_plain
+from hubrl.formats.schema import Schema, first_problem, read_yaml
+from hubrl.formats.spaces import space_from_dict
 
 CARD_FORMAT = 1
 
@@ -25,21 +24,10 @@ Activation = Literal["tanh", "relu", "elu", "gelu", "silu", "leaky_relu", "sigmo
 
 
 Preprocessing = Literal["none", "atari", "atari-sb3"]
-"""How observations are made of a task: as they are, or to SB3's Atari conventions in ale-py's C++ or in SB3's own wrappers."""
+"""Preprocessing of a task: none, or SB3's Atari conventions in ale-py's C++ or by SB3's own wrappers."""
 
 
-class Plain(BaseModel):
-    """Base of everything that is written to YAML or JSON: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    def plain(self) -> dict[str, Any]:
-        """This model as data that YAML and JSON hold: defaults left out, but never the format."""
-        version = {"format": dict(self)["format"]} if "format" in type(self).model_fields else {}
-        return {**version, **self.model_dump(mode="json", exclude_defaults=True)}
-
-
-class Conv(Plain):
+class Conv(Schema):
     """One convolution and the activation behind it."""
 
     channels: Size
@@ -49,8 +37,8 @@ class Conv(Plain):
     padding: int = Field(default=0, ge=0, le=2**16)
 
 
-class Trunk(Plain):
-    """From one observation to a flat vector: convolutions, then perhaps one linear layer; with neither, just flattened."""
+class Trunk(Schema):
+    """Layers from one observation to a flat vector: convolutions, then an optional linear layer; flattened with neither."""
 
     convs: tuple[Conv, ...] = ()
     linear: Size | None = None
@@ -58,20 +46,20 @@ class Trunk(Plain):
     activation: Activation = "relu"
 
 
-class Layers(Plain):
+class Layers(Schema):
     """A multilayer perceptron: hidden widths and the activation after each."""
 
     widths: tuple[Size, ...] = ()
     activation: Activation = "tanh"
 
 
-class ActionHead(Plain):
-    """From the encoder's features to the action distribution, as the algorithm has it."""
+class ActionHead(Schema):
+    """Layers from the encoder's features to the action distribution of the algorithm."""
 
     kind: Literal["gaussian", "squashed-gaussian", "deterministic", "categorical", "q-values", "quantiles"]
     """`deterministic` is TD3's and DDPG's: a tanh that spans the bounds."""
     log_std: Literal["parameter", "linear", "sde"] | None = None
-    """Where a Gaussian has its standard deviation from; `sde` is SB3's state-dependent exploration."""
+    """Origin of a Gaussian's standard deviation; `sde` is SB3's state-dependent exploration."""
     log_std_width: Size | None = None
     """Columns of the `sde` matrix; one if the standard deviation is the same for every action."""
     expln: bool = False
@@ -82,8 +70,8 @@ class ActionHead(Plain):
     """Quantiles of every action's return (QR-DQN)."""
 
 
-class ValueHead(Plain):
-    """What the agent thinks its observation, or an action in it, is worth; a return on its own task's scale."""
+class ValueHead(Schema):
+    """Layers that estimate the return of an observation, or of an action in it, on the scale of the agent's own task."""
 
     kind: Literal["state", "action"]
     """`state` is a value function V(s); `action` is an ensemble of critics Q(s, a)."""
@@ -95,7 +83,7 @@ class ValueHead(Plain):
     """Quantiles of every critic (TQC)."""
 
 
-class Declared(Plain):
+class Declared(Schema):
     """A network of SB3's shapes, declared layer by layer."""
 
     kind: Literal["declared"]
@@ -106,10 +94,10 @@ class Declared(Plain):
     action: ActionHead | None = None
     value: ValueHead | None = None
     hub: dict[str, Any] | None = None
-    """For an agent that was itself trained on a hub's features: that hub, as plain data, in place of the trunks."""
+    """The hub of an agent that was itself trained on a hub's features, as plain data; it replaces the trunks."""
 
 
-class Registered(Plain):
+class Registered(Schema):
     """A network that a builder registered in this process makes (`hubrl.register_network`)."""
 
     kind: Literal["registered"]
@@ -119,14 +107,14 @@ class Registered(Plain):
     """Plain keyword arguments of the builder."""
 
 
-class Frames(Plain):
+class Frames(Schema):
     """Keep the last channels of a stack of frames."""
 
     op: Literal["frames"]
     last: Size
 
 
-class Crop(Plain):
+class Crop(Schema):
     """Keep rows `top` to `bottom` (excluded) of an image."""
 
     op: Literal["crop"]
@@ -134,7 +122,7 @@ class Crop(Plain):
     bottom: Size
 
 
-class Resize(Plain):
+class Resize(Schema):
     """Resize an image bilinearly."""
 
     op: Literal["resize"]
@@ -142,28 +130,28 @@ class Resize(Plain):
     width: Size
 
 
-class Stretch(Plain):
+class Stretch(Schema):
     """Stretch the contrast of every image to the full range from 0 to 1."""
 
     op: Literal["stretch"]
 
 
-class Select(Plain):
+class Select(Schema):
     """Keep some entries of a flat observation, in this order."""
 
     op: Literal["select"]
     indices: tuple[Annotated[int, Field(ge=0)], ...]
 
 
-class Key(Plain):
+class Key(Schema):
     """Read one part of a Dict observation."""
 
     op: Literal["key"]
     name: str
 
 
-class Keys(Plain):
-    """Read some parts of a Dict observation, under the names that the network knows them by."""
+class Keys(Schema):
+    """Read some parts of a Dict observation, renamed to the network's own keys."""
 
     op: Literal["keys"]
     names: dict[str, str]
@@ -173,17 +161,17 @@ class Keys(Plain):
 Step = Annotated[Frames | Crop | Resize | Stretch | Select | Key | Keys, Field(discriminator="op")]
 
 
-class ActionMap(Plain):
-    """From the source's own actions to the target's, where the two differ in order or in sign (a mirrored gait)."""
+class ActionMap(Schema):
+    """Map from the source's actions to the target's, where they differ in order or sign (a mirrored gait)."""
 
     order: tuple[int, ...] | None = None
-    """For every entry of the target's action (or every choice), the source's that stands for it; a permutation."""
+    """Index of the source's entry (or choice) for each entry of the target's action; a permutation."""
     signs: tuple[Literal[-1, 1], ...] | None = None
-    """For every entry of the target's action its sign; Box alone."""
+    """Sign of each entry of the target's action; only for a Box."""
 
 
-class Normalisation(Plain):
-    """The statistics of VecNormalize are among the weights; this is how they are applied."""
+class Normalisation(Schema):
+    """Settings of VecNormalize; its statistics are among the weights."""
 
     keys: tuple[str, ...] = ("",)
     """The keys of a Dict observation that are normalised; one empty key otherwise."""
@@ -191,35 +179,35 @@ class Normalisation(Plain):
     epsilon: float = Field(default=1e-8, ge=0)
 
 
-class SourceCard(Plain):
+class SourceCard(Schema):
     """Everything about a source but its weights."""
 
     format: int = CARD_FORMAT
     """Version of this format."""
     name: str = Field(pattern=NAME_PATTERN)
-    """How the source is called in its hub, in logs and in files."""
+    """Name of the source in its hub, in logs and in files."""
     algorithm: str
-    """What it was trained with, as SB3 and sb3-contrib name their classes."""
+    """Algorithm of its training, as SB3 and sb3-contrib name their classes."""
     observation_space: dict[str, Any]
-    """What its network reads, after `preprocessing`, as plain data; images channel first."""
+    """Observation space of its network, after `preprocessing`, as plain data; images channel first."""
     action_space: dict[str, Any] | None = None
-    """The actions of its own head; none for an encoder alone."""
+    """Action space of its own head; none for an encoder alone."""
     network: Annotated[Declared | Registered, Field(discriminator="kind")]
     preprocessing: tuple[Step, ...] = ()
-    """Steps from the target's observation to the one its network reads."""
+    """Steps from the target's observation to the network's input."""
     action_meanings: tuple[str, ...] | None = None
-    """What its discrete actions mean, in order, as the ALE names them; by these it acts where the target's are others."""
+    """ALE names of its discrete actions, in order; they translate its actions to a target with another action set."""
     action_map: ActionMap | None = None
-    """From its own head's actions to the target's; none where they are the same."""
+    """Map from its own head's actions to the target's; none where they are the same."""
     normalize_images: bool = True
     """Whether images were divided by 255, as SB3 does unless told otherwise."""
     normalisation: Normalisation | None = None
-    """How it normalises observations; none if it was trained on them as they are."""
+    """Normalisation of observations; none if it was trained on raw ones."""
     task: str | None = None
     """Gymnasium id of the task it was trained on."""
     task_kwargs: dict[str, Any] = {}
     task_preprocessing: Preprocessing | None = None
-    """How the task's observations were made, as `preprocessing` of a config; not known of older cards."""
+    """Preprocessing of that task, as `preprocessing` of a config; none if unknown."""
     steps: int | None = None
     """Environment steps of training."""
     seed: int | None = None
@@ -229,23 +217,23 @@ class SourceCard(Plain):
     return_std: float | None = None
     licence: str | None = None
     origin: str | None = None
-    """Where it comes from: a file's name, a repository, a command."""
+    """Origin: a file's name, a repository, a command."""
     notes: str | None = None
-    """What a reader must know, above all how it differs from the agent it was cut from."""
+    """Remarks for the reader, above all differences from the original agent."""
     weights: dict[str, str] = {}
-    """For bare weights from elsewhere: the file's name of each weight, by hubrl's name; what is not named is left out."""
+    """Names of foreign weights in their file, by hubrl's name; unnamed weights are left out."""
     sha256: str | None = None
-    """Digest of the file that holds its weights; none until they were saved."""
+    """Digest of its weights' file; none until they are saved."""
 
     @property
     def observations(self) -> spaces.Space[Any]:
         """The space that its network reads, after `preprocessing`."""
-        return from_plain(self.observation_space)
+        return space_from_dict(self.observation_space)
 
     @property
     def actions(self) -> spaces.Space[Any] | None:
         """The space of its own head's actions, if it has one."""
-        return None if self.action_space is None else from_plain(self.action_space)
+        return None if self.action_space is None else space_from_dict(self.action_space)
 
 
 def read_card(path: Path) -> SourceCard:
@@ -258,7 +246,15 @@ def read_card(path: Path) -> SourceCard:
 
 
 def parse_card(plain: object, where: str) -> SourceCard:
-    """A card from plain data; `where` it stands is for the message."""
+    """A card from plain data.
+
+    Args:
+        plain: The data.
+        where: Name of the place that holds it, for the message.
+
+    Raises:
+        BadFile: If it is not a card, or it is of a newer format.
+    """
     check_format(plain, CARD_FORMAT, f"{where} is a card")
     try:
         card = SourceCard.model_validate(plain)
@@ -266,47 +262,5 @@ def parse_card(plain: object, where: str) -> SourceCard:
         raise BadFile(f"{where} is not a source card: {first_problem(error)}.") from error
     for space in (card.observation_space, card.action_space):
         if space is not None:
-            from_plain(space)
+            space_from_dict(space)
     return card
-
-
-def read_yaml(path: Path) -> object:
-    """Plain data from a YAML file.
-
-    Raises:
-        BadFile: If there is no such file or it is not YAML.
-    """
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BadFile(f"There is no file {path}.") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise BadFile(f"{path} cannot be read as YAML ({' '.join(str(error).split())[:160]}).") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, except that `1e5` and `3e-4` are numbers, as in YAML 1.2."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789"))
-
-
-def parse_yaml(text: str) -> Any:
-    """Plain data from YAML; raises `yaml.YAMLError` if it is none."""
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
-
-
-def write_yaml(plain: dict[str, Any]) -> str:
-    """Plain data as YAML, in the order given."""
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints, in one phrase."""
-    problem = error.errors()[0]
-    where, said = ".".join(str(part) for part in problem["loc"]), problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {said}" if where else said

@@ -162,14 +162,14 @@ def test_something_that_is_no_agent_is_refused(tmp_path):
 
 
 def test_a_folder_without_an_agent_is_refused(tmp_path):
-    with pytest.raises(BadFile, match="holds 0 zips and none that says it is the agent"):
+    with pytest.raises(BadFile, match="holds 0 zips and none is clearly the agent"):
         read_agent(tmp_path)
 
 
 def test_a_folder_with_several_agents_asks_which(tmp_path):
     for name in ("left", "right"):
         untrained(PPO).save(tmp_path / f"{name}.zip")
-    with pytest.raises(BadFile, match="holds 2 zips and none that says it is the agent; name the zip itself"):
+    with pytest.raises(BadFile, match="holds 2 zips and none is clearly the agent; name the zip itself"):
         read_agent(tmp_path)
 
 
@@ -205,7 +205,7 @@ def test_a_zip_with_a_flipped_byte_is_refused(agent, compression):
 
 
 def test_a_zip_that_unpacks_to_more_than_agents_have_is_refused(agent, monkeypatch):
-    monkeypatch.setattr("hubrl.reading.archive.MAX_BYTES", 1000)
+    monkeypatch.setattr("hubrl.reading.sb3_zip.MAX_BYTES", 1000)
     with pytest.raises(BadFile, match=r"agent\.zip unpacks to more than 1000 bytes; agents do not"):
         read_agent(agent)
 
@@ -419,7 +419,7 @@ def test_a_q_network_for_actions_that_are_no_choice_is_refused(tmp_path):
     untrained(DQN, actions=KEYS).save(tmp_path / "agent.zip")
     arm = {":type:": "<class 'gymnasium.spaces.box.Box'>", "dtype": "float32", "_shape": [2], "low": "-1", "high": "1"}
     rewrite(tmp_path / "agent.zip", data=lambda data: {**data, "action_space": arm})
-    with pytest.raises(BadFile, match=r"agent\.zip says of its agent what cannot be \(KeyError: 'n'\)"):
+    with pytest.raises(BadFile, match=r"agent\.zip describes an agent that cannot be \(KeyError: 'n'\)"):
         read_agent(tmp_path / "agent.zip")
 
 
