@@ -16,8 +16,6 @@ from stable_baselines3.common.utils import get_device, is_vectorized_observation
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn, VecEnvWrapper
 from stable_baselines3.dqn.policies import DQNPolicy
-from stable_baselines3.sac.policies import SACPolicy
-from stable_baselines3.td3.policies import TD3Policy
 
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.extractor import HubExtractor, check_left_alone, parts_in
@@ -230,20 +228,8 @@ class CachedDQNPolicy(Hearing, ByteDQNPolicy):
     plain_module = DQNPolicy.__module__
 
 
-class CachedSACPolicy(Hearing, SACPolicy):
-    """SB3's policy of SAC."""
-
-    plain_module = SACPolicy.__module__
-
-
-class CachedTD3Policy(Hearing, TD3Policy):
-    """SB3's policy of TD3 and DDPG."""
-
-    plain_module = TD3Policy.__module__
-
-
 def cached_policy(algorithm: type[BaseAlgorithm]) -> type[BasePolicy] | str:
     """The policy with which an algorithm hears for itself, or SB3's name of one that takes what was heard alone."""
     recurrent = "MlpPolicy" not in algorithm.policy_aliases or "MultiInputLstmPolicy" in algorithm.policy_aliases
     named = "MultiInputLstmPolicy" if recurrent else "MultiInputPolicy"
-    return serving(algorithm, (CachedActorCriticPolicy, CachedDQNPolicy, CachedSACPolicy, CachedTD3Policy)) or named
+    return serving(algorithm, (CachedActorCriticPolicy, CachedDQNPolicy)) or named

@@ -192,33 +192,24 @@ def mixed_categorical(
 
 
 def held(
-    log_weights: Float[Tensor, "batch pathways"], previous: Int[Tensor, " batch"], release: float | Float[Tensor, "batch pathways"]
+    log_weights: Float[Tensor, "batch pathways"], previous: Int[Tensor, " batch"], stickiness: Float[Tensor, "batch pathways"] | None = None
 ) -> Float[Tensor, "batch pathways"]:
     """How likely each pathway acts next, given who acted before, as a logarithm [ours].
 
-    With a number, a pathway lets go with that probability and the router draws anew:
-    `p(i) = (1 - release) [i = previous] + release * w_i`. With a tensor, each pathway's own stickiness `c_i` is added
-    where it acted: `p = softmax(log w + c [i = previous])`. Where nobody acted before `p = w`. A pathway that was held
-    but is not active any more lets go.
+    Each pathway's own stickiness `c_i` is added where it acted: `p = softmax(log w + c [i = previous])`; without one, who acted
+    acts again for sure. Where nobody acted before `p = w`. A pathway that was held but is not active any more lets go.
 
     Args:
         log_weights: Logarithms of pathway weights; minus infinity where a pathway is not active.
         previous: Who acted before; below 0 for nobody.
-        release: Probability to let go, or the stickiness of each pathway in nats.
+        stickiness: Of each pathway, in nats; none for infinitely much.
     """
-    if not isinstance(release, Tensor) and release >= 1:
-        return log_weights
     there = at(previous, log_weights.shape[1])
-    if isinstance(release, Tensor):
-        return functional.log_softmax(log_weights + there * release, dim=1)
+    if stickiness is not None:
+        return functional.log_softmax(log_weights + there * stickiness, dim=1)
     there = there & log_weights.isfinite()
-    held_there = there.any(dim=1, keepdim=True)
-    if release == 0:
-        return torch.where(held_there, torch.zeros_like(log_weights).masked_fill(~there, -torch.inf), log_weights)
-    drawn = log_weights + math.log(release)
-    # Two infinities must not be added: their gradient is no number.
-    kept = torch.logaddexp(drawn.masked_fill(~there, 0.0), drawn.new_full((), math.log1p(-release)))
-    return torch.where(held_there, torch.where(there, kept, drawn), log_weights)
+    sure = torch.zeros_like(log_weights).masked_fill(~there, -torch.inf)
+    return torch.where(there.any(dim=1, keepdim=True), sure, log_weights)
 
 
 def at(place: Int[Tensor, " batch"], n: int) -> Bool[Tensor, "batch n"]:

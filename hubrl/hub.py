@@ -41,7 +41,7 @@ from hubrl.sources.source import Source
 HUB_FORMAT = 1
 HUB_FILE = "hub.yaml"
 
-RECOMMENDED = {"hold": 5.0, "release": "learned"}
+RECOMMENDED = {"hold": 5.0}
 """Beside the options' own defaults, which must go on meaning what they meant in models saved before there were these."""
 
 TAKEN = {FRESH, TOGETHER, Path(HUB_FILE).stem}

@@ -32,15 +32,13 @@ class Outputs(Schema):
     """`mixture`: one pathway is drawn by its weight at every step and acts; `mean`: the weighted mean of what they say."""
     residual: bool = True
     """Whether a learned correction, zero at the start, is added to what the sources say."""
-    router_lr: Annotated[float, Field(gt=0)] = 1.0
-    """Learning rate of the router and of who is held, as a factor on the algorithm's."""
     source_std: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 0.05
     """Standard deviation at which each source's pathway starts, learned from there; none: the source's own."""
     hold: Annotated[float, Field(ge=1)] = 1
-    """How many steps a pathway that was drawn acts (a mixture's commitment), in the mean where it is random, at the start
-    where it is learned. Needs a callback that stores who acted; without it pathways are drawn anew at every step."""
-    release: Literal["fixed", "random", "learned"] = "random"
-    """How a held pathway lets go: after `hold` steps, at random, or by a learned rule that starts there."""
+    """How many steps a pathway that was drawn acts (a mixture's commitment): exactly, or in the mean at the start where it is
+    learned. Needs a callback that stores who acted; without it pathways are drawn anew at every step."""
+    release: Literal["fixed", "learned"] = "learned"
+    """How a held pathway lets go: after `hold` steps, or by a learned rule that starts there."""
     solo_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the episodes that one pathway plays alone at the start of training, falling to none at its end, after which the
     router's trust is revised; needs HubCallback, its probe, and all pathways active."""
@@ -49,10 +47,6 @@ class Outputs(Schema):
     the hub by its end, twice where one source is left; none for 0, and none where the training is too short to see it (`hubrl.growth`)."""
     fresh_waits: bool = True
     """Where there are solos: whether the fresh pathway is kept out while several sources learn to play together."""
-    kickstart_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Coefficient, falling to zero over the training, of what the fresh pathway learns from the sources that are active beside it."""
-    anchor_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Coefficient of the divergence that holds what acts for a source, tuned or corrected, near what it did untouched."""
     action_meanings: tuple[str, ...] | None = None
     """What the target's discrete actions mean (`env.unwrapped.get_action_meanings()`), for sources whose cards say so too."""
     scale_values: bool = True
@@ -138,11 +132,6 @@ def check_effect(given: Mapping[str, Any], own: Outputs, options: Mapping[str, A
         raise BadConfig(
             f"width={options['width']} was given at the level of outputs, which are as wide as the actions; use level='features', or "
             "leave it out."
-        )
-    if options.get("fresh") is False and own.kickstart_coef > 0:
-        raise BadConfig(
-            f"kickstart_coef={own.kickstart_coef:g} was given with fresh=False, and only a fresh pathway learns from others; leave one "
-            "of them out."
         )
     if options.get("fresh") is False and given.get("solo_share"):
         raise BadConfig(

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim, preprocess_obs
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
@@ -27,18 +27,17 @@ from hubrl.methods import create, find
 from hubrl.methods.base import Method, Routed, Weighing
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.nn.freezing import CachedParameters, copy_weights, freeze
-from hubrl.nn.losses import drift, inject, kickstarting
-from hubrl.nn.manual_mlp import ManualMLP, fits_numpy, has_hooks
+from hubrl.nn.losses import inject
+from hubrl.nn.manual_mlp import ManualMLP, has_hooks
 from hubrl.nn.optimizers import HubAdam
 from hubrl.nn.popart import PopArtLinear
 from hubrl.outputs import Hearing, Holding, Outputs, check_solos, solo
-from hubrl.pathways import FRESH, Pathways, Target, check_meanings, extractor_class, spec_sources
+from hubrl.pathways import FRESH, Target, check_meanings, extractor_class, spec_sources
 from hubrl.precision import ReadsBytes
 from hubrl.routing import Router, ZeroLinear
 from hubrl.solos import Solos
-from hubrl.sources import action_params, shared
+from hubrl.sources import action_params
 from hubrl.sources.preprocessing import Observations
-from hubrl.steps import Step
 
 
 class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
@@ -91,7 +90,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         self.quick = False
         """Whether PPO's own loop calls, in which weights change while an update lasts and then alone; a callback sees to it.
 
-        Small parameters are then stepped together (`hubrl.nn.parameter_packing`), and rollouts decided in numpy (`hubrl.steps`).
+        Small parameters are then stepped together (`hubrl.nn.parameter_packing`).
         """
         self.bonus = True
         """Whether the algorithm may ask for the entropy's gradient; a callback says so."""
@@ -111,7 +110,6 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         self._drawn: Tensor | None = None
         """In `predict`, who acts."""
         self._decider: tuple[Decider | None] | None = None
-        self._step: Step | None = None
         self._knows_hidden = False
         """Whether the decider computes the hidden layers too."""
         kwargs.setdefault("features_extractor_class", extractor_class(observation_space, self.spec.precision))
@@ -244,38 +242,13 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
     def _decided(self, decider: Decider, hearing: Hearing, deterministic: bool) -> Decision:
         """Who acts and what it does, drawn."""
         pathways = self.method.pathways
-        if self._step is not None and hearing.heard is not None and fits_numpy(hearing.heard, self._step.largest):
-            return self._stepped(self._step, hearing, deterministic)
         features, weights = self._features(hearing.observations), self._weights(hearing)
         answer = lambda asked: pathways.answer(asked, hearing.observations, hearing.heard)  # noqa: E731 - a closure over one step
         return decider.decide(features, weights, answer, hearing, deterministic=deterministic)
 
-    def _stepped(self, step: Step, hearing: Hearing, deterministic: bool) -> Decision:
-        """The same, of a few rows."""
-        assert hearing.heard is not None
-        assert isinstance(hearing.observations, Tensor)
-        noise, calm = (None if given is None else given.numpy() for given in (hearing.noise, hearing.calm))
-        observed = hearing.observations.flatten(1).numpy()
-        done = step(observed, hearing.heard.numpy(), noise, self._bound, calm, deterministic=deterministic)
-        self._count(torch.from_numpy(done.log_weights))
-        said, values, log_prob = map(torch.from_numpy, (done.said, done.values, done.log_prob))
-        return Decision(done.acted, said, done.actions, values, log_prob, None)
-
     def look_again(self) -> None:
         """A rollout begins: weights, and whom to trust, may be others than when it was last found out how to decide."""
-        self._decider = self._step = None
-
-    def _made_step(self, decider: Decider | None) -> Step | None:
-        """What decides in numpy, where that is the same."""
-        method, n_pathways = self.method, len(self.method.pathways.names)
-        router = getattr(method, "router", None)
-        flat = all(type(part) is FlattenExtractor for part in (self.pi_features_extractor, self.vf_features_extractor))
-        known = decider is not None and self._knows_hidden and (self.stickiness is not None or self.outputs.hold == 1)
-        if not (self.quick and known and flat and self.device.type == "cpu" and not self.training):
-            return None
-        if not Step.serves(router, getattr(method, "top_k", n_pathways), n_pathways):
-            return None
-        return Step(cast("Decider", decider), cast("Router", router), method.trusted_pathways)
+        self._decider = None
 
     @property
     def _recalls(self) -> bool:
@@ -333,24 +306,18 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
             own = self.mlp_extractor
             self._knows_hidden = type(own) is MlpExtractor and ManualMLP.supports(own.policy_net) and ManualMLP.supports(own.value_net)
             self._decider = (None if self._as_kept else self._made_decider(),)
-            self._step = self._made_step(self._decider[0])
         return self._decider[0]
 
     def _weights(self, hearing: Hearing) -> Float[Tensor, "batch pathways"]:
         """Logarithms of the pathway weights; what routing loses rides on them."""
         assert isinstance(self.method, Weighing)
         (log_weights, _), loss = self.method.weigh(hearing.observations, self._noise(hearing))
-        logs = self._learning(Routed(None, loss, None, log_weights), hearing).log_weights
+        logs = self._learning(Routed(None, loss, None, log_weights)).log_weights
         assert logs is not None
         if self.stickiness is not None or self.outputs.hold == 1:
             return logs
         assert hearing.previous is not None
-        return held(logs, hearing.previous, self._release)
-
-    @property
-    def _release(self) -> float:
-        """Probability to let go of a pathway that is held by no learned rule."""
-        return 0.0 if self.outputs.release == "fixed" else 1 / self.outputs.hold
+        return held(logs, hearing.previous)
 
     def _features(self, observations: Observations) -> tuple[Tensor, Tensor]:
         """What the actor's and the critic's hidden layers read; what they say, where the decider does not know their kind."""
@@ -429,7 +396,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
             if state is None:
                 self._decider = None  # layers may have been replaced or hooked since
             self._holding = self._held(self._n_rows(observation), state, episode_start)
-            self._before, self._drawn = self._previous(self._holding, sure=deterministic), None
+            self._before, self._drawn = self._previous(self._holding), None
             actions, _ = super().predict(observation, state, episode_start, deterministic)
             if self._drawn is not None:
                 self._holding.acted(self._drawn, self._before)
@@ -493,7 +460,6 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         std = None if find(self.spec.method).own_std else self.outputs.source_std
         target = Target(self.observation_space, "outputs", self.action_space, std, meanings, self.spec.precision)
         self.method: Method = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
-        self.anchors = self._anchors(target)
         self.register_buffer("noise_key", torch.randint(2**31, ()))
         self.register_buffer("warm_until", torch.zeros((), dtype=torch.float64))
         n_pathways = len(self.method.pathways.names)
@@ -512,9 +478,6 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
             self.stickiness = ZeroLinear(self.mlp_extractor.latent_dim_pi, n_pathways)
             # Equal weights then let go once in `hold` steps.
             nn.init.constant_(self.stickiness.bias, math.log((self.outputs.hold - 1) * (n_pathways - 1)))
-        routing = [*getattr(self.method, "router", nn.Module()).parameters(), *getattr(self.stickiness, "parameters", list)()]
-        for parameter in routing:
-            parameter.lr_scale = self.outputs.router_lr
         if self.outputs.scale_values and len(self.method.pathways.sources):
             self.value_net: nn.Linear = PopArtLinear(self.value_net)
         self.kept: nn.ModuleList | None = None
@@ -528,11 +491,10 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
     def _made_decider(self) -> Decider | None:
         """What decides where only who acts need be asked; none where all must be."""
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
-        asks_all = self.anchors is not None or self.outputs.kickstart_coef > 0 or not isinstance(self.method, Weighing)
         pathways = self.method.pathways
         speaks = pathways.names[-1] == FRESH
         heads = (self.action_net if speaks else None, self.residual, self.stickiness)
-        if asks_all or any(has_hooks(layer) for layer in heads if layer is not None):
+        if not isinstance(self.method, Weighing) or any(has_hooks(layer) for layer in heads if layer is not None):
             return None
         fresh, residual, stickiness = cast("tuple[nn.Linear | None, ...]", heads)
         # Hidden layers of another kind are torch's, and what they say is what is read here.
@@ -549,23 +511,6 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
             log_stds=pathways.log_stds,
             log_std=self.log_std if speaks and isinstance(self.action_space, spaces.Box) else None,
         )
-
-    def _anchors(self, target: Target) -> Pathways | None:
-        """The sources untouched, if what acts for them is to be held near what they did."""
-        if self.outputs.anchor_coef == 0 or not len(self.method.pathways.sources):
-            return None
-        if self.aggregation == "whole":
-            raise BadConfig(
-                f"anchor_coef={self.outputs.anchor_coef:g} was given for method {self.spec.method!r}, where no source acts itself."
-            )
-        untouched = {card.name: shared.borrow(card) for card in self.spec.sources}
-        names = [name for name in self.method.pathways.names if name != FRESH]
-        if not set(names) <= set(untouched):
-            raise BadConfig(
-                f"anchor_coef={self.outputs.anchor_coef:g} was given for method {self.spec.method!r}, which makes one network of its "
-                "sources; leave it out."
-            )
-        return Pathways([untouched[name] for name in names], target, fresh=False).requires_grad_(requires_grad=False)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "hub": self.spec.to_dict(), "outputs": self.outputs.to_dict()}
@@ -624,18 +569,13 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
             self.memory["choice"] = torch.stack([self.memory["choice"], drawn], dim=1)
             self._holding.acted(drawn, self._bound)
 
-    def _previous(self, holding: Holding, *, sure: bool = False) -> Int[np.ndarray, " batch"]:
-        """Who acted before, as far as that binds.
-
-        Args:
-            holding: Who is held.
-            sure: Whether the likeliest is done. To go on always is, where one lets go at random; then it is done after `hold` steps.
-        """
+    def _previous(self, holding: Holding) -> Int[np.ndarray, " batch"]:
+        """Who acted before, as far as that binds; nobody after a fixed number of steps."""
         previous = holding.pathway
         lead = self.lead if self._predicting else -1
         if lead >= 0:
             return solo(np.full_like(previous, lead))
-        if self.outputs.release == "fixed" or (sure and self.outputs.release == "random"):
+        if self.outputs.release == "fixed":
             previous = np.where(holding.steps >= self.outputs.hold, -1, previous)
         solos = self.solos
         if solos is not None and not self._predicting and len(solos.playing) == len(previous):
@@ -655,20 +595,15 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         if self._only_fresh(self._hearing):
             self._distributed = self._of_fresh(latent_pi, self._hearing)
             return self._distributed
-        routed = self._learning(self._route(self._hearing, latent_pi), self._hearing)
+        routed = self._learning(self._route(self._hearing, latent_pi))
         self._distributed = self._distribution(routed, latent_pi, self._hearing)
         return self._distributed
 
-    def _learning(self, routed: Routed, hearing: Hearing) -> Routed:
+    def _learning(self, routed: Routed) -> Routed:
         """What was routed, counted; when it learns, the losses of routing ride on it."""
         learning = self.training and torch.is_grad_enabled() and not self.warming
         self._count(routed.log_weights, routed.loss if learning else None)
-        loss = routed.loss
-        if learning and self.anchors is not None:
-            loss = loss + self.outputs.anchor_coef * self._drift(routed, hearing)
-        if learning and self.outputs.kickstart_coef > 0 and self.method.remaining > 0:
-            loss = loss + self._kickstart(routed, hearing)
-        return _carrying(routed, loss) if learning and loss.requires_grad else routed
+        return _carrying(routed) if learning and routed.loss.requires_grad else routed
 
     def _count(self, log_weights: Float[Tensor, "batch pathways"] | None, loss: Float[Tensor, ""] | None = None) -> None:
         """Count a batch for the logs; the weights in rollouts alone, whose rows an update goes through again and again."""
@@ -696,24 +631,6 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         self._count(logs)
         made = CommittedDistribution(self.action_space).of(hearing.acted, hearing.calm)
         return made.proba_distribution(fresh[:, None], logs)
-
-    def _drift(self, routed: Routed, hearing: Hearing) -> Float[Tensor, ""]:
-        """How far what acts for the sources is from what they did untouched, by their weights."""
-        assert self.anchors is not None
-        assert routed.speech is not None
-        n_sources = len(self.anchors.names)
-        weights = _heard_weights(routed, hearing)[:, :n_sources]
-        before = self.anchors.speak(hearing.observations, weights > 0)
-        return (weights * drift(routed.speech[:, :n_sources], before, self.action_space)).sum(dim=1).mean()
-
-    def _kickstart(self, routed: Routed, hearing: Hearing) -> Float[Tensor, ""]:
-        """What the fresh pathway loses by not saying what the sources do, by their weights."""
-        if routed.speech is None or routed.log_weights is None or self.method.pathways.names[-1] != FRESH:
-            return routed.loss.new_zeros(())
-        said, fresh = routed.speech[:, :-1].detach(), routed.speech[:, -1:]
-        lessons = kickstarting(fresh, said, self.action_space)
-        coef = self.outputs.kickstart_coef * self.method.remaining
-        return coef * (_heard_weights(routed, hearing)[:, :-1] * lessons).sum(dim=1).mean()
 
     def _route(self, hearing: Hearing, latent_pi: Tensor) -> Routed:
         kept = self._as_kept and not hearing.exploring
@@ -815,10 +732,8 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         """Logarithms of weights given who acted before; without a record of it, as if nobody was held."""
         if hearing.previous is None:
             return logs
-        release: float | Tensor = self._release
-        if self.outputs.release == "learned":
-            release = 1.0 if self.stickiness is None else self.stickiness(latent)
-        logs = held(logs, hearing.previous, release)
+        if self.stickiness is not None or self.outputs.hold > 1:
+            logs = held(logs, hearing.previous, None if self.stickiness is None else self.stickiness(latent))
         if self.solos is None or hearing.alone is None:
             return logs
         if hearing.acted is not None:
@@ -829,18 +744,11 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         return torch.where(hearing.alone[:, None], _sure(solo(hearing.previous), logs.shape[1]), logs)
 
 
-def _carrying(routed: Routed, loss: Float[Tensor, ""]) -> Routed:
-    """The same, with a loss that rides on what the distribution is made of."""
+def _carrying(routed: Routed) -> Routed:
+    """The same, with its loss riding on what the distribution is made of."""
     if routed.log_weights is None:
-        return routed._replace(whole=inject(routed.features, loss))
-    return routed._replace(log_weights=inject(routed.log_weights, loss))
-
-
-def _heard_weights(routed: Routed, hearing: Hearing) -> Float[Tensor, "batch pathways"]:
-    """Pathway weights, without a gradient; zeros where one plays alone, because the others may not have been asked."""
-    assert routed.weights is not None
-    weights = routed.weights.detach()
-    return weights if hearing.alone is None else weights.masked_fill(hearing.alone[:, None], 0.0)
+        return routed._replace(whole=inject(routed.features, routed.loss))
+    return routed._replace(log_weights=inject(routed.log_weights, routed.loss))
 
 
 def get_action_width(space: spaces.Space[Any]) -> int:

@@ -48,7 +48,7 @@ def test_one_operation_says_and_learns_what_many_do(monkeypatch):
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"fresh": True}, {"top_k": 1}, {"explore_coef": 0.0}, {"exploration": "load"}])
+@pytest.mark.parametrize("options", [{"fresh": True}, {"top_k": 1}, {"explore_coef": 0.0}])
 def test_whatever_else_goes_one_operation_after_another(options):
     assert not made(**options)._is_plain
 

@@ -262,7 +262,7 @@ def test_one_seed_gives_one_result(options):
     assert not all(torch.equal(first[name], tensor) for name, tensor in other.items())
 
 
-@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN, SAC, TD3, TRPO], ids=lambda algorithm: algorithm.__name__)
+@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN, TRPO], ids=lambda algorithm: algorithm.__name__)
 @BOTH
 def test_a_loaded_model_takes_observations_as_the_environment_gives_them(algorithm, options, tmp_path):
     options |= {"explore_coef": 0.0} if algorithm is TRPO else {}
@@ -341,8 +341,6 @@ def test_models_load_in_a_new_process_and_hear_for_themselves(tmp_path):
         (PPO, FEATURES_ALONE, IMAGE),
         (PPO, FEATURES_ALONE, PARTS),
         (DQN, FEATURES_ALONE, IMAGE),
-        (SAC, {}, VECTOR),
-        (TD3, FEATURES_ALONE, VECTOR),
     ],
 )
 def test_its_zip_is_read_without_executing_it_as_an_agent_of_the_target_itself(algorithm, options, space, tmp_path, monkeypatch):
@@ -487,7 +485,9 @@ def test_one_environment_alone_is_wrapped_as_sb3_does():
     assert len(model.ep_info_buffer) == 3, "Monitor counts its episodes"
 
 
-@pytest.mark.parametrize(("algorithm", "name"), [(QRDQN, "MultiInputPolicy"), (RecurrentPPO, "MultiInputLstmPolicy")])
+@pytest.mark.parametrize(
+    ("algorithm", "name"), [(QRDQN, "MultiInputPolicy"), (SAC, "MultiInputPolicy"), (RecurrentPPO, "MultiInputLstmPolicy")]
+)
 @BOTH
 def test_other_algorithms_learn_from_what_was_heard_under_sb3s_own_policies(algorithm, name, options):
     hub = hub_for(toy_for(algorithm))
@@ -496,7 +496,7 @@ def test_other_algorithms_learn_from_what_was_heard_under_sb3s_own_policies(algo
     env = CachedVecEnv(envs_for(algorithm), made, device="cpu")
     rows = Rows(env.sources)
     kwargs = {"lstm_hidden_size": 8} if algorithm is RecurrentPPO else {}
-    settings = {"learning_starts": 16, "buffer_size": 100} if algorithm is QRDQN else {"n_steps": 16, "batch_size": 16}
+    settings = {"learning_starts": 16, "buffer_size": 100} if algorithm in (QRDQN, SAC) else {"n_steps": 16, "batch_size": 16}
     model = algorithm(name, env, policy_kwargs=kwargs | made["policy_kwargs"], device="cpu", seed=0, **settings).learn(64)
     assert rows.count == [2 + model.num_timesteps + 6] * 2
 

@@ -103,7 +103,7 @@ def test_without_the_callback_a_training_does_not_go_on_as_if_nobody_was_held():
     model.learn(64, HubCallback(probe_share=0.0))
 
 
-@pytest.mark.parametrize("options", [{}, {"hold": 1.0, "solo_share": 0.0}, {"method": "uniform-outputs"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"hold": 1.0, "solo_share": 0.0}, {"method": "uniform"}], ids=str)
 def test_a_policy_that_learned_can_be_copied(options):
     model = learner(**options)
     model.learn(64, HubCallback(probe_share=0.0))
@@ -151,23 +151,6 @@ def test_a_dqn_predicts_by_who_earns_most_once_its_training_is_over(tmp_path):
         loaded = DQN.load(tmp_path / "model.zip", device="cpu")
         for row in rows:
             assert model.policy.predict(row)[0] == loaded.policy.predict(row)[0]
-
-
-def test_kickstarting_asks_nothing_of_rows_in_which_one_plays_alone():
-    model = learner(kickstart_coef=1.0)
-    policy = model.policy
-    policy.commit()
-    policy.set_training_mode(True)
-    rows = torch.randn(4, 4)
-    gradients = []
-    for noise in (0.0, 100.0):
-        heard = torch.randn(4, 2, 4, generator=torch.Generator().manual_seed(0))
-        heard[2:] += noise
-        policy.recall(rows, {"choice": torch.tensor([[-1, 0], [0, 0], [-4, 2], [-4, 2]]), "heard": heard})
-        loss = policy.evaluate_actions(rows, torch.zeros(4, 2))[1].sum()
-        gradients.append(torch.autograd.grad(loss, policy.action_net.weight)[0])
-    assert gradients[0].any()
-    assert torch.equal(*gradients)
 
 
 def test_what_has_learned_is_not_probed_in_a_training_that_counts_anew():

@@ -221,7 +221,7 @@ def test_tuned_sources_learn_in_the_model_and_stay_as_they_were_in_the_hub(algor
 
 def test_tuned_sources_are_in_the_optimizer_at_their_own_rate():
     env = Toy()
-    model = target(PPO, env, tiny_hub(env).agent(PPO, tuned=True, source_lr=0.25, router_lr=1.0))
+    model = target(PPO, env, tiny_hub(env).agent(PPO, tuned=True, source_lr=0.25))
     scales = {parameter: group["lr_scale"] for group in model.policy.optimizer.param_groups for parameter in group["params"]}
     for name, parameter in model.policy.named_parameters():
         assert scales[parameter] == (0.25 if ".source." in name else 1.0)

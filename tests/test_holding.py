@@ -13,26 +13,24 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from torch import nn
-from toys import CHOOSE, IMAGE, PARTS, STEER, TINY, VECTOR, Toy, target, tiny, tiny_hub
+from toys import CHOOSE, IMAGE, PARTS, STEER, VECTOR, Toy, target, tiny, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback
 from hubrl.buffers import HubRolloutBuffer
-from hubrl.distributions import CommittedDistribution, held
+from hubrl.distributions import CommittedDistribution, draw_pathway, held
 from hubrl.sources.batched import GaussianHeads
 from hubrl.sources.source import Source
 
 WEIGHTS = torch.tensor([[0.5, 0.3, 0.2]])
 
 
-def transition(previous, release):
-    return held(WEIGHTS.log(), torch.tensor([previous]), release)[0].exp().tolist()
+def transition(previous, stickiness=None):
+    return held(WEIGHTS.log(), torch.tensor([previous]), stickiness)[0].exp().tolist()
 
 
-def test_a_held_pathway_lets_go_with_a_probability():
-    assert transition(-1, 0.25) == pytest.approx([0.5, 0.3, 0.2])
-    assert transition(1, 0.25) == pytest.approx([0.25 * 0.5, 0.75 + 0.25 * 0.3, 0.25 * 0.2])
-    assert transition(1, 0.0) == pytest.approx([0, 1, 0])
-    assert transition(1, 1.0) == pytest.approx([0.5, 0.3, 0.2])
+def test_without_a_stickiness_who_acted_acts_again():
+    assert transition(-1) == pytest.approx([0.5, 0.3, 0.2])
+    assert transition(1) == pytest.approx([0, 1, 0])
 
 
 def test_stickiness_is_added_where_a_pathway_acted():
@@ -44,8 +42,8 @@ def test_stickiness_is_added_where_a_pathway_acted():
 
 def test_who_is_not_active_any_more_lets_go():
     weights = torch.tensor([[0.6, 0.0, 0.4]])
-    for release in (0.1, torch.full((1, 3), 5.0)):
-        assert held(weights.log(), torch.tensor([1]), release)[0].exp().tolist() == pytest.approx([0.6, 0.0, 0.4])
+    for stickiness in (None, torch.full((1, 3), 5.0)):
+        assert held(weights.log(), torch.tensor([1]), stickiness)[0].exp().tolist() == pytest.approx([0.6, 0.0, 0.4])
 
 
 def test_equal_weights_let_go_once_in_hold_steps_at_the_start():
@@ -96,10 +94,10 @@ class Ratios(BaseCallback):
 
 @pytest.mark.parametrize("observations", [Toy().observation_space, PARTS])
 @pytest.mark.parametrize("actions", [STEER, CHOOSE])
-@pytest.mark.parametrize("release", ["fixed", "random", "learned"])
+@pytest.mark.parametrize("release", ["fixed", "learned"])
 def test_ratios_are_one_with_noise_top_k_and_held_pathways(release, actions, observations):
     env = make_vec_env(lambda: Toy(observations, actions), n_envs=2, seed=0)
-    made = tiny_hub(Toy(observations, actions)).agent(PPO, hold=4, release=release, top_k=2, router_lr=30.0)
+    made = tiny_hub(Toy(observations, actions)).agent(PPO, hold=4, release=release, top_k=2)
     model = target(PPO, env, made, learning_rate=1e-2)
     ratios = Ratios()
     model.learn(256, callback=[HubCallback(probe_share=0, warmup_share=0), ratios])
@@ -130,7 +128,7 @@ def test_what_frozen_sources_said_is_not_computed_again(monkeypatch):
     def trained(**options):
         rows.clear()
         env = make_vec_env(Toy, n_envs=2, seed=0)
-        model = target(PPO, env, hub.agent(PPO, hold=1, router_lr=1.0, **options))
+        model = target(PPO, env, hub.agent(PPO, hold=1, **options))
         ratios = Ratios()
         model.learn(128, callback=[HubCallback(probe_share=0), ratios])
         acted = np.concatenate(ratios.pathways).reshape(-1, 2)[:, 1]
@@ -187,9 +185,8 @@ def test_predict_says_who_is_held():
     assert state[0].shape == (3,)
 
 
-@pytest.mark.parametrize(("release", "steps"), [("random", 3), ("fixed", 3), ("learned", 6)])
+@pytest.mark.parametrize(("release", "steps"), [("fixed", 3), ("learned", 6)])
 def test_who_does_the_likeliest_lets_go_too(release, steps):
-    """At random going on is likelier in every step: nobody would ever let go of whom an episode began with."""
     env = make_vec_env(Toy, n_envs=1, seed=0)
     model = target(PPO, env, tiny_hub(Toy()).agent(PPO, hold=3, release=release, solo_share=0))
     model.learn(32, HubCallback(probe_share=0, warmup_share=0))
@@ -223,16 +220,6 @@ def test_while_the_critic_warms_up_the_actor_waits():
     assert not model.policy.warming, "nobody waits after the training"
     model.learn(64, callback=HubCallback(probe_share=0, warmup_share=0))
     assert not torch.equal(model.policy.state_dict()["method.router.mean.bias"], before["method.router.mean.bias"])
-
-
-def test_other_learning_rates_for_the_router_reach_the_optimizer():
-    env = Toy()
-    made = tiny_hub(env).agent(PPO, router_lr=7.0)
-    model = target(PPO, env, made)
-    scales = {group["lr_scale"]: len(group["params"]) for group in model.policy.optimizer.param_groups}
-    routing = len(list(model.policy.method.router.parameters())) + 2
-    assert scales[7.0] == routing
-    assert TINY["net_arch"] == [8]
 
 
 class OwnBuffer(RolloutBuffer):
@@ -271,7 +258,6 @@ def gradients_of(policy, loss):
         {"hold": 1},
         {"observations": IMAGE},
         {"activation_fn": nn.SiLU},
-        {"release": "random"},
         {"release": "fixed"},
         {"top_k": 1, "solo_share": 0.0},
     ],
@@ -315,7 +301,7 @@ def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, mo
     assert min(compared) >= 10, "gradients reach the router, the critic and who acts"
 
 
-@pytest.mark.parametrize("options", [{"release": "random"}, {"release": "fixed"}, {"activation_fn": nn.SiLU}])
+@pytest.mark.parametrize("options", [{"release": "fixed"}, {"activation_fn": nn.SiLU}])
 def test_in_an_update_tuned_sources_are_computed_for_their_own_rows_alone(options, monkeypatch):
     env, own = Toy(), {name: value for name, value in options.items() if name != "activation_fn"}
     made = tiny_hub(env).agent(PPO, tuned=True, hold=3, solo_share=0.0, **own)
@@ -399,3 +385,33 @@ def test_a_decision_is_forgotten_with_its_loss():
         assert [each() for each in watched] == [None] * 3, "no cycle keeps the minibatch until the collector comes"
     finally:
         gc.enable()
+
+
+def test_a_pathway_is_drawn_by_weight_as_torch_draws_it():
+    logits = torch.log_softmax(torch.tensor([[0.0, 1.0, -torch.inf, 2.0]]).expand(4000, -1), dim=1)
+    torch.manual_seed(0)
+    drawn = draw_pathway(logits)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.multinomial(logits.exp(), 1, replacement=True).squeeze(1))
+    shares = drawn.bincount(minlength=4) / 4000
+    torch.testing.assert_close(shares, logits[0].exp(), atol=0.03, rtol=0.0)
+    assert shares[2] == 0
+
+
+@pytest.mark.parametrize("ent_coef", [0.0, 0.1])
+def test_the_entropy_has_a_gradient_where_the_algorithm_asks_for_it(ent_coef):
+    model, seen = target(PPO, Toy(), tiny_hub(Toy()).agent(PPO), ent_coef=ent_coef), []
+    evaluate = model.policy.evaluate_actions
+
+    def watched(*args):
+        made = evaluate(*args)
+        seen.append((made[1].detach(), made[2]))
+        return made
+
+    model.policy.evaluate_actions = watched
+    model.learn(32, callback=HubCallback(probe_share=0, warmup_share=0))
+    if ent_coef:
+        assert all(entropy is None for _, entropy in seen), "SB3 then estimates it with a gradient"
+    else:
+        assert all(torch.equal(entropy, -log_prob) and not entropy.requires_grad for log_prob, entropy in seen)
+    assert model.policy.bonus

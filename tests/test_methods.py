@@ -312,20 +312,6 @@ def test_methods_that_keep_their_sources_frozen_refuse_to_tune_them(name):
         hub_for(name).agent(PPO, name, tuned=True, **OPTIONS.get(name, {}))
 
 
-ANCHORED = ("hub-pathway", "single", "finetune", "probe-commit", "uniform", "uniform-outputs")
-
-
-@pytest.mark.parametrize("name", [name for name, level in SERVED if level == "outputs" and name != "scratch"])
-def test_an_anchor_holds_at_the_outputs_or_is_refused_in_a_sentence(name):
-    env = Toy()
-    made = hub_for(name).agent(PPO, name, level="outputs", anchor_coef=0.1, **OPTIONS.get(name, {}))
-    if name in ANCHORED:
-        assert target(PPO, env, made).learn(32).policy.anchors is not None
-        return
-    with pytest.raises(BadConfig, match=rf"anchor_coef=0.1 was given for method '{name}'"):
-        target(PPO, env, made)
-
-
 TUNABLE = [run for run in RUNS if not methods.find(run.name).keeps_frozen and run.name not in ("scratch", "hub-pathway", "probe-commit")]
 
 
@@ -378,7 +364,7 @@ def test_a_probe_may_tell_any_method_what_it_found_out(name, level):
 def test_there_are_the_methods_that_the_documentation_speaks_of():
     assert set(methods.available()) == {
         *("hub-pathway", "scratch", "single", "uniform", "finetune", "probe-commit", "zoo-tuning", "lite-zoo-tuning"),
-        *("frozen", "soup", "concat", "uniform-outputs", "kickstart", "progressive", "multipolar", "componet"),
+        *("frozen", "soup", "concat", "kickstart", "progressive", "multipolar", "componet"),
     }
 
 
@@ -457,14 +443,10 @@ def test_a_new_hub_without_noise_weighs_all_alike_and_with_noise_all_differently
     torch.testing.assert_close(routed(quiet, rows, noise_key=2).weights, torch.full((20, 3), 1 / 3))
 
 
-def test_the_exploration_loss_is_the_coefficient_times_the_chosen_one():
+def test_the_exploration_loss_is_the_coefficient_times_the_negative_entropy():
     rows = torch.randn(20, 4)
-    for exploration, expected in (("entropy", -np.log(3)), ("load", 0.0)):
-        method = built("hub-pathway", exploration=exploration, explore_coef=2.0)
-        assert routed(method, rows).loss.item() == pytest.approx(2 * expected, abs=1e-6)
+    assert routed(built("hub-pathway", explore_coef=2.0), rows).loss.item() == pytest.approx(-2 * np.log(3), abs=1e-6)
     assert not routed(built("hub-pathway", explore_coef=0.0), rows).loss.requires_grad
-    with pytest.raises(BadConfig, match="exploration='entrpy' was given; expected 'entropy' or 'load'"):
-        built("hub-pathway", exploration="entrpy")
 
 
 def test_what_a_probe_dropped_is_never_active_and_not_explored():

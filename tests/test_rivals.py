@@ -402,9 +402,9 @@ def test_concat_puts_features_side_by_side_in_the_hubs_order():
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_uniform_outputs_do_the_mean_of_what_all_would_do(fresh):
+def test_uniform_at_the_outputs_does_the_mean_of_what_all_would_do(fresh):
     hub = sharper(tiny_hub(Toy()))
-    model = target(PPO, Toy(), hub.agent(PPO, "uniform-outputs", fresh=fresh))
+    model = target(PPO, Toy(), hub.agent(PPO, "uniform", fresh=fresh))
     means = [source.outputs(ROWS)[:, :2] for source in hub]
     if fresh:
         means.append(model.policy.action_net(model.policy.mlp_extractor.forward_actor(ROWS)))
@@ -413,9 +413,9 @@ def test_uniform_outputs_do_the_mean_of_what_all_would_do(fresh):
     assert not torch.allclose(means[0], means[1], atol=1e-2)
 
 
-def test_uniform_outputs_average_the_log_probabilities_of_choices():
+def test_uniform_at_the_outputs_averages_the_log_probabilities_of_choices():
     hub = sharper(two(CHOOSE, (PPO, DQN)))
-    model = target(PPO, Toy(actions=CHOOSE), hub.agent(PPO, "uniform-outputs"))
+    model = target(PPO, Toy(actions=CHOOSE), hub.agent(PPO, "uniform"))
     mean = torch.stack([source.outputs(ROWS) for source in hub]).mean(dim=0)
     torch.testing.assert_close(model.policy.get_distribution(ROWS).distribution.logits, mean.log_softmax(dim=1))
 
@@ -440,13 +440,7 @@ def test_a_hub_of_nobody_is_refused(name):
         method_of(name, [], level)
 
 
-@pytest.mark.parametrize("name", ["multipolar", "componet", "kickstart"])
-def test_an_anchor_is_refused_where_no_source_acts_itself(name):
-    with pytest.raises(BadConfig, match=rf"anchor_coef=0.5 was given for method '{name}', where no source acts itself"):
-        target(PPO, Toy(), two().agent(PPO, name, anchor_coef=0.5))
-
-
-@pytest.mark.parametrize("name", ["multipolar", "componet", "kickstart", "uniform-outputs"])
+@pytest.mark.parametrize("name", ["multipolar", "componet", "kickstart", "uniform"])
 def test_nobody_is_held_where_nobody_is_drawn(name):
     made = two().agent(PPO, name)
     assert "hold" not in made["policy_kwargs"]["outputs"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from hubrl.aggregation import weighed
 from hubrl.errors import BadConfig
 from hubrl.methods.base import Routed, Weighing, register
-from hubrl.nn.losses import exploration_entropy, load_balance
+from hubrl.nn.losses import exploration_entropy
 from hubrl.pathways import FRESH, Pathways, Target
 from hubrl.routing import Router, Weighted, pathway_weights
 from hubrl.sources.preprocessing import Observations
@@ -21,8 +21,6 @@ from hubrl.sources.source import Source
 
 NOTHING = torch.zeros(())
 """A loss that is none, where one is made in every step."""
-
-EXPLORATION_LOSSES = {"entropy": exploration_entropy, "load": load_balance}
 
 
 @register("hub-pathway")
@@ -41,8 +39,7 @@ class HubPathway(Weighing):
         hidden_dim: Width of the router's two hidden layers.
         router_reads: What the router reads: `observations` or, at the level of features, all sources' own `features`.
         noise: Whether the router is noisy in training; if not given, where the noise can be replayed (level of outputs).
-        exploration: The exploration loss: negative `entropy` of the mean weights, or `load` imbalance.
-        explore_coef: Coefficient of the exploration loss.
+        explore_coef: Coefficient of the exploration loss, the negative entropy of the mean weights.
     """
 
     summary = "noisy router, top-k routes, aggregation, exploration loss (NeurIPS 2022)"
@@ -60,14 +57,11 @@ class HubPathway(Weighing):
         hidden_dim: Annotated[int, Field(ge=1)] = 64,
         router_reads: str = "observations",
         noise: bool | None = None,
-        exploration: str = "entropy",
         explore_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.001,
     ) -> None:
         super().__init__(Pathways(sources, target, fresh=fresh, width=width))
         n_pathways = len(self.pathways.names)
         check_top_k(top_k, len(sources))
-        if exploration not in EXPLORATION_LOSSES:
-            raise BadConfig(f"exploration={exploration!r} was given; expected {' or '.join(map(repr, EXPLORATION_LOSSES))}.")
         self.top_k = top_k or n_pathways
         if noise and target.level == "features":
             raise BadConfig(
@@ -75,7 +69,6 @@ class HubPathway(Weighing):
             )
         self.noise = target.level == "outputs" if noise is None else noise
         self.explore_coef = explore_coef
-        self.exploration = EXPLORATION_LOSSES[exploration]
         check_router_reads(router_reads, target)
         self.router_reads = router_reads
         read = target.observation_space
@@ -100,19 +93,17 @@ class HubPathway(Weighing):
     @property
     def _is_plain(self) -> bool:
         """Whether all sources and nobody else are weighed alike at the level of features, which is one operation (`hubrl.aggregation`)."""
-        explores = self.explore_coef > 0 and self.exploration is exploration_entropy
         everybody = self.top_k >= len(self.pathways.names) and all(self.trusted_pathways)
-        return explores and everybody and self.pathways.fresh is None and self.pathways.target.level == "features"
+        return self.explore_coef > 0 and everybody and self.pathways.fresh is None and self.pathways.target.level == "features"
 
     def weigh(self, observations: Observations, noise: Tensor | None = None) -> tuple[Weighted, Float[Tensor, ""]]:
         """What the router says of what it reads."""
         # Known without a look at the device.
         trusted = None if all(self.trusted_pathways) else self.get_buffer("trusted")
         if noise is not None and torch.is_grad_enabled():
-            rides = self.training and self.exploration is exploration_entropy
-            coef = self.explore_coef if rides else 0.0
+            coef = self.explore_coef if self.training else 0.0
             weighted, loss = weighed(self.router, observations, noise, self.top_k, trusted, coef)
-            return weighted, loss if rides else self._exploration_loss(weighted.log_weights, trusted)
+            return weighted, loss if self.training else self._exploration_loss(weighted.log_weights, trusted)
         weighted = pathway_weights(self.router(observations, noise), self.top_k, trusted)
         return weighted, self._exploration_loss(weighted.log_weights, trusted)
 
@@ -132,7 +123,7 @@ class HubPathway(Weighing):
             # Not even a zero may be injected where the gradient is differentiated again (TRPO).
             return NOTHING
         weights = log_weights.exp()
-        loss: Tensor = self.explore_coef * self.exploration(weights if trusted is None else weights[:, trusted])
+        loss: Tensor = self.explore_coef * exploration_entropy(weights if trusted is None else weights[:, trusted])
         return loss
 
     @torch.no_grad()

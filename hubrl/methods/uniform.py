@@ -16,7 +16,7 @@ from hubrl.sources.source import Source
 
 @register("uniform")
 class Uniform(Weighing):
-    """Every source counts the same, whatever is observed.
+    """Every source counts the same, whatever is observed: the mean of their features, or of what they would do, with a residual.
 
     Args:
         sources: The sources, in order.
@@ -26,6 +26,7 @@ class Uniform(Weighing):
     """
 
     summary = "all sources alike: a control"
+    aggregation = "mean"
     takes_heard = True
 
     def __init__(self, sources: Sequence[Source], target: Target, *, fresh: bool = False, width: int | None = None) -> None:

@@ -51,18 +51,6 @@ def mean_entropy(
     return share.dot(logarithms), (logarithms + 1) / len(weights)
 
 
-def load_balance(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, ""]:
-    """Squared coefficient of variation of the pathways' total weight (Shazeer et al. 2017, eq. 6).
-
-    Zero when all carry the same; `pathways - 1` when one carries the whole batch.
-
-    Args:
-        weights: Pathway weights; every row sums to one.
-    """
-    importance = weights.sum(dim=0)
-    return importance.var(unbiased=False) / importance.mean().square()
-
-
 def entropy_nats(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, " batch"]:
     """Entropy of each row of pathway weights, in nats: zero for one pathway, at most their log."""
     entropy: Tensor = -torch.special.xlogy(weights, weights).sum(dim=1)

@@ -248,7 +248,7 @@ def test_a_run_is_exported_with_its_statistics_and_plays_the_same(tmp_path):
 
 
 def test_a_run_is_distilled_and_both_are_played(tmp_path):
-    run = finished_run(tmp_path, "uniform-outputs")
+    run = finished_run(tmp_path, "uniform")
     out = tmp_path / "plain.zip"
     told = []
     distilled = distill_run(run, out, steps=1000, net_arch=(32, 32), episodes=2, on_step=told.append)

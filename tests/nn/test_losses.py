@@ -7,7 +7,7 @@ import torch
 from gymnasium import spaces
 
 from hubrl.errors import BadConfig
-from hubrl.nn.losses import drift, entropy_nats, exploration_entropy, inject, kickstarting, load_balance
+from hubrl.nn.losses import drift, entropy_nats, exploration_entropy, inject, kickstarting
 
 EQUAL = torch.full((6, 4), 0.25)
 ONE = torch.eye(4)[[1]].expand(6, -1)
@@ -24,29 +24,19 @@ def test_exploration_entropy_is_of_the_mean_and_not_of_the_rows():
     assert exploration_entropy(weights).item() == pytest.approx(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
 
 
-def test_load_balance_is_zero_for_equal_pathways_and_their_number_less_one_for_one():
-    assert load_balance(EQUAL).item() == pytest.approx(0.0, abs=1e-6)
-    assert load_balance(ONE).item() == pytest.approx(3.0)
-
-
-def test_load_balance_is_the_squared_coefficient_of_variation():
-    weights = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
-    assert load_balance(weights).item() == pytest.approx(0.25)  # carries (1.5, 0.5): mean 1, variance 0.25
-
-
 def test_entropy_is_zero_for_one_pathway_and_the_logarithm_of_their_number_for_equal_ones():
     torch.testing.assert_close(entropy_nats(ONE), torch.zeros(6))
     torch.testing.assert_close(entropy_nats(EQUAL), torch.full((6,), math.log(4)))
 
 
-@pytest.mark.parametrize("loss", [exploration_entropy, load_balance])
+@pytest.mark.parametrize("loss", [exploration_entropy])
 def test_gradients_are_finite_for_pathways_that_nobody_chose(loss):
     weights = ONE.clone().requires_grad_()
     loss(weights).backward()
     assert torch.isfinite(weights.grad).all()
 
 
-@pytest.mark.parametrize("loss", [exploration_entropy, load_balance])
+@pytest.mark.parametrize("loss", [exploration_entropy])
 def test_a_step_down_the_gradient_spreads_the_weights(loss):
     z = torch.tensor([[2.0, 0.0, 0.0]], requires_grad=True)
     before = loss(z.softmax(dim=1))
