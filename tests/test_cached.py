@@ -412,7 +412,8 @@ def test_vecnormalize_of_rewards_alone_goes_around_what_was_heard_alone(algorith
 @pytest.mark.parametrize("algorithm", [PPO, DQN, SAC], ids=lambda algorithm: algorithm.__name__)
 def test_vecnormalize_of_what_was_heard_is_refused(algorithm, options):
     space = VECTOR if options == {} else IMAGE
-    for callback in (HubCallback(), None):
+    # SB3's own policies cannot tell what was normalised; there the callback looks.
+    for callback in (HubCallback(),) if algorithm is SAC else (HubCallback(), None):
         made = hub_for(toy_for(algorithm, space)).agent(algorithm, cached=True, **options)
         env = VecNormalize(CachedVecEnv(envs_for(algorithm, space), made, device="cpu"))
         with pytest.raises(BadConfig, match="VecNormalize normalises cached features; give it norm_obs_keys without 'source_features'"):
