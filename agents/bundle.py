@@ -18,7 +18,7 @@ import typer
 from hubrl import Hub, Source, load_agent
 from hubrl.experiments.evaluation import play
 from hubrl.experiments.finished_run import run_agent
-from hubrl.sources.source import halved
+from hubrl.sources.pretrained import to_half
 from hubrl.tasks.make_env import make_env
 
 
@@ -51,7 +51,7 @@ def completed(here: Path, name: str, episodes: int, *, half: bool) -> Source:
     source = _of_run(here) if (here / "config.yaml").exists() else _of_script(here)
     tensors = source.tensors()
     if half:
-        tensors = {key: halved(tensor).to(tensor.dtype) for key, tensor in tensors.items()}
+        tensors = {key: to_half(tensor).to(tensor.dtype) for key, tensor in tensors.items()}
     card = source.card.model_copy(update={"name": name, "sha256": None})
     source = Source.from_card(card, tensors)
     assert card.task is not None

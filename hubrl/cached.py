@@ -24,7 +24,7 @@ from hubrl.formats.hub_spec import parse_spec
 from hubrl.formats.spaces import describe
 from hubrl.precision import ByteActorCriticPolicy, ByteDQNPolicy, serving
 from hubrl.sources import shared
-from hubrl.sources.batched import Encoders
+from hubrl.sources.batched import BatchedSources
 from hubrl.sources.source import Source
 
 Rows = np.ndarray | dict[str, np.ndarray]
@@ -56,11 +56,11 @@ class CachedVecEnv(VecEnvWrapper):
             raise BadConfig("CachedVecEnv was put around VecNormalize or another CachedVecEnv; put it around the environment itself.")
         extractor = _extractor_for(made, self.observed)
         self.device = get_device(device)
-        self.sources = [shared.on(source, torch.empty(0, device=self.device)) for source in extractor.sources]
+        self.sources = [shared.on_device(source, torch.empty(0, device=self.device)) for source in extractor.sources]
         self.normalize_images = _scale(self.sources)
         heard = CachedFeaturesSpace(self.observed, self.sources)
         self.keeps_observations = extractor.reads_observations
-        self._encoders = Encoders(self.sources, extractor.spec.precision)
+        self._encoders = BatchedSources(self.sources, extractor.spec.precision)
         self._as_bytes = self._encoders.reads_bytes and is_image_space(self.observed)
         super().__init__(venv, spaces.Dict(OrderedDict(_parts(self.observed, heard))) if self.keeps_observations else heard)
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from hubrl.errors import BadConfig
 from hubrl.routing import ZeroLinear
-from hubrl.sources.layers import Kernel, owned, stacked
+from hubrl.sources.layers import Kernel, parameter_like, stack_layers
 
 
 class Gates(nn.Module):
@@ -59,8 +59,8 @@ class GatedLayer(nn.Module):
         super().__init__()
         # The geometry alone; in a tuple, so that it is no part of this module.
         self.like = (copy.deepcopy(layers[0]).to("meta"),)
-        self.weight = owned(stacked(layers, "weight"), layers[0])
-        self.bias = None if layers[0].bias is None else owned(stacked(layers, "bias"), layers[0])
+        self.weight = parameter_like(stack_layers(layers, "weight"), layers[0])
+        self.bias = None if layers[0].bias is None else parameter_like(stack_layers(layers, "bias"), layers[0])
         outputs = self.weight.shape[1]
         pointwise = isinstance(layers[0], nn.Conv2d) and layers[0].kernel_size == (1, 1)
         aligned = align and not pointwise

@@ -280,7 +280,7 @@ class Hub(Sequence[Source]):
             raise BadConfig("precision='bfloat16' was given and no source reads images; it is for NatureCNNs, leave it out.")
         check_top_k(options.get("top_k"), len(self))
         for source in self._sources:
-            shared.offer(source)
+            shared.register(source)
         tunes = find(method).tunes
         if tuned and find(method).keeps_frozen:
             raise BadConfig(f"tuned=True was given for method {method!r}, whose sources stay frozen; leave it out.")

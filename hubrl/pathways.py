@@ -22,7 +22,7 @@ from hubrl.formats.spaces import describe, fits
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.routing import Router, dispatch
 from hubrl.sources import action_params, shared
-from hubrl.sources.batched import Encoders
+from hubrl.sources.batched import BatchedSources
 from hubrl.sources.preprocessing import Observations, Statistics
 from hubrl.sources.source import Source
 from hubrl.sources.trunks import NATURE, Reader, mlp
@@ -61,7 +61,7 @@ class SourcePathway(nn.Module):
             start = torch.full((get_action_dim(target.action_space),), float(target.source_std)).log()
             self.log_std = nn.Parameter(start)
         self.original = Original(target.observation_space)
-        self._encoders: Encoders | None = None
+        self._encoders: BatchedSources | None = None
 
     def forward(self, observations: Observations) -> Float[Tensor, "batch width"]:
         """What the source says of the target's observations."""
@@ -71,13 +71,13 @@ class SourcePathway(nn.Module):
         """What the source itself says; if it is frozen, the same for the same observations for ever."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.source.frozen):
             if self._encoders is None or self._encoders.sources != [self.source]:  # a frozen source changes with the device
-                self._encoders = Encoders([self.source], self.target.precision)
+                self._encoders = BatchedSources([self.source], self.target.precision)
             return told([self], self._encoders, self.original(observations))[0]
 
     def in_target(self, said: Float[Tensor, "batch own_outputs"]) -> Float[Tensor, "batch outputs"]:
         """What the source says at the level of outputs, in the target's actions."""
         own, wanted = self.source.card.action_meanings, self.target.action_meanings
-        return said if own is None or wanted is None or own == wanted else action_params.by_meaning(said, own, wanted)
+        return said if own is None or wanted is None or own == wanted else action_params.match_meanings(said, own, wanted)
 
     def voiced(self, said: Float[Tensor, "batch said"]) -> Float[Tensor, "batch width"]:
         """What the pathway makes of it: projected features, or outputs with the pathway's own standard deviation."""
@@ -93,7 +93,7 @@ class SourcePathway(nn.Module):
         """Move everything but a frozen source, which others share; take the copy that is where we go."""
         if self.source.frozen:
             like = fn(torch.empty(0))
-            self.source = shared.on(self.source, like)
+            self.source = shared.on_device(self.source, like)
             for module in (self.projection, self.original):
                 if module is not None:
                     module._apply(fn)  # type: ignore[no-untyped-call]
@@ -103,7 +103,7 @@ class SourcePathway(nn.Module):
         return self
 
 
-def told(pathways: Sequence[SourcePathway], encoders: Encoders, observations: Observations) -> list[Tensor]:
+def told(pathways: Sequence[SourcePathway], encoders: BatchedSources, observations: Observations) -> list[Tensor]:
     """What the sources of some pathways themselves say of observations as they see them, at the target's level."""
     if pathways[0].target.level == "features":
         return encoders(observations)
@@ -225,10 +225,10 @@ class Pathways(nn.Module):
             FreshPathway(target.observation_space, self.width, precision=target.precision) if fresh and target.level == "features" else None
         )
         fresh_reads_bytes = self.fresh is None or isinstance(self.fresh.reader, BF16NatureCNN)
-        self.reads_bytes = fresh_reads_bytes and Encoders(sources, target.precision).reads_bytes
+        self.reads_bytes = fresh_reads_bytes and BatchedSources(sources, target.precision).reads_bytes
         """Whether images may be given as the bytes they are, for the same words."""
         self._heard: Tensor | None = None
-        self._encoders: Encoders | None = None
+        self._encoders: BatchedSources | None = None
 
     def listen(self, observations: Observations, wanted: Sequence[bool]) -> Float[Tensor, "batch sources said"]:
         """What the wanted sources themselves say, to be remembered; zeros for the others.
@@ -255,7 +255,7 @@ class Pathways(nn.Module):
         pathways: list[SourcePathway] = everybody if len(members) == len(everybody) else [everybody[index] for index in members]
         sources = [pathway.source for pathway in pathways]
         if self._encoders is None or self._encoders.sources != sources:
-            self._encoders = Encoders(sources, self.target.precision)
+            self._encoders = BatchedSources(sources, self.target.precision)
         seen = pathways[0].original(observations)
         if not torch.is_grad_enabled():
             return told(pathways, self._encoders, seen)
@@ -392,8 +392,8 @@ class Pathways(nn.Module):
 def spec_sources(spec: HubSpec) -> list[Source]:
     """The sources of a spec: shared and frozen, or copies to be tuned with a learning rate of their own."""
     if not spec.tuned:
-        return [shared.borrow(card) for card in spec.sources]
-    owned = [shared.own(card) for card in spec.sources]
+        return [shared.get(card) for card in spec.sources]
+    owned = [shared.make_trainable(card) for card in spec.sources]
     for source in owned:
         for parameter in source.parameters():
             parameter.lr_scale = spec.source_lr  # type: ignore[attr-defined]

@@ -177,7 +177,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         active = nn.functional.one_hot(pathway, len(racing.names)).bool()
         said = racing.speak(observations, active, self._fresh_speech(latent_pi))
         rows = said.gather(1, pathway[:, None, None].expand(-1, 1, said.shape[2])).squeeze(1)
-        return action_params.act(rows, self.action_space, deterministic=False)
+        return action_params.get_actions(rows, self.action_space, deterministic=False)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, values and log-probabilities for a rollout.

@@ -231,7 +231,7 @@ class HubDQNPolicy(DQNPolicy):
         """SB3's network, which can be taught; or the source's that is trained further."""
         if self.tuned_card is not None:
             args = self._update_features_extractor(self.net_args, features_extractor=None)
-            source = shared.own(self.tuned_card)
+            source = shared.make_trainable(self.tuned_card)
             for parameter in source.parameters():
                 parameter.lr_scale = self.spec.source_lr  # type: ignore[attr-defined]
             return SourceQNetwork(**args, source=source).to(self.device)
@@ -270,7 +270,7 @@ class HubDQNPolicy(DQNPolicy):
         meanings = check_meanings(self.teaching.action_meanings, self.action_space)
         self._target = target = Target(self.observation_space, "outputs", self.action_space, None, meanings, self.spec.precision)
         if self.tuned_card is not None:
-            check_fit(shared.borrow(self.tuned_card), target)
+            check_fit(shared.get(self.tuned_card), target)
         super()._build(lr_schedule)
         self.pathways = Pathways(spec_sources(self.spec) if self.spec.method == "hub-pathway" else [], target, fresh=True)
         self.kickstart: Kickstart | None = None

@@ -245,7 +245,7 @@ class Untrained:
             said = said.log_softmax(dim=1)
         else:
             said = torch.cat([said, torch.full_like(said, math.log(policy.outputs.source_std or UNTRAINED_STD))], dim=1)
-        action: np.ndarray = action_params.act(said, policy.action_space, deterministic=False)[0]
+        action: np.ndarray = action_params.get_actions(said, policy.action_space, deterministic=False)[0]
         return action
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from hubrl import Hub
 from hubrl.errors import BadFile, SpaceMismatch
 from hubrl.reading import read_agent
-from hubrl.sources.preprocessing import preprocessed
+from hubrl.sources.preprocessing import apply_steps
 from hubrl.tasks.make_env import make_env
 
 CARD = Path(__file__).parents[1] / "agents" / "cards" / "baby-a3c.yaml"
@@ -62,7 +62,7 @@ def test_the_card_reads_the_encoder_and_leaves_the_rest(weights):
     features = source.features(images)
     assert features.shape == (3, source.width) == (3, 800)
     assert features.isfinite().all()
-    seen = preprocessed(images, source.card.preprocessing)
+    seen = apply_steps(images, source.card.preprocessing)
     assert seen.shape == (3, 1, 80, 80)
     expected = published_encoder(torch.load(weights, weights_only=True), seen)
     torch.testing.assert_close(features, expected)

@@ -349,14 +349,14 @@ def test_a_source_moves_to_another_device_with_its_statistics_in_full_precision(
     encoder = torch.nn.Linear(4, 3)
     statistics = {"": (np.full(4, 1 / 3), np.full(4, 2 / 3))}
     source = Source(encoder=encoder, name="normalised", observation_space=Toy().observation_space, statistics=statistics)
-    moved = shared.on(source, torch.empty(0, device="meta"))
+    moved = shared.on_device(source, torch.empty(0, device="meta"))
     assert {name: tensor.dtype for name, tensor in moved.state_dict().items()} == {
         name: tensor.dtype for name, tensor in source.state_dict().items()
     }
     assert moved.state_dict()["normaliser.mean_0"].dtype == torch.float64
-    assert shared.on(source, torch.empty(0, device="meta")) is moved
-    assert shared.on(source, torch.empty(0, dtype=torch.float64)).encoder.weight.dtype == torch.float64
-    assert shared.on(source, torch.empty(0)) is source
+    assert shared.on_device(source, torch.empty(0, device="meta")) is moved
+    assert shared.on_device(source, torch.empty(0, dtype=torch.float64)).encoder.weight.dtype == torch.float64
+    assert shared.on_device(source, torch.empty(0)) is source
 
 
 def test_batch_norm_in_a_source_stays_fixed_in_online_and_target_networks():

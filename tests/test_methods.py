@@ -127,7 +127,7 @@ def file(run, tmp_path):
 
 @pytest.fixture
 def no_source_at_hand(monkeypatch):
-    monkeypatch.setattr(shared, "_offered", {})
+    monkeypatch.setattr(shared, "_registered", {})
     monkeypatch.setattr(shared, "_shared", WeakValueDictionary())
 
 

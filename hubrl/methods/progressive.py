@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.methods.base import Method, Routed, register
 from hubrl.pathways import Pathways, SourcePathway, Target
-from hubrl.sources.layers import Kernel, depth, said_on_the_way
-from hubrl.sources.preprocessing import Observations, preprocessed
+from hubrl.sources.layers import Kernel, encoder_layers, layer_outputs
+from hubrl.sources.preprocessing import Observations, apply_steps
 from hubrl.sources.source import Source
 
 WHY = "Method 'progressive' hears chains of layers"
@@ -59,7 +59,7 @@ class Progressive(Method):
         if not sources:
             raise BadConfig("Method 'progressive' needs a column; the hub has none.")
         super().__init__(Pathways(sources, target, fresh=False, project=False))
-        columns = [depth(source, WHY) for source in sources]
+        columns = [encoder_layers(source, WHY) for source in sources]
         _check_columns(sources, columns)
         layers = columns[0]
         self.column = nn.ModuleList(_new(layer) for layer, _ in layers)
@@ -77,8 +77,8 @@ class Progressive(Method):
         """The new column's last layer, and what the head hears of the others'."""
         pathways = [cast("SourcePathway", pathway) for pathway in self.pathways.sources]
         with torch.no_grad():
-            said = [list(said_on_the_way(path.source, path.original(observations), WHY)) for path in pathways]
-        read = preprocessed(pathways[0].original(observations), pathways[0].source.card.preprocessing)
+            said = [list(layer_outputs(path.source, path.original(observations), WHY)) for path in pathways]
+        read = apply_steps(pathways[0].original(observations), pathways[0].source.card.preprocessing)
         assert isinstance(read, Tensor)
         heard: Tensor | None = None
         for index, (layer, activation) in enumerate(zip(self.column, self.activations, strict=True)):

@@ -9,7 +9,7 @@ from hubrl.errors import BadConfig
 from hubrl.methods.base import register
 from hubrl.methods.single import Alone
 from hubrl.pathways import Pathways, Target
-from hubrl.sources.layers import Kernel, merged, owned, stacked
+from hubrl.sources.layers import Kernel, merge_layers, parameter_like, stack_layers
 from hubrl.sources.source import Source
 
 WHY = "Method 'soup' averages layers"
@@ -35,14 +35,14 @@ class Soup(Alone):
     def __init__(self, sources: Sequence[Source], target: Target) -> None:
         if not sources:
             raise BadConfig("Method 'soup' needs a source; the hub has none.")
-        one = merged(sources, "soup", WHY, _mean, head=target.level == "outputs")
+        one = merge_layers(sources, "soup", WHY, _mean, head=target.level == "outputs")
         super().__init__(Pathways([one], target, fresh=False, project=False))
 
 
 def _mean(name: str, layers: list[Kernel]) -> nn.Module:
     """A layer whose kernel and bias are the mean of several layers'."""
     made = copy.deepcopy(layers[0])
-    made.weight = owned(stacked(layers, "weight").mean(dim=0), layers[0])
+    made.weight = parameter_like(stack_layers(layers, "weight").mean(dim=0), layers[0])
     if made.bias is not None:
-        made.bias = owned(stacked(layers, "bias").mean(dim=0), layers[0])
+        made.bias = parameter_like(stack_layers(layers, "bias").mean(dim=0), layers[0])
     return made

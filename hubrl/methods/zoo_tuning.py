@@ -15,7 +15,7 @@ from hubrl.methods.single import Alone
 from hubrl.pathways import Pathways, Target
 from hubrl.routing import dispatch
 from hubrl.sources import action_params
-from hubrl.sources.layers import Kernel, kernels, merged
+from hubrl.sources.layers import Kernel, kernels, merge_layers
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 
@@ -103,7 +103,7 @@ class ZooTuning(Alone):
         head = target.level == "outputs"
         check_convolutions(sources, name)
         channels = _input_channels(sources[0], head=head)
-        one = merged(
+        one = merge_layers(
             sources,
             name,
             f"Method {name!r} aggregates layers of one shape",

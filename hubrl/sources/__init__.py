@@ -1,1 +1,1 @@
-"""One pretrained agent: its networks, its preprocessing, its outputs."""
+"""One pretrained agent: its networks, its preprocessing, its action parameters."""

@@ -1,9 +1,8 @@
-"""What a pathway says, as one row of numbers, and the actions that follow from it.
+"""Action parameters: a source's or target's action distribution as one row of numbers.
 
-At the level of *features* a pathway says its features. At the level of *outputs* it says the parameters of its action
-distribution, in the units of the environment:
+They are in the units of the environment:
 
-- Box: mean and log standard deviation of a Gaussian, one after the other, `2 * actions` numbers;
+- Box: mean, then log standard deviation of a Gaussian, `2 * actions` numbers;
 - Discrete, MultiDiscrete: log-probabilities of every choice;
 - MultiBinary: the logit of every bit.
 """
@@ -24,19 +23,23 @@ from hubrl.errors import SpaceMismatch
 from hubrl.formats.spaces import describe
 
 Level = Literal["features", "outputs"]
+"""Where a target meets its sources: at their features, or at their action parameters."""
 
 LOG_STD_RANGE = (-20.0, 20.0)
-"""Of what is said, in the environment's units; wider than any agent is."""
+"""Range in the environment's units; wider than that of any agent."""
 
 SQUASHED_LOG_STD_RANGE = (-20.0, 2.0)
-"""SAC's and TQC's own, before the tanh."""
+"""SAC's and TQC's own range, before the tanh."""
+
+UNKNOWN_ACTION = math.log(1e-3)
+"""Log-probability of an action that a source does not have, before normalisation."""
 
 
 def width(space: spaces.Space[Any]) -> int:
-    """How many numbers a pathway says at the level of outputs.
+    """Number of action parameters.
 
     Raises:
-        SpaceMismatch: If the action space is none of Box, Discrete, MultiDiscrete and MultiBinary.
+        SpaceMismatch: If the space is none of Box, Discrete, MultiDiscrete and MultiBinary.
     """
     match space:
         case spaces.Box():
@@ -48,23 +51,31 @@ def width(space: spaces.Space[Any]) -> int:
         case spaces.MultiBinary():
             return math.prod(space.shape or ())
         case _:
-            raise SpaceMismatch(f"Actions of {describe(space)} cannot be spoken; Box, Discrete, MultiDiscrete and MultiBinary can.")
+            raise SpaceMismatch(
+                f"Actions of {describe(space)} have no action parameters; "
+                "use Box, Discrete, MultiDiscrete or MultiBinary."
+            )
 
 
 def gaussian(
-    mean: Float[Tensor, "*rows actions"], log_std: Float[Tensor, "*#rows actions"], space: spaces.Box
+    mean: Float[Tensor, "*rows actions"],
+    log_std: Float[Tensor, "*#rows actions"],
+    space: spaces.Box,
 ) -> Float[Tensor, "*rows outputs"]:
-    """Speech of a Gaussian; its mean is clipped to the bounds, as SB3 clips the action."""
+    """Parameters of a Gaussian, its mean clipped to the bounds as SB3 clips the action."""
     low, high = _bounds(space, mean)
-    return torch.cat([mean.clamp(low, high), log_std.clamp(*LOG_STD_RANGE).expand_as(mean)], dim=-1)
+    log_std = log_std.clamp(*LOG_STD_RANGE).expand_as(mean)
+    return torch.cat([mean.clamp(low, high), log_std], dim=-1)
 
 
 def squashed_gaussian(
-    mean: Float[Tensor, "*rows actions"], log_std: Float[Tensor, "*#rows actions"], space: spaces.Box
+    mean: Float[Tensor, "*rows actions"],
+    log_std: Float[Tensor, "*#rows actions"],
+    space: spaces.Box,
 ) -> Float[Tensor, "*rows outputs"]:
-    """Speech of a Gaussian behind a tanh that spans the bounds, as SAC's, TQC's and TD3's.
+    """Parameters of a Gaussian behind a tanh that spans the bounds, as SAC's, TQC's and TD3's.
 
-    The mean is the deterministic action; the standard deviation is carried through the tanh to first order.
+    The mean is the deterministic action; the standard deviation passes the tanh to first order.
     """
     low, high = _bounds(space, mean)
     squashed = torch.tanh(mean)
@@ -74,35 +85,44 @@ def squashed_gaussian(
     return torch.cat([action, log_std.clamp(*LOG_STD_RANGE)], dim=-1)
 
 
-def categorical(logits: Float[Tensor, "batch outputs"], space: spaces.Space[Any]) -> Float[Tensor, "batch outputs"]:
-    """Speech of one or several categorical choices: their normalised log-probabilities."""
-    sizes = space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else [logits.shape[1]]
-    return torch.cat([functional.log_softmax(part, dim=1) for part in logits.split(sizes, dim=1)], dim=1)
-
-
-def greedy(q_values: Float[Tensor, "batch actions"], epsilon: float = 0.05) -> Float[Tensor, "batch actions"]:
-    """Speech of an epsilon-greedy agent: what it *does*, so that no scale of Q-values is ever compared with another's."""
-    n_actions = q_values.shape[1]
-    others = math.log(epsilon / n_actions)
-    best = math.log(1 - epsilon + epsilon / n_actions)
-    speech = torch.full_like(q_values, others)
-    return speech.scatter(1, q_values.argmax(dim=1, keepdim=True), best)
-
-
-def mapped(
-    speech: Float[Tensor, "batch outputs"], space: spaces.Space[Any], order: Sequence[int] | None, signs: Sequence[int] | None
+def categorical(
+    logits: Float[Tensor, "batch outputs"], space: spaces.Space[Any]
 ) -> Float[Tensor, "batch outputs"]:
-    """What is said in other actions: entry `i` becomes entry `order[i]` times `signs[i]`.
+    """Normalised log-probabilities of each choice; logits of MultiBinary bits as they are."""
+    if isinstance(space, spaces.MultiBinary):
+        return logits
+    whole = [logits.shape[1]]
+    sizes = space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else whole
+    return torch.cat([part.log_softmax(dim=1) for part in logits.split(sizes, dim=1)], dim=1)
+
+
+def greedy(
+    q_values: Float[Tensor, "batch actions"], epsilon: float = 0.05
+) -> Float[Tensor, "batch actions"]:
+    """Log-probabilities of the epsilon-greedy policy, which have no scale of Q-values."""
+    n_actions = q_values.shape[1]
+    log_probs = torch.full_like(q_values, math.log(epsilon / n_actions))
+    best = math.log(1 - epsilon + epsilon / n_actions)
+    return log_probs.scatter(1, q_values.argmax(dim=1, keepdim=True), best)
+
+
+def remap(
+    params: Float[Tensor, "batch outputs"],
+    space: spaces.Space[Any],
+    order: Sequence[int] | None,
+    signs: Sequence[int] | None,
+) -> Float[Tensor, "batch outputs"]:
+    """Parameters with entry `i` replaced by entry `order[i]` times `signs[i]`.
 
     Args:
-        speech: What a source says, as above.
-        space: The actions of its speech: Box or Discrete.
-        order: For every entry (or choice) of the mapped action the source's; as they are if not given.
-        signs: For every entry 1 or -1; all 1 if not given.
+        params: A source's action parameters.
+        space: Their actions: Box or Discrete.
+        order: The source's entry (or choice) for every entry of the result; None for its own.
+        signs: 1 or -1 for every entry; None for 1.
     """
     if not isinstance(space, spaces.Box):
-        return speech if order is None else speech[:, list(order)]
-    mean, log_std = speech.chunk(2, dim=1)
+        return params if order is None else params[:, list(order)]
+    mean, log_std = params.chunk(2, dim=1)
     if order is not None:
         mean, log_std = mean[:, list(order)], log_std[:, list(order)]
     if signs is not None:
@@ -110,59 +130,68 @@ def mapped(
     return torch.cat([mean, log_std], dim=1)
 
 
-NEVER = math.log(1e-3)
-"""Log-probability of an action that a source does not know."""
-
-
-def by_meaning(
-    speech: Float[Tensor, "batch own_actions"], own: Sequence[str], wanted: Sequence[str]
+def match_meanings(
+    log_probs: Float[Tensor, "batch own_actions"], own: Sequence[str], wanted: Sequence[str]
 ) -> Float[Tensor, "batch target_actions"]:
-    """Log-probabilities of a target's discrete actions, from a source whose actions of the same meaning stand elsewhere.
+    """Log-probabilities of a target's discrete actions, from a source's of the same meanings.
 
-    What the source would do and the target cannot is left out; what the target can do and the source does not know is
-    hardly ever chosen.
+    Actions of the source alone are left out; actions of the target alone are hardly ever chosen.
 
     Args:
-        speech: Log-probabilities of the source's actions.
-        own: What the source's actions mean, in order (ALE's `NOOP`, `UPFIRE`, ...).
-        wanted: What the target's actions mean, in order.
+        log_probs: Log-probabilities of the source's actions.
+        own: Meanings of the source's actions, in order (ALE's `NOOP`, `UPFIRE`, ...).
+        wanted: Meanings of the target's actions, in order.
     """
-    columns = [speech[:, own.index(meaning)] if meaning in own else torch.full_like(speech[:, 0], NEVER) for meaning in wanted]
+    unknown = torch.full_like(log_probs[:, 0], UNKNOWN_ACTION)
+    columns = [log_probs[:, own.index(name)] if name in own else unknown for name in wanted]
     return functional.log_softmax(torch.stack(columns, dim=1), dim=1)
 
 
-def act(speech: Float[Tensor, "batch outputs"], space: spaces.Space[Any], *, deterministic: bool) -> np.ndarray:
-    """Actions in the environment's units: the most likely ones, or drawn from torch's generator."""
+def get_actions(
+    params: Float[Tensor, "batch outputs"], space: spaces.Space[Any], *, deterministic: bool
+) -> np.ndarray:
+    """Actions `(batch, *actions)` in the environment's units.
+
+    Args:
+        params: Action parameters.
+        space: The actions.
+        deterministic: Whether to take the most likely action instead of a draw from torch's
+            generator.
+    """
     match space:
         case spaces.Box():
-            mean, log_std = speech.chunk(2, dim=1)
+            mean, log_std = params.chunk(2, dim=1)
             drawn = mean if deterministic else torch.normal(mean, log_std.exp())
             actions = drawn.cpu().numpy().reshape(-1, *space.shape)
             clipped: np.ndarray = np.clip(actions, space.low, space.high).astype(space.dtype)
             return clipped
         case spaces.MultiBinary():
-            drawn = (speech > 0).float() if deterministic else torch.bernoulli(torch.sigmoid(speech))
-            return drawn.cpu().numpy().astype(space.dtype)
+            bits = (params > 0).float() if deterministic else torch.bernoulli(params.sigmoid())
+            return bits.cpu().numpy().astype(space.dtype)
         case spaces.MultiDiscrete():
-            parts = speech.split(space.nvec.tolist(), dim=1)
-            return torch.stack([_choice(part, deterministic) for part in parts], dim=1).cpu().numpy()
+            parts = params.split(space.nvec.tolist(), dim=1)
+            return torch.stack([_choose(part, deterministic) for part in parts], 1).cpu().numpy()
         case _:
             start = int(space.start) if isinstance(space, spaces.Discrete) else 0
-            return _choice(speech, deterministic).cpu().numpy() + start
+            return _choose(params, deterministic).cpu().numpy() + start
 
 
-def _choice(log_probabilities: Tensor, deterministic: bool) -> Tensor:
+def _choose(log_probs: Tensor, deterministic: bool) -> Tensor:
     if deterministic:
-        return log_probabilities.argmax(dim=1)
-    return torch.multinomial(log_probabilities.exp(), 1).squeeze(1)
+        return log_probs.argmax(dim=1)
+    return torch.multinomial(log_probs.exp(), 1).squeeze(1)
 
 
 def _bounds(space: spaces.Box, like: Tensor) -> tuple[Tensor, Tensor]:
-    return _bounds_as(space.low.tobytes(), space.high.tobytes(), space.low.dtype.str, like.dtype, like.device)
+    low, high = space.low, space.high
+    return _cached_bounds(low.tobytes(), high.tobytes(), low.dtype.str, like.dtype, like.device)
 
 
 @lru_cache(maxsize=64)
-def _bounds_as(low: bytes, high: bytes, kind: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    # Asked for in every step, of spaces whose hash would be made anew.
-    lowest, highest = (torch.as_tensor(np.frombuffer(bound, kind).copy(), dtype=dtype, device=device) for bound in (low, high))
+def _cached_bounds(
+    low: bytes, high: bytes, kind: str, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    # Needed in every step, for spaces whose hash takes longer than their bytes.
+    arrays = (np.frombuffer(bound, kind).copy() for bound in (low, high))
+    lowest, highest = (torch.as_tensor(array, dtype=dtype, device=device) for array in arrays)
     return lowest, highest

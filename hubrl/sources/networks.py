@@ -8,7 +8,15 @@ from torch import nn
 
 from hubrl.errors import BadConfig, BadFile, unknown
 from hubrl.formats.cards import ActionHead, Declared, SourceCard
-from hubrl.sources.heads import ActionValue, CategoricalAction, DeterministicAction, GaussianAction, GreedyAction, GreedyValue, StateValue
+from hubrl.sources.heads import (
+    ActionValue,
+    CategoricalAction,
+    DeterministicAction,
+    GaussianAction,
+    GreedyAction,
+    GreedyValue,
+    StateValue,
+)
 from hubrl.sources.trunks import Encoder
 
 
@@ -18,13 +26,13 @@ class Networks(NamedTuple):
     encoder: nn.Module
     """From observations to features `(batch, width)`; `encoder.width` is their width."""
     action: nn.Module | None = None
-    """From features to speech at the level of outputs `(batch, outputs)`."""
+    """From features to action parameters `(batch, outputs)`."""
     value: nn.Module | None = None
-    """Called with observations, trunk features and action; returns `(batch,)`."""
+    """From observations, trunk features and action to values `(batch,)`."""
 
 
 Builder = Callable[..., Networks]
-"""Makes the networks of a card: `builder(card, **kwargs)`."""
+"""Function that makes the networks of a card: `builder(card, **kwargs)`."""
 
 _builders: dict[str, Builder] = {}
 
@@ -32,11 +40,11 @@ _builders: dict[str, Builder] = {}
 def register_network(name: str, builder: Builder) -> None:
     """Make `builder` known under `name`, so that cards may name it.
 
-    This is the trusted way in for networks that hubrl cannot declare: a card from a file can only name what the
+    The trusted way in for networks that hubrl cannot declare: a card from a file can name what the
     user's own program registered, never a module or a function of its choice.
 
     Args:
-        name: The name cards use.
+        name: The name that cards use.
         builder: Called as `builder(card, **kwargs)` with the card and its plain keyword arguments.
 
     Raises:
@@ -51,23 +59,30 @@ def build(card: SourceCard) -> Networks:
     """The networks that a card describes, with weights yet to be loaded.
 
     Raises:
-        BadFile: If the card names a builder that this process has not registered, or describes no network.
+        BadFile: If the card names a builder that is not registered, or describes no network.
     """
     network = card.network
     if not isinstance(network, Declared) and network.builder not in _builders:
-        sentence = unknown("network builder", network.builder, _builders)
-        raise BadFile(f"Source {card.name!r} needs a registered network. {sentence} Call hubrl.register_network first.")
+        raise BadFile(
+            f"Source {card.name!r} needs a registered network. "
+            f"{unknown('network builder', network.builder, _builders)} "
+            "Call hubrl.register_network first."
+        )
     try:
-        return _declared(card, network) if isinstance(network, Declared) else _builders[network.builder](card, **network.kwargs)
-    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError, MemoryError) as error:
-        raise BadFile(f"The networks that the card of source {card.name!r} describes cannot be built ({error}).") from error
+        if isinstance(network, Declared):
+            return _build_declared(card, network)
+        return _builders[network.builder](card, **network.kwargs)
+    except (RuntimeError, TypeError, ValueError, LookupError, AssertionError, MemoryError) as error:
+        raise BadFile(
+            f"The networks that the card of source {card.name!r} describes "
+            f"cannot be built ({error})."
+        ) from error
 
 
-def _declared(card: SourceCard, network: Declared) -> Networks:
-    encoder = Encoder(card.observations, network)
+def _build_declared(card: SourceCard, network: Declared) -> Networks:
+    encoder, actions = Encoder(card.observations, network), card.actions
     if network.action is None:
         return Networks(encoder)
-    actions = card.actions
     if actions is None:
         raise BadFile(f"Source {card.name!r} has an action head and no action space.")
     action = _action_head(encoder.width, actions, network.action)
@@ -75,10 +90,11 @@ def _declared(card: SourceCard, network: Declared) -> Networks:
         return Networks(encoder, action, GreedyValue())
     if network.value is None:
         return Networks(encoder, action)
+    width = encoder.trunks.width
     if network.value.kind == "state":
-        return Networks(encoder, action, StateValue(card.observations, network, encoder.trunks.width))
+        return Networks(encoder, action, StateValue(card.observations, network, width))
     assert isinstance(actions, spaces.Box)
-    return Networks(encoder, action, ActionValue(card.observations, network, encoder.trunks.width, actions))
+    return Networks(encoder, action, ActionValue(card.observations, network, width, actions))
 
 
 def _action_head(width: int, space: spaces.Space[Any], head: ActionHead) -> nn.Module:

@@ -1,4 +1,4 @@
-"""From the target's observations to what a source's network reads: selecting, resizing, normalising."""
+"""From a target's observations to a source's network inputs: select, crop, resize, normalise."""
 
 from typing import Any
 
@@ -14,36 +14,39 @@ from hubrl.formats.cards import Crop, Frames, Key, Keys, Normalisation, Resize, 
 from hubrl.formats.spaces import describe
 
 Observations = Tensor | dict[str, Tensor]
-"""Observations as SB3 preprocesses them: floats, images divided by 255, discrete ones one-hot; a dict for a Dict space."""
+"""A batch as SB3 preprocesses it: floats, images divided by 255, one-hot codes; a dict for Dict."""
 
 Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
 """Mean and variance of VecNormalize, by key of a Dict observation; one empty key otherwise."""
 
 
-def preprocessed(observations: Observations, steps: tuple[Step, ...]) -> Observations:
-    """Observations of the target as a source's network reads them.
+def apply_steps(observations: Observations, steps: tuple[Step, ...]) -> Observations:
+    """Observations after a card's preprocessing steps.
 
     Raises:
-        ValueError: If they have not what a step asks for.
+        ValueError: If a step does not fit the observations.
     """
     for step in steps:
-        if isinstance(step, Key):
-            if not isinstance(observations, dict) or step.name not in observations:
-                raise ValueError(f"no part {step.name!r}")
-            observations = observations[step.name]
-            continue
-        if isinstance(step, Keys):
-            if not isinstance(observations, dict) or not set(step.names.values()) <= set(observations):
-                raise ValueError(f"not all of the parts {sorted(step.names.values())}")
-            observations = {own: observations[name] for own, name in step.names.items()}
-            continue
-        if isinstance(observations, dict):
-            raise ValueError("a Dict observation")  # noqa: TRY004 - a mismatch of spaces, as the other steps'
-        observations = _done(observations, step)
+        match step:
+            case Key() | Keys():
+                observations = _select_parts(observations, step)
+            case _ if isinstance(observations, dict):
+                raise ValueError("a Dict observation")
+            case _:
+                observations = _apply_step(observations, step)
     return observations
 
 
-def _done(images: Float[Tensor, " batch *obs"], step: Step) -> Float[Tensor, " batch *read"]:
+def _select_parts(observations: Observations, step: Key | Keys) -> Observations:
+    wanted = {step.name} if isinstance(step, Key) else set(step.names.values())
+    if not isinstance(observations, dict) or not wanted <= set(observations):
+        raise ValueError(f"no parts {sorted(wanted)}")
+    if isinstance(step, Key):
+        return observations[step.name]
+    return {own: observations[name] for own, name in step.names.items()}
+
+
+def _apply_step(images: Float[Tensor, " batch *obs"], step: Step) -> Float[Tensor, " batch *read"]:
     match step:
         case Select():
             return images[:, list(step.indices)]
@@ -56,39 +59,69 @@ def _done(images: Float[Tensor, " batch *obs"], step: Step) -> Float[Tensor, " b
                 raise ValueError(f"row {step.bottom} of {images.shape[2]}")
             return images[:, :, step.top : step.bottom]
         case Resize():
-            return functional.interpolate(images, (step.height, step.width), mode="bilinear", antialias=True)
+            size = (step.height, step.width)
+            return functional.interpolate(images, size, mode="bilinear", antialias=True)
         case _:
-            low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+            low = images.amin((1, 2, 3), keepdim=True)
+            high = images.amax((1, 2, 3), keepdim=True)
             return (images - low) / (high - low).clamp_min(1e-6)
 
 
 class Normaliser(nn.Module):
-    """What VecNormalize did when the source was trained, with its statistics held fixed."""
+    """VecNormalize with the statistics of the source's training, held fixed.
 
-    def __init__(self, space: spaces.Space[Any], how: Normalisation, statistics: Statistics | None) -> None:
+    Args:
+        space: The source's observations.
+        settings: Keys, clip and epsilon from the card.
+        statistics: Mean and variance; zeros and ones until weights are loaded.
+
+    Raises:
+        BadFile: If a key is not in the space.
+        SpaceMismatch: If the statistics have another shape than the space.
+    """
+
+    def __init__(
+        self, space: spaces.Space[Any], settings: Normalisation, statistics: Statistics | None
+    ) -> None:
         super().__init__()
-        self.how = how
+        self.settings = settings
         parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-        for index, key in enumerate(how.keys):
+        for index, key in enumerate(settings.keys):
             part = parts.get(key)
             if part is None:
-                raise BadFile(f"Statistics are given for {key!r}, the source observes {describe(space)}.")
+                raise BadFile(
+                    f"Statistics are given for {key!r}, the source observes {describe(space)}."
+                )
             shape = tuple(part.shape or ())
-            mean, var = (np.zeros(shape), np.ones(shape)) if statistics is None else statistics[key]
+            default = np.zeros(shape), np.ones(shape)
+            mean, var = default if statistics is None else statistics[key]
             if np.shape(mean) != shape:
-                raise SpaceMismatch(f"The statistics are of shape {np.shape(mean)}, the source observes {describe(part)}.")
-            # Twice float32's digits: SB3 normalises in float64.
-            self.register_buffer(f"mean_{index}", torch.as_tensor(np.asarray(mean), dtype=torch.float64))
-            self.register_buffer(f"var_{index}", torch.as_tensor(np.asarray(var), dtype=torch.float64))
+                raise SpaceMismatch(
+                    f"The statistics are of shape {np.shape(mean)}, "
+                    f"the source observes {describe(part)}."
+                )
+            # SB3 normalises in float64.
+            for name, values in (("mean", mean), ("var", var)):
+                exact = torch.as_tensor(np.asarray(values), dtype=torch.float64)
+                self.register_buffer(f"{name}_{index}", exact)
 
     def forward(self, observations: Observations) -> Observations:
-        """Observations as the source was trained on them."""
+        """Observations with the mean and variance of the source's training, in float32."""
         if isinstance(observations, Tensor):
-            return self._normalised(0, observations)
-        done = {key: self._normalised(index, observations[key]) for index, key in enumerate(self.how.keys)}
-        return {**observations, **done}
+            return self._normalise(0, observations)
+        return {
+            **observations,
+            **{
+                key: self._normalise(index, observations[key])
+                for index, key in enumerate(self.settings.keys)
+            },
+        }
 
-    def _normalised(self, index: int, values: Tensor) -> Tensor:
-        mean, var = self.get_buffer(f"mean_{index}"), self.get_buffer(f"var_{index}")
-        normal = (values - mean) / (var + self.how.epsilon).sqrt()
-        return normal.clamp(-self.how.clip, self.how.clip).float()
+    def moments(self, index: int = 0) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (epsilon included) of a key, in float64 and its shape."""
+        variance = self.get_buffer(f"var_{index}") + self.settings.epsilon
+        return self.get_buffer(f"mean_{index}"), variance.sqrt()
+
+    def _normalise(self, index: int, values: Tensor) -> Tensor:
+        mean, std = self.moments(index)
+        return ((values - mean) / std).clamp(-self.settings.clip, self.settings.clip).float()

@@ -1,8 +1,8 @@
-"""One frozen copy of each source in a process, whoever uses it.
+"""One frozen copy of each source per process, device and precision.
 
-Online and target networks, policy and value, and models trained side by side all borrow the same module. A saved model
-names its sources by their cards; when it is built, the cards are looked up here, and what is not here is made empty
-and filled by `load_state_dict`.
+Online and target networks, policy and value, and models trained side by side share the module. A
+saved model names its sources by their cards; the cards are looked up here when it is built, and a
+source that is not found is made without weights, which `load_state_dict` brings.
 """
 
 import copy
@@ -16,60 +16,56 @@ from hubrl.sources.source import Source
 
 _Key = tuple[str, str, torch.dtype]
 
-_offered: dict[str, Source] = {}
+_registered: dict[str, Source] = {}
 _shared: WeakValueDictionary[_Key, Source] = WeakValueDictionary()
 
 
-def offer(source: Source) -> None:
-    """Keep a source's weights for the models that will be built from its card; held until the process ends."""
-    _offered[_identity(source.card)] = source
+def register(source: Source) -> None:
+    """Keep a source until the process ends, for models that will be built from its card."""
+    _registered[_identity(source.card)] = source
 
 
-def borrow(card: SourceCard) -> Source:
-    """The frozen source of a card, on the CPU, shared with everyone who borrows it.
+def get(card: SourceCard) -> Source:
+    """The shared frozen source of a card, on the CPU.
 
-    Its weights are there if the source was offered or a model with it is alive; otherwise it is empty and refuses to
-    speak until they are loaded.
+    It has weights if the source is registered or a model with it is alive; otherwise it raises
+    until they are loaded.
     """
-    offered = _offered.get(_identity(card))
-    if offered is not None and offered.frozen:
-        return _on(offered, torch.empty(0))
-    key = _key(card, torch.empty(0))
-    shared = _shared.get(key)
+    registered, like = _registered.get(_identity(card)), torch.empty(0)
+    if registered is not None and registered.frozen:
+        return on_device(registered, like)
+    shared = _shared.get(_key(card, like))
     if shared is None:
-        shared = Source.from_card(card, _offered_weights(card))
-        _shared[key] = shared
+        shared = Source.from_card(card, _registered_weights(card))
+        _shared[_key(card, like)] = shared
     return shared
 
 
-def own(card: SourceCard) -> Source:
-    """A copy of a card's source for the caller alone, to be trained; empty if it was not offered."""
-    return Source.from_card(card, _offered_weights(card), frozen=False)
+def make_trainable(card: SourceCard) -> Source:
+    """A copy of a card's source for one model, to be trained; without weights if not registered."""
+    return Source.from_card(card, _registered_weights(card), frozen=False)
 
 
-def on(source: Source, like: torch.Tensor) -> Source:
+def on_device(source: Source, like: torch.Tensor) -> Source:
     """The shared copy of a frozen source on the device and in the precision of a tensor."""
-    return _on(source, like)
-
-
-def _offered_weights(card: SourceCard) -> dict[str, torch.Tensor] | None:
-    offered = _offered.get(_identity(card))
-    return None if offered is None or not offered.arrived else offered.tensors()
-
-
-def _on(source: Source, like: torch.Tensor) -> Source:
-    own = next((tensor for tensor in source.state_dict().values() if tensor.is_floating_point()), like)
-    if own.device == like.device and own.dtype == like.dtype:
-        _shared.setdefault(_key(source.card, like), source)
-        return source
+    tensors = source.state_dict().values()
+    own = next((tensor for tensor in tensors if tensor.is_floating_point()), like)
     key = _key(source.card, like)
+    if own.device == like.device and own.dtype == like.dtype:
+        _shared.setdefault(key, source)
+        return source
     moved = _shared.get(key)
-    if moved is None or moved.arrived != source.arrived:
+    if moved is None or moved.weights_loaded != source.weights_loaded:
         moved = copy.deepcopy(source).to(like.device)
-        # Not to a precision it has already: statistics are held in float64 beside weights in float32.
+        # Statistics stay float64 beside float32 weights, unless the precision itself changes.
         moved = moved if own.dtype == like.dtype else moved.to(like.dtype)
         _shared[key] = moved
     return moved
+
+
+def _registered_weights(card: SourceCard) -> dict[str, torch.Tensor] | None:
+    source = _registered.get(_identity(card))
+    return None if source is None or not source.weights_loaded else source.tensors()
 
 
 def _identity(card: SourceCard) -> str:

@@ -90,7 +90,7 @@ def test_a_source_reads_one_key_of_a_dict():
     np.testing.assert_allclose(
         adapted.predict(one, deterministic=True)[0], read_live(tiny(PPO, Toy()), "x").predict(ROWS[0, :4], deterministic=True)[0]
     )
-    with pytest.raises(SpaceMismatch, match="reads part 'joints' of a Dict observation, which it was not given"):
+    with pytest.raises(SpaceMismatch, match=r"reads parts \['joints'\] of a Dict, it was given a dict of \['goal'\]"):
         adapted.predict({"goal": np.zeros(2, np.float32)})
 
 
@@ -152,7 +152,7 @@ SKIING = ("NOOP", "RIGHT", "LEFT")
 
 def test_actions_of_one_meaning_are_matched_by_hand():
     said = torch.tensor([[0.1, 0.4, 0.2, 0.1, 0.15, 0.05]]).log()
-    heard = action_params.by_meaning(said, PONG, ("LEFT", "UP", "NOOP", "RIGHT")).exp()
+    heard = action_params.match_meanings(said, PONG, ("LEFT", "UP", "NOOP", "RIGHT")).exp()
     total = 0.1 + 0.001 + 0.1 + 0.2
     np.testing.assert_allclose(heard[0], np.array([0.1, 0.001, 0.1, 0.2]) / total, rtol=1e-5)
 
@@ -168,7 +168,7 @@ def test_a_source_of_another_game_acts_by_meaning(algorithm, tmp_path):
     rows = torch.as_tensor(ROWS[:, :4])
     heard = pathways.sources[0](rows)
     assert heard.shape == (5, 3)
-    torch.testing.assert_close(heard, action_params.by_meaning(source.outputs(rows), PONG, SKIING))
+    torch.testing.assert_close(heard, action_params.match_meanings(source.outputs(rows), PONG, SKIING))
     model.save(tmp_path / "model.zip")
     loaded = algorithm.load(tmp_path / "model.zip", device="cpu")
     assert np.array_equal(loaded.predict(ROWS[:, :4], deterministic=True)[0], model.predict(ROWS[:, :4], deterministic=True)[0])

@@ -12,7 +12,7 @@ from hubrl.errors import SourcesNotLoaded
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.pathways import Pathways, Target
 from hubrl.reading import read_live
-from hubrl.sources.batched import Encoders, Group, NatureCNNs, Perceptrons
+from hubrl.sources.batched import BatchedSources, Group, MLPs, NatureCNNs
 from hubrl.sources.preprocessing import Normaliser
 
 CAMERA = spaces.Box(0, 255, (3, 36, 36), np.uint8)
@@ -33,7 +33,7 @@ def normalised(source, seed):
     card = type(source.card).model_validate({**source.card.to_dict(), "name": f"normal-{seed}", "normalisation": {"clip": 1.0}})
     made = Source.from_card(card, None)
     normaliser = Normaliser(source.space, card.normalisation, statistics)
-    made.fill({**source.tensors(), **{f"normaliser.{name}": tensor for name, tensor in normaliser.state_dict().items()}})
+    made.load_weights({**source.tensors(), **{f"normaliser.{name}": tensor for name, tensor in normaliser.state_dict().items()}})
     return made
 
 
@@ -51,22 +51,22 @@ def groups(encoders):
 
 def test_in_float32_every_source_says_its_own_numbers():
     sources = [perceptron(1), perceptron(2), perceptron(3, (8,))]
-    for said, source in zip(Encoders(sources)(flat()), sources, strict=True):
+    for said, source in zip(BatchedSources(sources)(flat()), sources, strict=True):
         assert torch.equal(said, source.features(flat()))
 
 
 def test_perceptrons_of_the_same_widths_are_computed_together():
     sources = [perceptron(1), perceptron(2, (8,)), perceptron(3), perceptron(4, (16, 16), activation_fn=torch.nn.ReLU)]
-    encoders = Encoders(sources, "bfloat16")
-    assert groups(encoders) == [([0, 2], Perceptrons), ([1], Group), ([3], Group)]
+    encoders = BatchedSources(sources, "bfloat16")
+    assert groups(encoders) == [([0, 2], MLPs), ([1], Group), ([3], Group)]
     for said, source in zip(encoders(flat()), sources, strict=True):
         torch.testing.assert_close(said, source.features(flat()), atol=1e-5, rtol=1e-5)
 
 
 def test_perceptrons_behind_statistics_of_their_own_are_computed_together():
     sources = [normalised(perceptron(1), 1), perceptron(2), normalised(perceptron(3), 3)]
-    encoders = Encoders(sources, "bfloat16")
-    assert groups(encoders) == [([0, 1, 2], Perceptrons)]
+    encoders = BatchedSources(sources, "bfloat16")
+    assert groups(encoders) == [([0, 1, 2], MLPs)]
     seen = 3 * flat()  # so that some numbers are clipped
     for said, source in zip(encoders(seen), sources, strict=True):
         torch.testing.assert_close(said, source.features(seen), atol=1e-5, rtol=1e-5)
@@ -75,14 +75,14 @@ def test_perceptrons_behind_statistics_of_their_own_are_computed_together():
 def test_perceptrons_that_select_what_they_read_are_computed_together():
     wide = torch.randn(8, 9)
     sources = [perceptron(seed).adapted(observes=[8, 0, 3, 1]) for seed in (1, 2)]
-    for said, source in zip(Encoders(sources, "bfloat16")(wide), sources, strict=True):
+    for said, source in zip(BatchedSources(sources, "bfloat16")(wide), sources, strict=True):
         torch.testing.assert_close(said, source.features(wide), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("n_sources", [1, 3])
 def test_natures_are_computed_together_and_near_to_their_own(n_sources):
     sources = [eye(1), eye(2, DQN), eye(3)][:n_sources]
-    encoders = Encoders(sources, "bfloat16")
+    encoders = BatchedSources(sources, "bfloat16")
     assert groups(encoders) == [(list(range(n_sources)), NatureCNNs)]
     for said, source in zip(encoders(images().float() / 255), sources, strict=True):
         own = source.features(images().float() / 255)
@@ -93,7 +93,7 @@ def test_natures_are_computed_together_and_near_to_their_own(n_sources):
 
 def test_natures_say_what_the_trainable_one_says():
     sources = [eye(1), eye(2)]
-    for said, source in zip(Encoders(sources, "bfloat16")(images()), sources, strict=True):
+    for said, source in zip(BatchedSources(sources, "bfloat16")(images()), sources, strict=True):
         network = BF16NatureCNN(CAMERA, 8)
         for mine, theirs in zip(network.parameters(), source.encoder.trunks.readers[0].buffers(), strict=True):
             mine.data.copy_(theirs)
@@ -101,18 +101,18 @@ def test_natures_say_what_the_trainable_one_says():
 
 
 def test_natures_read_bytes_and_say_the_same():
-    encoders = Encoders([eye(1), eye(2)], "bfloat16")
+    encoders = BatchedSources([eye(1), eye(2)], "bfloat16")
     assert encoders.reads_bytes
     for of_bytes, of_floats in zip(encoders(images()), encoders(images().float() / 255), strict=True):
         assert torch.equal(of_bytes, of_floats)
-    assert not Encoders([eye(1), eye(2)]).reads_bytes
-    assert not Encoders([eye(1).adapted(observes="camera")], "bfloat16").reads_bytes
+    assert not BatchedSources([eye(1), eye(2)]).reads_bytes
+    assert not BatchedSources([eye(1).adapted(observes="camera")], "bfloat16").reads_bytes
 
 
 def test_hidden_layers_behind_a_nature_are_its_own():
     source = read_live(tiny(PPO, Toy(IMAGE, CHOOSE), 1, net_arch=[12]), "deep")
     seen = images().float() / 255
-    said, own = Encoders([source], "bfloat16")(seen)[0], source.features(seen)
+    said, own = BatchedSources([source], "bfloat16")(seen)[0], source.features(seen)
     assert said.shape == own.shape == (8, 12)
     assert (said - own).abs().max() < 0.05 * own.std()
 
@@ -120,13 +120,13 @@ def test_hidden_layers_behind_a_nature_are_its_own():
 def test_weights_that_have_not_arrived_are_missed():
     empty = Source.from_card(eye(1).card)
     with pytest.raises(SourcesNotLoaded, match="never arrived"):
-        Encoders([eye(2), empty], "bfloat16")(images())
+        BatchedSources([eye(2), empty], "bfloat16")(images())
 
 
 def test_a_tuned_source_gets_its_gradient():
     card, tensors = eye(1).card, eye(1).tensors()
     source = Source.from_card(card, tensors, frozen=False)
-    Encoders([source], "bfloat16")(images())[0].square().sum().backward()
+    BatchedSources([source], "bfloat16")(images())[0].square().sum().backward()
     found = [parameter.grad for parameter in source.encoder.parameters()]
     source.zero_grad()
     source.features(images().float() / 255).square().sum().backward()
@@ -174,7 +174,7 @@ def steering(algorithm, seed, **kwargs):
 def test_heads_of_one_kind_are_computed_together(algorithm, kwargs):
     sources = [steering(algorithm, seed, **kwargs) for seed in (1, 2, 3)]
     sources[1] = sources[1].adapted(signs=[-1] * STEER.shape[0])
-    encoders = Encoders(sources)
+    encoders = BatchedSources(sources)
     assert encoders._groups[0][1]._heads is not None
     for said, source in zip(encoders.outputs(flat()), sources, strict=True):
         torch.testing.assert_close(said, source.outputs(flat()), atol=1e-5, rtol=1e-5)
@@ -182,8 +182,8 @@ def test_heads_of_one_kind_are_computed_together(algorithm, kwargs):
 
 def test_heads_of_several_kinds_are_computed_one_by_one():
     sources = [steering(PPO, 1), steering(PPO, 2, use_sde=True)]
-    encoders = Encoders(sources)
-    assert groups(encoders) == [([0, 1], Perceptrons)]
+    encoders = BatchedSources(sources)
+    assert groups(encoders) == [([0, 1], MLPs)]
     assert encoders._groups[0][1]._heads is None
     for said, source in zip(encoders.outputs(flat()), sources, strict=True):
         torch.testing.assert_close(said, source.outputs(flat()), atol=1e-6, rtol=1e-6)

@@ -17,7 +17,7 @@ from hubrl.experiments.evaluation import check_hub
 from hubrl.formats.cards import Crop, Frames, Resize, Select, SourceCard, Stretch
 from hubrl.reading import read_agent
 from hubrl.sources.action_params import squashed_gaussian
-from hubrl.sources.preprocessing import preprocessed
+from hubrl.sources.preprocessing import apply_steps
 
 CAMERA = spaces.Box(0, 255, (3, 8, 8), np.uint8)
 
@@ -100,7 +100,7 @@ def test_a_head_for_choices_says_their_logits(actions, width, observations):
     [
         ({"encoder_": nn.Linear(5, 8)}, r"The networks of source 'mine' do not read Box\(4,\)"),
         ({"head": nn.Linear(9, 3)}, r"The networks of source 'mine' do not read Box\(4,\)"),
-        ({"head": nn.Linear(8, 4)}, r"The head of source 'mine' says 4 numbers, Discrete\(3\) takes 3"),
+        ({"head": nn.Linear(8, 4)}, r"The head of source 'mine' returns 4 numbers, Discrete\(3\) takes 3"),
         ({"head": nn.Linear(8, 5), "actions": ARM}, "do not read|says"),
         ({"encoder_": nn.Flatten(0)}, "do not read"),
     ],
@@ -542,24 +542,24 @@ def test_the_width_of_a_squashed_gaussian_grows_with_its_bounds():
 
 def test_select_keeps_entries_in_the_order_given():
     rows = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    assert preprocessed(rows, (Select(op="select", indices=(2, 0)),)).tolist() == [[3.0, 1.0], [6.0, 4.0]]
+    assert apply_steps(rows, (Select(op="select", indices=(2, 0)),)).tolist() == [[3.0, 1.0], [6.0, 4.0]]
 
 
 def test_frames_keeps_the_last_ones():
     images = torch.arange(4.0).view(1, 4, 1, 1).expand(2, 4, 3, 3)
-    assert preprocessed(images, (Frames(op="frames", last=2),)).mean((2, 3)).tolist() == [[2.0, 3.0]] * 2
+    assert apply_steps(images, (Frames(op="frames", last=2),)).mean((2, 3)).tolist() == [[2.0, 3.0]] * 2
 
 
 def test_crop_keeps_rows_from_top_to_before_bottom():
     images = torch.arange(5.0).view(1, 1, 5, 1).expand(1, 2, 5, 3)
-    assert preprocessed(images, (Crop(op="crop", top=1, bottom=4),))[0, 0, :, 0].tolist() == [1.0, 2.0, 3.0]
+    assert apply_steps(images, (Crop(op="crop", top=1, bottom=4),))[0, 0, :, 0].tolist() == [1.0, 2.0, 3.0]
 
 
 def test_resize_leaves_one_colour_and_averages_others():
     resize = (Resize(op="resize", height=2, width=3),)
-    torch.testing.assert_close(preprocessed(torch.full((1, 1, 8, 8), 0.25), resize), torch.full((1, 1, 2, 3), 0.25))
+    torch.testing.assert_close(apply_steps(torch.full((1, 1, 8, 8), 0.25), resize), torch.full((1, 1, 2, 3), 0.25))
     halves = torch.cat([torch.zeros(1, 1, 4, 8), torch.ones(1, 1, 4, 8)], dim=2)
-    top, bottom = preprocessed(halves, resize)[0, 0].mean(dim=1)
+    top, bottom = apply_steps(halves, resize)[0, 0].mean(dim=1)
     assert top < 0.2
     assert bottom > 0.8
     assert top + bottom == pytest.approx(1.0)
@@ -567,7 +567,7 @@ def test_resize_leaves_one_colour_and_averages_others():
 
 def test_stretch_spans_zero_to_one_image_by_image_and_leaves_one_colour_dark():
     images = torch.stack([torch.tensor([[0.4, 0.5], [0.6, 0.8]]), torch.full((2, 2), 0.7)])[:, None]
-    seen = preprocessed(images, (Stretch(op="stretch"),))
+    seen = apply_steps(images, (Stretch(op="stretch"),))
     torch.testing.assert_close(seen[0, 0], torch.tensor([[0.0, 0.25], [0.5, 1.0]]))
     assert torch.equal(seen[1, 0], torch.zeros(2, 2))
 
@@ -575,9 +575,9 @@ def test_stretch_spans_zero_to_one_image_by_image_and_leaves_one_colour_dark():
 def test_steps_follow_each_other_in_the_order_given():
     images = torch.rand(2, 4, 8, 8)
     steps = (Frames(op="frames", last=1), Crop(op="crop", top=2, bottom=8), Resize(op="resize", height=3, width=3), Stretch(op="stretch"))
-    seen = preprocessed(images, steps)
+    seen = apply_steps(images, steps)
     assert seen.shape == (2, 1, 3, 3)
-    manual_backward = preprocessed(images[:, 3:, 2:8], steps[2:])
+    manual_backward = apply_steps(images[:, 3:, 2:8], steps[2:])
     assert torch.equal(seen, manual_backward)
 
 

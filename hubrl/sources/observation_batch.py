@@ -1,0 +1,150 @@
+"""From a task's numpy observations to the batches of tensors that SB3's policies preprocess."""
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import (
+    get_flattened_obs_dim,
+    maybe_transpose,
+    preprocess_obs,
+)
+from torch import Tensor
+
+from hubrl.errors import SpaceMismatch
+from hubrl.formats.cards import Key, Keys, SourceCard
+from hubrl.formats.spaces import describe, fits
+from hubrl.sources.preprocessing import Observations, apply_steps
+
+NumpyObservation = np.ndarray | dict[str, np.ndarray]
+
+
+def to_batch(
+    observation: NumpyObservation,
+    card: SourceCard,
+    device: torch.device | None,
+) -> tuple[Observations, bool]:
+    """One observation or a batch, as SB3 preprocesses it but before the card's own steps.
+
+    Args:
+        observation: As the task returns it; images channel last or first.
+        card: Card of the source that reads it.
+        device: Device of the result; None for the CPU.
+
+    Returns:
+        Tensors with a leading batch axis, and whether the observation had one already.
+
+    Raises:
+        SpaceMismatch: If the source cannot read such an observation.
+    """
+    parts = _parts_read(card)
+    if parts is None:
+        return _array_to_batch(np.asarray(observation), card, device)
+    if not isinstance(observation, dict) or not set(parts) <= set(observation):
+        given = f"a dict of {sorted(observation)}" if isinstance(observation, dict) else "an array"
+        read = (
+            f"parts {sorted(parts)} of a Dict"
+            if card.preprocessing
+            else describe(card.observations)
+        )
+        raise SpaceMismatch(f"Source {card.name!r} reads {read}, it was given {given}.")
+    found = {
+        key: _rows(np.asarray(observation[key]), space, card, device)
+        for key, space in parts.items()
+    }
+    batch = {key: _preprocess(rows, parts[key], card) for key, (rows, _) in found.items()}
+    return batch, all(batched for _, batched in found.values())
+
+
+def fits_preprocessing(observations: Observations, card: SourceCard) -> bool:
+    """Whether the card's steps turn such observations into what the source's networks read."""
+    try:
+        rows = apply_steps(observations, card.preprocessing)
+    except (RuntimeError, IndexError, ValueError):
+        return False
+    space = card.observations
+    if not isinstance(rows, dict):
+        return tuple(rows.shape[1:]) == space.shape
+    own = space.spaces if isinstance(space, spaces.Dict) else {}
+    return set(rows) == set(own) and all(
+        rows[key].shape[1:] == _zeros(part).shape[1:] for key, part in own.items()
+    )
+
+
+def accepts(card: SourceCard, space: spaces.Space[Any]) -> bool:
+    """Whether a source can read observations of a target's space, after its card's steps."""
+    if not card.preprocessing:
+        return fits(space, card.observations)
+    if not isinstance(space, spaces.Box | spaces.Dict):
+        return False
+    return fits_preprocessing(zero_observations(space), card)
+
+
+def zero_observations(space: spaces.Space[Any]) -> Observations:
+    """A batch of one observation of zeros, preprocessed."""
+    if isinstance(space, spaces.Dict):
+        return {key: _zeros(part) for key, part in space.spaces.items()}
+    return _zeros(space)
+
+
+def _zeros(space: spaces.Space[Any]) -> Tensor:
+    box = isinstance(space, spaces.Box)
+    return (
+        torch.zeros(1, *(space.shape or ()))
+        if box
+        else torch.zeros(1, get_flattened_obs_dim(space))
+    )
+
+
+def _parts_read(card: SourceCard) -> dict[str, spaces.Space[Any]] | None:
+    """Spaces of the parts of a target's Dict observation that are read; None for an array."""
+    first, space = next(iter(card.preprocessing), None), card.observations
+    if isinstance(first, Key):
+        return {first.name: space}
+    if not isinstance(space, spaces.Dict):
+        return None
+    names = first.names if isinstance(first, Keys) else {key: key for key in space.spaces}
+    return {names[key]: part for key, part in space.spaces.items()}
+
+
+def _array_to_batch(
+    array: np.ndarray, card: SourceCard, device: torch.device | None
+) -> tuple[Tensor, bool]:
+    if not card.preprocessing:
+        rows, batched = _rows(array, card.observations, card, device)
+        return _preprocess(rows, card.observations, card), batched
+    # The target's space is not known: the card's steps tell whether images are channel last.
+    batched = array.ndim > len(card.observations.shape or ())
+    raw = array if batched else array[None]
+    turned = [raw, np.moveaxis(raw, -1, 1)] if raw.ndim == 4 else [raw]
+    fitting = [each for each in turned if fits_preprocessing(torch.zeros(1, *each.shape[1:]), card)]
+    if not fitting:
+        raise SpaceMismatch(
+            f"Source {card.name!r} cannot preprocess an observation of shape {array.shape} "
+            f"to {describe(card.observations)}."
+        )
+    tensor = torch.as_tensor(fitting[0].copy(), device=device)
+    divided = tensor.dtype == torch.uint8 and card.normalize_images
+    return tensor.float() / 255 if divided else tensor.float(), batched
+
+
+def _rows(
+    array: np.ndarray, space: spaces.Space[Any], card: SourceCard, device: torch.device | None
+) -> tuple[Tensor, bool]:
+    """Rows of one part of the observation, images channel first; whether it was a batch."""
+    shape = tuple(space.shape or ())
+    if array.ndim - len(shape) in (0, 1):
+        array = maybe_transpose(array, space)
+    batched = array.ndim > len(shape)
+    rows = array if batched else array[None]
+    if not card.preprocessing and rows.shape[1:] != shape:
+        raise SpaceMismatch(
+            f"Source {card.name!r} reads {describe(space)}, "
+            f"it was given an observation of shape {array.shape}."
+        )
+    return torch.as_tensor(rows, device=device), batched
+
+
+def _preprocess(rows: Tensor, space: spaces.Space[Any], card: SourceCard) -> Tensor:
+    return cast("Tensor", preprocess_obs(rows, space, card.normalize_images))
