@@ -14,9 +14,10 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from test_growth import grower
 
 from hubrl import Hub, HubCallback
-from hubrl.experiments.config import read_config
-from hubrl.experiments.run import build_model, hub_of, raw_env
-from hubrl.experiments.study import read_study
+from hubrl.experiments.build_model import build_model
+from hubrl.experiments.config import load_hub, read_config
+from hubrl.experiments.run_envs import evaluation_env
+from hubrl.experiments.study_config import read_study
 from hubrl.methods import available
 
 REPOSITORY = Path(__file__).parents[1]
@@ -165,8 +166,8 @@ def test_the_config_of_a_methods_page_makes_a_model(name, checkout):
     (checkout / f"{name}.yaml").write_text(text, encoding="utf-8")
     config = read_config(checkout / f"{name}.yaml")
     assert config.method == name
-    with closing(raw_env(config)) as env:
-        build_model(config, env, hub_of(config))
+    with closing(evaluation_env(config)) as env:
+        build_model(config, env, load_hub(config))
 
 
 def test_links_in_the_pages_lead_somewhere():

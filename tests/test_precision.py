@@ -14,8 +14,8 @@ from toys import CHOOSE, IMAGE, OFF_POLICY, SETTINGS, Toy, tiny_hub
 import hubrl
 from hubrl import Hub
 from hubrl.errors import BadConfig
+from hubrl.experiments.build_model import build_model
 from hubrl.experiments.config import parse_config
-from hubrl.experiments.run import build_model
 from hubrl.nn.bf16 import BF16NatureCNN, fold_blocks
 from hubrl.pathways import FreshPathway
 from hubrl.precision import BF16CnnPolicy, BF16DQNPolicy

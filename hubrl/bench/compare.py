@@ -1,4 +1,4 @@
-"""How fast hubrl is, in ratios to plain SB3, each measured in turn with it: `hubrl bench`."""
+"""Benchmarks of hubrl in ratios to plain SB3, each measured in turn with it: `hubrl bench`."""
 
 import json
 import os
@@ -7,59 +7,79 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from hubrl.bench.profiler import profile
-from hubrl.bench.workloads import Learning, Work
-from hubrl.experiments import run as runs
+from hubrl.bench.workloads import Learning, Running
+from hubrl.experiments.run_record import collect_versions
 from hubrl.formats.files import write_atomically
 
 OURS, SB3 = "ours", "sb3"
 
-MATRIX_UNITS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512", "avx2": "AVX2"}
-"""A processor's flags, as Linux spells them, and what they mean."""
+MATRIX_UNITS = {
+    "amx_bf16": "AMX-BF16",
+    "avx512_bf16": "AVX512-BF16",
+    "avx512f": "AVX512",
+    "avx2": "AVX2",
+}
+"""Names of a processor's matrix and vector units by their flags in Linux."""
 
 Speeds = Mapping[str, float]
-"""What every work of a line measured in one repetition."""
+"""The measurements of a benchmark's workloads in one repetition."""
 
 
 def over_sb3(speeds: Speeds) -> float:
-    """How many times as fast as plain SB3, the better of its ways where it has several; of memory, what share of it."""
-    return speeds[OURS] / max(speed for who, speed in speeds.items() if who.startswith(SB3))
+    """Speed as a multiple of plain SB3's, the fastest where there are several."""
+    return speeds[OURS] / max(speed for name, speed in speeds.items() if name.startswith(SB3))
 
 
-def of_sb3s_default(speeds: Speeds) -> float:
-    """What share of SB3's memory by default."""
+def of_sb3_default(speeds: Speeds) -> float:
+    """Memory as a share of SB3's default."""
     return speeds[OURS] / speeds[SB3]
 
 
 def of_copies(speeds: Speeds) -> float:
-    """What share of the memory that copies would take."""
+    """Memory as a share of that with copied sources."""
     return speeds[OURS] / speeds["copied"]
 
 
 def cost_of_more(speeds: Speeds) -> float:
-    """How many times the time of one source's hub."""
+    """Time as a multiple of that with one source."""
     return speeds["one_source"] / speeds[OURS]
 
 
 def outside(speeds: Speeds) -> float:
-    """Share of the time in which neither the emulator nor a network works, as far as they take as long alone."""
+    """Share of the time outside emulator and networks, if these take as long as they do alone."""
     return 1 - speeds[OURS] / speeds["emulator"] - speeds[OURS] / speeds["kernels"]
 
 
-class Line(NamedTuple):
-    """One line of the table: work that is compared."""
+class Comparable(Protocol):
+    """A workload as a benchmark declares it."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Fields of a run's config, the task among them."""
+
+    @property
+    def n_envs(self) -> int:
+        """Parallel environments."""
+
+    def start(self) -> Running:
+        """Set it up, untimed."""
+
+
+class Benchmark(NamedTuple):
+    """Workloads that are compared, and the bar for their ratio."""
 
     name: str
     what: str
-    """In words."""
-    works: Mapping[str, Work]
-    """By who does it: `ours`, and plain SB3 under names that begin with `sb3`."""
+    """Description."""
+    works: Mapping[str, Comparable]
+    """Workloads by name: `ours`, and plain SB3 under names that begin with `sb3`."""
     bar: str
-    """What the ratio must reach; a cost or a share has to stay below."""
+    """The bar for the ratio: a minimum of speeds, a maximum of costs and shares."""
     ratio: Callable[[Speeds], float] = over_sb3
     steps: int = 1024
     """Environment steps of a repetition, rounded up to whole rollouts."""
@@ -69,30 +89,33 @@ class Line(NamedTuple):
     unit: str = "steps_per_s"
 
 
-class Measured(NamedTuple):
-    """A line with its numbers."""
+class Measurement(NamedTuple):
+    """A benchmark with its numbers."""
 
-    line: Line
+    benchmark: Benchmark
     threads: int
     repetitions: list[dict[str, float]]
-    """What every work measured, repetition by repetition."""
+    """The measurements of all workloads, repetition by repetition."""
 
     @property
     def ratios(self) -> list[float]:
         """The ratio of every repetition."""
-        return [self.line.ratio(speeds) for speeds in self.repetitions]
+        return [self.benchmark.ratio(speeds) for speeds in self.repetitions]
 
     def medians(self) -> dict[str, float]:
-        """By who did the work."""
-        return {who: median(speeds[who] for speeds in self.repetitions) for who in self.line.works}
-
-    def plain(self) -> dict[str, Any]:
-        """The line of the JSON file. Numbers that a line does not have are null."""
-        found, unit = self.medians(), self.line.unit
-        speeds = found if unit == "steps_per_s" else {}
-        best = max((speed for who, speed in speeds.items() if who.startswith(SB3)), default=None)
+        """Medians over repetitions, by workload."""
         return {
-            "name": self.line.name,
+            name: median(speeds[name] for speeds in self.repetitions)
+            for name in self.benchmark.works
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its object in the JSON file; speeds of a benchmark of memory are null."""
+        found, unit = self.medians(), self.benchmark.unit
+        speeds = found if unit == "steps_per_s" else {}
+        best = max((speed for name, speed in speeds.items() if name.startswith(SB3)), default=None)
+        return {
+            "name": self.benchmark.name,
             "ours_steps_per_s": speeds.get(OURS),
             "sb3_steps_per_s": best,
             "ratio": median(self.ratios),
@@ -100,53 +123,69 @@ class Measured(NamedTuple):
             "ratio_max": max(self.ratios),
             "repetitions": len(self.repetitions),
             "threads": self.threads,
-            "n_envs": self.line.works[OURS].n_envs,
-            "task": self.line.works[OURS].config["task"],
-            "what": self.line.what,
-            "bar": self.line.bar,
-            **{f"{who}_{unit}": value for who, value in found.items() if unit != "steps_per_s" or who not in (OURS, SB3)},
+            "n_envs": self.benchmark.works[OURS].n_envs,
+            "task": self.benchmark.works[OURS].config["task"],
+            "what": self.benchmark.what,
+            "bar": self.benchmark.bar,
+            **{
+                f"{name}_{unit}": value
+                for name, value in found.items()
+                if not speeds or name not in (OURS, SB3)
+            },
         }
 
 
-def measure(line: Line, *, steps: int | None = None, repetitions: int | None = None, threads: int | None = None) -> Measured:
-    """Time a line's works in turn: what else the machine does meets all of them.
+def measure(
+    benchmark: Benchmark,
+    *,
+    steps: int | None = None,
+    repetitions: int | None = None,
+    threads: int | None = None,
+) -> Measurement:
+    """Time a benchmark's workloads in turn, so that other load of the machine affects all of them.
 
-    Setting up is not timed, nor is a first piece of each work, which fills caches and buffers.
+    Neither the set-up is timed nor a first piece of each workload, which fills caches and buffers.
 
     Args:
-        line: The line.
-        steps: Environment steps of a repetition, at least; the line's own if not given.
-        repetitions: How often; the line's own if not given.
-        threads: Threads of torch; the line's own if not given.
+        benchmark: The benchmark, whose own numbers are the defaults of all others.
+        steps: Smallest number of environment steps of a repetition.
+        repetitions: Number of repetitions.
+        threads: Threads of torch.
 
     Raises:
         BadConfig: If a task needs a package that is not installed.
     """
-    threads = threads or line.threads
+    threads = threads or benchmark.threads
     with _threads(threads), ExitStack() as stack:
-        running = {who: stack.enter_context(closing(work.start())) for who, work in line.works.items()}
-        if line.unit == "steps_per_s":
+        running = {
+            name: stack.enter_context(closing(work.start()))
+            for name, work in benchmark.works.items()
+        }
+        if benchmark.unit == "steps_per_s":
             for work in running.values():
                 work.measure(1)
-        rounds = range(repetitions or line.repetitions)
-        found = [{who: work.measure(steps or line.steps) for who, work in running.items()} for _ in rounds]
-    return Measured(line, threads, found)
+        rounds = range(repetitions or benchmark.repetitions)
+        found = [
+            {name: work.measure(steps or benchmark.steps) for name, work in running.items()}
+            for _ in rounds
+        ]
+    return Measurement(benchmark, threads, found)
 
 
-def profiled(line: Line, *, steps: int | None = None, threads: int | None = None) -> dict[str, dict[str, float]]:
-    """Milliseconds of an environment step by part, for every training of a line; arguments as of `measure`."""
+def profile_workloads(
+    benchmark: Benchmark, *, steps: int | None = None, threads: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of an environment step by part, for every training of a benchmark.
+
+    Arguments are those of `measure`.
+    """
     found = {}
-    with _threads(threads or line.threads):
-        for who, work in line.works.items():
+    with _threads(threads or benchmark.threads):
+        for name, work in benchmark.works.items():
             if type(work) is Learning:
                 with closing(work.start()) as learner:
-                    found[who] = profile(learner, steps or line.steps)
+                    found[name] = profile(learner, steps or benchmark.steps)
     return found
-
-
-def cores() -> int:
-    """How many the machine has."""
-    return os.cpu_count() or 1
 
 
 @contextmanager
@@ -160,7 +199,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def matrix_units() -> list[str]:
-    """The processor's units for matrices and vectors, best first; none where the system does not say."""
+    """The processor's units for matrices and vectors, best first; empty if unknown."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -170,35 +209,63 @@ def matrix_units() -> list[str]:
 
 
 def machine() -> str:
-    """What was measured on, in a sentence."""
-    units = matrix_units()
-    found = runs.versions()
-    packages = ", ".join(
-        f"{package} {found[package]}" for package in ("torch", "stable-baselines3", "gymnasium", "ale-py") if found[package]
+    """The machine and its packages, in a sentence."""
+    versions = collect_versions()
+    shown = [
+        name
+        for name in ("python", "torch", "stable-baselines3", "gymnasium", "ale-py")
+        if versions[name]
+    ]
+    units = ", ".join(matrix_units()) or "matrix units unknown"
+    packages = ", ".join(f"{name} {versions[name]}" for name in shown)
+    return f"{os.cpu_count() or 1} cores ({platform.machine()}; {units}), {packages}."
+
+
+def write_json(measured: Sequence[Measurement], path: Path) -> None:
+    """Write one object a benchmark, with the machine's units and versions in each."""
+    where = {"matrix_units": matrix_units(), "versions": collect_versions()}
+    write_atomically(
+        path, json.dumps([{**one.to_dict(), **where} for one in measured], indent=2) + "\n"
     )
-    return f"{cores()} cores ({platform.machine()}; {', '.join(units) or 'matrix units unknown'}), python {found['python']}, {packages}."
 
 
-def write_json(measured: Sequence[Measured], path: Path) -> None:
-    """One object a line, with the machine's units and versions in each."""
-    where = {"matrix_units": matrix_units(), "versions": runs.versions()}
-    write_atomically(path, json.dumps([{**one.plain(), **where} for one in measured], indent=2) + "\n")
-
-
-def markdown(measured: Sequence[Measured]) -> str:
-    """A table."""
-    rows = [f"| {' | '.join(cells)} |" for cells in ([*COLUMNS], ["---"] * len(COLUMNS), *(cells_of(one) for one in measured))]
+def markdown(measured: Sequence[Measurement]) -> str:
+    """The machine, and a table with one line a benchmark."""
+    rows = [
+        f"| {' | '.join(cells)} |"
+        for cells in ([*COLUMNS], ["---"] * len(COLUMNS), *(cells_of(one) for one in measured))
+    ]
     return f"{machine()}\n\n" + "\n".join(rows) + "\n"
 
 
-COLUMNS = ("line", "what", "task, environments", "ours", "the others", "ratio", "must reach", "threads")
+COLUMNS = (
+    "line",
+    "what",
+    "task, environments",
+    "ours",
+    "the others",
+    "ratio",
+    "must reach",
+    "threads",
+)
 
 
-def cells_of(measured: Measured) -> list[str]:
-    """A line as it is printed."""
-    line, found = measured.line, measured.medians()
+def cells_of(measured: Measurement) -> list[str]:
+    """A measurement's line of the table."""
+    line, found = measured.benchmark, measured.medians()
     unit = "steps/s" if line.unit == "steps_per_s" else "bytes"
-    others = ", ".join(f"{who} {value:.0f}" for who, value in found.items() if who != OURS)
-    ratio = f"{median(measured.ratios):.2f} ({min(measured.ratios):.2f} to {max(measured.ratios):.2f})"
+    others = ", ".join(f"{name} {value:.0f}" for name, value in found.items() if name != OURS)
+    ratio = (
+        f"{median(measured.ratios):.2f} ({min(measured.ratios):.2f} to {max(measured.ratios):.2f})"
+    )
     where = f"{line.works[OURS].config['task']}, {line.works[OURS].n_envs}"
-    return [line.name, line.what, where, f"{found[OURS]:.0f} {unit}", others, ratio, line.bar, str(measured.threads)]
+    return [
+        line.name,
+        line.what,
+        where,
+        f"{found[OURS]:.0f} {unit}",
+        others,
+        ratio,
+        line.bar,
+        str(measured.threads),
+    ]

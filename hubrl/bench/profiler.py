@@ -1,4 +1,4 @@
-"""Where the time of a training goes: into the emulator, the sources, the policy, the update, or SB3 around them."""
+"""The time of a training by part: emulator, sources, policy, update, and SB3 around them."""
 
 import time
 from collections import defaultdict
@@ -7,24 +7,24 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from hubrl.bench.workloads import Learner, cache_of
+from hubrl.bench.workloads import Learner, find_cache
 
 REST = "sb3"
-"""What is in no other part: buffers, copies, callbacks, logs."""
+"""The part of everything that is in no other: buffers, copies, callbacks, logs."""
 
 PARTS = {
     "emulator": "the environments' steps",
-    "sources": "what frozen sources say, where it is computed once a step",
+    "sources": "features of frozen sources, where they are computed once a step",
     "policy": "the policy in rollouts; sources too, where they are computed in it",
-    "update": "forward and backward of updates, and what SB3 does between them",
+    "update": "forward and backward of updates, and SB3's code between them",
     "optimizer": "the optimizer's steps",
     REST: "buffers, copies, callbacks, logs",
 }
-"""The parts of a training, and what they are."""
+"""The parts of a training, and their meanings."""
 
 
-class Clock:
-    """Adds up the time between calls by part; a part inside another counts for itself alone."""
+class Profiler:
+    """The sum of the time between calls by part; a part inside another counts for itself alone."""
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = defaultdict(float)
@@ -32,7 +32,7 @@ class Clock:
         self._since = time.perf_counter()
 
     def watch(self, owner: Any, method: str, part: str) -> None:
-        """Count what an object's method takes as a part, from now on."""
+        """Count the time of an object's method as a part, from now on."""
         original = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -47,7 +47,7 @@ class Clock:
         setattr(owner, method, timed)
 
     def start(self) -> None:
-        """Forget what was counted."""
+        """Begin to count from zero."""
         self.spent.clear()
         self._since = time.perf_counter()
 
@@ -63,27 +63,26 @@ class Clock:
 
 
 def profile(learner: Learner, steps: int) -> dict[str, float]:
-    """Milliseconds of an environment step by part, over at least so many steps of a training."""
-    clock = Clock()
-    _watch(clock, learner.model, learner.env)
+    """Milliseconds of an environment step by part, over at least this many steps of a training."""
+    profiler = Profiler()
+    _watch(profiler, learner.model, learner.env)
     learner.measure(1)
     before = learner.model.num_timesteps
-    clock.start()
+    profiler.start()
     learner.measure(steps)
-    spent, done = clock.stop(), learner.model.num_timesteps - before
+    spent, done = profiler.stop(), learner.model.num_timesteps - before
     return {part: 1000 * spent.get(part, 0.0) / done for part in PARTS}
 
 
-def _watch(clock: Clock, model: BaseAlgorithm, env: VecEnv) -> None:
+def _watch(profiler: Profiler, model: BaseAlgorithm, env: VecEnv) -> None:
     for method in ("step_async", "step_wait", "reset"):
-        clock.watch(env, method, "emulator")
-    cached = cache_of(model)
+        profiler.watch(env, method, "emulator")
+    cached = find_cache(model)
     if cached is not None:
-        clock.watch(cached, "_hear", "sources")
+        profiler.watch(cached, "_hear", "sources")
     # PPO's rollouts call the policy and DQN's predict with it; neither is called in updates.
     for method in ("forward", "predict", "predict_values"):
         if hasattr(model.policy, method):
-            clock.watch(model.policy, method, "policy")
-    clock.watch(model, "train", "update")
-    optimizer = model.policy.optimizer
-    clock.watch(optimizer, "step", "optimizer")
+            profiler.watch(model.policy, method, "policy")
+    profiler.watch(model, "train", "update")
+    profiler.watch(model.policy.optimizer, "step", "optimizer")

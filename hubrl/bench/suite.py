@@ -1,18 +1,42 @@
-"""The lines of `hubrl bench`: what is compared with what, and what the ratio must reach."""
+"""The benchmarks of `hubrl bench`: compared workloads, and bars for their ratios."""
 
 from collections.abc import Mapping, Sequence
 
-from hubrl.bench.compare import OURS, SB3, Line, cost_of_more, of_copies, of_sb3s_default, outside
+from hubrl.bench.compare import (
+    OURS,
+    SB3,
+    Benchmark,
+    cost_of_more,
+    of_copies,
+    of_sb3_default,
+    outside,
+)
 from hubrl.bench.workloads import SUBPROC, Emulator, Kernels, Learning, Predicting, Replay, Weights
 from hubrl.errors import UnknownName, unknown
 
 PONG = {"task": "PongNoFrameskip-v4", "n_envs": 8}
 FAST, WRAPPED = {**PONG, "preprocessing": "atari"}, {**PONG, "preprocessing": "atari-sb3"}
-PPO_ATARI = {"algorithm": "ppo", "algorithm_kwargs": {"n_steps": 128, "batch_size": 256, "n_epochs": 4}}
+PPO_ATARI = {
+    "algorithm": "ppo",
+    "algorithm_kwargs": {"n_steps": 128, "batch_size": 256, "n_epochs": 4},
+}
 WIDE = {"n_envs": 32, "algorithm_kwargs": {"n_steps": 32, "batch_size": 256, "n_epochs": 4}}
-"""Shorter rollouts of more environments: as much of everything a step."""
-DQN_KWARGS = {"buffer_size": 10_000, "learning_starts": 32, "batch_size": 32, "train_freq": 4, "gradient_steps": 8}
-DQN_ATARI = {"algorithm": "dqn", "algorithm_kwargs": {**DQN_KWARGS, "exploration_initial_eps": 0.05, "target_update_interval": 1000}}
+"""Shorter rollouts of more environments, with as much computation a step."""
+DQN_KWARGS = {
+    "buffer_size": 10_000,
+    "learning_starts": 32,
+    "batch_size": 32,
+    "train_freq": 4,
+    "gradient_steps": 8,
+}
+DQN_ATARI = {
+    "algorithm": "dqn",
+    "algorithm_kwargs": {
+        **DQN_KWARGS,
+        "exploration_initial_eps": 0.05,
+        "target_update_interval": 1000,
+    },
+}
 LEAN = {"algorithm": "dqn", "algorithm_kwargs": {"buffer_size": 1000}}
 LEANER = {
     "algorithm": "dqn",
@@ -22,97 +46,141 @@ LEANER = {
         "replay_buffer_kwargs": {"handle_timeout_termination": False},
     },
 }
-SAC_CHEETAH = {"task": "HalfCheetah-v5", "algorithm": "sac", "algorithm_kwargs": {"buffer_size": 1000}}
-PPO_CHEETAH = {"task": "HalfCheetah-v5", "n_envs": 8, "algorithm": "ppo", "algorithm_kwargs": {"n_steps": 256, "batch_size": 64}}
+SAC_CHEETAH = {
+    "task": "HalfCheetah-v5",
+    "algorithm": "sac",
+    "algorithm_kwargs": {"buffer_size": 1000},
+}
+PPO_CHEETAH = {
+    "task": "HalfCheetah-v5",
+    "n_envs": 8,
+    "algorithm": "ppo",
+    "algorithm_kwargs": {"n_steps": 256, "batch_size": 64},
+}
 
 BF16 = {"precision": "bfloat16"}
 HUB = {"method": "hub-pathway"}
 FROZEN = {**HUB, **BF16, "cached": True, "options": {"fresh": False, "router_reads": "features"}}
 FRESH = {**HUB, **BF16, "cached": True, "options": {"router_reads": "features"}}
 TUNED = {**HUB, **BF16, "level": "features", "tuned": True, "options": {"top_k": 1, "fresh": False}}
-OVER_FEATURES = {**HUB, "level": "features"}
+FEATURES = {**HUB, "level": "features"}
 LITE = {"method": "lite-zoo-tuning"}
 SHORT = {"algorithm_kwargs": {"n_steps": 32, "batch_size": 256, "n_epochs": 4}}
 
 GAMES = ("Pong", "Breakout", "SpaceInvaders", "Seaquest", "Riverraid")
 
 
-def _emulator_line(game: str) -> Line:
+def _emulator_benchmark(game: str) -> Benchmark:
     task = {"task": f"{game}NoFrameskip-v4", "n_envs": 8}
-    ways = {OURS: "atari", "sb3_dummy": "atari-sb3", "sb3_subproc": SUBPROC}
-    works = {who: Emulator({**task, "preprocessing": way}) for who, way in ways.items()}
+    preprocessing = {OURS: "atari", "sb3_dummy": "atari-sb3", "sb3_subproc": SUBPROC}
+    works = {
+        name: Emulator({**task, "preprocessing": kind}) for name, kind in preprocessing.items()
+    }
     what = f"AtariVecEnv over the better of make_atari_env's Dummy and Subproc, {game}"
-    return Line(f"atari-vec-env-{game.lower()}", what, works, "at least 2, aim 3", steps=800, repetitions=5)
+    return Benchmark(
+        f"atari-vec-env-{game.lower()}", what, works, "at least 2, aim 3", steps=800, repetitions=5
+    )
 
 
-def _weights_line(name: str, who: str, plain: Mapping[str, object], hub: Mapping[str, object], sources: int) -> Line:
+def _weights_benchmark(
+    name: str, model: str, plain: Mapping[str, object], hub: Mapping[str, object], sources: int
+) -> Benchmark:
     fields = {**plain, **hub}
-    works = {OURS: Weights(fields, sources), "copied": Weights(fields, sources, copied=True), SB3: Weights(plain)}
-    what = f"Parameters of {who}, targets among them, as a share of what they were if each network had sources of its own"
-    return Line(f"{name}-targets", what, works, "below 1", ratio=of_copies, repetitions=1, unit="bytes")
+    works = {
+        OURS: Weights(fields, sources),
+        "copied": Weights(fields, sources, copied=True),
+        SB3: Weights(plain),
+    }
+    what = f"Parameters of {model}, targets included, as a share of those with copied sources"
+    return Benchmark(
+        f"{name}-targets", what, works, "below 1", ratio=of_copies, repetitions=1, unit="bytes"
+    )
 
 
-LINES = (
-    Line(
+BENCHMARKS = (
+    Benchmark(
         "ppo-frozen-8",
         "PPO Atari, frozen hub of 3 NatureCNNs, 8 envs",
-        {OURS: Learning({**FAST, **PPO_ATARI, **FROZEN}, 3), SB3: Learning({**WRAPPED, **PPO_ATARI})},
+        {
+            OURS: Learning({**FAST, **PPO_ATARI, **FROZEN}, 3),
+            SB3: Learning({**WRAPPED, **PPO_ATARI}),
+        },
         "at least 3.5, aim 5.5",
     ),
-    Line(
+    Benchmark(
         "ppo-frozen-32",
         "PPO Atari, frozen hub of 3 NatureCNNs, 32 envs",
-        {OURS: Learning({**FAST, **PPO_ATARI, **FROZEN, **WIDE}, 3), SB3: Learning({**WRAPPED, **PPO_ATARI, **WIDE})},
+        {
+            OURS: Learning({**FAST, **PPO_ATARI, **FROZEN, **WIDE}, 3),
+            SB3: Learning({**WRAPPED, **PPO_ATARI, **WIDE}),
+        },
         "at least 4.5, aim 6.5",
     ),
-    Line(
+    Benchmark(
         "ppo-frozen-fresh",
         "PPO Atari, frozen hub of 3 NatureCNNs and a fresh pathway",
-        {OURS: Learning({**FAST, **PPO_ATARI, **FRESH}, 3), SB3: Learning({**WRAPPED, **PPO_ATARI})},
+        {
+            OURS: Learning({**FAST, **PPO_ATARI, **FRESH}, 3),
+            SB3: Learning({**WRAPPED, **PPO_ATARI}),
+        },
         "at least 1.5, aim 2.5",
     ),
-    Line(
+    Benchmark(
         "ppo-tuned",
         "PPO Atari, tuned hub, top-1 of 3 NatureCNNs",
-        {OURS: Learning({**FAST, **PPO_ATARI, **TUNED}, 3), SB3: Learning({**WRAPPED, **PPO_ATARI})},
+        {
+            OURS: Learning({**FAST, **PPO_ATARI, **TUNED}, 3),
+            SB3: Learning({**WRAPPED, **PPO_ATARI}),
+        },
         "at least 1.2, aim 2",
     ),
-    Line(
+    Benchmark(
         "ppo-scratch",
         "PPO Atari from scratch through hubrl",
         {OURS: Learning({**FAST, **PPO_ATARI, **BF16}), SB3: Learning({**WRAPPED, **PPO_ATARI})},
         "at least 2, aim 3",
     ),
-    Line(
+    Benchmark(
         "dqn-frozen",
         "DQN Atari, frozen hub of 3 NatureCNNs",
-        {OURS: Learning({**FAST, **DQN_ATARI, **FROZEN}, 3), SB3: Learning({**WRAPPED, **DQN_ATARI})},
+        {
+            OURS: Learning({**FAST, **DQN_ATARI, **FROZEN}, 3),
+            SB3: Learning({**WRAPPED, **DQN_ATARI}),
+        },
         "at least 6, aim 12",
         steps=512,
     ),
-    Line(
+    Benchmark(
         "dqn-replay-memory",
-        "DQN replay memory of a step, frozen hub of 3 NatureCNNs, as a share of SB3's default buffer's",
+        "DQN replay memory of a step, frozen hub of 3 NatureCNNs, as a share of SB3's default",
         {
             OURS: Replay({**FAST, **LEAN, **FROZEN}, 3),
             SB3: Replay({**WRAPPED, **LEAN}),
             "sb3_optimized": Replay({**WRAPPED, **LEANER}),
         },
         "at most 1/5, aim 1/9",
-        ratio=of_sb3s_default,
+        ratio=of_sb3_default,
         repetitions=1,
         unit="bytes",
     ),
-    _weights_line("dqn", "DQN Atari over a frozen hub of 3 NatureCNNs", {**WRAPPED, **LEAN}, {**FAST, **FROZEN}, 3),
-    _weights_line("sac", "SAC HalfCheetah over a frozen hub of 5 MLPs", SAC_CHEETAH, OVER_FEATURES, 5),
-    Line(
+    _weights_benchmark(
+        "dqn",
+        "DQN Atari over a frozen hub of 3 NatureCNNs",
+        {**WRAPPED, **LEAN},
+        {**FAST, **FROZEN},
+        3,
+    ),
+    _weights_benchmark(
+        "sac", "SAC HalfCheetah over a frozen hub of 5 MLPs", SAC_CHEETAH, FEATURES, 5
+    ),
+    Benchmark(
         "ppo-outputs-mlp",
         "PPO HalfCheetah, outputs of a hub of 5 MLPs",
         {OURS: Learning({**PPO_CHEETAH, **HUB}, 5), SB3: Learning(PPO_CHEETAH)},
         "at least 0.75, aim 1.2",
         steps=4096,
     ),
-    Line(
+    Benchmark(
         "tuned-cost-of-8",
         "PPO Atari, tuned, top-1: time with 8 sources over time with 1",
         {
@@ -124,10 +192,10 @@ LINES = (
         ratio=cost_of_more,
         steps=512,
     ),
-    *(_emulator_line(game) for game in GAMES),
-    Line(
+    *(_emulator_benchmark(game) for game in GAMES),
+    Benchmark(
         "overhead",
-        "Share of the time outside emulator and networks, PPO Atari, frozen hub of 3 NatureCNNs, 8 envs",
+        "Time outside emulator and networks, PPO Atari, frozen hub of 3 NatureCNNs, 8 envs",
         {
             OURS: Learning({**FAST, **PPO_ATARI, **FROZEN}, 3),
             "emulator": Emulator(FAST),
@@ -137,7 +205,7 @@ LINES = (
         ratio=outside,
         steps=2048,
     ),
-    Line(
+    Benchmark(
         "predict-mlp",
         "predict of an exported lite Zoo-Tuning agent of 3 MLPs",
         {OURS: Predicting({**PPO_CHEETAH, **LITE}, 3), SB3: Predicting(PPO_CHEETAH)},
@@ -145,10 +213,13 @@ LINES = (
         steps=20_000,
         repetitions=5,
     ),
-    Line(
+    Benchmark(
         "predict-cnn",
         "predict of an exported lite Zoo-Tuning agent of 3 NatureCNNs",
-        {OURS: Predicting({**FAST, **PPO_ATARI, **LITE}, 3), SB3: Predicting({**FAST, **PPO_ATARI})},
+        {
+            OURS: Predicting({**FAST, **PPO_ATARI, **LITE}, 3),
+            SB3: Predicting({**FAST, **PPO_ATARI}),
+        },
         "at least 0.95, a cost of 1.05",
         steps=4_000,
         repetitions=5,
@@ -156,14 +227,14 @@ LINES = (
 )
 
 
-def chosen(names: Sequence[str]) -> list[Line]:
-    """The lines of some names, or all.
+def select(names: Sequence[str]) -> list[Benchmark]:
+    """The benchmarks of some names; all without names.
 
     Raises:
-        UnknownName: If there is no such line.
+        UnknownName: If there is no such benchmark.
     """
-    known = {line.name: line for line in LINES}
+    known = {benchmark.name: benchmark for benchmark in BENCHMARKS}
     for name in names:
         if name not in known:
-            raise UnknownName(unknown("line of the bench", name, known))
+            raise UnknownName(unknown("benchmark", name, known))
     return [known[name] for name in names or known]

@@ -1,15 +1,16 @@
-"""Work to be timed: learning, playing and predicting, as hubrl does it and as plain SB3 does it.
+"""Workloads to be timed: learning, playing and predicting, by hubrl and by plain SB3.
 
-Sources are untrained networks of given seeds: how fast they are does not depend on what they learned.
+Sources are untrained networks of fixed seeds: their speed does not depend on training.
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -25,53 +26,39 @@ from torch import Tensor
 
 from hubrl.cached import CachedVecEnv
 from hubrl.callbacks import HubCallback
-from hubrl.experiments import run as runs
-from hubrl.experiments.config import RunConfig
-from hubrl.export.plain_model import export
+from hubrl.experiments.build_model import build_model, sb3_policy
+from hubrl.experiments.config import RunConfig, load_hub
+from hubrl.experiments.run_envs import cached_env
+from hubrl.export import export
 from hubrl.hub import Hub
 from hubrl.reading import read_live
 from hubrl.tasks.atari_vec_env import STACK
 from hubrl.tasks.make_env import make_env
 
 SUBPROC = "atari-subproc"
-"""SB3's wrappers in processes of their own; not among `preprocessing` of a config."""
+"""SB3's wrappers in processes of their own; no `preprocessing` of a config."""
 
-PREDICTED = 8
+PREDICT_BATCH = 8
 """Observations of a call of `predict`."""
 
 
 class Running(Protocol):
-    """Work that was set up."""
+    """A workload that was set up."""
 
     def measure(self, steps: int) -> float:
-        """Steps a second over at least so many steps; for memory, bytes."""
+        """Steps a second over at least this many steps; of memory, bytes."""
 
     def close(self) -> None:
-        """Let go of what it holds."""
-
-
-class Work(Protocol):
-    """Work as a line of the bench declares it."""
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """Fields of a run's config, the task among them."""
-
-    @property
-    def n_envs(self) -> int:
-        """Parallel environments."""
-
-    def start(self) -> Running:
-        """Set it up, untimed."""
+        """Release everything it holds."""
 
 
 @dataclass(frozen=True)
-class Learning:
-    """A training, its rollouts and its updates.
+class Workload(ABC):
+    """The declaration of a workload.
 
     Args:
-        config: Fields of a run's config but `hub` and `steps`; plain SB3's is of method `scratch`.
-        sources: How many sources its hub has.
+        config: Fields of a run's config but `hub` and `steps`; without a method it is `scratch`.
+        sources: Number of sources in its hub; 0 for plain SB3.
     """
 
     config: Mapping[str, Any]
@@ -82,63 +69,80 @@ class Learning:
         """Parallel environments."""
         return int(self.config.get("n_envs", 1))
 
-    def start(self) -> "Learner":
-        """Environments, hub and model."""
-        return Learner(self.config, self.sources)
+    @abstractmethod
+    def start(self) -> Running:
+        """Set it up, untimed."""
 
 
 class Learner:
-    """A model that learns, in steps that are timed."""
+    """A model that learns, in timed steps."""
 
-    def __init__(self, fields: Mapping[str, Any], sources: int) -> None:
-        config = RunConfig(**{"method": "scratch", "steps": 1, "device": "cpu", **fields})
-        self.env = make_env(config.task, config.task_kwargs, n_envs=config.n_envs, seed=0, preprocessing=config.preprocessing)
-        with TemporaryDirectory() as folder:
-            hub = None
-            if sources:
+    def __init__(self, workload: Workload) -> None:
+        config = RunConfig(**{"method": "scratch", "steps": 1, "device": "cpu", **workload.config})
+        preprocessing = config.preprocessing
+        self.env = make_env(
+            config.task,
+            config.task_kwargs,
+            n_envs=config.n_envs,
+            seed=0,
+            preprocessing=preprocessing,
+        )
+        hub, env = None, self.env
+        if workload.sources:
+            with TemporaryDirectory() as folder:
                 config = config.model_copy(update={"hub": Path(folder) / "hub"})
-                untrained_hub(self.env, sources).save(Path(folder) / "hub")
-                hub = runs.hub_of(config)
-            env = runs.cached_env(config, self.env) if config.cached else self.env
-            self.model = runs.build_model(config, env, hub)
-        self.callback: Callable[[], BaseCallback | None] = (lambda: HubCallback(0.0, 0.0)) if sources else lambda: None
+                untrained_hub(env, workload.sources).save(Path(folder) / "hub")
+                hub = load_hub(config)
+        if config.cached and hub is not None:
+            env = cached_env(config, hub, env)
+        self.model = build_model(config, env, hub)
+        self.callback: Callable[[], BaseCallback | None] = lambda: (
+            HubCallback(0.0, 0.0) if hub else None
+        )
 
     def measure(self, steps: int) -> float:
         """Steps a second of `learn`."""
-        before, began = self.model.num_timesteps, time.perf_counter()
+        before, start = self.model.num_timesteps, time.perf_counter()
         self.model.learn(steps, callback=self.callback(), reset_num_timesteps=False)
-        return (self.model.num_timesteps - before) / (time.perf_counter() - began)
+        return (self.model.num_timesteps - before) / (time.perf_counter() - start)
 
     def close(self) -> None:
-        """End the environments."""
+        """Close the environments."""
         self.env.close()
 
 
 @dataclass(frozen=True)
-class Emulator:
+class Learning(Workload):
+    """A training, its rollouts and its updates."""
+
+    runner: ClassVar[type[Learner]] = Learner
+
+    def start(self) -> Learner:
+        """Environments, hub and model."""
+        return self.runner(self)
+
+
+@dataclass(frozen=True)
+class Emulator(Workload):
     """The environments of a training alone, under random actions."""
-
-    config: Mapping[str, Any]
-
-    @property
-    def n_envs(self) -> int:
-        """Parallel environments."""
-        return int(self.config.get("n_envs", 1))
 
     def start(self) -> "Player":
         """The environments."""
-        return Player(self._made())
-
-    def _made(self) -> VecEnv:
         task, preprocessing = self.config["task"], self.config.get("preprocessing", "none")
         if preprocessing != SUBPROC:
-            return make_env(task, self.config.get("task_kwargs"), n_envs=self.n_envs, seed=0, preprocessing=preprocessing)
-        # A process of its own imports ale-py only where the task's name says so.
-        return VecFrameStack(make_atari_env(f"ale_py:{task}", n_envs=self.n_envs, seed=0, vec_env_cls=SubprocVecEnv), STACK)
+            kwargs = self.config.get("task_kwargs")
+            return Player(
+                make_env(task, kwargs, n_envs=self.n_envs, seed=0, preprocessing=preprocessing)
+            )
+        # A process of its own imports ale-py only if the task's name has the module.
+        env = make_atari_env(
+            f"ale_py:{task}", n_envs=self.n_envs, seed=0, vec_env_cls=SubprocVecEnv
+        )
+        return Player(VecFrameStack(env, STACK))
 
 
 class Player:
-    """Environments that are stepped."""
+    """Environments under random actions."""
 
     def __init__(self, env: VecEnv) -> None:
         self.env = env
@@ -147,37 +151,29 @@ class Player:
 
     def measure(self, steps: int) -> float:
         """Steps a second."""
-        rounds = max(steps // self.env.num_envs, 1)
-        actions = [np.stack([self.env.action_space.sample() for _ in range(self.env.num_envs)]) for _ in range(rounds)]
-        began = time.perf_counter()
+        n_envs, sample = self.env.num_envs, self.env.action_space.sample
+        rounds = max(steps // n_envs, 1)
+        actions = [np.stack([sample() for _ in range(n_envs)]) for _ in range(rounds)]
+        start = time.perf_counter()
         for chosen in actions:
             self.env.step(chosen)
-        return rounds * self.env.num_envs / (time.perf_counter() - began)
+        return rounds * n_envs / (time.perf_counter() - start)
 
     def close(self) -> None:
-        """End the environments."""
+        """Close the environments."""
         self.env.close()
 
 
-@dataclass(frozen=True)
-class Kernels(Learning):
-    """The networks of a training alone, PPO's: what it computes in a rollout and its update, on data that lie ready."""
-
-    def start(self) -> "Calculator":
-        """Environments, hub and model, and one rollout for data."""
-        return Calculator(self.config, self.sources)
-
-
 class Calculator(Learner):
-    """A model whose networks compute, in as many calls as `learn` makes of them."""
+    """PPO's networks, in as many calls as `learn` makes of them, on the data of one rollout."""
 
-    def __init__(self, fields: Mapping[str, Any], sources: int) -> None:
-        super().__init__(fields, sources)
+    def __init__(self, workload: Workload) -> None:
+        super().__init__(workload)
         assert isinstance(self.model, PPO)
         self.ppo = self.model
         self.rollout = self.ppo.n_steps * self.ppo.n_envs
         self.ppo.learn(self.rollout, callback=self.callback())
-        self.cached = cache_of(self.ppo)
+        self.cached = find_cache(self.ppo)
         self.rows = None if self.cached is None else self.cached.venv.reset()
         self.batches = list(self.ppo.rollout_buffer.get(self.ppo.batch_size))
 
@@ -185,7 +181,7 @@ class Calculator(Learner):
         """Steps a second of the networks."""
         rounds = -(-steps // self.rollout)
         observations = obs_as_tensor(self.ppo._last_obs, self.ppo.device)  # type: ignore[arg-type]
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(rounds):
             self.ppo.policy.set_training_mode(False)
             with torch.no_grad():
@@ -196,7 +192,7 @@ class Calculator(Learner):
             self.ppo.policy.set_training_mode(True)
             for batch in self.batches * self.ppo.n_epochs:
                 self._learn_from(batch)
-        return rounds * self.rollout / (time.perf_counter() - began)
+        return rounds * self.rollout / (time.perf_counter() - start)
 
     def _learn_from(self, batch: Any) -> None:
         actions = batch.actions.long().flatten() if batch.actions.shape[1] == 1 else batch.actions
@@ -212,21 +208,24 @@ class Calculator(Learner):
 
 
 @dataclass(frozen=True)
-class Predicting:
-    """What is deployed: `predict` of a plain SB3 agent on a few observations.
+class Kernels(Learning):
+    """PPO's networks alone: the computation of rollouts and updates on data in memory."""
 
-    Args:
-        config: As of `Learning`; with sources the agent is what `hubrl export` makes of a lite Zoo-Tuning agent.
-        sources: How many sources its hub has; none for SB3's own.
-    """
+    runner: ClassVar[type[Learner]] = Calculator
 
-    config: Mapping[str, Any]
-    sources: int = 0
-    n_envs: int = PREDICTED
+
+@dataclass(frozen=True)
+class Predicting(Workload):
+    """`predict` of a plain SB3 agent; with sources, of an exported lite Zoo-Tuning agent."""
+
+    @property
+    def n_envs(self) -> int:
+        """Observations of a call."""
+        return PREDICT_BATCH
 
     def start(self) -> "Predictor":
         """The agent."""
-        learner = Learner({**self.config, "n_envs": 1}, self.sources)
+        learner = Learner(Learning({**self.config, "n_envs": 1}, self.sources))
         model = export(read_live(learner.model, "lite")).model if self.sources else learner.model
         learner.close()
         return Predictor(model)
@@ -238,65 +237,68 @@ class Predictor:
     def __init__(self, model: BaseAlgorithm) -> None:
         self.model = model
         model.observation_space.seed(0)
-        self.observations = np.stack([model.observation_space.sample() for _ in range(PREDICTED)])
+        self.observations = np.stack(
+            [model.observation_space.sample() for _ in range(PREDICT_BATCH)]
+        )
 
     def measure(self, steps: int) -> float:
         """Observations a second."""
-        rounds = -(-steps // PREDICTED)
-        began = time.perf_counter()
+        rounds = -(-steps // PREDICT_BATCH)
+        start = time.perf_counter()
         for _ in range(rounds):
             self.model.predict(self.observations, deterministic=True)
-        return rounds * PREDICTED / (time.perf_counter() - began)
+        return rounds * PREDICT_BATCH / (time.perf_counter() - start)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
 
-@dataclass(frozen=True)
-class Replay(Learning):
-    """What a replay buffer holds of a step."""
-
-    def start(self) -> "Memory":
-        """The buffer."""
-        return Memory(self.config, self.sources)
-
-
-class Memory(Learner):
-    """A DQN whose replay buffer is weighed."""
+class ReplayMemory(Learner):
+    """The replay buffer of a DQN."""
 
     def measure(self, steps: int) -> float:
         """Bytes of a step in the buffer."""
         assert isinstance(self.model, DQN)
         buffer = self.model.replay_buffer
         assert buffer is not None
-        parts = chain.from_iterable(part.values() if isinstance(part, dict) else [part] for part in vars(buffer).values())
-        return sum(part.nbytes for part in parts if isinstance(part, np.ndarray)) / (buffer.buffer_size * buffer.n_envs)
+        parts = chain.from_iterable(
+            part.values() if isinstance(part, dict) else [part] for part in vars(buffer).values()
+        )
+        size = sum(part.nbytes for part in parts if isinstance(part, np.ndarray))
+        return size / (buffer.buffer_size * buffer.n_envs)
+
+
+@dataclass(frozen=True)
+class Replay(Learning):
+    """Memory of a step in a replay buffer."""
+
+    runner: ClassVar[type[Learner]] = ReplayMemory
 
 
 @dataclass(frozen=True)
 class Weights(Learning):
-    """What the networks of a model weigh.
+    """Memory of a model's networks.
 
     Args:
-        copied: Whether each network is weighed by itself, as if its sources were its own.
+        copied: Whether each network counts alone, as if its sources were its own.
     """
 
     copied: bool = False
 
-    def start(self) -> "Networks":
+    def start(self) -> "NetworkMemory":
         """The model."""
-        return Networks(self.config, self.sources, copied=self.copied)
+        return NetworkMemory(self)
 
 
-class Networks(Learner):
-    """A model whose networks are weighed: actor, critics and targets."""
+class NetworkMemory(Learner):
+    """The networks of a model: actor, critics and targets."""
 
-    def __init__(self, fields: Mapping[str, Any], sources: int, *, copied: bool) -> None:
-        super().__init__(fields, sources)
-        self.copied = copied
+    def __init__(self, workload: Weights) -> None:
+        super().__init__(workload)
+        self.copied = workload.copied
 
     def measure(self, steps: int) -> float:
-        """Bytes of all parameters and buffers; those that several networks share count once, unless each is weighed by itself."""
+        """Bytes of parameters and buffers; shared ones count once, unless networks count alone."""
         shared: dict[int, Tensor] = {}
         total = 0
         for network in self.model.policy.children():
@@ -307,14 +309,14 @@ class Networks(Learner):
 
 
 def untrained_hub(env: VecEnv, count: int) -> Hub:
-    """Agents of PPO that learned nothing, one seed each."""
+    """Untrained PPO agents, one seed each."""
     small: dict[str, Any] = {"n_steps": 2, "batch_size": 2 * env.num_envs, "device": "cpu"}
-    agents = (PPO(runs.plain_policy(PPO, env), env, seed=seed, **small) for seed in range(count))
+    agents = (PPO(sb3_policy(PPO, env), env, seed=seed, **small) for seed in range(count))
     return Hub(read_live(agent, f"untrained-{seed}") for seed, agent in enumerate(agents))
 
 
-def cache_of(model: BaseAlgorithm) -> CachedVecEnv | None:
-    """The CachedVecEnv that a model learns under, if it does."""
+def find_cache(model: BaseAlgorithm) -> CachedVecEnv | None:
+    """The CachedVecEnv of a model, if it has one."""
     env = model.get_env()
     while isinstance(env, VecEnvWrapper) and not isinstance(env, CachedVecEnv):
         env = env.venv

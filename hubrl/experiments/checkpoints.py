@@ -1,7 +1,8 @@
-"""Checkpoints that resume a training without unpickling anything: weights, counters, statistics, replay."""
+"""Checkpoints (weights, counters, statistics, replay), restored without unpickling."""
 
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from hubrl.errors import BadFile
 from hubrl.formats.files import new_folder
 
-BESIDE = "run.json"
+PROGRESS = "run.json"
 
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "exploration_rate", "_n_calls")
 
@@ -26,31 +27,33 @@ REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "don
 
 
 class CheckpointFolder(BaseCallback):
-    """Every so many steps a checkpoint that is there whole or not at all; the last two are kept.
+    """Regular checkpoints, each complete or absent; the last two are kept.
 
     Args:
-        folder: Where; each is a folder named by its steps.
+        folder: Folder of the checkpoints; each is a folder named by its steps.
         every: Environment steps between two, over all parallel environments.
-        beside: Asked at every checkpoint for what is to be known of the run when it goes on, as plain data.
+        progress: Called at every checkpoint for the run's state beside the model, as plain data.
     """
 
-    def __init__(self, folder: Path, every: int, beside: Callable[[], dict[str, Any]] = dict) -> None:
+    def __init__(
+        self, folder: Path, every: int, progress: Callable[[], dict[str, Any]] = dict
+    ) -> None:
         super().__init__()
-        self.folder = folder
-        self.every = every
-        self.beside = beside
+        self.folder, self.every, self.progress = folder, every, progress
         self._saved_at = 0
 
     def _on_training_start(self) -> None:
         self._saved_at = self.model.num_timesteps
 
     def _on_rollout_start(self) -> None:
-        """Save between an update and the next rollout, when the counters and the weights belong together."""
+        """Save between update and rollout, when the counters and the weights belong together."""
         if self.model.num_timesteps - self._saved_at >= self.every:
             self._saved_at = self.model.num_timesteps
-            save_checkpoint(self.model, self.folder / str(self.model.num_timesteps), self.beside())
+            save_checkpoint(
+                self.model, self.folder / str(self.model.num_timesteps), self.progress()
+            )
             for old in checkpoints_in(self.folder)[:-2]:
-                _remove(old)
+                shutil.rmtree(old)
 
     def _on_step(self) -> bool:
         return True
@@ -62,27 +65,28 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name))
 
 
-def save_checkpoint(model: BaseAlgorithm, folder: Path, beside: dict[str, Any] | None = None) -> None:
-    """Write a model, its VecNormalize and its replay buffer as one folder, and what is to be known beside them."""
-    with new_folder(folder, overwrite=True) as making:
-        (making / BESIDE).write_text(json.dumps(beside or {}), encoding="utf-8")
-        model.save(making / "model.zip")
+def save_checkpoint(
+    model: BaseAlgorithm, folder: Path, progress: dict[str, Any] | None = None
+) -> None:
+    """Write a model, its VecNormalize, its replay buffer and the run's progress as one folder."""
+    with new_folder(folder, overwrite=True) as unfinished:
+        (unfinished / PROGRESS).write_text(json.dumps(progress or {}), encoding="utf-8")
+        model.save(unfinished / "model.zip")
         vec = model.get_vec_normalize_env()
         if vec is not None:
-            _save_arrays(making / "vecnormalize.npz", _vec_arrays(vec))
+            _save_arrays(unfinished / "vecnormalize.npz", _vec_arrays(vec))
         if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
-            _save_arrays(making / "replay.npz", _replay_arrays(model.replay_buffer))
+            _save_arrays(unfinished / "replay.npz", _replay_arrays(model.replay_buffer))
 
 
-def known_beside(folder: Path) -> dict[str, Any]:
-    """What is known beside a checkpoint; nothing beside those of before it was written."""
-    path = folder / BESIDE
-    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return known
+def read_progress(folder: Path) -> dict[str, Any]:
+    """The run's progress at a checkpoint."""
+    progress: dict[str, Any] = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    return progress
 
 
 def restore_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
-    """Bring a newly built model to where a checkpoint left off; nothing in it is unpickled.
+    """Bring a newly built model to the state of a checkpoint; nothing in it is unpickled.
 
     Raises:
         BadFile: If the checkpoint is damaged or belongs to another model.
@@ -102,13 +106,17 @@ def restore_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
         if vec is not None:
             _restore_vec(vec, dict(np.load(folder / "vecnormalize.npz", allow_pickle=False)))
         if isinstance(model, OffPolicyAlgorithm) and (folder / "replay.npz").exists():
-            _restore_replay(model.replay_buffer, dict(np.load(folder / "replay.npz", allow_pickle=False)))
+            _restore_replay(
+                model.replay_buffer, dict(np.load(folder / "replay.npz", allow_pickle=False))
+            )
     except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
-        raise BadFile(f"The checkpoint {folder} is damaged or belongs to another model ({error}).") from error
+        raise BadFile(
+            f"The checkpoint {folder} is damaged or belongs to another model ({error})."
+        ) from error
 
 
 def _set_variable(model: Any, name: str, value: Any) -> None:
-    """SB3 names its saved variables by a path of attributes; write into the tensor that is there."""
+    """Write a saved variable, which SB3 names by a path of attributes, into the existing tensor."""
     *path, last = name.split(".")
     for part in path:
         model = getattr(model, part)
@@ -120,7 +128,7 @@ def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _statistics(vec: VecNormalize) -> dict[str, RunningMeanStd]:
-    """What VecNormalize keeps of returns and, if it normalises them, of observations."""
+    """VecNormalize's statistics of returns and, if it normalizes them, of observations."""
     means: dict[str, RunningMeanStd] = {}
     if vec.norm_obs:
         means = vec.obs_rms if isinstance(vec.obs_rms, dict) else {"": vec.obs_rms}
@@ -149,7 +157,9 @@ def _replay_arrays(buffer: Any) -> dict[str, np.ndarray]:
     for name in REPLAY_ARRAYS:
         value = getattr(buffer, name, None)
         parts = value if isinstance(value, dict) else {"": value}
-        arrays |= {f"{name}/{key}": part[:filled] for key, part in parts.items() if part is not None}
+        arrays |= {
+            f"{name}/{key}": part[:filled] for key, part in parts.items() if part is not None
+        }
     return arrays
 
 
@@ -159,12 +169,6 @@ def _restore_replay(buffer: Any, arrays: dict[str, np.ndarray]) -> None:
         attribute, _, key = name.partition("/")
         value = getattr(buffer, attribute)
         (value[key] if key else value)[: len(array)] = array
-
-
-def _remove(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
 
 
 def model_bytes(model: BaseAlgorithm) -> bytes:

@@ -1,4 +1,4 @@
-"""What a training is: one flat, frozen config, from YAML and from `--set`."""
+"""The config of a run: one flat, frozen model, from YAML and from `--set`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,129 +11,178 @@ from hubrl.errors import BadConfig, unknown
 from hubrl.formats.cards import Preprocessing
 from hubrl.formats.hub_spec import Precision
 from hubrl.formats.schema import Schema, first_problem, parse_yaml, read_yaml
+from hubrl.hub import Hub
 from hubrl.methods import check_options, find
 from hubrl.methods.base import check_cached
 from hubrl.outputs import Outputs
 from hubrl.q_policies import Teaching
 from hubrl.reading import HUGGING_FACE
 
-Algorithm = Literal["ppo", "a2c", "dqn", "sac", "td3", "ddpg", "qrdqn", "tqc", "trpo", "recurrent_ppo", "maskable_ppo"]
+Algorithm = Literal[
+    "ppo",
+    "a2c",
+    "dqn",
+    "sac",
+    "td3",
+    "ddpg",
+    "qrdqn",
+    "tqc",
+    "trpo",
+    "recurrent_ppo",
+    "maskable_ppo",
+]
 
-Whole = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
 
 
 class RunConfig(Schema):
-    """One training: its YAML file, field by field."""
+    """One training, field by field as in its YAML file."""
 
     task: str
     """Gymnasium id; `module:id` where importing a module registers it."""
     task_kwargs: dict[str, Any] = {}
     """Keyword arguments of the task."""
     preprocessing: Preprocessing = "none"
-    """`atari`: SB3's conventions and four stacked frames, in ale-py's C++ environment where it can; `atari-sb3`: SB3's wrappers."""
-    n_envs: Whole = 1
+    """`atari`: SB3's conventions and four frames, in C++ if possible; `atari-sb3`: in Python."""
+    n_envs: Count = 1
     """Parallel environments."""
     normalize: bool = False
     """Whether observations and rewards go through VecNormalize."""
     algorithm: Algorithm = "ppo"
-    """As SB3 and sb3-contrib call their packages."""
+    """Name of the algorithm's package in SB3 or sb3-contrib."""
     algorithm_kwargs: dict[str, Any] = {}
     """Keyword arguments of the algorithm, as SB3 names them; `policy_kwargs` among them."""
     method: str = "hub-pathway"
-    """A method's name (`hubrl methods`)."""
+    """Name of the transfer method (`hubrl methods`)."""
     options: dict[str, Any] = {}
-    """Options of the method, and at the level of outputs of the policy."""
+    """Options of the method and, at the level of outputs, of the policy."""
     level: Literal["features", "outputs"] | None = None
-    """At what level the sources speak; the best the algorithm can hear if not given."""
+    """Level at which sources are read; the best that the algorithm supports by default."""
     tuned: bool = False
     """Whether the sources are trained further."""
     source_lr: Annotated[float, Field(gt=0)] | None = None
-    """Learning rate of tuned sources, as a factor on the algorithm's; the method's own if not given."""
+    """Factor on the learning rate for tuned sources; the method's own by default."""
     cached: bool = False
-    """Whether frozen sources' features are computed once a step and stored, instead of in every pass; at the level of features."""
+    """Whether frozen sources' features are computed once a step and stored."""
     hub: Path | None = None
-    """A hub's folder; relative paths start at the config's folder."""
+    """Folder of a hub; relative paths start at the config's folder."""
     agents: tuple[str, ...] = ()
     """Agents' files or folders, instead of a hub; `agent.zip,statistics.pkl` names a companion."""
     probe_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """Share of the steps that a probe of the sources may take, counted among them."""
+    """Largest share of the steps for a probe of the sources, counted among the steps."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """Share of the steps behind the probe in which only the critic learns, where PPO or A2C hear outputs."""
-    steps: Whole
+    """Share of the steps, after the probe, for the critic alone (PPO and A2C, outputs)."""
+    steps: Count
     """Environment steps, summed over parallel environments."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """One seed gives one result on a CPU."""
-    eval_every: Whole | None = None
-    """Environment steps between evaluations; a tenth of `steps` if not given."""
-    eval_episodes: Whole = 10
-    """Episodes of an evaluation, played deterministically; with drawn actions in Atari games, as in the RL Zoo."""
-    checkpoint_every: Whole | None = None
-    """Environment steps between checkpoints; a tenth of `steps` if not given."""
-    threads: Whole = 1
+    """Seed of everything; equal seeds give equal results on a CPU."""
+    eval_every: Count | None = None
+    """Environment steps between evaluations; a tenth of `steps` by default."""
+    eval_episodes: Count = 10
+    """Episodes of an evaluation; actions are deterministic, in Atari games sampled."""
+    checkpoint_every: Count | None = None
+    """Environment steps between checkpoints; a tenth of `steps` by default."""
+    threads: Count = 1
     """Threads of torch; one is fastest for small networks."""
     device: str = "auto"
-    """As SB3 names devices."""
+    """Device, as SB3 names it."""
     precision: Precision = "float32"
-    """In what NatureCNNs are computed: `bfloat16` is two to four times faster where the processor has it (docs/speed.md)."""
+    """Precision of NatureCNNs; `bfloat16` is faster on many processors (docs/speed.md)."""
 
     @field_validator("device")
     @classmethod
     def _known_device(cls, device: str) -> str:
-        """Refuse what torch does not know."""
+        """Refuse a device that torch does not know."""
         try:
             torch.device("cpu" if device == "auto" else device)
         except RuntimeError:
-            raise ValueError(f"{device!r} is no device of torch; expected auto, cpu, cuda or the like") from None
+            raise ValueError(
+                f"{device!r} is no device of torch; expected auto, cpu, cuda or the like"
+            ) from None
         return device
 
     @property
     def needs_hub(self) -> bool:
-        """Whether the method learns from sources, or has to know their size."""
+        """Whether the method learns from sources, or needs their size."""
         return self.method != "scratch" or bool(self.options.get("hub_sized"))
 
 
 def read_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
-    """A config from YAML, with paths made absolute and values from `--set` put in.
+    """A config from YAML, with overrides applied and paths made absolute.
 
     Args:
         path: The YAML file.
-        overrides: `field=value`, or `options.name=value` for a field of plain data; values are YAML.
+        overrides: `field=value`, or `options.name=value` for a field that is a mapping; values are
+            YAML.
 
     Raises:
         BadFile: If the file cannot be read.
-        BadConfig: If a field is unknown or its value cannot be.
+        BadConfig: If a field is unknown or its value is invalid.
         UnknownName: If the method or one of its options is unknown.
     """
-    plain = read_yaml(path)
-    if not isinstance(plain, dict):
-        raise BadConfig(f"{path} holds {type(plain).__name__}, expected fields and values.")
+    fields = read_yaml(path)
+    if not isinstance(fields, dict):
+        raise BadConfig(f"{path} holds {type(fields).__name__}, expected fields and values.")
     for override in overrides or []:
-        assign(plain, override)
-    config = parse_config(plain, str(path))
+        assign(fields, override)
+    config = parse_config(fields, str(path))
     folder = path.parent.resolve()
-    found = {"hub": None if config.hub is None else folder / config.hub}
-    agents = tuple(",".join(located(part, folder) for part in agent.split(",")) for agent in config.agents)
-    return config.model_copy(update={**found, "agents": agents})
+    agents = tuple(
+        ",".join(located(part, folder) for part in agent.split(",")) for agent in config.agents
+    )
+    return config.model_copy(update={"hub": config.hub and folder / config.hub, "agents": agents})
 
 
 def located(agent: str, folder: Path) -> str:
-    """An agent's path, which starts at a folder if it is relative; a repository of Hugging Face as it is."""
+    """An agent's path, from a folder if it is relative; a Hugging Face repository as it is."""
     return agent if agent.startswith(HUGGING_FACE) else str(folder / agent)
 
 
-def parse_config(plain: dict[str, Any], where: str) -> RunConfig:
-    """A config from plain data; `where` it stands is for the message."""
-    for field in plain:
+def split_agent(text: str) -> str | tuple[str, str]:
+    """An agent of a config or the command line: a path, or `path,companion`."""
+    path, comma, companion = text.partition(",")
+    return (path, companion) if comma else path
+
+
+def load_hub(config: RunConfig) -> Hub | None:
+    """The hub of a config; None if its method needs none.
+
+    Raises:
+        BadFile: If the hub or an agent cannot be read.
+    """
+    if not config.needs_hub:
+        return None
+    if config.hub is not None:
+        return Hub.load(config.hub)
+    return Hub.from_agents([split_agent(text) for text in config.agents])
+
+
+def parse_config(fields: dict[str, Any], where: str) -> RunConfig:
+    """A config from plain data.
+
+    Args:
+        fields: The fields and their values.
+        where: Their place, as the subject of error messages.
+
+    Raises:
+        BadConfig: If a field is unknown or its value is invalid.
+        UnknownName: If the method or one of its options is unknown.
+    """
+    for field in fields:
         if field not in RunConfig.model_fields:
             raise BadConfig(f"{where}: {unknown('field', str(field), RunConfig.model_fields)}")
     try:
-        config = RunConfig.model_validate(plain)
+        config = RunConfig.model_validate(fields)
     except ValidationError as error:
         raise BadConfig(f"{where}: {first_problem(error)}.") from error
     find(config.method)
-    check_options(config.method, config.options, also={**Outputs.model_fields, **Teaching.model_fields})
+    check_options(
+        config.method, config.options, also={**Outputs.model_fields, **Teaching.model_fields}
+    )
     if config.needs_hub and config.hub is None and not config.agents:
-        raise BadConfig(f"{where}: method {config.method!r} learns from sources; name a hub or agents.")
+        raise BadConfig(
+            f"{where}: method {config.method!r} learns from sources; name a hub or agents."
+        )
     if config.cached:
         check_cached(config.method, tuned=config.tuned)
     if config.hub is not None and config.agents:
@@ -141,11 +190,11 @@ def parse_config(plain: dict[str, Any], where: str) -> RunConfig:
     return config
 
 
-def assign(plain: dict[str, Any], override: str) -> None:
-    """Put one `field=value`, or `field.inner=value`, into plain data; the value is YAML.
+def assign(fields: dict[str, Any], override: str) -> None:
+    """Set one `field=value`, or `field.inner=value`, in place; the value is YAML.
 
     Raises:
-        BadConfig: If it is not of that form.
+        BadConfig: If the override has another form.
     """
     name, equals, text = override.partition("=")
     if not equals or not name:
@@ -153,11 +202,14 @@ def assign(plain: dict[str, Any], override: str) -> None:
     try:
         value = parse_yaml(text)
     except yaml.YAMLError as error:
-        raise BadConfig(f"{override!r}: the value is not YAML.") from error
+        raise BadConfig(
+            f"{override!r} was given; expected a value in YAML behind the equals sign."
+        ) from error
     *path, last = name.split(".")
-    place = plain
     for part in path:
-        place = place.setdefault(part, {})
-        if not isinstance(place, dict):
-            raise BadConfig(f"{override!r}: {part!r} holds no fields.")
-    place[last] = value
+        fields = fields.setdefault(part, {})
+        if not isinstance(fields, dict):
+            raise BadConfig(
+                f"{override!r} was given, and {part!r} is no mapping; set the whole field."
+            )
+    fields[last] = value

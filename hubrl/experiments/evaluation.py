@@ -1,7 +1,7 @@
-"""Playing episodes: what an agent, or every source of a hub, is worth on a task."""
+"""Episodes of an agent, or of every source of a hub, on a task."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,24 +22,27 @@ from hubrl.sources.source import Source
 from hubrl.tasks.make_env import make_env
 
 TOLERANCE = 3.0
-"""Standard errors of the difference within which a replayed return agrees with its card."""
+"""Standard errors of the difference up to which a replayed return agrees with its card."""
 
-PARALLEL = 20
-"""Environments that play at once; each plays its share of the episodes."""
+MAX_ENVS = 20
+"""Most parallel environments of an evaluation; each plays its share of the episodes."""
 
 
-def draws(env: VecEnv) -> bool:
-    """Whether agents are judged with their actions drawn: in Atari games, as in the RL Zoo.
+def samples_actions(env: VecEnv) -> bool:
+    """Whether agents are evaluated with sampled actions: in Atari games, as in the RL Zoo.
 
-    Whoever always does the likeliest there often stands still for ever.
+    Deterministic agents often stand still for ever there.
     """
     return any(env.env_is_wrapped(AtariWrapper))
 
 
 @contextmanager
-def own_randomness(actions: spaces.Space[Any], seed: int) -> Iterator[None]:
-    """Random numbers that follow from a seed and leave those of a training as they were; DQN draws some from its action space."""
-    numbers, drawn = np.random.get_state(), actions.np_random.bit_generator.state
+def isolated_rng(actions: spaces.Space[Any], seed: int) -> Iterator[None]:
+    """Seeded random numbers; torch, numpy and an action space continue afterwards as before.
+
+    DQN draws from its action space.
+    """
+    numpy_state, space_state = np.random.get_state(), actions.np_random.bit_generator.state
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         np.random.seed(seed)
@@ -47,12 +50,12 @@ def own_randomness(actions: spaces.Space[Any], seed: int) -> Iterator[None]:
         try:
             yield
         finally:
-            np.random.set_state(numbers)
-            actions.np_random.bit_generator.state = drawn
+            np.random.set_state(numpy_state)
+            actions.np_random.bit_generator.state = space_state
 
 
 class Played(NamedTuple):
-    """Returns of some episodes."""
+    """Returns and lengths of an agent's episodes."""
 
     name: str
     returns: list[float]
@@ -78,15 +81,15 @@ def play(
     deterministic: bool | None = None,
     on_step: Callable[[int], None] = lambda episodes_done: None,
 ) -> Played:
-    """Play whole episodes and return what Monitor counted.
+    """Whole episodes of an agent, as Monitor records them.
 
     Args:
         agent: A source or a model.
         env: The task; observations as the agent's `predict` takes them.
-        episodes: How many.
-        name: What to call the result.
-        deterministic: Whether the likeliest action is taken; otherwise actions are drawn, the same ones every time. If not given they
-            are drawn in Atari games alone.
+        episodes: Number of episodes.
+        name: Name of the agent in the result.
+        deterministic: Whether the likeliest action is taken; otherwise actions are drawn, the same
+            ones every time. If not given they are drawn in Atari games alone.
         on_step: Told the number of finished episodes after every step.
 
     Raises:
@@ -102,9 +105,9 @@ def play(
         on_step(done)
 
     if deterministic is None:
-        deterministic = not draws(env)
+        deterministic = not samples_actions(env)
     actions = getattr(agent, "action_space", env.action_space)
-    with nullcontext() if deterministic else own_randomness(actions, 0):
+    with nullcontext() if deterministic else isolated_rng(actions, 0):
         returns, lengths = evaluate_policy(
             agent,
             env,
@@ -119,18 +122,26 @@ def play(
 
 
 def check_playable(source: Source, env: VecEnv) -> None:
-    """Refuse to let a source play a task that it does not fit.
+    """Refuse a source that does not fit a task.
 
     Raises:
-        SpaceMismatch: Saying both spaces.
+        SpaceMismatch: With both spaces.
     """
     if source.actions is None:
-        raise SpaceMismatch(f"Source {source.name!r} is an encoder alone and has no actions; it cannot play.")
+        raise SpaceMismatch(
+            f"Source {source.name!r} is an encoder alone and has no actions; it cannot play."
+        )
     observed = _channel_first(env)
     if not source.accepts(observed):
-        raise SpaceMismatch(f"The task observes {describe(observed)}, source {source.name!r} observes {describe(source.space)}.")
+        raise SpaceMismatch(
+            f"The task observes {describe(observed)}, "
+            f"source {source.name!r} observes {describe(source.space)}."
+        )
     if not fits(source.actions, env.action_space):
-        raise SpaceMismatch(f"The task acts in {describe(env.action_space)}, source {source.name!r} in {describe(source.actions)}.")
+        raise SpaceMismatch(
+            f"The task acts in {describe(env.action_space)}, "
+            f"source {source.name!r} in {describe(source.actions)}."
+        )
 
 
 def try_hub(
@@ -143,66 +154,90 @@ def try_hub(
     preprocessing: Preprocessing = "none",
     on_step: Callable[[str, int], None] = lambda name, done: None,
 ) -> Iterator[Played | SpaceMismatch]:
-    """What each source is worth on a task, untouched; every source plays the same episodes.
+    """Episodes of each source untouched on a task; all play the same episodes.
 
     Yields:
-        The episodes of each source in order, or why it cannot play.
+        The episodes of each source in order, or the mismatch that prevents them.
     """
     for source in hub:
-        env = make_env(task, kwargs, n_envs=min(episodes, PARALLEL), seed=seed, preprocessing=preprocessing)
         try:
-            yield play(source, env, episodes, name=source.name, on_step=partial(on_step, source.name))
+            yield _play_source(source, task, kwargs, episodes, seed, preprocessing, on_step)
         except SpaceMismatch as mismatch:
             yield mismatch
-        finally:
-            env.close()
+
+
+def _play_source(
+    source: Source,
+    task: str,
+    kwargs: dict[str, Any] | None,
+    episodes: int,
+    seed: int,
+    preprocessing: Preprocessing,
+    on_step: Callable[[str, int], None],
+) -> Played:
+    n_envs = min(episodes, MAX_ENVS)
+    with closing(
+        make_env(task, kwargs, n_envs=n_envs, seed=seed, preprocessing=preprocessing)
+    ) as env:
+        return play(source, env, episodes, name=source.name, on_step=partial(on_step, source.name))
 
 
 class Check(NamedTuple):
-    """A source replayed on its own task, beside what its card says."""
+    """A source replayed on its own task, compared with its card."""
 
     name: str
     played: Played | None
     agrees: bool | None
-    """None if the card says too little to replay it."""
+    """None if the source could not be replayed."""
     sentence: str
 
 
 def check_hub(
-    hub: Hub, *, episodes: int | None = None, seed: int = 0, on_step: Callable[[str, int], None] = lambda name, done: None
+    hub: Hub,
+    *,
+    episodes: int | None = None,
+    seed: int = 0,
+    on_step: Callable[[str, int], None] = lambda name, done: None,
 ) -> Iterator[Check]:
-    """Replay each source on the task its card names, and compare the return with the card's.
+    """Replay each source on the task of its card, and compare the returns.
 
-    They agree if the means differ by at most three standard errors of the difference, or by 1 % of the card's mean.
+    They agree if the means differ by at most three standard errors of the difference, or by 1 % of
+    the card's mean.
 
     Args:
         hub: The hub.
-        episodes: How many each; the card's own number if not given.
+        episodes: Episodes of each; the card's own number by default.
         seed: Seed of the episodes.
-        on_step: Told the source's name and its finished episodes after every step.
+        on_step: Called with the source's name and the number of its finished episodes after every
+            step.
     """
     for source in hub:
         card = source.card
         if card.task is None or card.return_mean is None:
-            yield Check(source.name, None, None, "its card names no task or no return")
+            yield Check(source.name, None, None, "its card has no task or no return")
             continue
         count = episodes or card.episodes or 10
+        preprocessing = card.task_preprocessing or (
+            "atari" if len(source.space.shape or ()) == 3 else "none"
+        )
         try:
-            preprocessing = card.task_preprocessing or ("atari" if len(source.space.shape or ()) == 3 else "none")
-            env = make_env(card.task, card.task_kwargs, n_envs=min(count, PARALLEL), seed=seed, preprocessing=preprocessing)
-            played = play(source, env, count, name=source.name, on_step=partial(on_step, source.name))
-            env.close()
+            played = _play_source(
+                source, card.task, card.task_kwargs, count, seed, preprocessing, on_step
+            )
         except (BadConfig, SpaceMismatch) as error:
             yield Check(source.name, None, None, str(error))
             continue
-        error_of_both = np.hypot(played.std / np.sqrt(count), (card.return_std or 0.0) / np.sqrt(card.episodes or 1))
-        allowed = max(TOLERANCE * float(error_of_both), 0.01 * abs(card.return_mean))
+        std = card.return_std or 0.0
+        standard_error = float(
+            np.hypot(played.std / np.sqrt(count), std / np.sqrt(card.episodes or 1))
+        )
+        allowed = max(TOLERANCE * standard_error, 0.01 * abs(card.return_mean))
         agrees = abs(played.mean - card.return_mean) <= allowed
-        yield Check(source.name, played, agrees, f"its card says {card.return_mean:.1f} ± {card.return_std or 0:.1f}")
+        yield Check(source.name, played, agrees, f"its card has {card.return_mean:.1f} ± {std:.1f}")
 
 
 def _channel_first(env: VecEnv) -> Any:
-    """The observation space as networks see it: images channel first."""
+    """The observation space of a network: images channel first."""
     space = env.observation_space
     if is_image_space(space) and not is_image_space_channels_first(space):  # type: ignore[arg-type]
         return VecTransposeImage.transpose_space(space)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What a finished run is good for: playing, exporting, distilling. Nothing in its folder is unpickled."""
+"""A finished run's agent: as a source, in episodes, exported, distilled; without unpickling."""
 
 import json
 import shutil
@@ -16,130 +16,159 @@ from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 
 from hubrl.errors import BadFile, OutputExists
+from hubrl.experiments.build_model import build_model, sb3_policy
 from hubrl.experiments.checkpoints import model_bytes
-from hubrl.experiments.config import RunConfig, read_config
 from hubrl.experiments.evaluation import Played, play
-from hubrl.experiments.run import EVALUATION_SEED, build_model, hub_of, plain_policy, raw_env
+from hubrl.experiments.run import STATISTICS, Run
+from hubrl.experiments.run_envs import EVALUATION_SEED, evaluation_env
+from hubrl.export import Exported, export
 from hubrl.export.distill import distill
-from hubrl.export.plain_model import Exported, export
 from hubrl.formats.cached_space import vecnormalize_kwargs
 from hubrl.formats.files import write_atomically
 from hubrl.reading import read_agent
 from hubrl.reading.vecnormalize import read_statistics
 from hubrl.sources.source import Source
 
-STATISTICS = "vecnormalize.pkl"
+
+class FinishedRun(Run):
+    """The folder of a finished run.
+
+    Raises:
+        BadFile: If the folder is no run, or the run is not finished.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        if not (folder / "model.zip").exists():
+            raise BadFile(f"{folder} has no model.zip; finish it with `hubrl train {folder}`.")
+
+    def model(self, env: VecEnv) -> BaseAlgorithm:
+        """The agent as SB3's algorithm, which also keeps committed pathways over steps.
+
+        Args:
+            env: Environments as `env` makes them.
+
+        Raises:
+            BadFile: If the agent cannot be read.
+        """
+        model = build_model(self.config, env, self.hub)
+        path = self.folder / "model.zip"
+        try:
+            _, parameters, _ = load_from_zip_file(path, device=model.device, load_data=False)
+            model.set_parameters(parameters, exact_match=True, device=model.device)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise BadFile(
+                f"{path} is damaged or not of {self.folder / 'config.yaml'} ({error})."
+            ) from error
+        return model
+
+    def env(
+        self, *, episodes: int | None = None, seed: int | None = None, cached: bool = True
+    ) -> VecEnv:
+        """Environments of the run's task, under its VecNormalize (with fixed statistics), if any.
+
+        Args:
+            episodes: Number of episodes to come; the config's by default.
+            seed: Seed of the episodes; that of the run's evaluations by default.
+            cached: Whether features are cached with the observations, in a run with `cached: true`.
+
+        Raises:
+            BadFile: If the statistics cannot be read.
+        """
+        env = evaluation_env(
+            self.config, self.hub if cached else None, episodes=episodes, seed=seed
+        )
+        path = self.folder / STATISTICS
+        read = read_statistics(path) if path.exists() else None
+        if read is None or read.statistics is None:
+            return env
+        kept = vecnormalize_kwargs(env.observation_space)
+        vec = VecNormalize(
+            env, training=False, norm_reward=False, clip_obs=read.clip, epsilon=read.epsilon, **kept
+        )
+        for key, (mean, var) in read.statistics.items():
+            rms = vec.obs_rms[key] if isinstance(vec.obs_rms, dict) else vec.obs_rms
+            rms.mean, rms.var = mean, var
+        return vec
 
 
-def run_agent(run: Path) -> Source:
-    """A finished run's agent as a source, with its statistics, and with a card that says what it was trained on.
+def run_agent(folder: Path) -> Source:
+    """A finished run's agent as a source, with its statistics and a card of its training.
 
     Raises:
         BadFile: If the run is not finished, or its agent cannot be read.
     """
-    _check_finished(run)
-    source = read_agent(run / "model.zip")
-    config = read_config(run / "config.yaml")
-    trained = {"task": config.task, "task_kwargs": config.task_kwargs, "task_preprocessing": config.preprocessing, "seed": config.seed}
+    config = FinishedRun(folder).config
+    source = read_agent(folder / "model.zip")
+    result_path = folder / "result.json"
     try:
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-        worth = {"steps": "steps", "episodes": "eval_episodes", "return_mean": "eval_mean", "return_std": "eval_std"}
-        trained |= {field: result[key] for field, key in worth.items()}
+        result = json.loads(result_path.read_text(encoding="utf-8"))
+        trained = {
+            "steps": result["steps"],
+            "episodes": result["eval_episodes"],
+            "return_mean": result["eval_mean"],
+            "return_std": result["eval_std"],
+        }
     except (OSError, ValueError, KeyError) as error:
         raise BadFile(
-            f"{run / 'result.json'} is missing or damaged; `hubrl train {run}` goes on with a run that is not finished."
+            f"{result_path} is missing or damaged; finish the run with `hubrl train {folder}`."
         ) from error
-    source.card = source.card.model_copy(update=trained)
+    task = {
+        "task": config.task,
+        "task_kwargs": config.task_kwargs,
+        "task_preprocessing": config.preprocessing,
+    }
+    source.card = source.card.model_copy(update={**task, "seed": config.seed, **trained})
     return source
 
 
-def run_model(run: Path, config: RunConfig, env: VecEnv) -> BaseAlgorithm:
-    """A finished run's agent as SB3's algorithm, with the memory that it has where pathways are held.
+def evaluate_run(
+    folder: Path,
+    episodes: int,
+    seed: int = EVALUATION_SEED,
+    on_step: Callable[[int], None] = lambda done: None,
+) -> Played:
+    """Episodes of a finished run's agent on its own task.
 
-    Args:
-        run: The run's folder.
-        config: Its config.
-        env: Environments of its task, see `run_env`.
-
-    Raises:
-        BadFile: If the run is not finished, or its agent cannot be read.
-    """
-    _check_finished(run)
-    model = build_model(config, env, hub_of(config))
-    try:
-        _, parameters, _ = load_from_zip_file(run / "model.zip", device=model.device, load_data=False)
-        model.set_parameters(parameters, exact_match=True, device=model.device)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise BadFile(f"{run / 'model.zip'} is damaged or not of {run / 'config.yaml'} ({error}).") from error
-    return model
-
-
-def run_env(run: Path, config: RunConfig, *, episodes: int | None = None, seed: int | None = None, cached: bool = True) -> VecEnv:
-    """Environments of a finished run's task, under its VecNormalize with fixed statistics if it has one.
-
-    Args:
-        run: The run's folder.
-        config: Its config.
-        episodes: How many will be played; as many as the config says if not given.
-        seed: Of the episodes; behind the run's own if not given.
-        cached: Whether observations come with what the sources said of them, if the agent learned so.
-
-    Raises:
-        BadFile: If the statistics cannot be read.
-    """
-    env = raw_env(config, episodes=episodes, seed=seed, cached=cached and config.cached)
-    if not (run / STATISTICS).exists():
-        return env
-    read = read_statistics(run / STATISTICS)
-    if read.statistics is None:
-        return env
-    how = vecnormalize_kwargs(env.observation_space)
-    vec = VecNormalize(env, training=False, norm_reward=False, clip_obs=read.clip, epsilon=read.epsilon, **how)
-    for key, (mean, var) in read.statistics.items():
-        rms = vec.obs_rms[key] if isinstance(vec.obs_rms, dict) else vec.obs_rms
-        rms.mean, rms.var = mean, var
-    return vec
-
-
-def evaluate_run(run: Path, episodes: int, seed: int = EVALUATION_SEED, on_step: Callable[[int], None] = lambda done: None) -> Played:
-    """Episodes of a finished run's agent on its own task, played deterministically; with drawn actions in Atari games.
+    Actions are deterministic; in Atari games they are sampled.
 
     Raises:
         BadFile: If the run is not finished, or its agent cannot be read.
     """
-    config = read_config(run / "config.yaml")
-    with closing(run_env(run, config, episodes=episodes, seed=seed)) as env:
-        model = run_model(run, config, env)
+    run = FinishedRun(folder)
+    with closing(run.env(episodes=episodes, seed=seed)) as env:
+        model = run.model(env)
         env.seed(seed)  # SB3 seeds the environments that an algorithm is built with
-        return play(model, env, episodes, name=run.name, on_step=on_step)
+        return play(model, env, episodes, name=folder.name, on_step=on_step)
 
 
-def export_run(run: Path, out: Path, *, overwrite: bool = False) -> Exported:
-    """Merge a finished run's agent into one ordinary SB3 agent; its VecNormalize, if any, is written beside it.
+def export_run(folder: Path, out: Path, *, overwrite: bool = False) -> Exported:
+    """Merge a finished run's agent into one ordinary SB3 agent, beside a copy of its VecNormalize.
 
     Raises:
-        NotPlainError: If no one network of SB3's shapes says the same.
+        NotPlainError: If no single network of SB3's shapes computes the same.
         BadFile: If the run is not finished, or its agent cannot be read.
         OutputExists: If the file exists and may not be replaced.
     """
     _check_free(out, overwrite=overwrite)
-    exported = export(run_agent(run))
+    run = FinishedRun(folder)
+    exported = export(run_agent(folder))
     _write(run, out, exported.model)
     return exported
 
 
 class Distilled(NamedTuple):
-    """An ordinary SB3 agent that was taught."""
+    """A distilled SB3 agent beside its teacher."""
 
     model: BaseAlgorithm
     before: Played
-    """Episodes of its teacher."""
+    """Episodes of the teacher."""
     after: Played
-    """The same episodes, played by it."""
+    """The same episodes, played by the student."""
 
 
 def distill_run(
-    run: Path,
+    folder: Path,
     out: Path,
     *,
     steps: int = 100_000,
@@ -149,19 +178,19 @@ def distill_run(
     overwrite: bool = False,
     on_step: Callable[[int], None] = lambda done: None,
 ) -> Distilled:
-    """Train one ordinary SB3 agent to do what a finished run's agent does, and play both.
+    """Train one ordinary SB3 agent to imitate a finished run's agent, and play both.
 
-    The student is a DQN if the run's agent is one, an A2C if it is one, and otherwise a PPO.
+    The student of a DQN is a DQN, that of an A2C an A2C; every other is a PPO.
 
     Args:
-        run: The run's folder.
+        folder: The run's folder.
         out: The student's zip.
-        steps: Environment steps from which it learns.
-        net_arch: Widths of its hidden layers.
-        episodes: Episodes that each of them plays.
-        seed: Of the student.
-        overwrite: Whether a file that is there is replaced.
-        on_step: Told how many steps are done.
+        steps: Environment steps to learn from.
+        net_arch: Widths of the student's hidden layers.
+        episodes: Episodes that both play.
+        seed: Seed of the student.
+        overwrite: Whether an existing file is replaced.
+        on_step: Called with the number of finished steps.
 
     Raises:
         BadFile: If the run is not finished, or its agent cannot be read.
@@ -169,49 +198,56 @@ def distill_run(
         SpaceMismatch: If actions are neither Box nor Discrete.
     """
     _check_free(out, overwrite=overwrite)
-    config = read_config(run / "config.yaml")
-    own, plain = (run_env(run, config, episodes=config.n_envs, seed=config.seed, cached=cached) for cached in (True, False))
-    with closing(own), closing(plain) as env:
+    run = FinishedRun(folder)
+    own, plain = (
+        run.env(episodes=run.config.n_envs, seed=run.config.seed, cached=cached)
+        for cached in (True, False)
+    )
+    with closing(own), closing(plain):
         set_random_seed(seed)
-        teacher = run_model(run, config, own)
-        kind = next((known for known in (DQN, A2C) if isinstance(teacher, known)), PPO)
-        small: dict[str, Any] = {"buffer_size": 1} if kind is DQN else {}
-        kwargs = {"net_arch": list(net_arch)}
-        student = kind(plain_policy(kind, env), env, policy_kwargs=kwargs, seed=seed, device=config.device, **small)
-        seen = student.get_env()  # images are transposed there
-        assert seen is not None
-        distill(teacher, student, seen, steps=steps, seed=seed, on_step=on_step)
+        teacher = run.model(own)
+        student = _student(teacher, plain, net_arch, seed, run.config.device)
+        student_env = student.get_env()  # images are transposed there
+        assert student_env is not None
+        distill(teacher, student, student_env, steps=steps, seed=seed, on_step=on_step)
     _write(run, out, student)
-    with closing(run_env(run, config, episodes=episodes, seed=EVALUATION_SEED, cached=False)) as env:
-        # What was taught is what the teacher does deterministically, in Atari games too.
-        both = (teacher, run.name), (student, out.stem)
-        before, after = (play(agent, env, episodes, name=name, deterministic=True) for agent, name in both)
+    with closing(run.env(episodes=episodes, seed=EVALUATION_SEED, cached=False)) as env:
+        # The student learned the teacher's deterministic actions, in Atari games too.
+        both = (teacher, folder.name), (student, out.stem)
+        before, after = (
+            play(agent, env, episodes, name=name, deterministic=True) for agent, name in both
+        )
     return Distilled(student, before, after)
 
 
-def _write(run: Path, out: Path, model: BaseAlgorithm) -> None:
+def _student(
+    teacher: BaseAlgorithm, env: VecEnv, net_arch: Sequence[int], seed: int, device: str
+) -> BaseAlgorithm:
+    kind = next((known for known in (DQN, A2C) if isinstance(teacher, known)), PPO)
+    small: dict[str, Any] = {"buffer_size": 1} if kind is DQN else {}
+    kwargs = {"net_arch": list(net_arch)}
+    return kind(sb3_policy(kind, env), env, policy_kwargs=kwargs, seed=seed, device=device, **small)
+
+
+def _write(run: FinishedRun, out: Path, model: BaseAlgorithm) -> None:
+    """Write an agent's zip and the VecNormalize of its observations beside it."""
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f"{out.stem}.{STATISTICS}")
-    config = read_config(run / "config.yaml")
-    if config.cached and config.normalize:
-        # Its statistics are of observations beside what was heard; the plain agent's are of observations alone.
-        with closing(run_env(run, config, episodes=1, cached=False)) as env:
+    if run.config.cached and run.config.normalize:
+        # The run's statistics are of observations beside features; the plain agent's are of
+        # observations alone.
+        with closing(run.env(episodes=1, cached=False)) as env:
             if isinstance(env, VecNormalize):
                 env.save(str(beside))
-    elif (run / STATISTICS).exists():
-        shutil.copyfile(run / STATISTICS, beside)
+    elif (run.folder / STATISTICS).exists():
+        shutil.copyfile(run.folder / STATISTICS, beside)
     write_atomically(out, model_bytes(model))
-
-
-def _check_finished(run: Path) -> None:
-    if not (run / "config.yaml").exists():
-        raise BadFile(f"{run} is no run: it has no config.yaml.")
-    if not (run / "model.zip").exists():
-        raise BadFile(f"{run} has no model.zip; finish it with `hubrl train {run}`.")
 
 
 def _check_free(out: Path, *, overwrite: bool) -> None:
     if out.suffix != ".zip":
         raise OutputExists(f"{out} was given; expected the name of a zip, as plain.zip.")
     if out.exists() and not overwrite:
-        raise OutputExists(f"{out} exists; choose another name or allow overwriting with --overwrite.")
+        raise OutputExists(
+            f"{out} exists; choose another name or allow overwriting with --overwrite."
+        )

@@ -1,8 +1,7 @@
-"""What a trained hub is worth without what its router sees: controls of the claim that pathways depend on the data."""
+"""Controls of how much pathways depend on observations: evaluations with a blinded router."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -16,67 +15,89 @@ from hubrl.policies import HubActorCriticPolicy
 
 MEAN_WEIGHTS, SHUFFLED_INPUT = "mean-weights", "shuffled-input"
 
+Hook = Callable[[str, Tensor], Tensor | None]
+"""Replacement of a named part's output; None leaves it."""
+
 
 def play_controls(model: BaseAlgorithm, env: VecEnv, episodes: int, seed: int) -> dict[str, Played]:
-    """Episodes under a router that is blind, played deterministically.
+    """Deterministic episodes under each control.
 
-    With `mean-weights` router and stickiness say in every state what they say on average while the agent plays as it
-    was trained; with `shuffled-input` they are told the observation of another of the parallel environments at every step.
+    With `mean-weights`, router and stickiness give in every state their mean over the trained
+    agent's own episodes; with `shuffled-input`, those for the observation of another parallel
+    environment.
 
     Args:
-        model: PPO or A2C that learned by method `hub-pathway` at the level of outputs.
+        model: PPO or A2C with method `hub-pathway` at the level of outputs.
         env: Its task, with at least two parallel environments.
-        episodes: How many for each control.
-        seed: Of the episodes and of the shuffling.
+        episodes: Episodes of each control.
+        seed: Seed of the episodes and of the shuffling.
 
     Raises:
-        BadConfig: If the model has no router, or one environment has nobody to swap with.
+        BadConfig: If the model has no router, or there is one environment only.
     """
     policy = model.policy
     if not isinstance(policy, HubActorCriticPolicy) or not isinstance(policy.method, HubPathway):
-        raise BadConfig("Controls of a router were asked for a model that has none at the level of outputs.")
+        raise BadConfig(
+            "Router controls were given a model without a router; "
+            "expected hub-pathway at the level of outputs."
+        )
     if env.num_envs < 2:
-        raise BadConfig("Controls of a router need at least two parallel environments.")
-    if policy.fresh_alone:
-        # Its sources were dropped: there is no router left to be blind.
+        raise BadConfig(
+            f"Router controls were given {env.num_envs} environment; expected at least two."
+        )
+
+    def run(name: str, hook: Hook | None) -> Played:
         env.seed(seed)
-        alone = play(model, env, episodes)
-        return {name: alone._replace(name=name) for name in (MEAN_WEIGHTS, SHUFFLED_INPUT)}
+        with _hooked(parts if hook else {}, hook):
+            return play(model, env, episodes, name=name)
+
     parts: dict[str, nn.Module] = {"router": policy.method.router}
+    if policy.fresh_alone:
+        # Its sources were dropped: no router is left to be blinded.
+        fresh = run("fresh", None)
+        return {name: fresh._replace(name=name) for name in (MEAN_WEIGHTS, SHUFFLED_INPUT)}
     if policy.stickiness is not None:
         parts["stickiness"] = policy.stickiness
-    said: dict[str, list[Tensor]] = {name: [] for name in parts}
-    env.seed(seed)
-    with _heard(parts, lambda name, output: said[name].append(output.detach())):
-        play(model, env, episodes)
-    trusted = torch.tensor(policy.method.trusted_pathways)
-    weights = torch.cat(said["router"]).masked_fill(~trusted, -torch.inf).softmax(dim=1).mean(dim=0)
-    means = {"router": weights.clamp_min(1e-8).log()}
-    if "stickiness" in parts:
-        means["stickiness"] = torch.cat(said["stickiness"]).mean(dim=0)
-    found = {}
-    env.seed(seed)
-    with _heard(parts, lambda name, output: means[name].expand_as(output)):
-        found[MEAN_WEIGHTS] = play(model, env, episodes, name=MEAN_WEIGHTS)
+    means = _mean_outputs(policy.method, parts, run)
     generator = torch.Generator().manual_seed(seed)
-    env.seed(seed)
-    with _heard(parts, lambda name, output: output[_others(len(output), generator)]):
-        found[SHUFFLED_INPUT] = play(model, env, episodes, name=SHUFFLED_INPUT)
-    return found
+    return {
+        MEAN_WEIGHTS: run(MEAN_WEIGHTS, lambda name, output: means[name].expand_as(output)),
+        SHUFFLED_INPUT: run(
+            SHUFFLED_INPUT, lambda name, output: output[_others(len(output), generator)]
+        ),
+    }
+
+
+def _mean_outputs(
+    method: HubPathway, parts: dict[str, nn.Module], run: Callable[[str, Hook | None], Played]
+) -> dict[str, Tensor]:
+    """Mean outputs of router (as logits of its mean weights) and stickiness over episodes."""
+    outputs: dict[str, list[Tensor]] = {name: [] for name in parts}
+    run("recorded", lambda name, output: outputs[name].append(output.detach()))
+    logits = torch.cat(outputs["router"]).masked_fill(
+        ~torch.tensor(method.trusted_pathways), -torch.inf
+    )
+    means = {name: torch.cat(rows).mean(dim=0) for name, rows in outputs.items()}
+    return {**means, "router": logits.softmax(dim=1).mean(dim=0).clamp_min(1e-8).log()}
 
 
 def _others(rows: int, generator: torch.Generator) -> Tensor:
-    """For every row another one, drawn by a rotation."""
+    """For every row the index of another, by a random rotation."""
     shift = int(torch.randint(1, rows, (), generator=generator)) if rows > 1 else 0
     return torch.arange(rows).roll(shift)
 
 
 @contextmanager
-def _heard(parts: dict[str, nn.Module], said: Any) -> Iterator[None]:
-    """Inside, what the parts say is replaced by what `said` makes of it, unless that is None."""
-    hooks = [part.register_forward_hook(lambda module, inputs, output, name=name: said(name, output)) for name, part in parts.items()]
+def _hooked(parts: dict[str, nn.Module], hook: Hook | None) -> Iterator[None]:
+    """Inside, the outputs of the parts are replaced by a hook."""
+    handles = [
+        part.register_forward_hook(
+            lambda module, inputs, output, name=name: hook and hook(name, output)
+        )
+        for name, part in parts.items()
+    ]
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()

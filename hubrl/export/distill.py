@@ -1,7 +1,7 @@
 """From any agent to one ordinary SB3 agent that does what it does: distillation on the states that both visit.
 
-In the first round the teacher acts, in the others its student; in all the teacher says what it would do (DAgger, Ross et
-al. 2011).
+In the first round the teacher acts, in the others its student; in all the teacher says what it
+would do (DAgger, Ross et al. 2011).
 """
 
 from collections.abc import Callable
@@ -70,8 +70,8 @@ def distill(
 ) -> BaseAlgorithm:
     """Train a plain agent to do what a teacher does.
 
-    The teacher's deterministic actions are learned, with the memory that it has where pathways are held; and, where both
-    have them, its values or Q-values.
+    The teacher's deterministic actions are learned, with the memory that it has where pathways are
+    held; and, where both have them, its values or Q-values.
 
     Args:
         teacher: The agent.

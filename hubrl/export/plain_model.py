@@ -1,8 +1,9 @@
 """From an agent that learned through a hub to one ordinary SB3 agent, where one network says exactly the same.
 
-What the agent computes is read off as a chain of layers for its actor and one for its critic. Linear layers without an
-activation between them are multiplied out; what is left must have the shape of SB3's own policies. What has not is refused
-with a reason, and can be distilled (`hubrl.export.distill`).
+What the agent computes is read off as a chain of layers for its actor and one for its critic.
+Linear layers without an activation between them are multiplied out; what is left must have the
+shape of SB3's own policies. What has not is refused with a reason, and can be distilled
+(`hubrl.export.distill`).
 """
 
 from collections.abc import Iterable
@@ -89,8 +90,8 @@ class Exported(NamedTuple):
 def export(agent: Source) -> Exported:
     """One ordinary SB3 agent that says the same, which SB3 loads where hubrl is not installed.
 
-    Its deterministic actions are the agent's. The statistics of a VecNormalize around the target stay outside, as SB3 has
-    them. Learning may go on from it, with a new optimizer.
+    Its deterministic actions are the agent's. The statistics of a VecNormalize around the target
+    stay outside, as SB3 has them. Learning may go on from it, with a new optimizer.
 
     Args:
         agent: A trained agent, as `read_agent` or `read_live` gives it.

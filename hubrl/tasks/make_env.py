@@ -1,4 +1,4 @@
-"""From a Gymnasium id to the vectorised environment that SB3 trains on, with mistakes put into sentences."""
+"""The vectorized environment of a Gymnasium id, as SB3 trains on it."""
 
 import importlib
 import warnings
@@ -31,42 +31,61 @@ def make_env(
 
     Args:
         task: Gymnasium id; `module:id` where importing a module registers it.
-        kwargs: The task's keyword arguments; `render_mode` among them if it is to be looked at.
-        n_envs: How many.
+        kwargs: The task's keyword arguments, `render_mode` among them.
+        n_envs: Number of environments.
         seed: Seed of the first; the others follow.
-        preprocessing: `atari` for SB3's Atari preprocessing and four stacked frames, in ale-py's C++ where that can play the task and
-            otherwise, with a warning, in SB3's AtariWrapper; `atari-sb3` for AtariWrapper in any case. Images are channel first from C++
-            and channel last from AtariWrapper; models and sources take either.
+        preprocessing: `atari` for SB3's Atari preprocessing and four stacked frames, in ale-py's
+            C++ if that can play the task and otherwise, with a warning, in SB3's AtariWrapper;
+            `atari-sb3` for AtariWrapper in any case. Images are channel first from C++ and channel
+            last from AtariWrapper; models and sources take either.
         monitor: Folder for Monitor's CSV files.
 
     Raises:
-        BadConfig: If the task is not known, its module cannot be imported, or it refuses its arguments.
+        BadConfig: If the task is unknown, its module cannot be imported, or it refuses its
+            arguments.
         UnknownName: If the preprocessing is unknown.
     """
     check_task(task)
-    builders: dict[Preprocessing, Callable[..., VecEnv]] = {"none": make_vec_env, "atari": _atari, "atari-sb3": _atari_sb3}
+    builders: dict[Preprocessing, Callable[..., VecEnv]] = {
+        "none": make_vec_env,
+        "atari": _atari,
+        "atari-sb3": _atari_sb3,
+    }
     if preprocessing not in builders:
         raise UnknownName(unknown("preprocessing", preprocessing, builders))
     folder = None if monitor is None else str(monitor)
-    # SB3 would have everything drawn; LunarLander then keeps its smoke for a whole episode, which is slow.
-    unseen = {"render_mode": None, **(kwargs or {})}
+    # SB3's default is to render; LunarLander then keeps its smoke for a whole episode, which is
+    # slow.
+    unrendered = {"render_mode": None, **(kwargs or {})}
     try:
-        return builders[preprocessing](task, n_envs=n_envs, seed=seed, monitor_dir=folder, env_kwargs=unseen)
+        return builders[preprocessing](
+            task, n_envs=n_envs, seed=seed, monitor_dir=folder, env_kwargs=unrendered
+        )
     except (TypeError, ValueError, AssertionError, gym_error.Error) as error:
-        raise BadConfig(f"Task {task!r} cannot be made with {kwargs or {}}: {_first_line(error)}") from error
+        raise BadConfig(
+            f"Task {task!r} cannot be made with {kwargs or {}}: {_first_line(error)}"
+        ) from error
     except (ImportError, gym_error.DependencyNotInstalled) as error:
-        raise BadConfig(f"Task {task!r} needs a package that is not installed: {_first_line(error)}") from error
+        raise BadConfig(
+            f"Task {task!r} needs a package that is not installed: {_first_line(error)}"
+        ) from error
 
 
-def _atari(task: str, *, n_envs: int, seed: int, monitor_dir: str | None, env_kwargs: dict[str, Any]) -> VecEnv:
-    """Games in C++; in Python, announced, where C++ cannot play them as SB3's wrappers do."""
+def _atari(
+    task: str, *, n_envs: int, seed: int, monitor_dir: str | None, env_kwargs: dict[str, Any]
+) -> VecEnv:
+    """Games in C++; in Python, with a warning, where C++ cannot play them as SB3's wrappers do."""
     folder = None if monitor_dir is None else Path(monitor_dir)
     try:
         return AtariVecEnv(task, env_kwargs, n_envs=n_envs, seed=seed, monitor=folder)
     except BadConfig as reason:
-        env = _atari_sb3(task, n_envs=n_envs, seed=seed, monitor_dir=monitor_dir, env_kwargs=env_kwargs)
+        env = _atari_sb3(
+            task, n_envs=n_envs, seed=seed, monitor_dir=monitor_dir, env_kwargs=env_kwargs
+        )
         warnings.warn(
-            f"{reason} It is played by AtariWrapper, more slowly; preprocessing='atari-sb3' asks for that without a warning.", stacklevel=3
+            f"{reason} It is played by AtariWrapper, more slowly; "
+            "preprocessing='atari-sb3' does so without a warning.",
+            stacklevel=3,
         )
         return env
 
@@ -79,14 +98,16 @@ def check_task(task: str) -> None:
     """Refuse a task that is not registered.
 
     Raises:
-        BadConfig: Naming the nearest one that is.
+        BadConfig: With the nearest registered one.
     """
     module, colon, name = task.rpartition(":")
     if colon:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise BadConfig(f"The module {module!r} of task {task!r} cannot be imported ({_first_line(error)}).") from error
+            raise BadConfig(
+                f"The module {module!r} of task {task!r} cannot be imported ({_first_line(error)})."
+            ) from error
     if name not in gym.registry:
         with suppress(ImportError):  # ale-py's games are known once it is imported
             importlib.import_module("ale_py")
@@ -94,11 +115,13 @@ def check_task(task: str) -> None:
         gym.spec(name)
     except gym_error.Error as error:
         near = unknown("task", name, gym.registry).split(" Known:")[0]
-        raise BadConfig(f"{near} Tasks are Gymnasium ids, `module:id` where a module registers them.") from error
+        raise BadConfig(
+            f"{near} Tasks are Gymnasium ids, `module:id` where a module registers them."
+        ) from error
 
 
-def normalised(env: VecEnv, gamma: float) -> VecNormalize:
-    """The environments under VecNormalize, observations and rewards; what was heard stays as it is."""
+def normalized_env(env: VecEnv, gamma: float) -> VecNormalize:
+    """Environments with normalized observations and rewards; cached features stay unchanged."""
     return VecNormalize(env, gamma=gamma, **vecnormalize_kwargs(env.observation_space))
 
 

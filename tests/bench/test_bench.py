@@ -11,21 +11,57 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from hubrl.bench import compare as bench
-from hubrl.bench import profiler as clock
-from hubrl.bench import suite as lines
-from hubrl.bench.compare import Line, Measured, cost_of_more, markdown, matrix_units, measure, outside, profiled, write_json
-from hubrl.bench.profiler import PARTS, Clock
-from hubrl.bench.suite import LINES, chosen
-from hubrl.bench.workloads import Emulator, Kernels, Learning, Predicting, Replay, Weights
+from hubrl.bench import compare, suite
+from hubrl.bench.compare import (
+    Benchmark,
+    Measurement,
+    cost_of_more,
+    markdown,
+    matrix_units,
+    measure,
+    of_sb3_default,
+    outside,
+    profile_workloads,
+    write_json,
+)
+from hubrl.bench.profiler import PARTS, Profiler
+from hubrl.bench.suite import BENCHMARKS, select
+from hubrl.bench.workloads import (
+    Emulator,
+    Kernels,
+    Learning,
+    Predicting,
+    Replay,
+    Weights,
+    find_cache,
+)
 from hubrl.errors import BadConfig, UnknownName
 from hubrl.experiments.config import RunConfig, parse_config
 from hubrl.sources.source import Source
 
-TINY = {"task": "CartPole-v1", "n_envs": 2, "algorithm": "ppo", "algorithm_kwargs": {"n_steps": 8, "batch_size": 8, "n_epochs": 1}}
-OVER_FEATURES = {"method": "hub-pathway", "cached": True, "options": {"fresh": False, "router_reads": "features"}}
+TINY = {
+    "task": "CartPole-v1",
+    "n_envs": 2,
+    "algorithm": "ppo",
+    "algorithm_kwargs": {"n_steps": 8, "batch_size": 8, "n_epochs": 1},
+}
+CACHED = {
+    "method": "hub-pathway",
+    "cached": True,
+    "options": {"fresh": False, "router_reads": "features"},
+}
 
-CONTRACT = {"name", "ours_steps_per_s", "sb3_steps_per_s", "ratio", "ratio_min", "ratio_max", "repetitions", "threads", "n_envs"}
+CONTRACT = {
+    "name",
+    "ours_steps_per_s",
+    "sb3_steps_per_s",
+    "ratio",
+    "ratio_min",
+    "ratio_max",
+    "repetitions",
+    "threads",
+    "n_envs",
+}
 
 
 class Scripted:
@@ -50,8 +86,13 @@ class Scripted:
 
 
 def scripted(calls, **changes):
-    works = {"ours": Scripted("ours", [1, 40, 30, 60], calls), "sb3": Scripted("sb3", [1, 10, 10, 10], calls)}
-    return Line("scripted", "Nothing", works, "at least 2", **{"steps": 16, "threads": 1, **changes})
+    works = {
+        "ours": Scripted("ours", [1, 40, 30, 60], calls),
+        "sb3": Scripted("sb3", [1, 10, 10, 10], calls),
+    }
+    return Benchmark(
+        "scripted", "Nothing", works, "at least 2", **{"steps": 16, "threads": 1, **changes}
+    )
 
 
 def test_works_take_turns_after_a_first_piece_that_does_not_count():
@@ -61,12 +102,18 @@ def test_works_take_turns_after_a_first_piece_that_does_not_count():
     assert calls[2:4] == [("ours", 1, 1), ("sb3", 1, 1)]
     assert calls[4:10] == [("ours", 16, 1), ("sb3", 16, 1)] * 3
     assert sorted(calls[10:]) == [("close", "ours"), ("close", "sb3")]
-    assert measured.repetitions == [{"ours": 40, "sb3": 10}, {"ours": 30, "sb3": 10}, {"ours": 60, "sb3": 10}]
+    assert measured.repetitions == [
+        {"ours": 40, "sb3": 10},
+        {"ours": 30, "sb3": 10},
+        {"ours": 60, "sb3": 10},
+    ]
 
 
 def test_steps_repetitions_and_threads_can_be_asked_for_and_threads_are_put_back():
     before, calls = torch.get_num_threads(), []
-    assert len(measure(scripted(calls), steps=99, repetitions=2, threads=before + 1).repetitions) == 2
+    assert (
+        len(measure(scripted(calls), steps=99, repetitions=2, threads=before + 1).repetitions) == 2
+    )
     assert ("ours", 99, before + 1) in calls
     assert torch.get_num_threads() == before
 
@@ -96,14 +143,21 @@ def test_a_ratio_is_the_median_of_pairs_and_the_json_has_what_was_promised(tmp_p
     }
     assert (plain["ratio_min"], plain["ratio_max"], plain["repetitions"]) == (3.0, 6.0, 3)
     assert plain["versions"]["torch"] == torch.__version__
-    assert "| scripted | Nothing | Nowhere-v0, 4 | 40 steps/s | sb3 10 | 4.00 (3.00 to 6.00) | at least 2 | 1 |" in markdown([measured])
+    assert (
+        "| scripted | Nothing | Nowhere-v0, 4 | 40 steps/s | sb3 10 | 4.00 (3.00 to 6.00) | at least 2 | 1 |"
+        in markdown([measured])
+    )
 
 
 def test_the_better_of_sb3s_ways_counts():
     speeds = {"ours": 30.0, "sb3_dummy": 10.0, "sb3_subproc": 15.0}
     line = scripted([])._replace(works=dict.fromkeys(speeds, Scripted("", [], [])))
-    plain = Measured(line, 1, [speeds]).plain()
-    assert (plain["ratio"], plain["sb3_steps_per_s"], plain["sb3_dummy_steps_per_s"]) == (2.0, 15.0, 10.0)
+    plain = Measurement(line, 1, [speeds]).to_dict()
+    assert (plain["ratio"], plain["sb3_steps_per_s"], plain["sb3_dummy_steps_per_s"]) == (
+        2.0,
+        15.0,
+        10.0,
+    )
 
 
 def test_a_cost_is_a_ratio_of_times_and_what_is_outside_is_what_neither_takes():
@@ -114,13 +168,19 @@ def test_a_cost_is_a_ratio_of_times_and_what_is_outside_is_what_neither_takes():
 
 def test_memory_has_no_speed():
     speeds = {"ours": 10.0, "sb3": 50.0, "sb3_optimized": 25.0}
-    line = scripted([], unit="bytes", ratio=bench.of_sb3s_default)._replace(works=dict.fromkeys(speeds, Scripted("", [], [])))
-    plain = Measured(line, 1, [speeds]).plain()
-    assert (plain["ours_steps_per_s"], plain["sb3_steps_per_s"], plain["ratio"]) == (None, None, 0.2)
+    line = scripted([], unit="bytes", ratio=of_sb3_default)._replace(
+        works=dict.fromkeys(speeds, Scripted("", [], []))
+    )
+    plain = Measurement(line, 1, [speeds]).to_dict()
+    assert (plain["ours_steps_per_s"], plain["sb3_steps_per_s"], plain["ratio"]) == (
+        None,
+        None,
+        0.2,
+    )
     assert (plain["ours_bytes"], plain["sb3_optimized_bytes"]) == (10.0, 25.0)
 
 
-@pytest.mark.parametrize("line", LINES, ids=lambda line: line.name)
+@pytest.mark.parametrize("line", BENCHMARKS, ids=lambda line: line.name)
 def test_every_line_says_what_can_be_and_compares_with_plain_sb3(line):
     assert "ours" in line.works
     for who, work in line.works.items():
@@ -130,31 +190,45 @@ def test_every_line_says_what_can_be_and_compares_with_plain_sb3(line):
         parse_config({**config, "agents": ["a.zip"]} if work.sources else config, line.name)
         if who.startswith("sb3") and not isinstance(work, Predicting):
             plain = RunConfig(**config)
-            assert (plain.method, plain.precision, plain.preprocessing) == ("scratch", "float32", plain.preprocessing)
+            assert (plain.method, plain.precision, plain.preprocessing) == (
+                "scratch",
+                "float32",
+                plain.preprocessing,
+            )
             assert plain.preprocessing in ("none", "atari-sb3")
         if isinstance(work, Learning) and "sb3" in line.works:
             rival = RunConfig(**{"method": "scratch", "steps": 1, **line.works["sb3"].config})
             mine = RunConfig(**{**config, "agents": ("a.zip",)})
-            assert (mine.task, mine.n_envs, mine.algorithm) == (rival.task, rival.n_envs, rival.algorithm)
+            assert (mine.task, mine.n_envs, mine.algorithm) == (
+                rival.task,
+                rival.n_envs,
+                rival.algorithm,
+            )
             if not isinstance(work, Replay):
                 assert mine.algorithm_kwargs == rival.algorithm_kwargs
 
 
-def test_lines_have_names_of_their_own_by_which_they_are_chosen():
-    names = [line.name for line in LINES]
+def test_lines_have_names_of_their_own_by_which_they_are_select():
+    names = [line.name for line in BENCHMARKS]
     assert len(set(names)) == len(names)
-    assert [line.name for line in chosen([])] == names
-    assert [line.name for line in chosen(["overhead"])] == ["overhead"]
-    with pytest.raises(UnknownName, match="Unknown line of the bench 'overhed'. Did you mean 'overhead'"):
-        chosen(["overhed"])
+    assert [line.name for line in select([])] == names
+    assert [line.name for line in select(["overhead"])] == ["overhead"]
+    with pytest.raises(UnknownName, match="Unknown benchmark 'overhed'. Did you mean 'overhead'"):
+        select(["overhed"])
 
 
 def test_plain_sb3_is_plain_and_ours_learns_from_as_many_sources():
-    with closing(Learning(TINY).start()) as plain, closing(Learning({**TINY, **OVER_FEATURES}, 2).start()) as ours:
+    with (
+        closing(Learning(TINY).start()) as plain,
+        closing(Learning({**TINY, **CACHED}, 2).start()) as ours,
+    ):
         assert type(plain.model) is PPO
         assert type(plain.model.policy) is ActorCriticPolicy
-        assert [source.name for source in ours.model.policy.features_extractor.sources] == ["untrained-0", "untrained-1"]
-        assert clock.cache_of(ours.model) is ours.model.get_env()
+        assert [source.name for source in ours.model.policy.features_extractor.sources] == [
+            "untrained-0",
+            "untrained-1",
+        ]
+        assert find_cache(ours.model) is ours.model.get_env()
         assert ours.measure(20) > 0
         # Whole rollouts of 16 steps, and a second piece goes on behind the first.
         assert ours.model.num_timesteps == 32
@@ -163,7 +237,9 @@ def test_plain_sb3_is_plain_and_ours_learns_from_as_many_sources():
 
 
 def test_networks_alone_learn_from_one_rollout_as_often_as_a_training_would():
-    work = Kernels({**TINY, **OVER_FEATURES, "algorithm_kwargs": {"n_steps": 8, "batch_size": 8, "n_epochs": 3}}, 2)
+    work = Kernels(
+        {**TINY, **CACHED, "algorithm_kwargs": {"n_steps": 8, "batch_size": 8, "n_epochs": 3}}, 2
+    )
     with closing(work.start()) as running:
         steps = []
         optimizer = running.ppo.policy.optimizer
@@ -176,24 +252,40 @@ def test_networks_alone_learn_from_one_rollout_as_often_as_a_training_would():
 def test_replay_is_weighed_by_the_step():
     pytest.importorskip("ale_py")
     pytest.importorskip("cv2")
-    (line,) = chosen(["dqn-replay-memory"])
+    (line,) = select(["dqn-replay-memory"])
     (found,) = measure(line).repetitions
     # An action of 8 bytes, a reward, an end and a timeout of 4 each, beside what was observed before and after.
-    assert found == {"ours": 2 * 3 * 512 * 2 + 20, "sb3": 2 * 4 * 84 * 84 + 20, "sb3_optimized": 4 * 84 * 84 + 20}
+    assert found == {
+        "ours": 2 * 3 * 512 * 2 + 20,
+        "sb3": 2 * 4 * 84 * 84 + 20,
+        "sb3_optimized": 4 * 84 * 84 + 20,
+    }
 
 
 @pytest.mark.parametrize(("algorithm", "others"), [("dqn", 1), ("sac", 2)])
 def test_networks_are_weighed_with_their_sources_once(algorithm, others):
     """The target of DQN, and the critic of SAC and its target, need no sources of their own."""
     task = "CartPole-v1" if algorithm == "dqn" else "Pendulum-v1"
-    fields = {"task": task, "algorithm": algorithm, "algorithm_kwargs": {"buffer_size": 10}, "method": "hub-pathway", "level": "features"}
+    fields = {
+        "task": task,
+        "algorithm": algorithm,
+        "algorithm_kwargs": {"buffer_size": 10},
+        "method": "hub-pathway",
+        "level": "features",
+    }
     weighed = []
     for copied in (False, True):
         with closing(Weights(fields, 3, copied=copied).start()) as running:
             weighed.append(running.measure(1))
-            sources = {id(part): part for part in running.model.policy.modules() if isinstance(part, Source)}
+            sources = {
+                id(part): part
+                for part in running.model.policy.modules()
+                if isinstance(part, Source)
+            }
     assert len(sources) == 3
-    assert weighed[1] - weighed[0] == others * sum(part.nbytes for source in sources.values() for part in source.state_dict().values())
+    assert weighed[1] - weighed[0] == others * sum(
+        part.nbytes for source in sources.values() for part in source.state_dict().values()
+    )
 
 
 def test_an_exported_agent_is_what_predicts():
@@ -216,7 +308,7 @@ def test_a_clock_counts_a_part_inside_another_once(monkeypatch):
         def inner(self):
             now[0] += 10
 
-    outer, watch = Outer(), Clock()
+    outer, watch = Outer(), Profiler()
     watch.watch(outer, "work", "update")
     watch.watch(outer, "inner", "optimizer")
     watch.start()
@@ -227,8 +319,12 @@ def test_a_clock_counts_a_part_inside_another_once(monkeypatch):
 
 
 def test_a_profile_says_where_the_time_of_each_training_goes():
-    works = {"ours": Learning({**TINY, **OVER_FEATURES}, 2), "sb3": Learning(TINY), "emulator": Emulator(TINY)}
-    found = profiled(Line("tiny", "Tiny", works, "", steps=32), threads=1)
+    works = {
+        "ours": Learning({**TINY, **CACHED}, 2),
+        "sb3": Learning(TINY),
+        "emulator": Emulator(TINY),
+    }
+    found = profile_workloads(Benchmark("tiny", "Tiny", works, "", steps=32), threads=1)
     assert list(found) == ["ours", "sb3"]
     assert all(list(parts) == list(PARTS) for parts in found.values())
     assert all(found["ours"][part] > 0 for part in PARTS)
@@ -238,22 +334,36 @@ def test_a_profile_says_where_the_time_of_each_training_goes():
 
 def test_the_processors_units_are_read_from_its_flags(monkeypatch, tmp_path):
     flags = tmp_path / "cpuinfo"
-    flags.write_text("model name: some\nflags\t: fpu avx2 avx512f avx512_bf16 amx_bf16\nflags\t: fpu\n")
-    monkeypatch.setattr(bench, "Path", lambda path: flags)
+    flags.write_text(
+        "model name: some\nflags\t: fpu avx2 avx512f avx512_bf16 amx_bf16\nflags\t: fpu\n"
+    )
+    monkeypatch.setattr(compare, "Path", lambda path: flags)
     assert matrix_units() == ["AMX-BF16", "AVX512-BF16", "AVX512", "AVX2"]
     flags.unlink()
     assert matrix_units() == []
 
 
 def test_the_command_lists_measures_and_profiles(run, monkeypatch, tmp_path):
-    tiny = Line("tiny", "Tiny", {"ours": Learning({**TINY, **OVER_FEATURES}, 2), "sb3": Learning(TINY)}, "at least 0", steps=16, threads=1)
-    absent = tiny._replace(name="absent", works={"ours": Learning({**TINY, "task": "Absent-v0"}), "sb3": Learning(TINY)})
-    monkeypatch.setattr(lines, "LINES", (absent, tiny))
+    tiny = Benchmark(
+        "tiny",
+        "Tiny",
+        {"ours": Learning({**TINY, **CACHED}, 2), "sb3": Learning(TINY)},
+        "at least 0",
+        steps=16,
+        threads=1,
+    )
+    absent = tiny._replace(
+        name="absent",
+        works={"ours": Learning({**TINY, "task": "Absent-v0"}), "sb3": Learning(TINY)},
+    )
+    monkeypatch.setattr(suite, "BENCHMARKS", (absent, tiny))
     code, out, _ = run("bench", "--list")
     assert code == 0
     assert "absent" in out
     assert "at least 0" in out
-    code, out, _ = run("bench", "--repetitions", 2, "--json", tmp_path / "b.json", "--markdown", tmp_path / "b.md")
+    code, out, _ = run(
+        "bench", "--repetitions", 2, "--json", tmp_path / "b.json", "--markdown", tmp_path / "b.md"
+    )
     assert code == 0
     assert "absent is left out: Unknown task 'Absent-v0'" in out
     assert [line["name"] for line in json.loads((tmp_path / "b.json").read_text())] == ["tiny"]
@@ -282,4 +392,4 @@ def test_the_command_line_starts_without_the_bench():
 
 def test_a_line_without_its_package_is_refused():
     with pytest.raises(BadConfig, match="Unknown task"):
-        measure(Line("x", "X", {"ours": Learning({**TINY, "task": "Absent-v0"})}, ""))
+        measure(Benchmark("x", "X", {"ours": Learning({**TINY, "task": "Absent-v0"})}, ""))

@@ -33,14 +33,28 @@ def test_every_shipped_config_is_valid_and_names_a_hub_that_is_there(path):
 
 
 def test_changes_go_through_the_same_model(tmp_path):
-    config = read_config(written(tmp_path), ["seed=3", "steps=100_000", "algorithm_kwargs.learning_rate=3e-4", "task_kwargs.motors=[1, 0]"])
+    config = read_config(
+        written(tmp_path),
+        [
+            "seed=3",
+            "steps=100_000",
+            "algorithm_kwargs.learning_rate=3e-4",
+            "task_kwargs.motors=[1, 0]",
+        ],
+    )
     assert (config.seed, config.steps) == (3, 100_000)
     assert config.algorithm_kwargs == {"learning_rate": 3e-4}
     assert config.task_kwargs == {"motors": [1, 0]}
 
 
 def test_numbers_in_yaml_may_be_written_as_people_write_them():
-    assert parse_yaml("a: 1e5\nb: 3e-4\nc: 1_000\nd: 1.5e3\ne: e5") == {"a": 1e5, "b": 3e-4, "c": 1000, "d": 1500.0, "e": "e5"}
+    assert parse_yaml("a: 1e5\nb: 3e-4\nc: 1_000\nd: 1.5e3\ne: e5") == {
+        "a": 1e5,
+        "b": 3e-4,
+        "c": 1000,
+        "d": 1500.0,
+        "e": "e5",
+    }
 
 
 @pytest.mark.parametrize(
@@ -50,7 +64,10 @@ def test_numbers_in_yaml_may_be_written_as_people_write_them():
         ({"steps": 0}, "steps: Input should be greater than 0"),
         ({"steps": "many"}, "steps: Input should be a valid integer"),
         ({"algorithm": "pppo"}, "algorithm: Input should be 'ppo'"),
-        ({"method": "hub-pathway"}, "method 'hub-pathway' learns from sources; name a hub or agents"),
+        (
+            {"method": "hub-pathway"},
+            "method 'hub-pathway' learns from sources; name a hub or agents",
+        ),
         ({"method": "uniform", "hub": "a", "agents": ["b.zip"]}, "both a hub and agents are named"),
         ({"probe_share": 1.5}, "probe_share: Input should be less than 1"),
     ],
@@ -62,15 +79,25 @@ def test_a_field_that_cannot_be_is_refused(tmp_path, fields, sentence):
 
 
 def test_unknown_methods_and_options_name_the_nearest(tmp_path):
-    with pytest.raises(UnknownName, match="Unknown method 'hub-pathways'. Did you mean 'hub-pathway'"):
+    with pytest.raises(
+        UnknownName, match="Unknown method 'hub-pathways'. Did you mean 'hub-pathway'"
+    ):
         read_config(written(tmp_path, method="hub-pathways"))
-    with pytest.raises(UnknownName, match="Unknown option of method 'hub-pathway' 'explore_coeff'. Did you mean 'explore_coef'"):
+    with pytest.raises(
+        UnknownName,
+        match="Unknown option of method 'hub-pathway' 'explore_coeff'. Did you mean 'explore_coef'",
+    ):
         read_config(written(tmp_path, method="hub-pathway", hub="h", options={"explore_coeff": 1}))
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [("seed", "expected name=value"), ("=3", "expected name=value"), ("steps.x=1", "'steps' holds no fields"), ("seed=[", "is not YAML")],
+    [
+        ("seed", "expected name=value"),
+        ("=3", "expected name=value"),
+        ("steps.x=1", "'steps' is no mapping; set the whole field"),
+        ("seed=[", "expected a value in YAML"),
+    ],
 )
 def test_a_change_that_cannot_be_read_is_refused(tmp_path, change, sentence):
     with pytest.raises(BadConfig, match=sentence):

@@ -15,20 +15,14 @@ from typer.testing import CliRunner
 from hubrl import BadConfig, BadFile, UnknownName
 from hubrl.cli.app import app
 from hubrl.experiments.config import parse_config
-from hubrl.experiments.figures import (
-    details,
-    difference,
-    estimate,
-    iqm,
-    over_targets,
-    resampled,
-    seconds_to_scratch,
-    side_by_side,
-    stratified,
-    write_reports,
-)
-from hubrl.experiments.run import training_curve
-from hubrl.experiments.study import RUN_COLUMNS, _merged, plan, read_study, read_table, run_study
+from hubrl.experiments.figures import write_reports
+from hubrl.experiments.run_record import training_curve
+from hubrl.experiments.statistics import difference, estimate, iqm, resampled, stratified
+from hubrl.experiments.study import run_study
+from hubrl.experiments.study_config import read_study
+from hubrl.experiments.study_plan import plan
+from hubrl.experiments.study_tables import RUN_COLUMNS, read_table
+from hubrl.experiments.tables import details, over_targets, seconds_to_scratch, side_by_side
 from hubrl.tasks.make_env import make_env
 
 STUDIES = sorted((Path(__file__).parents[2] / "configs" / "studies").glob("*.yaml"))
@@ -51,7 +45,11 @@ TINY = {
         "hub-pathway": {"set": {"steps": 2560, "probe_share": 0.15}},
     },
     "cases": {
-        "cart": {"hub": "pair", "methods": ["zero-shot", "oracle", "scratch", "residual", "hub-pathway"], "set": {}},
+        "cart": {
+            "hub": "pair",
+            "methods": ["zero-shot", "oracle", "scratch", "residual", "hub-pathway"],
+            "set": {},
+        },
     },
 }
 
@@ -64,7 +62,11 @@ def written(tmp_path, **changes):
 
 
 def without_oracle():
-    case = {**TINY["cases"]["cart"], "methods": ["zero-shot", "scratch", "residual", "hub-pathway"], "controls": True}
+    case = {
+        **TINY["cases"]["cart"],
+        "methods": ["zero-shot", "scratch", "residual", "hub-pathway"],
+        "controls": True,
+    }
     return {"cart": case}
 
 
@@ -86,18 +88,44 @@ def test_a_study_runs_what_is_missing_and_reports_it(tmp_path, monkeypatch):
     ]  # fmt: skip
     hub = next(row for row in table if row["method"] == "hub-pathway")
     assert int(hub["probe_steps"]) > 0
-    assert {"task", "hub", "algorithm", "steps", "mean_train_return", "final_return", "eval_return", "wall_s", "hubrl_version"} <= set(hub)
+    assert {
+        "task",
+        "hub",
+        "algorithm",
+        "steps",
+        "mean_train_return",
+        "final_return",
+        "eval_return",
+        "wall_s",
+        "hubrl_version",
+    } <= set(hub)
     (run,) = (tmp_path / "runs/tiny/cart/none/scratch").glob("1-*")
     scratch = next(row for row in table if row["method"] == "scratch" and row["seed"] == "1")
-    assert float(scratch["mean_train_return"]) == pytest.approx(np.mean([value for _, value in training_curve(run)]), abs=0.01)
-    best = max(float(row["eval_return"]) for row in table if row["method"].startswith("zero-shot:") and row["seed"] == "1")
+    assert float(scratch["mean_train_return"]) == pytest.approx(
+        np.mean([value for _, value in training_curve(run)]), abs=0.01
+    )
+    best = max(
+        float(row["eval_return"])
+        for row in table
+        if row["method"].startswith("zero-shot:") and row["seed"] == "1"
+    )
     assert float(next(row for row in table if row["method"] == "zero-shot")["eval_return"]) == best
     curves = rows(results / "curves.csv")
     assert {row["kind"] for row in curves} == {"evaluation", "training"}
-    assert {row["step"] for row in curves if row["kind"] == "evaluation" and row["method"] == "scratch"} == {"192", "384"}
+    assert {
+        row["step"] for row in curves if row["kind"] == "evaluation" and row["method"] == "scratch"
+    } == {"192", "384"}
     assert {row["pathway"] for row in rows(results / "pathways.csv")} >= {"one", "other", "fresh"}
     assert float(hub["first_quarter_return"]) == pytest.approx(
-        np.mean([value for step, value in training_curve(*(tmp_path / "runs/tiny/cart/pair/hub-pathway").glob("1-*")) if step <= 640]),
+        np.mean(
+            [
+                value
+                for step, value in training_curve(
+                    *(tmp_path / "runs/tiny/cart/pair/hub-pathway").glob("1-*")
+                )
+                if step <= 640
+            ]
+        ),
         abs=0.01,
     )
     for figure in ("intervals", "curves"):
@@ -106,34 +134,81 @@ def test_a_study_runs_what_is_missing_and_reports_it(tmp_path, monkeypatch):
 
     before = (results / "runs.csv").read_bytes()
     plans = []
-    run_study(path, folder=tmp_path / "elsewhere", results=results, on_plan=lambda *counts: plans.append(counts))
-    assert plans == [(10, 10)], "what stands in the results is not run again, even where the runs are gone"
+    run_study(
+        path,
+        folder=tmp_path / "elsewhere",
+        results=results,
+        on_plan=lambda *counts: plans.append(counts),
+    )
+    assert plans == [(10, 10)], (
+        "what stands in the results is not run again, even where the runs are gone"
+    )
     assert (results / "runs.csv").read_bytes() == before
 
-    run_study(path, folder=tmp_path / "x", results=results, methods=["residual"], on_plan=lambda *counts: plans.append(counts))
+    run_study(
+        path,
+        folder=tmp_path / "x",
+        results=results,
+        methods=["residual"],
+        on_plan=lambda *counts: plans.append(counts),
+    )
     assert plans[-1] == (4, 4)
-    run_study(path, folder=tmp_path / "x", results=results, methods=["residual"], seeds=[2], on_plan=lambda *counts: plans.append(counts))
+    run_study(
+        path,
+        folder=tmp_path / "x",
+        results=results,
+        methods=["residual"],
+        seeds=[2],
+        on_plan=lambda *counts: plans.append(counts),
+    )
     assert plans[-1] == (2, 2)
 
     changed = written(tmp_path, cases=without_oracle(), set={**TINY["set"], "steps": 128})
-    run_study(changed, folder=tmp_path / "runs" / "tiny", results=results, jobs=1, on_plan=lambda *counts: plans.append(counts))
-    assert plans[-1] == (4, 10), "other steps are other runs; what plays untouched stays, and what has steps of its own"
-    assert {row["steps"] for row in rows(results / "runs.csv") if row["method"] == "scratch"} == {"128"}
+    run_study(
+        changed,
+        folder=tmp_path / "runs" / "tiny",
+        results=results,
+        jobs=1,
+        on_plan=lambda *counts: plans.append(counts),
+    )
+    assert plans[-1] == (4, 10), (
+        "other steps are other runs; what plays untouched stays, and what has steps of its own"
+    )
+    assert {row["steps"] for row in rows(results / "runs.csv") if row["method"] == "scratch"} == {
+        "128"
+    }
 
 
 def test_first_seeds_come_first_and_targets_share_their_scratch(tmp_path):
-    two = {"cart": without_oracle()["cart"], "again": {**without_oracle()["cart"], "target": "cart"}}
+    two = {
+        "cart": without_oracle()["cart"],
+        "again": {**without_oracle()["cart"], "target": "cart"},
+    }
     jobs = plan(written(tmp_path, cases=two), tmp_path / "runs")
     assert [job.config.seed for job in jobs] == [1] * 5 + [2] * 5
     assert sum(job.label == "scratch" for job in jobs) == 2
-    assert {job.label for job in jobs} == {"zero-shot", "scratch", "residual:one", "residual:other", "hub-pathway"}
-    assert len({job.key for job in jobs}) == len(jobs)
+    assert {job.label for job in jobs} == {
+        "zero-shot",
+        "scratch",
+        "residual:one",
+        "residual:other",
+        "hub-pathway",
+    }
+    assert len({job.keys[0] for job in jobs}) == len(jobs)
 
 
 def test_two_cases_of_one_target_must_be_the_same_where_they_share_a_run(tmp_path):
     longer = {**without_oracle()["cart"], "target": "cart", "set": {"steps": 512}}
-    with pytest.raises(BadConfig, match="Case 'longer' has the target 'cart' of another case, but other settings for 'scratch'"):
-        plan(written(tmp_path, cases={**without_oracle(), "longer": {**longer, "methods": ["scratch"]}}), tmp_path / "runs")
+    with pytest.raises(
+        BadConfig,
+        match="Case 'longer' has the target 'cart' of another case, but other settings for 'scratch'",
+    ):
+        plan(
+            written(
+                tmp_path, cases={**without_oracle(), "longer": {**longer, "methods": ["scratch"]}}
+            ),
+            tmp_path / "runs",
+        )
 
 
 def test_a_study_of_which_nothing_is_finished_has_no_report(tmp_path):
@@ -145,14 +220,22 @@ def test_curves_of_runs_that_are_left_out_are_left_out_too(tmp_path):
     results, folder = tmp_path / "results", tmp_path / "runs"
     case = {"cart": {**without_oracle()["cart"], "methods": ["scratch"]}}
     short = {**TINY["set"], "steps": 128, "eval_every": 64}
-    run_study(written(tmp_path, seeds=[1], cases=case, set=short), folder=folder, results=results, jobs=1)
+    run_study(
+        written(tmp_path, seeds=[1], cases=case, set=short), folder=folder, results=results, jobs=1
+    )
     old = len(rows(results / "curves.csv"))
     assert old
     other = {"cart": {**case["cart"], "methods": ["scratch", "residual"], "set": {"steps": 192}}}
     path = written(tmp_path, seeds=[1], cases=other, set=short)
     run_study(path, folder=folder, results=results, jobs=1, methods=["residual"])
-    assert {row["method"] for row in rows(results / "runs.csv")} == {"residual:one", "residual:other"}
-    assert {row["method"] for row in rows(results / "curves.csv")} == {"residual:one", "residual:other"}
+    assert {row["method"] for row in rows(results / "runs.csv")} == {
+        "residual:one",
+        "residual:other",
+    }
+    assert {row["method"] for row in rows(results / "curves.csv")} == {
+        "residual:one",
+        "residual:other",
+    }
 
 
 def test_only_known_cases_and_methods_can_be_chosen(tmp_path):
@@ -165,10 +248,20 @@ def test_only_known_cases_and_methods_can_be_chosen(tmp_path):
 
 
 def test_a_failing_run_does_not_end_the_others(tmp_path):
-    broken = {"broken": {"hub": "pair", "methods": ["scratch"], "set": {"algorithm_kwargs": {"n_steps": -1}}}}
+    broken = {
+        "broken": {
+            "hub": "pair",
+            "methods": ["scratch"],
+            "set": {"algorithm_kwargs": {"n_steps": -1}},
+        }
+    }
     problems = []
     failed = run_study(
-        written(tmp_path, seeds=[1], cases={**broken, "cart": {**without_oracle()["cart"], "methods": ["zero-shot"]}}),
+        written(
+            tmp_path,
+            seeds=[1],
+            cases={**broken, "cart": {**without_oracle()["cart"], "methods": ["zero-shot"]}},
+        ),
         folder=tmp_path / "runs",
         results=tmp_path / "results",
         jobs=1,
@@ -182,13 +275,37 @@ def test_a_failing_run_does_not_end_the_others(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"cases": TINY["cases"]}, BadConfig, "case 'cart' asks for method 'oracle' and has no oracle"),
-        ({"hubs": {"pair": ["one", "another"]}, "cases": without_oracle()}, UnknownName, "Unknown agent of hub 'pair' 'another'"),
-        ({"cases": {"cart": {"hub": "pairs", "methods": [], "set": {}}}}, UnknownName, "Did you mean 'pair'?"),
-        ({"cases": {"cart": {"hub": "pair", "methods": ["scrach"], "set": {}}}}, UnknownName, "Did you mean 'scratch'?"),
-        ({"agents": {**TINY["agents"], "one": {"agent": "random:a"}}, "cases": without_oracle()}, BadConfig, "as in random:1"),
-        ({"seeds": [], "cases": without_oracle()}, BadConfig, "seeds: Tuple should have at least 1 item"),
-        ({"colour": 1, "cases": without_oracle()}, BadConfig, "colour: Extra inputs are not permitted"),
+        ({"cases": TINY["cases"]}, BadConfig, "case 'cart' has the method 'oracle' without a rule"),
+        (
+            {"hubs": {"pair": ["one", "another"]}, "cases": without_oracle()},
+            UnknownName,
+            "Unknown agent of hub 'pair' 'another'",
+        ),
+        (
+            {"cases": {"cart": {"hub": "pairs", "methods": [], "set": {}}}},
+            UnknownName,
+            "Did you mean 'pair'?",
+        ),
+        (
+            {"cases": {"cart": {"hub": "pair", "methods": ["scrach"], "set": {}}}},
+            UnknownName,
+            "Did you mean 'scratch'?",
+        ),
+        (
+            {"agents": {**TINY["agents"], "one": {"agent": "random:a"}}, "cases": without_oracle()},
+            BadConfig,
+            "as in random:1",
+        ),
+        (
+            {"seeds": [], "cases": without_oracle()},
+            BadConfig,
+            "seeds: Tuple should have at least 1 item",
+        ),
+        (
+            {"colour": 1, "cases": without_oracle()},
+            BadConfig,
+            "colour: Extra inputs are not permitted",
+        ),
         (
             {"cases": without_oracle(), "set": {**TINY["set"], "stepz": 1}},
             BadConfig,
@@ -203,9 +320,23 @@ def test_mistakes_are_refused_before_anything_runs(tmp_path, changes, error, mes
 
 def test_the_oracle_lets_the_best_act(tmp_path):
     pytest.importorskip("mujoco")
-    cases = {"turn": {"hub": "pair", "methods": ["oracle"], "set": {}, "oracle": {"attribute": "sign", "sources": {1: "one", -1: "other"}}}}
-    robot = {**TINY["set"], "task": "envs.mujoco:hubrl/HalfCheetahReversing-v5", "task_kwargs": {"every": [5, 9]}}
-    agents = {"one": {"agent": "random:1"}, "other": {"agent": "random:2", "signs": [1, 1, 1, -1, 1, 1]}}
+    cases = {
+        "turn": {
+            "hub": "pair",
+            "methods": ["oracle"],
+            "set": {},
+            "oracle": {"attribute": "sign", "sources": {1: "one", -1: "other"}},
+        }
+    }
+    robot = {
+        **TINY["set"],
+        "task": "envs.mujoco:hubrl/HalfCheetahReversing-v5",
+        "task_kwargs": {"every": [5, 9]},
+    }
+    agents = {
+        "one": {"agent": "random:1"},
+        "other": {"agent": "random:2", "signs": [1, 1, 1, -1, 1, 1]},
+    }
     path = written(tmp_path, seeds=[1], cases=cases, set=robot, agents=agents)
     results = tmp_path / "results"
     run_study(path, folder=tmp_path / "runs", results=results, jobs=1)
@@ -216,18 +347,20 @@ def test_the_oracle_lets_the_best_act(tmp_path):
 def test_every_shipped_study_can_be_run(path):
     study = read_study(path)
     for name, case in study.cases.items():
-        fields = {**study.set, **case.set}
+        fields = study.fields(name)
         if "mujoco" in fields["task"]:
             pytest.importorskip("mujoco")
         make_env(fields["task"], fields.get("task_kwargs")).close()
         for method in case.methods:
-            merged = _merged(study.set, case.set, getattr(study.methods.get(method), "set", {}), case.tuned.get(method, {}))
-            parse_config({**merged, "hub": "somewhere"}, name)
+            parse_config({**study.fields(name, method), "hub": "somewhere"}, name)
 
 
 def test_multipolars_published_lines_stand_beside_each_other_on_every_acrobot():
     study = read_study(next(path for path in STUDIES if path.stem == "acrobot"))
-    assert all({"scratch", "multipolar:instance-101", "multipolar"} <= set(case.methods) for case in study.cases.values())
+    assert all(
+        {"scratch", "multipolar:instance-101", "multipolar"} <= set(case.methods)
+        for case in study.cases.values()
+    )
     one, four = study.methods["multipolar:instance-101"].set, study.methods["multipolar"].set
     assert one == {**four, "options": {**four["options"], "source": "instance-101"}}
     assert "instance-101" in study.hubs["four"]
@@ -279,18 +412,30 @@ def test_how_long_until_where_scratch_ends_by_hand():
         ("cart", "pair", "slow", 1, 1000, 40.0, 20.0),
         ("pole", "pair", "fast", 1, 1000, 40.0, 20.0),
     ]
-    table = pd.DataFrame(rows, columns=["task", "hub", "method", "seed", "steps", "eval_return", "wall_s"])
+    table = pd.DataFrame(
+        rows, columns=["task", "hub", "method", "seed", "steps", "eval_return", "wall_s"]
+    )
     table = table.assign(mean_train_return=0.0, probe_steps=np.nan)
-    points = [("fast", 1, 300, 49.0), ("fast", 1, 600, 50.0), ("fast", 2, 300, 1.0), ("slow", 1, 300, 49.0)]
+    points = [
+        ("fast", 1, 300, 49.0),
+        ("fast", 1, 600, 50.0),
+        ("fast", 2, 300, 1.0),
+        ("slow", 1, 300, 49.0),
+    ]
     curves = pd.DataFrame(
-        [("cart", "pair", method, seed, "evaluation", step, earned) for method, seed, step, earned in points]
+        [
+            ("cart", "pair", method, seed, "evaluation", step, earned)
+            for method, seed, step, earned in points
+        ]
         + [("cart", "pair", "fast", 1, "training", 100, 99.0)],
         columns=["task", "hub", "method", "seed", "kind", "step", "return"],
     )
     groups = {key: group for key, group in table.groupby(["task", "method"])}
     assert seconds_to_scratch(groups["cart", "fast"], table, curves) == [12.0, 40.0]
     assert seconds_to_scratch(groups["cart", "slow"], table, curves) == [np.inf]
-    assert seconds_to_scratch(groups["pole", "fast"], table, curves) == [], "nobody ran scratch there"
+    assert seconds_to_scratch(groups["pole", "fast"], table, curves) == [], (
+        "nobody ran scratch there"
+    )
     lines = details(table, curves).splitlines()
     assert "| cart | pair | fast | 58 | 0 |  | 30 | 26 | 2 |" in lines
     assert "| cart | pair | slow | 40 | 0 |  | 20 | never | 1 |" in lines
@@ -307,7 +452,9 @@ if __name__ == "__main__":
     run_study(Path({str(path)!r}), folder=Path({str(tmp_path / "runs")!r}), results=Path({str(tmp_path / "results")!r}), jobs=1)
 """
     (tmp_path / "run.py").write_text(script, encoding="utf-8")
-    with subprocess.Popen([sys.executable, tmp_path / "run.py"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as study:
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "run.py"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as study:
         children = Path(f"/proc/{study.pid}/task/{study.pid}/children")
         if not children.exists():
             study.kill()

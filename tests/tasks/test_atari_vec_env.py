@@ -18,19 +18,33 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import VecFrameStack
 
 from hubrl.errors import BadConfig, SpaceMismatch
-from hubrl.experiments.run import training_curve
+from hubrl.experiments.run_record import training_curve
 from hubrl.tasks.make_env import make_env
 
 pytest.importorskip("ale_py")
 pytest.importorskip("cv2")
 
-from hubrl.tasks.atari_vec_env import AtariVecEnv, together
+from hubrl.tasks.atari_game import run_together
+from hubrl.tasks.atari_vec_env import AtariVecEnv
 
-STEPS = {"Breakout": 250, "Pong": 120, "SpaceInvaders": 700, "Freeway": 120, "Riverraid": 400, "Seaquest": 600}
+STEPS = {
+    "Breakout": 250,
+    "Pong": 120,
+    "SpaceInvaders": 700,
+    "Freeway": 120,
+    "Riverraid": 400,
+    "Seaquest": 600,
+}
 
 TINY = {
     PPO: {"n_steps": 128, "batch_size": 128, "n_epochs": 1},
-    DQN: {"buffer_size": 256, "learning_starts": 64, "batch_size": 16, "train_freq": 8, "target_update_interval": 64},
+    DQN: {
+        "buffer_size": 256,
+        "learning_starts": 64,
+        "batch_size": 16,
+        "train_freq": 8,
+        "target_update_interval": 64,
+    },
 }
 
 PIXELS = {
@@ -87,10 +101,20 @@ def record(game, n_steps, full_action_space=False, **kwargs):
     recorded = Recorded([], [], [(seen[0, -1], frame[..., 0])])
     for action in actions:
         seen, rewards, dones, infos = mine.step(np.array([action]))
-        recorded.mine.append(Stepped(rewards[0], dones[0], infos[0]["TimeLimit.truncated"], infos[0]["lives"], statistics(infos[0])))
+        recorded.mine.append(
+            Stepped(
+                rewards[0],
+                dones[0],
+                infos[0]["TimeLimit.truncated"],
+                infos[0]["lives"],
+                statistics(infos[0]),
+            )
+        )
         frame, reward, terminated, truncated, info = sb3.step(action)
         done = terminated or truncated
-        recorded.sb3.append(Stepped(reward, done, truncated and not terminated, info["lives"], statistics(info)))
+        recorded.sb3.append(
+            Stepped(reward, done, truncated and not terminated, info["lives"], statistics(info))
+        )
         last = infos[0]["terminal_observation"][-1] if dones[0] else seen[0, -1]
         if "episode" not in info:
             recorded.frames.append((last, frame[..., 0]))
@@ -116,7 +140,12 @@ def recording(game, **kwargs):
 def play(env, n_steps, seed=0):
     """Steps of random actions, from a reset on."""
     rng = np.random.default_rng(seed)
-    yield env.reset(), np.zeros(env.num_envs), np.zeros(env.num_envs, bool), [{} for _ in range(env.num_envs)]
+    yield (
+        env.reset(),
+        np.zeros(env.num_envs),
+        np.zeros(env.num_envs, bool),
+        [{} for _ in range(env.num_envs)],
+    )
     for _ in range(n_steps):
         yield env.step(rng.integers(env.action_space.n, size=env.num_envs))
 
@@ -147,8 +176,14 @@ def test_recorded_actions_agree_with_sb3s_wrappers_where_every_action_is_to_be_h
 @pytest.mark.parametrize("game", PIXELS)
 def test_frames_are_sb3s_to_some_grey_levels(game, record_property):
     differences = [np.abs(mine.astype(int) - sb3) for mine, sb3 in recording(game).frames]
-    greatest, mean = max(one.max() for one in differences), float(np.mean([one.mean() for one in differences]))
-    record_property("difference", f"{game}: greatest {greatest}, mean {mean:.5f} of 255 over {len(differences)} frames")
+    greatest, mean = (
+        max(one.max() for one in differences),
+        float(np.mean([one.mean() for one in differences])),
+    )
+    record_property(
+        "difference",
+        f"{game}: greatest {greatest}, mean {mean:.5f} of 255 over {len(differences)} frames",
+    )
     assert greatest <= PIXELS[game][0]
     assert mean <= PIXELS[game][1]
 
@@ -230,9 +265,18 @@ def test_an_early_reset_begins_a_new_game_without_statistics(breakout):
 
 
 def test_monitors_files_are_read_as_the_training_curve(tmp_path):
-    env = make_env("BreakoutNoFrameskip-v4", n_envs=2, seed=1, preprocessing="atari", monitor=tmp_path / "monitor")
+    env = make_env(
+        "BreakoutNoFrameskip-v4",
+        n_envs=2,
+        seed=1,
+        preprocessing="atari",
+        monitor=tmp_path / "monitor",
+    )
     assert isinstance(env, AtariVecEnv)
-    returns = [[info["episode"] for info in infos if "episode" in info] for _, _, _, infos in play(env, 250)]
+    returns = [
+        [info["episode"] for info in infos if "episode" in info]
+        for _, _, _, infos in play(env, 250)
+    ]
     env.close()
     episodes = [episode for several in returns for episode in several]
     assert len(episodes) >= 2
@@ -241,8 +285,12 @@ def test_monitors_files_are_read_as_the_training_curve(tmp_path):
     lines = [file.read_text().splitlines() for file in files]
     assert all('"env_id": "BreakoutNoFrameskip-v4"' in text[0] for text in lines)
     rows = [row for text in lines for row in csv.DictReader(text[1:])]
-    assert sorted((float(row["r"]), int(row["l"]), float(row["t"])) for row in rows) == sorted((e["r"], e["l"], e["t"]) for e in episodes)
-    (tmp_path / "config.yaml").write_text("task: BreakoutNoFrameskip-v4\npreprocessing: atari\nmethod: scratch\nsteps: 500\n")
+    assert sorted((float(row["r"]), int(row["l"]), float(row["t"])) for row in rows) == sorted(
+        (e["r"], e["l"], e["t"]) for e in episodes
+    )
+    (tmp_path / "config.yaml").write_text(
+        "task: BreakoutNoFrameskip-v4\npreprocessing: atari\nmethod: scratch\nsteps: 500\n"
+    )
     curve = training_curve(tmp_path)
     assert sorted(value for _, value in curve) == sorted(episode["r"] for episode in episodes)
     # Steps of four frames: 500 in all, and no more than the no-ops and the FIREs of the games and lives beside them.
@@ -251,18 +299,26 @@ def test_monitors_files_are_read_as_the_training_curve(tmp_path):
 
 @pytest.mark.parametrize("algorithm", [PPO, DQN])
 def test_a_model_that_learned_here_plays_in_sb3s_environments_and_back(algorithm, tmp_path):
-    env = make_env("PongNoFrameskip-v4", {"full_action_space": True}, n_envs=2, preprocessing="atari")
+    env = make_env(
+        "PongNoFrameskip-v4", {"full_action_space": True}, n_envs=2, preprocessing="atari"
+    )
     assert env.action_space == spaces.Discrete(18)
-    model = algorithm("CnnPolicy", env, seed=0, device="cpu", policy_kwargs=NARROW, **TINY[algorithm]).learn(256)
+    model = algorithm(
+        "CnnPolicy", env, seed=0, device="cpu", policy_kwargs=NARROW, **TINY[algorithm]
+    ).learn(256)
     assert model.get_env() is env
     model.save(tmp_path / "model.zip")
-    other = make_env("PongNoFrameskip-v4", {"full_action_space": True}, n_envs=2, preprocessing="atari-sb3")
+    other = make_env(
+        "PongNoFrameskip-v4", {"full_action_space": True}, n_envs=2, preprocessing="atari-sb3"
+    )
     assert isinstance(other, VecFrameStack)
     assert other.observation_space.shape == (84, 84, 4)
     again = algorithm.load(tmp_path / "model.zip", env=other, device="cpu")
     seen = other.reset()
     actions = again.predict(seen, deterministic=True)[0]
-    np.testing.assert_array_equal(actions, model.predict(seen.transpose(0, 3, 1, 2), deterministic=True)[0])
+    np.testing.assert_array_equal(
+        actions, model.predict(seen.transpose(0, 3, 1, 2), deterministic=True)[0]
+    )
     again.save(tmp_path / "again.zip")
     back = algorithm.load(tmp_path / "again.zip", env=env, device="cpu")
     assert back.get_env() is env
@@ -271,7 +327,9 @@ def test_a_model_that_learned_here_plays_in_sb3s_environments_and_back(algorithm
 
 
 def test_evaluate_policy_plays_whole_games_with_true_returns():
-    env = AtariVecEnv("SpaceInvadersNoFrameskip-v4", {"max_num_frames_per_episode": 300}, n_envs=2, seed=0)
+    env = AtariVecEnv(
+        "SpaceInvadersNoFrameskip-v4", {"max_num_frames_per_episode": 300}, n_envs=2, seed=0
+    )
     model = PPO("CnnPolicy", env, seed=0, device="cpu", **TINY[PPO])
     returns, lengths = evaluate_policy(model, env, n_eval_episodes=2, return_episode_rewards=True)
     env.close()
@@ -282,13 +340,23 @@ def test_evaluate_policy_plays_whole_games_with_true_returns():
 @pytest.mark.parametrize(
     ("task", "kwargs", "sentence"),
     [
-        ("PongNoFrameskip-v4", {"mode": 1}, r"with mode=1, which ale-py's .* played by AtariWrapper.*'atari-sb3' asks for that"),
+        (
+            "PongNoFrameskip-v4",
+            {"mode": 1},
+            r"with mode=1, which ale-py's .* played by AtariWrapper.*'atari-sb3' does so",
+        ),
         ("PongNoFrameskip-v4", {"difficulty": 1}, "with difficulty=1, which"),
         ("ALE/Pong-v5", {}, "with frameskip=4, which"),
-        ("PongNoFrameskip-v4", {"max_episode_steps": 100}, r"not a bare game of ale-py \(TimeLimit\)"),
+        (
+            "PongNoFrameskip-v4",
+            {"max_episode_steps": 100},
+            r"not a bare game of ale-py \(TimeLimit\)",
+        ),
     ],
 )
-def test_what_the_vector_environment_cannot_do_is_played_by_sb3s_wrappers_and_says_so(task, kwargs, sentence):
+def test_what_the_vector_environment_cannot_do_is_played_by_sb3s_wrappers_and_says_so(
+    task, kwargs, sentence
+):
     with pytest.warns(UserWarning, match=sentence):
         env = make_env(task, kwargs, preprocessing="atari")
     assert isinstance(env, VecFrameStack)
@@ -318,13 +386,22 @@ def test_sticky_actions_are_ale_pys_own():
             env.reset()
             seen[probability, action] = [env.step(np.array([action]))[0] for _ in range(30)][-1]
             env.close()
-    assert np.array_equal(seen[1.0, 2], seen[1.0, 3]), "whoever always repeats never does what it is told"
+    assert np.array_equal(seen[1.0, 2], seen[1.0, 3]), (
+        "whoever always repeats never does what it is told"
+    )
     assert not np.array_equal(seen[0.0, 2], seen[0.0, 3])
 
 
 def test_attributes_are_the_games_and_what_runs_in_c_is_named(breakout):
-    assert breakout.get_attr("unwrapped")[0].get_action_meanings() == ["NOOP", "FIRE", "RIGHT", "LEFT"]
-    assert breakout.env_method("get_action_meanings", indices=1) == [["NOOP", "FIRE", "RIGHT", "LEFT"]]
+    assert breakout.get_attr("unwrapped")[0].get_action_meanings() == [
+        "NOOP",
+        "FIRE",
+        "RIGHT",
+        "LEFT",
+    ]
+    assert breakout.env_method("get_action_meanings", indices=1) == [
+        ["NOOP", "FIRE", "RIGHT", "LEFT"]
+    ]
     assert breakout.env_is_wrapped(Monitor) == [True, True]
     assert breakout.env_is_wrapped(VecFrameStack) == [False, False]
     breakout.set_attr("note", "mine", indices=[0])
@@ -356,7 +433,11 @@ def test_several_games_come_to_their_ends_in_their_order():
         return name
 
     played = []
-    assert together([game("long", 3), game("short", 1), game("none", 0)]) == ["long", "short", "none"]
+    assert run_together([game("long", 3), game("short", 1), game("none", 0)]) == [
+        "long",
+        "short",
+        "none",
+    ]
     assert played == ["long", "short", "long", "long"]
 
 
@@ -367,5 +448,7 @@ def test_games_are_known_before_anyone_imports_ale_py():
 
 def test_an_older_ale_py_is_named(monkeypatch):
     monkeypatch.setattr("ale_py.__version__", "0.11.2")
-    with pytest.raises(BadConfig, match=r"has ale-py 0\.11\.2, whose vector environment is another; 0\.12 or newer"):
+    with pytest.raises(
+        BadConfig, match=r"has ale-py 0\.11\.2, whose vector environment is another; 0\.12 or newer"
+    ):
         AtariVecEnv("PongNoFrameskip-v4")

@@ -36,7 +36,13 @@ class Seeing(nn.Module):
 @pytest.mark.parametrize("hold", [1.0, 3.0])
 def test_a_router_that_is_blind_earns_what_chance_earns(hold):
     sources = [
-        Source(encoder=nn.Flatten(), head=Constant(value), name=name, observation_space=VECTOR, action_space=STEER)
+        Source(
+            encoder=nn.Flatten(),
+            head=Constant(value),
+            name=name,
+            observation_space=VECTOR,
+            action_space=STEER,
+        )
         for name, value in (("up", 1.0), ("down", -1.0))
     ]
     env = make_vec_env(Turning, n_envs=10, seed=0)
@@ -61,8 +67,13 @@ def test_a_router_that_is_blind_earns_what_chance_earns(hold):
 def test_controls_need_a_router_and_several_environments():
     env = toy_for(DQN)
     dqn = target(DQN, env, tiny_hub(env).agent(DQN))
-    with pytest.raises(BadConfig, match="asked for a model that has none at the level of outputs"):
+    with pytest.raises(
+        BadConfig,
+        match="were given a model without a router; expected hub-pathway at the level of outputs",
+    ):
         play_controls(dqn, dqn.get_env(), 2, seed=0)
     ppo = target(PPO, Toy(), tiny_hub(Toy()).agent(PPO))
-    with pytest.raises(BadConfig, match="need at least two parallel environments"):
+    with pytest.raises(
+        BadConfig, match="were given 1 environment; expected at least two"
+    ):
         play_controls(ppo, ppo.get_env(), 2, seed=0)
