@@ -7,6 +7,7 @@ from hubrl.callbacks import HubCallback
 from hubrl.errors import BadConfig, BadFile, HubrlError, OutputExists, SourcesNotLoaded, SpaceMismatch, UnknownName
 from hubrl.extractor import HubExtractor
 from hubrl.formats.cached_space import CachedFeaturesSpace
+from hubrl.formats.limits import Limits
 from hubrl.hub import Hub, pathway_weights
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.nn.optimizers import HubAdam, HubRMSprop
@@ -40,6 +41,7 @@ __all__ = [
     "HubExtractor",
     "HubRMSprop",
     "HubrlError",
+    "Limits",
     "Networks",
     "OutputExists",
     "Source",

@@ -21,8 +21,9 @@ from stable_baselines3.ppo import PPO
 from hubrl.cached import cached_policy
 from hubrl.errors import BadConfig, BadFile, OutputExists, UnknownName, check_format, unknown
 from hubrl.extractor import HubExtractor, parts_in
-from hubrl.formats.files import new_folder
+from hubrl.formats.files import is_there, new_folder
 from hubrl.formats.hub_spec import HubSpec, Precision
+from hubrl.formats.limits import DEFAULT_LIMITS, Limits
 from hubrl.formats.schema import Schema, first_problem, read_yaml, write_yaml
 from hubrl.methods import check_options, find
 from hubrl.methods.base import Method, check_cached, check_level, plain_values
@@ -82,13 +83,14 @@ class Hub(Sequence[Source]):
             raise BadConfig(f"A source is called {taken[0]!r}, which has a meaning of its own here; give it another name.")
 
     @classmethod
-    def from_agents(cls, agents: Iterable[Agent], names: Sequence[str] | None = None) -> "Hub":
+    def from_agents(cls, agents: Iterable[Agent], names: Sequence[str] | None = None, *, limits: Limits = DEFAULT_LIMITS) -> "Hub":
         """A hub of agents in whatever form they come; nothing in their files is executed.
 
         Args:
             agents: SB3 zips, RL Zoo folders, cards, weights with a card, sources, or models in memory; a pair is a zip
                 with its VecNormalize file, or weights with their card.
-            names: What to call them; otherwise after their files.
+            names: Names of the sources; by default those of their files.
+            limits: Limits on their files; wider ones for agents that are trusted.
 
         Raises:
             BadFile: If a file is missing, damaged or hostile.
@@ -100,25 +102,32 @@ class Hub(Sequence[Source]):
         called: Sequence[str | None] = names if names is not None else [None] * len(listed)
         if len(called) != len(listed):
             raise BadConfig(f"{len(called)} names were given for {len(listed)} agents.")
-        return cls(_source(agent, name, index) for index, (agent, name) in enumerate(zip(listed, called, strict=True)))
+        named = enumerate(zip(listed, called, strict=True))
+        return cls(_source(agent, name, index, limits) for index, (agent, name) in named)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Hub":
+    def load(cls, folder: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> "Hub":
         """The hub that `save` wrote; every weight file's sha256 is checked.
+
+        Args:
+            folder: The hub's folder.
+            limits: Limits on its files; wider ones for a hub that is trusted.
 
         Raises:
             BadFile: If it is no hub, a file is missing or changed, or it is of a newer format.
         """
         folder = Path(folder)
-        if not (folder / HUB_FILE).is_file():
+        if not is_there(folder / HUB_FILE):
             raise BadFile(f"{folder} is no hub: it has no {HUB_FILE}; make one with `hubrl hub build`.")
-        plain = read_yaml(folder / HUB_FILE)
+        plain = read_yaml(folder / HUB_FILE, limits)
         check_format(plain, HUB_FORMAT, f"{folder} is a hub")
         try:
             card = HubCard.model_validate(plain)
         except ValidationError as error:
             raise BadFile(f"{folder / HUB_FILE} is not a hub's card: {first_problem(error)}.") from error
-        return cls(read_agent(_inside(folder, name)) for name in card.sources)
+        if len(card.sources) > limits.sources:
+            raise BadFile(f"{folder} has {len(card.sources)} sources, {limits.sources} are allowed; widen hubrl.Limits if it is trusted.")
+        return cls(read_agent(_inside(folder, name), limits=limits) for name in card.sources)
 
     def save(self, folder: str | Path, *, overwrite: bool = False, half: bool = False) -> None:
         """Write the hub as a folder: `hub.yaml`, and a card and a `.safetensors` file for each source.
@@ -336,7 +345,7 @@ def reads_parts(source: Source) -> bool:
     return any(step.op in ("key", "keys") for step in source.card.preprocessing[:1])
 
 
-def _source(agent: Agent, name: str | None, index: int) -> Source:
+def _source(agent: Agent, name: str | None, index: int, limits: Limits) -> Source:
     if isinstance(agent, Source):
         return agent if name in (None, agent.name) else agent.adapted(name)
     if isinstance(agent, BaseAlgorithm):
@@ -346,7 +355,7 @@ def _source(agent: Agent, name: str | None, index: int) -> Source:
         raise BadConfig(
             f"{agent!r} was given; expected an agent: a file or folder, a file with its statistics or card, a hubrl.Source, or a model."
         )
-    return read_agent(path, companion, name=name)
+    return read_agent(path, companion, name=name, limits=limits)
 
 
 def _foreign(folder: Path) -> list[Path]:

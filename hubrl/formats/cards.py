@@ -11,12 +11,16 @@ from gymnasium import spaces
 from pydantic import Field, ValidationError
 
 from hubrl.errors import BadFile, check_format
+from hubrl.formats.limits import DEFAULT_LIMITS, UNLIMITED, Limits
 from hubrl.formats.schema import Schema, first_problem, read_yaml
 from hubrl.formats.spaces import space_from_dict
 
 CARD_FORMAT = 1
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+MOST_LAYERS = 256
+"""Greatest number of layers of a stack, and of critics."""
 
 Size = Annotated[int, Field(gt=0, le=2**16)]
 
@@ -40,7 +44,7 @@ class Conv(Schema):
 class Trunk(Schema):
     """Layers from one observation to a flat vector: convolutions, then an optional linear layer; flattened with neither."""
 
-    convs: tuple[Conv, ...] = ()
+    convs: Annotated[tuple[Conv, ...], Field(max_length=MOST_LAYERS)] = ()
     linear: Size | None = None
     """Width of the linear layer behind the convolutions."""
     activation: Activation = "relu"
@@ -49,7 +53,7 @@ class Trunk(Schema):
 class Layers(Schema):
     """A multilayer perceptron: hidden widths and the activation after each."""
 
-    widths: tuple[Size, ...] = ()
+    widths: Annotated[tuple[Size, ...], Field(max_length=MOST_LAYERS)] = ()
     activation: Activation = "tanh"
 
 
@@ -78,7 +82,7 @@ class ValueHead(Schema):
     trunk: Literal["shared", "own"] = "shared"
     """Whether it reads the encoder's trunk or has one of its own."""
     layers: Layers = Layers()
-    critics: Size = 1
+    critics: Annotated[int, Field(gt=0, le=MOST_LAYERS)] = 1
     quantiles: Size = 1
     """Quantiles of every critic (TQC)."""
 
@@ -228,29 +232,30 @@ class SourceCard(Schema):
     @property
     def observations(self) -> spaces.Space[Any]:
         """The space that its network reads, after `preprocessing`."""
-        return space_from_dict(self.observation_space)
+        return space_from_dict(self.observation_space, UNLIMITED)
 
     @property
     def actions(self) -> spaces.Space[Any] | None:
         """The space of its own head's actions, if it has one."""
-        return None if self.action_space is None else space_from_dict(self.action_space)
+        return None if self.action_space is None else space_from_dict(self.action_space, UNLIMITED)
 
 
-def read_card(path: Path) -> SourceCard:
+def read_card(path: Path, limits: Limits = DEFAULT_LIMITS) -> SourceCard:
     """Read and check a card.
 
     Raises:
         BadFile: If there is none, or it is not a card, or it is of a newer format.
     """
-    return parse_card(read_yaml(path), str(path))
+    return parse_card(read_yaml(path, limits), str(path), limits)
 
 
-def parse_card(plain: object, where: str) -> SourceCard:
+def parse_card(plain: object, where: str, limits: Limits = DEFAULT_LIMITS) -> SourceCard:
     """A card from plain data.
 
     Args:
         plain: The data.
         where: Name of the place that holds it, for the message.
+        limits: Limits on its spaces.
 
     Raises:
         BadFile: If it is not a card, or it is of a newer format.
@@ -262,5 +267,5 @@ def parse_card(plain: object, where: str) -> SourceCard:
         raise BadFile(f"{where} is not a source card: {first_problem(error)}.") from error
     for space in (card.observation_space, card.action_space):
         if space is not None:
-            space_from_dict(space)
+            space_from_dict(space, limits)
     return card

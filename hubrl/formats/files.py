@@ -1,13 +1,57 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders: read with limits, written whole or not at all."""
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hubrl.errors import OutputExists
+from hubrl.errors import BadFile, OutputExists
+
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Flags of reading; without O_NONBLOCK opening a FIFO waits for its writer."""
+
+
+def read_file(path: Path, most: int, what: str = "file") -> bytes:
+    """The content of a regular file.
+
+    Args:
+        path: The file; a link to a regular file is followed.
+        most: Greatest size in bytes.
+        what: Noun for the file in messages.
+
+    Raises:
+        BadFile: If there is none, it cannot be read, it is a device, a FIFO or a folder, or it is greater.
+    """
+    try:
+        handle = os.open(path, _READ)
+    except FileNotFoundError as error:
+        raise BadFile(f"There is no readable {what} {path}.") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadFile(f"There is no readable {what} {str(path)[:200]!r} ({reason}).") from error
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise BadFile(f"{path} is no regular file; expected one, not a folder, a device or a pipe.")
+        if found.st_size > most:
+            raise BadFile(f"{path} has {found.st_size} bytes, {most} are allowed; widen hubrl.Limits if it is trusted.")
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read(most)
+    except OSError as error:
+        raise BadFile(f"{path} cannot be read ({error.strerror}).") from error
+    finally:
+        os.close(handle)
+
+
+def is_there(path: Path, *, folder: bool = False) -> bool:
+    """Whether a file (or a folder) of this name exists; no for names that cannot be."""
+    try:
+        return path.is_dir() if folder else path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -8,11 +8,15 @@ import numpy as np
 from gymnasium import spaces
 
 from hubrl.errors import BadFile
+from hubrl.formats.limits import DEFAULT_LIMITS, Limits
 
 SpaceDict = dict[str, Any]
 
-MAX_NUMBERS = 2**26
-"""Greatest number of entries of a space; a file with more is refused before memory is allocated."""
+DTYPES = frozenset(("bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))))
+"""Dtypes of a Box, by numpy's names."""
+
+MAX_AXES = 8
+"""Greatest number of axes of a Box."""
 
 
 def space_to_dict(space: spaces.Space[Any]) -> SpaceDict:
@@ -42,44 +46,79 @@ def space_to_dict(space: spaces.Space[Any]) -> SpaceDict:
             )
 
 
-def space_from_dict(plain: SpaceDict) -> spaces.Space[Any]:
+def space_from_dict(plain: SpaceDict, limits: Limits = DEFAULT_LIMITS) -> spaces.Space[Any]:
     """The space that `space_to_dict` wrote.
 
     Raises:
-        BadFile: If the data does not describe a space.
+        BadFile: If the data does not describe a space, or one that exceeds a limit.
     """
     try:
-        return _from_plain(plain)
-    except (KeyError, TypeError, ValueError, AssertionError, AttributeError, OverflowError, RecursionError) as error:
-        raise BadFile(f"{plain!r} does not describe a space ({error!r}).") from error
+        _check_size(plain, limits)
+        return _from_dict(plain)
+    except _SPACE_ERRORS as error:
+        shown = repr(plain) if len(str(plain)) < 300 else f"{str(plain)[:300]}..."
+        raise BadFile(f"{shown} does not describe a space ({str(error)[:200]!r}).") from error
 
 
-def _from_plain(plain: SpaceDict) -> spaces.Space[Any]:
+_SPACE_ERRORS = (
+    KeyError, TypeError, ValueError, AssertionError, AttributeError, OverflowError, RecursionError,
+)  # fmt: skip
+
+
+def _from_dict(plain: SpaceDict) -> spaces.Space[Any]:
     match plain["type"]:
         case "Dict":
             # An OrderedDict keeps its order; Gymnasium sorts any other mapping.
-            return spaces.Dict(OrderedDict((key, _from_plain(part)) for key, part in plain["spaces"].items()))
+            parts = ((key, _from_dict(part)) for key, part in plain["spaces"].items())
+            return spaces.Dict(OrderedDict(parts))
         case "Box":
             shape, dtype = tuple(plain["shape"]), np.dtype(plain["dtype"])
-            _check_size(math.prod(shape))
-            low, high = (np.broadcast_to(np.array(plain[end], dtype=float), shape) for end in ("low", "high"))
+            bounds = (np.array(plain[end], dtype=float) for end in ("low", "high"))
+            low, high = (np.broadcast_to(bound, shape) for bound in bounds)
             return spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype.type)
         case "Discrete":
-            _check_size(int(plain["n"]))
             return spaces.Discrete(int(plain["n"]), start=int(plain.get("start", 0)))
         case "MultiDiscrete":
-            _check_size(sum(plain["nvec"]))
             return spaces.MultiDiscrete(np.array(plain["nvec"]))
         case "MultiBinary":
-            _check_size(int(plain["n"]))
             return spaces.MultiBinary(int(plain["n"]))
         case other:
             raise ValueError(other)
 
 
-def _check_size(numbers: int) -> None:
-    if not 0 < numbers <= MAX_NUMBERS:
-        raise ValueError(f"{numbers} numbers, expected 1 to {MAX_NUMBERS}")
+def _check_size(plain: SpaceDict, limits: Limits) -> None:
+    """Refuse a space whose numbers exceed the limits, before one of them is allocated."""
+    numbers = _count_numbers(plain, limits)
+    if not 0 < numbers <= limits.space_numbers:
+        raise ValueError(f"{numbers} numbers, expected 1 to {limits.space_numbers}")
+
+
+def _count_numbers(plain: SpaceDict, limits: Limits) -> int:
+    kind = plain["type"]
+    if kind == "Dict":
+        _check_parts(len(plain["spaces"]), limits)
+        counts = [_count_numbers(part, limits) for part in plain["spaces"].values()]
+        return sum(counts) if all(count > 0 for count in counts) else 0
+    if kind == "Box":
+        if len(plain["shape"]) > MAX_AXES or plain["dtype"] not in DTYPES:
+            dtype = str(plain["dtype"])[:40]
+            raise ValueError(f"a Box of {len(plain['shape'])} axes and dtype {dtype}, expected at most {MAX_AXES} of numbers")
+        return math.prod(_whole(n) for n in plain["shape"])
+    if kind == "MultiDiscrete":
+        _check_parts(len(plain["nvec"]), limits)
+        return sum(_whole(n) for n in plain["nvec"]) if min(plain["nvec"], default=0) > 0 else 0
+    return int(plain["n"])
+
+
+def _check_parts(parts: int, limits: Limits) -> None:
+    if parts > limits.space_parts:
+        raise ValueError(f"{parts} parts, expected at most {limits.space_parts}")
+
+
+def _whole(number: Any) -> int:
+    if not isinstance(number, int) or number < 0:
+        raise ValueError(f"{number!r} is no size")
+    return number
 
 
 def describe(space: spaces.Space[Any]) -> str:

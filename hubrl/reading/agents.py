@@ -1,25 +1,27 @@
 """One door for every form an agent comes in: a zip, a folder, bare weights with a card, a live model."""
 
-import hashlib
 import io
+import os
 import re
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from gymnasium import spaces
-from safetensors import SafetensorError
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from hubrl.errors import BadConfig, BadFile
 from hubrl.formats.cached_space import OBSERVATION
-from hubrl.formats.cards import NAME_PATTERN, Normalisation, SourceCard, read_card
+from hubrl.formats.cards import NAME_PATTERN, Declared, Normalisation, SourceCard, read_card
+from hubrl.formats.files import is_there
+from hubrl.formats.limits import DEFAULT_LIMITS, UNLIMITED, Limits
+from hubrl.reading.check_size import check_parameters
 from hubrl.reading.hugging_face import HUGGING_FACE, fetch
-from hubrl.reading.sb3_zip import load_weights, read_archive
+from hubrl.reading.sb3_zip import read_archive
 from hubrl.reading.vecnormalize import VecNormalizeStatistics, read_statistics
+from hubrl.reading.weights import read_weights
 from hubrl.sources.source import Source
 
 STATISTICS_NAMES = ("vecnormalize.pkl", "vec_normalize.pkl")
@@ -29,8 +31,19 @@ NO_AGENTS = ("train_eval_metrics.zip",)
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 
+CARD_SUFFIXES = (".yaml", ".yml")
 
-def read_agent(path: str | Path, companion: str | Path | None = None, *, name: str | None = None, frozen: bool = True) -> Source:
+LOG_STD = "action.log_std"
+
+
+def read_agent(
+    path: str | Path,
+    companion: str | Path | None = None,
+    *,
+    name: str | None = None,
+    frozen: bool = True,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Source:
     """One source from a file or folder, reading plain data and weights alone.
 
     Args:
@@ -41,6 +54,7 @@ def read_agent(path: str | Path, companion: str | Path | None = None, *, name: s
             Hugging Face call it; for bare weights their card, which is found beside them if it has the same stem.
         name: Name of the source; by default its card's name or the file's, or the folder's where the file is `model.zip`.
         frozen: Whether training will leave it as it is.
+        limits: Limits on its files; wider ones for an agent that is trusted.
 
     Raises:
         BadFile: If a file is missing, damaged, hostile, or not what its card says.
@@ -52,17 +66,43 @@ def read_agent(path: str | Path, companion: str | Path | None = None, *, name: s
         name = name or tidy(path.removeprefix(HUGGING_FACE).partition("@")[0].rpartition("/")[2])
         path = fetch(path)
     path = Path(path)
-    path = _agent_in(path) if path.is_dir() else path
-    if path.suffix == ".zip":
-        card, tensors = read_archive(path, name or tidy(path.resolve().parent.name if path.stem == "model" else path.stem))
-        beside = Path(companion) if companion is not None else _statistics_beside(path)
-        return _normalised(card, tensors, read_statistics(beside) if beside else None, frozen=frozen)
-    if path.suffix in WEIGHT_SUFFIXES:
-        return _bare(path, Path(companion) if companion is not None else path.with_suffix(".yaml"), name, frozen=frozen)
-    card_path = path if path.suffix in (".yaml", ".yml") else path.with_name(f"{path.name}.yaml")
-    if card_path != path and not card_path.exists():
+    folder = is_there(path, folder=True) and not _is_card(path)
+    path = _agent_in(path) if folder else _with_suffix(path)
+    given = None if companion is None else Path(companion)
+    if path.suffix == ".zip" and not _is_card(given):
+        return _zipped(path, given, name, frozen=frozen, limits=limits)
+    if _is_card(path):
+        path, given = path.with_suffix(".safetensors"), path
+    return _bare(path, given or _card_beside(path), name, frozen=frozen, limits=limits)
+
+
+def _with_suffix(path: Path) -> Path:
+    """A path without a suffix as the card or the zip that it stands for, as SB3's `load` does for zips."""
+    if is_there(path):
+        return path
+    candidates = [Path(f"{path}{suffix}") for suffix in (".yaml", ".yml", ".zip")]
+    return next((candidate for candidate in candidates if is_there(candidate)), path)
+
+
+def _is_card(path: Path | None) -> bool:
+    return path is not None and path.suffix in CARD_SUFFIXES
+
+
+def _card_beside(path: Path) -> Path:
+    """The card of bare weights: of the same stem, or of the same name with `.yaml` behind it."""
+    own = path.with_suffix(".yaml")
+    candidates = [own, path.with_suffix(".yml"), Path(f"{path}.yaml"), Path(f"{path}.yml")]
+    found = next((candidate for candidate in candidates if is_there(candidate)), None)
+    if found is None and path.suffix not in WEIGHT_SUFFIXES:
         raise BadFile(f"{path} is no agent: expected an SB3 zip, a folder with one, a source's card, or weights with a card.")
-    return _bare(card_path.with_suffix(".safetensors"), card_path, name, frozen=frozen)
+    return found or own
+
+
+def _zipped(path: Path, companion: Path | None, name: str | None, *, frozen: bool, limits: Limits) -> Source:
+    stem = path.resolve().parent.name if path.stem == "model" else path.stem
+    card, tensors = read_archive(path, name or tidy(stem), limits)
+    beside = companion or _statistics_beside(path)
+    return _normalised(card, tensors, read_statistics(beside, limits) if beside else None, frozen=frozen)
 
 
 def read_live(model: BaseAlgorithm, name: str, *, frozen: bool = True) -> Source:
@@ -81,7 +121,7 @@ def read_live(model: BaseAlgorithm, name: str, *, frozen: bool = True) -> Source
     saved = io.BytesIO()
     model.save(saved)
     saved.seek(0)
-    card, tensors = read_archive(saved, name)
+    card, tensors = read_archive(saved, name, UNLIMITED)
     vec = model.get_vec_normalize_env()
     return _normalised(card, tensors, None if vec is None else live_statistics(vec), frozen=frozen)
 
@@ -94,31 +134,6 @@ def live_statistics(vec: VecNormalize) -> VecNormalizeStatistics:
     return VecNormalizeStatistics({key: (rms.mean.copy(), rms.var.copy()) for key, rms in means.items()}, vec.clip_obs, vec.epsilon)
 
 
-def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """Tensors by name from a `.safetensors` file or a file that `torch.save` wrote.
-
-    Args:
-        path: The file.
-        sha256: Its digest, if it must have one.
-
-    Raises:
-        BadFile: If it is missing, damaged, holds anything but tensors, or has another digest.
-    """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise BadFile(f"There is no readable file {path}.") from error
-    found = hashlib.sha256(raw).hexdigest()
-    if sha256 is not None and found != sha256:
-        raise BadFile(f"{path} has sha256 {found}, its card says {sha256}; the file or the card was changed, fetch both again.")
-    if path.suffix != ".safetensors":
-        return load_weights(raw, str(path))
-    try:
-        return safetensors.torch.load(raw)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise BadFile(f"{path} is damaged or not a safetensors file ({error}).") from error
-
-
 def tidy(stem: str) -> str:
     """A file's stem as the name of a source."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "agent"
@@ -129,16 +144,26 @@ def _check_name(name: str | None) -> None:
         raise BadConfig(f"A source cannot be called {name!r}; use letters, digits, '.', '_' and '-', and begin with a letter or a digit.")
 
 
-def _bare(path: Path, card_path: Path, name: str | None, *, frozen: bool) -> Source:
-    card = read_card(card_path)
-    tensors = read_weights(path, card.sha256)
+def _bare(path: Path, card_path: Path, name: str | None, *, frozen: bool, limits: Limits) -> Source:
+    card = read_card(card_path, limits)
+    tensors = read_weights(path, card.sha256, limits)
     if card.weights:
         missing = sorted(set(card.weights.values()) - set(tensors))
         if missing:
             raise BadFile(f"{path} holds no weights {missing[0]!r}, which its card {card_path} names.")
-        tensors = {new: tensors[old] for new, old in card.weights.items()}
+        tensors = _flat_log_std({new: tensors[old] for new, old in card.weights.items()}, card)
         card = card.model_copy(update={"weights": {}, "sha256": None})
+    check_parameters(card, tensors)
     return Source.from_card(card.model_copy(update={"name": name}) if name else card, tensors, frozen=frozen)
+
+
+def _flat_log_std(tensors: dict[str, Tensor], card: SourceCard) -> dict[str, Tensor]:
+    """CleanRL's `actor_logstd` is a row of one batch, `(1, actions)`; SB3's `log_std` is `(actions,)`."""
+    head = card.network.action if isinstance(card.network, Declared) else None
+    row = tensors.get(LOG_STD)
+    if head is None or head.log_std != "parameter" or row is None or row.ndim != 2 or len(row) != 1:
+        return tensors
+    return {**tensors, LOG_STD: row.squeeze(0)}
 
 
 def _normalised(card: SourceCard, tensors: dict[str, Tensor], read: VecNormalizeStatistics | None, *, frozen: bool) -> Source:
@@ -160,7 +185,7 @@ def _agent_in(folder: Path) -> Path:
     """The agent's zip in a folder: the one that has a folder of its own name (RL Zoo), the only one, or the usual names."""
     zips = _zips(folder)
     named = [path for path in zips if path.with_suffix("").is_dir()]
-    usual = [folder / f"{stem}.zip" for stem in ("model", "agent", "best_model") if (folder / f"{stem}.zip").exists()]
+    usual = [folder / f"{stem}.zip" for stem in ("model", "agent", "best_model") if is_there(folder / f"{stem}.zip")]
     for candidates in (named, zips if len(zips) == 1 else [], usual):
         if candidates:
             return candidates[0]
@@ -179,4 +204,6 @@ def _statistics_beside(path: Path) -> Path | None:
     zoo = [found for name in STATISTICS_NAMES for found in folder.glob(f"*/{name}")] if stem == "best_model" else []
     alone = len(_zips(folder)) == 1
     general = [folder / name for name in STATISTICS_NAMES] if alone or stem in ("model", "agent") else []
-    return next((found for found in [folder / checkpoint, *named, *zoo, *general] if found.is_file() and found != path), None)
+    # A device or a pipe of such a name is refused when it is read, and not passed over.
+    there = (found for found in [folder / checkpoint, *named, *zoo, *general] if os.path.lexists(found))
+    return next((found for found in there if found != path and not is_there(found, folder=True)), None)

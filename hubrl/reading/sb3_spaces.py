@@ -13,18 +13,23 @@ from typing import Any
 import numpy as np
 
 from hubrl.errors import BadFile
+from hubrl.formats.limits import DEFAULT_LIMITS, Limits
 from hubrl.formats.spaces import SpaceDict
+
+PART_LETTERS = 4096
+"""Letters of one part of a space, as SB3 prints it; greater arrays are elided."""
 
 _NUMBER = re.compile(r"-?inf|-?\d+\.?\d*(?:e[+-]?\d+)?")
 _PART = re.compile(r"""(['"])((?:(?!\1).)+)\1,?:?\s*(Box|Discrete|MultiDiscrete|MultiBinary|Dict)\(""")
 
 
-def parse_space(printed: Any, what: str) -> SpaceDict:
+def parse_space(printed: Any, what: str, limits: Limits = DEFAULT_LIMITS) -> SpaceDict:
     """Plain data of a space from a zip's JSON.
 
     Args:
         printed: The JSON object of the space.
         what: Noun for the space in the message, as 'action space'.
+        limits: Limits on its numbers.
 
     Raises:
         BadFile: If it is missing or of a type that hubrl does not know.
@@ -33,9 +38,12 @@ def parse_space(printed: Any, what: str) -> SpaceDict:
         raise BadFile(f"The file holds no {what}.")
     kind = printed[":type:"].rsplit(".", 1)[-1].strip("'> ")
     try:
-        return _parse(kind, printed)
+        text = max((len(str(printed.get(end))) for end in ("spaces", "low", "high", "nvec")), default=0)
+        if text > limits.space_parts * PART_LETTERS:
+            raise ValueError(f"it is described by {text} letters")  # noqa: TRY301 - one sentence for all of them
+        return _parse(kind[:40], printed)
     except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise BadFile(f"The {what} in the file, a {kind}, cannot be read ({error!r}).") from error
+        raise BadFile(f"The {what} in the file, a {kind}, cannot be read ({repr(error)[:200]}).") from error
 
 
 def _parse(kind: str, printed: dict[str, Any]) -> SpaceDict:

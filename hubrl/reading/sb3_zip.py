@@ -1,22 +1,23 @@
 """Agents from the zip files that SB3 and sb3-contrib save, from plain JSON and weights alone."""
 
 import io
-import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hubrl.errors import BadFile
 from hubrl.formats.cached_space import observed_space_dict
 from hubrl.formats.cards import ActionHead, Declared, Layers, Registered, SourceCard, ValueHead
-from hubrl.formats.spaces import SpaceDict
+from hubrl.formats.files import read_file
+from hubrl.formats.limits import DEFAULT_LIMITS, Limits
+from hubrl.formats.schema import parse_json
+from hubrl.formats.spaces import SpaceDict, space_from_dict
+from hubrl.reading.check_size import check_hub
 from hubrl.reading.sb3_spaces import parse_space
 from hubrl.reading.sb3_weights import OWN_NETWORK, StateDict
-
-MAX_BYTES = 4 * 2**30
+from hubrl.reading.weights import parse_torch
+from hubrl.reading.zip_members import ZipMembers
 
 ON_POLICY = "on-policy"
 
@@ -69,20 +70,20 @@ class Archive:
         BadFile: If it is missing, damaged, or not an SB3 zip.
     """
 
-    def __init__(self, path: Path | io.BytesIO, name: str) -> None:
+    def __init__(self, path: Path | io.BytesIO, name: str, limits: Limits = DEFAULT_LIMITS) -> None:
         self.path = path if isinstance(path, Path) else f"the model {name!r}"
+        self.limits = limits
+        content = read_file(path, limits.file_bytes) if isinstance(path, Path) else path.getvalue()
         try:
-            data, raw = _unzip(path)
-            self.data: dict[str, Any] = json.loads(data)
-        except FileNotFoundError as error:
-            raise BadFile(f"There is no file {path}.") from error
+            data, raw = _unzip(content, str(self.path), limits)
+            self.data: dict[str, Any] = parse_json(data, limits)
         except BadFile:
             raise
         except Exception as error:  # a damaged file can raise anything
-            raise BadFile(f"{path} is damaged or not an SB3 zip ({error}).") from error
+            raise BadFile(f"{self.path} is damaged or not an SB3 zip ({str(error)[:160]}).") from error
         if not isinstance(self.data, dict):
-            raise BadFile(f"{path} is not an SB3 zip: its data is not an object.")
-        self.tensors = load_weights(raw, str(self.path))
+            raise BadFile(f"{self.path} is not an SB3 zip: its data is not an object.")
+        self.tensors = parse_torch(raw, str(self.path), limits)
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:
@@ -103,7 +104,7 @@ class Archive:
         policy = self.data.get("policy_class")
         if not isinstance(policy, dict):
             return ""
-        module = str(policy.get("__module__") or _module_in_type(policy))
+        module = str(policy.get("__module__") or _module_in_type(policy))[:200]
         return str(policy.get("plain_module")) if module in (CACHED, PRECISE) else module
 
     @property
@@ -152,19 +153,18 @@ class Archive:
     def space(self, which: str) -> SpaceDict:
         """The `observation` or `action` space, as plain data and without cached features."""
         printed = self.data.get(f"{which}_space")
-        space = parse_space(printed, f"{which} space")
+        space = parse_space(printed, f"{which} space", self.limits)
+        space_from_dict(space, self.limits)
         cached = which == "observation" and self.hub is not None and self.hub.get("cached") is True
         return observed_space_dict(printed, space) if cached else space
 
 
-def _unzip(path: Path | io.BytesIO) -> tuple[bytes, bytes]:
-    with zipfile.ZipFile(path) as archive:
-        if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
-            raise BadFile(f"{path} unpacks to more than {MAX_BYTES} bytes; agents do not.")
-        missing = {"data", "policy.pth"} - set(archive.namelist())
-        if missing:
-            raise BadFile(f"{path} is a zip without {' and '.join(sorted(missing))}; SB3 saves both in an agent's zip.")
-        return archive.read("data"), archive.read("policy.pth")
+def _unzip(raw: bytes, where: str, limits: Limits) -> tuple[bytes, bytes]:
+    members = ZipMembers(raw, where, limits)
+    missing = {"data", "policy.pth"} - set(members.names)
+    if missing:
+        raise BadFile(f"{where} is a zip without {' and '.join(sorted(missing))}; SB3 saves both in an agent's zip.")
+    return members.read("data"), members.read("policy.pth")
 
 
 def _module_in_type(policy: dict[str, Any]) -> str:
@@ -173,44 +173,24 @@ def _module_in_type(policy: dict[str, Any]) -> str:
 
 def _class_name(printed: Any) -> str:
     """`module.Name` from `<class 'module.Name'>`."""
-    return str(printed).removeprefix("<class '").removesuffix("'>")
+    return str(printed)[:200].removeprefix("<class '").removesuffix("'>")
 
 
-def load_weights(raw: bytes, path: str) -> dict[str, Tensor]:
-    """Tensors by name from a file that `torch.save` wrote, without running what is in it.
-
-    Raises:
-        BadFile: If it holds anything but tensors, is damaged, or holds NaN.
-    """
-    try:
-        loaded = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise BadFile(f"The weights in {path} are damaged or hold more than tensors, and were refused ({reason}).") from error
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise BadFile(f"{path} does not hold tensors by name.")
-    for name, tensor in loaded.items():
-        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
-            raise BadFile(f"The weights {name!r} in {path} are no plain numbers ({tensor.layout}, {tensor.dtype}).")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise BadFile(f"The weights {name!r} in {path} hold NaN or infinity.")
-    return loaded
-
-
-def read_archive(path: Path | io.BytesIO, name: str) -> tuple[SourceCard, dict[str, Tensor]]:
+def read_archive(path: Path | io.BytesIO, name: str, limits: Limits = DEFAULT_LIMITS) -> tuple[SourceCard, dict[str, Tensor]]:
     """The card and the weights of the agent in an SB3 zip; nothing in it is executed.
 
     Args:
         path: The zip, as a file or in memory.
         name: Name of the source.
+        limits: Limits on the file.
 
     Raises:
         BadFile: If the file is missing, damaged, hostile, or holds a network that SB3 does not have.
     """
-    archive = Archive(path, name)
+    archive = Archive(path, name, limits)
     try:
         return _read(archive, path, name)
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise BadFile(f"{archive.path} describes an agent that cannot be ({type(error).__name__}: {reason}).") from error
 
@@ -227,9 +207,12 @@ def _read(archive: Archive, path: Path | io.BytesIO, name: str) -> tuple[SourceC
         "origin": path.name if isinstance(path, Path) else None,
     }
     if archive.policy_module in (HUB_POLICY, HUB_DQN):
+        check_hub(archive.policy_kwargs, archive.policy_kwargs.get("hub"), archive.tensors, archive.limits)
         network = Registered(kind="registered", builder=archive.policy_module, kwargs=hub_kwargs(archive))
         return SourceCard(network=network, **fields), {f"encoder.policy.{k}": v for k, v in archive.tensors.items()}
     _refuse_custom(archive)
+    if archive.hub is not None:
+        check_hub({}, archive.hub, archive.tensors, archive.limits)
     weights = StateDict(archive.tensors, str(archive.path))
     network_card = read_network(weights, archive, fields["observation_space"])
     return SourceCard(network=network_card, **fields), weights.finish()
@@ -384,4 +367,4 @@ def _critics(weights: StateDict, archive: Archive, keys: list[str], *, shared: b
 
 
 def _whole(number: Any) -> int | None:
-    return number if isinstance(number, int) and not isinstance(number, bool) else None
+    return number if isinstance(number, int) and not isinstance(number, bool) and abs(number) < 2**63 else None

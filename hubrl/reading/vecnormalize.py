@@ -1,20 +1,17 @@
-"""The statistics of VecNormalize, from a pickle file that is parsed and never executed.
+"""The statistics of VecNormalize, from a pickle file that is read as data and never executed."""
 
-An unpickler runs whatever its file names. This one knows a handful of names, all of them data: for every other name in
-`ALLOWED_MODULES` it builds an inert `Record`, and anything else is refused.
-"""
-
-import io
-import pickle
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hubrl.errors import BadFile
+from hubrl.formats.files import read_file
+from hubrl.formats.limits import DEFAULT_LIMITS, Limits
+from hubrl.formats.spaces import MAX_AXES
+from hubrl.reading.pickle_data import Call, Name, Pairs, parse_pickle
 from hubrl.sources.preprocessing import Statistics
-
-MAX_BYTES = 64 * 2**20
 
 
 class VecNormalizeStatistics(NamedTuple):
@@ -26,129 +23,148 @@ class VecNormalizeStatistics(NamedTuple):
     epsilon: float
 
 
-class Record:
-    """An object of an allowed class, as its attributes and arguments; it does nothing."""
+_SPACES = (
+    ("box", "Box"),
+    ("dict", "Dict"),
+    ("discrete", "Discrete"),
+    ("multi_discrete", "MultiDiscrete"),
+    ("multi_binary", "MultiBinary"),
+)
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Record":
-        """Make one, whatever the arguments."""
-        return super().__new__(cls)
+_RECONSTRUCT, _SCALAR, _BUFFER = "_reconstruct", "scalar", "_frombuffer"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.args = args
-
-    def __setstate__(self, state: Any) -> None:
-        """Keep the attributes as they are."""
-        if isinstance(state, dict):
-            self.__dict__.update(state)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """Swallow an item (ordered dictionaries of spaces)."""
-        self.__dict__.setdefault("items", {})[key] = value
-
-    def get(self, name: str) -> Any:
-        """An attribute, or None."""
-        return self.__dict__.get(name)
-
-
-_ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-
-ALLOWED_RECORDS = {
-    ("stable_baselines3.common.vec_env.vec_normalize", "VecNormalize"),
-    ("stable_baselines3.common.running_mean_std", "RunningMeanStd"),
-    ("hubrl", "CachedFeaturesSpace"),
-    ("numpy.random._pickle", "__randomstate_ctor"),
-    ("numpy.random._pickle", "__generator_ctor"),
-    ("numpy.random._pickle", "__bit_generator_ctor"),
-    ("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"),
-    ("numpy.random.bit_generator", "SeedSequence"),
-    ("numpy.random._pcg64", "PCG64"),
-    ("numpy.random._mt19937", "MT19937"),
+ALLOWED = {
+    Name("stable_baselines3.common.vec_env.vec_normalize", "VecNormalize"),
+    Name("stable_baselines3.common.running_mean_std", "RunningMeanStd"),
+    Name("hubrl", "CachedFeaturesSpace"),
+    Name("collections", "OrderedDict"),
+    Name("_codecs", "encode"),
+    Name("copyreg", "_reconstructor"),
+    Name("copy_reg", "_reconstructor"),
+    Name("builtins", "object"),
+    Name("__builtin__", "object"),
+    *(Name("numpy", name) for name in ("dtype", "ndarray", "bool_", "bool")),
+    *(Name("numpy", name) for name in ("float16", "float32", "float64", "int64", "uint8")),
     *(
-        (f"{package}.spaces.{module}", name)
-        for package in ("gym", "gymnasium")
-        for module, name in (
-            ("box", "Box"),
-            ("dict", "Dict"),
-            ("discrete", "Discrete"),
-            ("multi_discrete", "MultiDiscrete"),
-            ("multi_binary", "MultiBinary"),
-        )
+        Name(f"numpy.{core}.{module}", name)
+        for core in ("core", "_core")
+        for module, name in (("multiarray", _RECONSTRUCT), ("multiarray", _SCALAR), ("numeric", _BUFFER))
     ),
+    *(Name("numpy.random._pickle", f"__{kind}_ctor") for kind in ("randomstate", "generator", "bit_generator")),
+    Name("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"),
+    Name("numpy.random.bit_generator", "SeedSequence"),
+    Name("numpy.random._pcg64", "PCG64"),
+    Name("numpy.random._mt19937", "MT19937"),
+    *(Name(f"{gym}.spaces.{module}", name) for gym in ("gym", "gymnasium") for module, name in _SPACES),
 }
+"""Names in the pickles that SB3 writes; another name is refused, and these are not resolved either."""
+
+DTYPES = frozenset(("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"))
 
 
-def _buffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    return np.frombuffer(bytes(data), dtype=dtype).reshape(shape, order=order)
-
-
-class _Reader(pickle.Unpickler):
-    """Knows arrays, scalars and inert records."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Resolve an allowed name, refuse every other."""
-        match module, name:
-            case "numpy", "dtype" | "ndarray":
-                return getattr(np, name)
-            case _, "_reconstruct" if module in _ARRAY_MODULES:
-                return _rebuild
-            case _, "scalar" if module in _ARRAY_MODULES:
-                return _scalar
-            case "numpy._core.numeric" | "numpy.core.numeric", "_frombuffer":
-                return _buffer
-            case "numpy", "bool_" | "bool" | "float16" | "float32" | "float64" | "int64" | "uint8":
-                return getattr(np, name)
-            case "collections", "OrderedDict":
-                return Record
-            case _ if (module, name) in ALLOWED_RECORDS:
-                return Record
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which statistics do not need")
-
-
-def _rebuild(cls: Any, shape: Any, code: Any) -> np.ndarray:
-    return np.ndarray.__new__(np.ndarray, (0,), "b")
-
-
-def _scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
-    raw = data.encode("latin1") if isinstance(data, str) else data
-    return np.frombuffer(raw, dtype=dtype)[0]
-
-
-def read_statistics(path: Path) -> VecNormalizeStatistics:
+def read_statistics(path: Path, limits: Limits = DEFAULT_LIMITS) -> VecNormalizeStatistics:
     """Read `vecnormalize.pkl` without executing it.
 
     Raises:
         BadFile: If it is missing, damaged, not a VecNormalize, or names anything that statistics do not need.
     """
+    raw = read_file(path, limits.pickle_bytes, "file of statistics")
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise BadFile(f"There is no readable file of statistics {path}.") from error
-    if len(raw) > MAX_BYTES:
-        raise BadFile(f"{path} has {len(raw)} bytes, statistics have fewer than {MAX_BYTES}.")
-    try:
-        read = _Reader(io.BytesIO(raw)).load()
-    except Exception as error:
+        read = parse_pickle(raw, ALLOWED, limits)
+    except (ValueError, MemoryError) as error:
         raise BadFile(f"{path} was refused as statistics of VecNormalize: {error}.") from error
-    if not isinstance(read, Record) or "norm_obs" not in read.__dict__:
+    if not isinstance(read, Call) or "norm_obs" not in read.attributes():
         raise BadFile(f"{path} holds no VecNormalize.")
     try:
-        return _statistics(read, path)
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise BadFile(f"{path} holds a VecNormalize without statistics ({error}).") from error
+        return _statistics(read.attributes(), path)
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+        raise BadFile(f"{path} holds a VecNormalize without statistics ({str(error)[:160]}).") from error
 
 
-def _statistics(read: Record, path: Path) -> VecNormalizeStatistics:
-    clip, epsilon = float(read.get("clip_obs")), float(read.get("epsilon"))
+def _statistics(attributes: dict[str, Any], path: Path) -> VecNormalizeStatistics:
+    clip, epsilon = (float(_array(attributes.get(name))) for name in ("clip_obs", "epsilon"))
     if not (clip > 0 and 0 <= epsilon < np.inf):
         raise BadFile(f"{path} clips at {clip} with an epsilon of {epsilon}; expected both to be positive.")
-    means = read.get("obs_rms")
-    if not read.get("norm_obs") or means is None:
+    means = attributes.get("obs_rms")
+    if not _array(attributes["norm_obs"]) or means is None:
         return VecNormalizeStatistics(None, clip, epsilon)
-    by_key = means if isinstance(means, dict) else {"": means}
-    statistics = {}
-    for key, rms in by_key.items():
-        mean, var = (np.asarray(rms.get(name), dtype=float) for name in ("mean", "var"))
-        if mean.shape != var.shape or not (np.isfinite(mean).all() and np.isfinite(var).all() and (var >= 0).all()):
+    statistics: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for key, rms in _by_key(means).items():
+        mean, var = (_array(rms.attributes().get(name)).astype(float) for name in ("mean", "var"))
+        if mean.shape != var.shape or not _usable(mean, var, epsilon):
             raise BadFile(f"{path} holds statistics that are not finite.")
-        statistics[str(key)] = (mean, var)
+        statistics[key] = (mean, var)
+    if not statistics:
+        raise TypeError("there are none")
     return VecNormalizeStatistics(statistics, clip, epsilon)
+
+
+def _by_key(means: Any) -> dict[str, Call]:
+    if isinstance(means, Call):
+        if not means.items.pairs:
+            return {"": means}
+        means = means.items
+    if not isinstance(means, Pairs):
+        raise TypeError(f"expected records, not {type(means).__name__}")
+    return means.by_text()
+
+
+def _usable(mean: np.ndarray, var: np.ndarray, epsilon: float) -> bool:
+    # Statistics are applied in float32 where observations are.
+    numbers = np.finfo(np.float32)
+    small, large = float(numbers.tiny), float(numbers.max)
+    finite = (np.abs(mean) <= large).all() and (var <= large).all() and (var >= 0).all()
+    return bool(finite and (np.sqrt(var + epsilon) >= small).all())
+
+
+def _array(value: Any) -> np.ndarray:
+    """A number or an array of numbers.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If its bytes are not those of its shape and dtype.
+    """
+    if isinstance(value, bool | int | float):
+        return np.asarray(float(value))
+    if not isinstance(value, Call) or not isinstance(value.function, Name):
+        raise TypeError(f"expected numbers, not {type(value).__name__}")
+    match value.function.name, value.args, value.state:
+        case "_reconstruct", _, (_, tuple() as shape, dtype, bool() as fortran, data):
+            return _from_bytes(data, dtype, shape, "F" if fortran else "C")
+        case "_frombuffer", (data, dtype, tuple() as shape, "C" | "F" as order), _:
+            return _from_bytes(data, dtype, shape, order)
+        case "scalar", (dtype, data), _:
+            return _from_bytes(data, dtype, (), "C")
+        case _:
+            raise TypeError(f"expected numbers, not {value.function}")
+
+
+def _from_bytes(data: Any, dtype: Any, shape: tuple[Any, ...], order: Any) -> np.ndarray:
+    raw = _bytes(data)
+    kind = np.dtype(_dtype_code(dtype))
+    if len(shape) > MAX_AXES or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError("an array whose shape is none")
+    if math.prod(shape) * kind.itemsize != len(raw):
+        raise ValueError(f"{len(raw)} bytes for an array of shape {shape} and dtype {kind}")
+    return np.frombuffer(raw, kind).reshape(shape, order=order)
+
+
+def _bytes(data: Any) -> bytes:
+    match data:
+        case bytes() | bytearray():
+            return bytes(data)
+        case str():
+            return data.encode("latin1")
+        case Call(Name("_codecs", "encode"), (str() as text, "latin1")):
+            return text.encode("latin1")
+    raise TypeError(f"expected bytes, not {type(data).__name__}")
+
+
+def _dtype_code(dtype: Any) -> str:
+    """The dtype's code with its byte order, as `<f8`."""
+    match dtype:
+        case Call(Name("numpy", "dtype"), (str() as code, *_), state):
+            order = state[1] if isinstance(state, tuple) and len(state) > 1 else "="
+            if code in DTYPES and order in ("<", ">", "|", "="):
+                return f"{order}{code}"
+    raise TypeError("expected a dtype of plain numbers")

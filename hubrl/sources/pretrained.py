@@ -65,6 +65,13 @@ class Pretrained(nn.Module):
             raise BadFile(f"The weights of source {self.name!r} do not fit: {problem}.")
         self.weights_loaded = False
         self.load_state_dict(tensors)
+        # Numbers of float64 may be too great for the network's float32.
+        infinite = [name for name, tensor in self.state_dict().items() if not _is_finite(tensor)]
+        if infinite:
+            raise BadFile(
+                f"The weights of source {self.name!r} do not fit: {infinite[0]} holds numbers too "
+                "great for float32."
+            )
 
     def apply(self: Own, fn: Any) -> Own:
         """`nn.Module.apply`, except that SB3's initialisation leaves pretrained weights alone."""
@@ -119,8 +126,14 @@ def _problems(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterato
             shapes = tuple(given[name].shape), tuple(tensor.shape)
             yield f"{name} has shape {shapes[0]}, the card says {shapes[1]}"
     for name, tensor in given.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not _is_finite(tensor):
             yield f"{name} holds NaN or infinity"
+        if name.startswith("normaliser.var_") and bool((tensor < 0).any()):
+            yield f"{name} holds negative variances"
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def _equal(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:

@@ -1,0 +1,255 @@
+"""Tensors by name from the files that `torch.save` and safetensors write, with sizes checked and nothing executed.
+
+The pickle inside a torch file is read as data (`pickle_data`); a tensor is a view of bytes that are in the file, and
+torch's own unpickler is never asked.
+"""
+
+import hashlib
+import io
+import math
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from hubrl.errors import BadFile
+from hubrl.formats.files import read_file
+from hubrl.formats.limits import DEFAULT_LIMITS, Limits
+from hubrl.formats.schema import parse_json
+from hubrl.formats.spaces import MAX_AXES
+from hubrl.reading.pickle_data import Call, Name, Pairs, Persistent, parse_pickle
+from hubrl.reading.zip_members import FREE_BYTES, ZipMembers
+
+STORAGES: dict[str, torch.dtype] = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+"""Classes of storages by name; tensors of other classes are refused."""
+
+SAFE_DTYPES = frozenset(("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"))
+
+_REBUILD = frozenset(("_rebuild_tensor", "_rebuild_tensor_v2"))
+
+ALLOWED = {
+    Name("collections", "OrderedDict"),
+    *(Name("torch._utils", name) for name in (*_REBUILD, "_rebuild_parameter")),
+    *(Name("torch", name) for name in STORAGES),
+}
+
+NAME_LETTERS = 500
+"""Letters of a tensor's name."""
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+Storages = dict[str, Tensor]
+"""Storages by key, as flat tensors over the file's bytes."""
+
+
+class _Storage(NamedTuple):
+    """A reference to a storage in a torch file."""
+
+    dtype: torch.dtype
+    key: str
+    numel: int
+
+
+def read_weights(path: Path, sha256: str | None = None, limits: Limits = DEFAULT_LIMITS) -> dict[str, Tensor]:
+    """Tensors by name from a `.safetensors` file or a file that `torch.save` wrote.
+
+    Args:
+        path: The file.
+        sha256: Its digest, if it must have one.
+        limits: Limits on its size and on the number of tensors.
+
+    Raises:
+        BadFile: If it is missing, damaged, holds anything but tensors, or has another digest.
+    """
+    raw = read_file(path, limits.file_bytes)
+    found = hashlib.sha256(raw).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise BadFile(f"{path} has sha256 {found}, its card says {sha256}; the file or the card was changed, fetch both again.")
+    return parse_safetensors(raw, str(path), limits) if path.suffix == ".safetensors" else parse_torch(raw, str(path), limits)
+
+
+def parse_safetensors(raw: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> dict[str, Tensor]:
+    """Tensors by name from the bytes of a `.safetensors` file.
+
+    Raises:
+        BadFile: If it is damaged, exceeds a limit, or holds tensors that are no plain numbers.
+    """
+    try:
+        _check_header(raw, limits)
+        return safetensors.torch.load(raw)
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error, RuntimeError) as error:
+        raise BadFile(f"{where} is damaged or not a safetensors file ({str(error)[:160]}).") from error
+
+
+def _check_header(raw: bytes, limits: Limits) -> None:
+    (length,) = struct.unpack_from("<Q", raw)
+    if length > min(limits.json_bytes, len(raw)):
+        raise ValueError(f"a header of {length} bytes")
+    header = parse_json(raw[8 : 8 + length], limits)
+    if len(header) > limits.tensors:
+        raise ValueError(f"{len(header)} tensors, {limits.tensors} are allowed")
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            continue
+        if tensor["dtype"] not in SAFE_DTYPES or len(tensor["shape"]) > MAX_AXES:
+            raise ValueError(
+                f"{name[:60]!r} has dtype {str(tensor['dtype'])[:20]} and {len(tensor['shape'])} axes, which hubrl does not read"
+            )
+
+
+def parse_torch(raw: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> dict[str, Tensor]:
+    """Tensors by name from the bytes that `torch.save` wrote, in the format of today or of before torch 1.6.
+
+    Raises:
+        BadFile: If it holds anything but tensors, is damaged, exceeds a limit, or holds NaN.
+    """
+    try:
+        loaded = _parse_zip(raw, where, limits) if raw.startswith(b"PK\x03\x04") else _parse_legacy(raw, limits)
+    except BadFile as error:
+        raise BadFile(f"The weights in {where} were refused: {error}") from error
+    except (
+        ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError, RuntimeError,
+        NotImplementedError, MemoryError, struct.error, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
+        reason = str(error).strip("'\"").splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise BadFile(f"The weights in {where} are damaged or hold more than tensors, and were refused ({reason}).") from error
+    if loaded is None:
+        raise BadFile(f"{where} does not hold tensors by name.")
+    total = sum(tensor.numel() * tensor.element_size() for tensor in loaded.values())
+    if total > FREE_BYTES + limits.inflation * len(raw):
+        raise BadFile(f"The tensors in {where} have {total} bytes, {len(raw)} are in the file; widen hubrl.Limits if it is trusted.")
+    for name, tensor in loaded.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise BadFile(f"The weights {name!r} in {where} hold NaN or infinity.")
+    return loaded
+
+
+def _parse_zip(raw: bytes, where: str, limits: Limits) -> dict[str, Tensor] | None:
+    """The format since torch 1.6: a zip with `data.pkl` and one member for each storage."""
+    members = ZipMembers(raw, where, limits)
+    root = next((name.removesuffix("data.pkl") for name in members.names if name.endswith("/data.pkl")), None)
+    if root is None:
+        raise ValueError("it has no data.pkl")
+    if f"{root}byteorder" in members.names and members.read(f"{root}byteorder") != b"little":
+        raise ValueError("its numbers are big-endian")
+    content = parse_pickle(members.read(f"{root}data.pkl"), ALLOWED, limits)
+    storages: Storages = {}
+
+    def find(storage: _Storage) -> Tensor:
+        if storage.key not in storages:
+            storages[storage.key] = _flat(members.read(f"{root}data/{storage.key}"), storage.dtype)
+        return storages[storage.key]
+
+    return _tensors(content, find, limits)
+
+
+def _parse_legacy(raw: bytes, limits: Limits) -> dict[str, Tensor] | None:
+    """The format before torch 1.6: pickles in a row, then each storage behind its length."""
+    stream = io.BytesIO(raw)
+    if parse_pickle(stream, (), limits) != _LEGACY_MAGIC:
+        raise ValueError("it is neither torch's zip nor its older format")
+    parse_pickle(stream, (), limits)
+    parse_pickle(stream, (), limits)
+    content = parse_pickle(stream, ALLOWED, limits)
+    keys = parse_pickle(stream, (), limits)
+    dtypes: dict[str, torch.dtype] = {}
+    _tensors(content, lambda storage: _note(dtypes, storage), limits)
+    storages: Storages = {}
+    for key in keys:
+        if not isinstance(key, str):
+            raise TypeError("a storage has no name")
+        (numel,) = struct.unpack("<q", stream.read(8))
+        dtype = dtypes.get(key, torch.uint8)
+        size = numel * dtype.itemsize
+        if numel < 0 or size > len(raw) - stream.tell() or key not in dtypes:
+            raise ValueError(f"a storage of {numel} numbers in a file of {len(raw)} bytes")
+        storages[key] = _flat(stream.read(size), dtype)
+    return _tensors(content, lambda storage: storages[storage.key], limits)
+
+
+def _note(dtypes: dict[str, torch.dtype], storage: _Storage) -> None:
+    dtypes.setdefault(storage.key, storage.dtype)
+
+
+def _flat(raw: bytes, dtype: torch.dtype) -> Tensor:
+    whole = len(raw) // dtype.itemsize * dtype.itemsize
+    if whole == 0:
+        return torch.empty(0, dtype=dtype)
+    with warnings.catch_warnings():
+        # The bytes are immutable; what is read of them is copied.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.frombuffer(raw[:whole], dtype=dtype)
+
+
+def _tensors(content: Any, find: Callable[[_Storage], Tensor | None], limits: Limits) -> dict[str, Tensor] | None:
+    """The tensors of a dictionary by name; None if it is no dictionary of tensors alone."""
+    pairs = content.items if isinstance(content, Call) else content
+    if not isinstance(pairs, Pairs) or (isinstance(content, Call) and content.function != Name("collections", "OrderedDict")):
+        return None
+    if len(pairs.pairs) > limits.tensors:
+        raise ValueError(f"{len(pairs.pairs)} tensors, {limits.tensors} are allowed")
+    found = {}
+    for name, value in pairs.pairs:
+        if not isinstance(name, str) or not isinstance(value, Call):
+            return None
+        if len(name) > NAME_LETTERS:
+            raise ValueError(f"a name of {len(name)} letters")
+        tensor = _tensor(value, find)
+        if tensor is not None:
+            found[name] = tensor
+    return found
+
+
+def _tensor(call: Call, find: Callable[[_Storage], Tensor | None]) -> Tensor | None:
+    """One tensor, as a view of its storage.
+
+    Raises:
+        ValueError: If it reaches beyond its storage, or has more elements than it.
+    """
+    match call.function, call.args:
+        case Name("torch._utils", "_rebuild_parameter"), (Call() as inner, *_):
+            return _tensor(inner, find)
+        case Name("torch._utils", name), (Persistent(key), int() as offset, tuple() as size, tuple() as stride, *_) if name in _REBUILD:
+            storage = find(_storage(key))
+            return None if storage is None else _view(storage, _storage(key), offset, size, stride)
+    raise ValueError("a value is no plain tensor")
+
+
+def _storage(key: Any) -> _Storage:
+    match key:
+        case ("storage", Name("torch", kind), str() as key, str(), int() as numel):
+            pass
+        case ("storage", Name("torch", kind), str() as key, str(), int() as numel, None):
+            pass
+        case _:
+            raise ValueError("a tensor is no view of a storage")
+    return _Storage(STORAGES[kind], key, numel)
+
+
+def _view(storage: Tensor, said: _Storage, offset: int, size: tuple[Any, ...], stride: tuple[Any, ...]) -> Tensor:
+    counts = (offset, *size, *stride)
+    if len(size) != len(stride) or len(size) > MAX_AXES or not all(type(n) is int and n >= 0 for n in counts):
+        raise ValueError("a tensor of no shape")
+    numel = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if numel else 0
+    if storage.dtype != said.dtype or numel > len(storage) or last >= max(len(storage), 1):
+        raise ValueError(f"a tensor of {numel} numbers in a storage of {len(storage)}")
+    return storage.as_strided(size, stride, offset) if numel else torch.empty(size, dtype=storage.dtype)
