@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check format docs clean
+.PHONY: quickstart test check format docs fuzz clean
 
 quickstart: $(VENV)/.installed  ## transfer from the bundled hub, print a table, draw the curves
 	$(BIN)/python -m agents.quickstart
@@ -21,6 +21,9 @@ check: $(VENV)/.installed  ## lint, types, layering
 format: $(VENV)/.installed  ## format in place
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+fuzz: $(VENV)/.installed  ## bend files of every kind for an hour and read them (SECONDS=3600 SEED=0)
+	$(BIN)/python -W ignore tests/fuzz/harness.py --seconds $(or $(SECONDS),3600) --seed $(or $(SEED),0) --keep fuzz-findings
 
 docs: $(VENV)/.installed  ## run every code block of README and docs
 	$(BIN)/python -m pytest tests/test_docs.py

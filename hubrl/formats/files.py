@@ -39,7 +39,7 @@ def read_file(path: Path, most: int, what: str = "file") -> bytes:
         if found.st_size > most:
             raise BadFile(f"{path} has {found.st_size} bytes, {most} are allowed; widen hubrl.Limits if it is trusted.")
         with os.fdopen(handle, "rb", closefd=False) as file:
-            return file.read(most)
+            return file.read(found.st_size)
     except OSError as error:
         raise BadFile(f"{path} cannot be read ({error.strerror}).") from error
     finally:

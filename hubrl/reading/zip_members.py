@@ -48,7 +48,7 @@ class ZipMembers:
         if info.file_size > self._left:
             self._refuse()
         with self._zip.open(info) as member:
-            content = member.read(self._left + 1)
+            content = member.read(info.file_size + 1)
         self._left -= len(content)
         if self._left < 0:
             self._refuse()
