@@ -68,7 +68,7 @@ class ActionHead(Schema):
     """Columns of the `sde` matrix; one if the standard deviation is the same for every action."""
     expln: bool = False
     """Whether `sde` turns its matrix into standard deviations by SB3's `expln` instead of `exp`."""
-    mean_clip: float | None = None
+    mean_clip: Annotated[float, Field(gt=0)] | None = None
     """Symmetric bound on the mean before the tanh (SAC with state-dependent exploration)."""
     quantiles: Size | None = None
     """Quantiles of every action's return (QR-DQN)."""
