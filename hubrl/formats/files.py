@@ -28,10 +28,10 @@ def read_file(path: Path, most: int, what: str = "file") -> bytes:
     try:
         handle = os.open(path, _READ)
     except FileNotFoundError as error:
-        raise BadFile(f"There is no readable {what} {path}.") from error
+        raise BadFile(f"There is no {what} {path}.") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise BadFile(f"There is no readable {what} {str(path)[:200]!r} ({reason}).") from error
+        raise BadFile(f"There is no {what} {str(path)[:200]!r} ({reason}).") from error
     try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):

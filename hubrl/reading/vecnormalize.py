@@ -68,7 +68,7 @@ def read_statistics(path: Path, limits: Limits = DEFAULT_LIMITS) -> VecNormalize
     Raises:
         BadFile: If it is missing, damaged, not a VecNormalize, or names anything that statistics do not need.
     """
-    raw = read_file(path, limits.pickle_bytes, "file of statistics")
+    raw = read_file(path, limits.pickle_bytes, "readable file of statistics")
     try:
         read = parse_pickle(raw, ALLOWED, limits)
     except (ValueError, MemoryError) as error:

@@ -79,7 +79,7 @@ def read_weights(path: Path, sha256: str | None = None, limits: Limits = DEFAULT
     Raises:
         BadFile: If it is missing, damaged, holds anything but tensors, or has another digest.
     """
-    raw = read_file(path, limits.file_bytes)
+    raw = read_file(path, limits.file_bytes, "readable file")
     found = hashlib.sha256(raw).hexdigest()
     if sha256 is not None and found != sha256:
         raise BadFile(f"{path} has sha256 {found}, its card says {sha256}; the file or the card was changed, fetch both again.")

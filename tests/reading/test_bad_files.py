@@ -180,7 +180,7 @@ def test_statistics_that_were_named_and_are_not_there_are_missed(agent):
 
 def test_weights_without_their_card_are_refused(hub):
     (hub / "good.yaml").unlink()
-    with pytest.raises(BadFile, match=r"There is no readable file .*good\.yaml"):
+    with pytest.raises(BadFile, match=r"There is no file .*good\.yaml"):
         read_agent(hub / "good.safetensors")
 
 
@@ -593,7 +593,7 @@ def test_a_hub_whose_source_lies_outside_its_folder_is_refused(hub, name):
     for suffix in (".yaml", ".safetensors"):
         (hub.parent / f"outside{suffix}").write_bytes((hub / f"good{suffix}").read_bytes())
     (hub / "hub.yaml").write_text(yaml.safe_dump({"format": 1, "sources": [name]}))
-    with pytest.raises(BadFile, match=rf"names a source '{name}', which is not a name|There is no readable file"):
+    with pytest.raises(BadFile, match=rf"names a source '{name}', which is not a name|There is no (readable )?file"):
         Hub.load(hub)
 
 

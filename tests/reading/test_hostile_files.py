@@ -423,5 +423,5 @@ def test_statistics_that_are_no_regular_file_are_not_passed_over(agent, kind):
 
 @pytest.mark.parametrize("path", ["a" * 300 + ".zip", "a" * 300, "a\0b.zip", "a" * 300 + ".yaml"])
 def test_a_name_that_cannot_be_is_refused(tmp_path, path):
-    with pytest.raises(HubrlError, match=r"There is no readable file|is no agent"):
+    with pytest.raises(HubrlError, match=r"There is no (readable )?file|is no agent"):
         read_agent(f"{tmp_path}/{path}")
