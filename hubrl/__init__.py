@@ -3,7 +3,6 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from hubrl.cached import CachedVecEnv
-from hubrl.callbacks import HubCallback
 from hubrl.errors import BadConfig, BadFile, HubrlError, OutputExists, SourcesNotLoaded, SpaceMismatch, UnknownName
 from hubrl.extractor import HubExtractor
 from hubrl.formats.cached_space import CachedFeaturesSpace
@@ -18,6 +17,7 @@ from hubrl.reading import read_agent as load_agent
 from hubrl.sources.networks import Networks, register_network
 from hubrl.sources.source import Source
 from hubrl.trained import HubActor
+from hubrl.training.callback import HubCallback
 
 try:
     __version__ = version("hubrl")

@@ -8,7 +8,8 @@
     ├── SourcesNotLoaded   sources whose weights never arrived
     └── OutputExists       something is there already, and nothing was overwritten
 
-Each message is one sentence or two: what was given, what was expected, what to do.
+Each message is one sentence or two: what was given, what was expected, what to do. `HubrlWarning` is the category of
+what is no mistake yet, and seen at `verbose=0`.
 """
 
 import difflib
@@ -17,6 +18,10 @@ from collections.abc import Iterable
 
 class HubrlError(Exception):
     """The root of hubrl's errors; catch it to catch them all."""
+
+
+class HubrlWarning(UserWarning):
+    """Something that works, and probably not as it was meant."""
 
 
 class UnknownName(HubrlError):

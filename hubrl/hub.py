@@ -35,7 +35,7 @@ from hubrl.policies import HubActorCriticPolicy
 from hubrl.precision import byte_policy
 from hubrl.q_policies import HubDQNPolicy, Teaching
 from hubrl.reading import read_agent, read_live
-from hubrl.solos import TOGETHER
+from hubrl.selection.arm_selection import TOGETHER_ARM as TOGETHER
 from hubrl.sources import action_params, shared
 from hubrl.sources.source import Source
 
@@ -252,8 +252,8 @@ class Hub(Sequence[Source]):
         chooses = (find(method).aggregation or given.get("aggregation", "mixture")) == "mixture"
         recommended: dict[str, Any] = {}
         if kind is Outputs and chooses:
-            # Alone a pathway plays only where all are computed.
-            recommended = {**RECOMMENDED, "solo_share": 0.0 if options.get("top_k") else find(method).solo_share}
+            # A source plays alone only where all are computed.
+            recommended = {**RECOMMENDED, "judging_share": 0.0 if options.get("top_k") else find(method).judging_share}
         own = _own_options(kind, recommended, given, options)
         spec = self._spec(method, level, tuned, source_lr, options, also=tuple(kind.model_fields), precision=precision)
         if issubclass(algorithm, DQN):
@@ -435,7 +435,7 @@ def pathway_weights(model: BaseAlgorithm, observation: np.ndarray | dict[str, np
     if isinstance(policy, HubDQNPolicy):
         seen, batched = policy.obs_to_tensor(observation)
         rows = len(next(iter(seen.values())) if isinstance(seen, dict) else seen) if batched else None
-        acts = {name: float(index == policy.standing.acting) for index, name in enumerate(policy.pathways.names)}
+        acts = {name: float(index == policy.selection.evaluation_arm) for index, name in enumerate(policy.pathways.names)}
         return {name: one if rows is None else np.full(rows, one) for name, one in acts.items()}
     hears = next((part for part in policy.modules() if isinstance(part, HubActorCriticPolicy | HubExtractor)), None)
     if hears is None:

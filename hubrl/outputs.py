@@ -32,21 +32,22 @@ class Outputs(Schema):
     """`mixture`: one pathway is drawn by its weight at every step and acts; `mean`: the weighted mean of what they say."""
     residual: bool = True
     """Whether a learned correction, zero at the start, is added to what the sources say."""
-    source_std: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 0.05
-    """Standard deviation at which each source's pathway starts, learned from there; none: the source's own."""
+    source_std: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] | None = "auto"
+    """Standard deviation at which each source's pathway starts, learned from there. `auto`: the source's own if it is one for
+    all states, between 0.05 and 0.1, else 0.05; none: the source's own, not learned."""
     hold: Annotated[float, Field(ge=1)] = 1
     """How many steps a pathway that was drawn acts (a mixture's commitment): exactly, or in the mean at the start where it is
     learned. Needs a callback that stores who acted; without it pathways are drawn anew at every step."""
     release: Literal["fixed", "learned"] = "learned"
     """How a held pathway lets go: after `hold` steps, or by a learned rule that starts there."""
-    solo_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the episodes that one pathway plays alone at the start of training, falling to none at its end, after which the
-    router's trust is revised; needs HubCallback, its probe, and all pathways active."""
-    trial_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Where there are solos: share of the training in which the fresh pathway trains alone, to show whether it would come further than
-    the hub by its end, twice where one source is left; none for 0, and none where the training is too short to see it (`hubrl.growth`)."""
-    fresh_waits: bool = True
-    """Where there are solos: whether the fresh pathway is kept out while several sources learn to play together."""
+    judging_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the episodes that judge one source, or all pathways together, deterministically; 0 for no selection among
+    them. Needs HubCallback."""
+    trial_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the training in which the fresh pathway trains alone, to show whether it would come further than the hub by
+    the end; 0 for no trial, and none where two rounds of episodes do not fit. Needs `judging_share`."""
+    fresh_joins: bool = False
+    """Whether the fresh pathway is also a pathway of the hub, beside its sources. Needs `judging_share`."""
     action_meanings: tuple[str, ...] | None = None
     """What the target's discrete actions mean (`env.unwrapped.get_action_meanings()`), for sources whose cards say so too."""
     scale_values: bool = True
@@ -105,16 +106,16 @@ class Holding:
         self.pathway = drawn.cpu().numpy()
 
 
-def check_solos(aggregation: str, method: Method) -> None:
+def check_selection(aggregation: str, method: Method) -> None:
     """Refuse episodes of one pathway where pathways are not drawn, or not always computed.
 
     Raises:
         BadConfig: Saying what to leave out.
     """
     if aggregation != "mixture":
-        raise BadConfig("solo_share was given where no pathway is drawn; use aggregation='mixture', or leave it out.")
+        raise BadConfig("judging_share was given where no pathway is drawn; use aggregation='mixture', or leave it out.")
     if getattr(method, "top_k", len(method.pathways.names)) < len(method.pathways.names):
-        raise BadConfig("solo_share was given with top_k, under which a pathway may not be computed; leave one of them out.")
+        raise BadConfig("judging_share was given with top_k, under which a pathway may not be computed; leave one of them out.")
 
 
 def check_effect(given: Mapping[str, Any], own: Outputs, options: Mapping[str, Any]) -> None:
@@ -133,15 +134,15 @@ def check_effect(given: Mapping[str, Any], own: Outputs, options: Mapping[str, A
             f"width={options['width']} was given at the level of outputs, which are as wide as the actions; use level='features', or "
             "leave it out."
         )
-    if options.get("fresh") is False and given.get("solo_share"):
+    if options.get("fresh") is False and given.get("judging_share"):
         raise BadConfig(
-            f"solo_share={own.solo_share:g} was given with fresh=False; sources play alone behind a probe, which needs a fresh pathway, so "
+            f"judging_share={own.judging_share:g} was given with fresh=False; sources play alone behind a probe, which needs a fresh pathway, so "
             "leave one of them out."
         )
     if "release" in given and own.hold == 1:
         raise BadConfig(f"release={own.release!r} was given with hold=1, which holds nobody; give a greater hold, or leave it out.")
-    if given.get("trial_share") and own.solo_share == 0:
+    if given.get("trial_share") and own.judging_share == 0:
         raise BadConfig(
-            f"trial_share={own.trial_share:g} was given where nobody plays alone; give solo_share without top_k, aggregation='mean' or a "
+            f"trial_share={own.trial_share:g} was given where nobody plays alone; give judging_share without top_k, aggregation='mean' or a "
             "method of one pathway, or leave it out."
         )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from gymnasium import spaces
@@ -23,6 +23,7 @@ from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.routing import Router, dispatch
 from hubrl.sources import action_params, shared
 from hubrl.sources.batched import BatchedSources
+from hubrl.sources.heads import GaussianAction
 from hubrl.sources.preprocessing import Observations, Statistics
 from hubrl.sources.source import Source
 from hubrl.sources.trunks import NATURE, Reader, mlp
@@ -40,12 +41,30 @@ class Target:
     observation_space: spaces.Space[Any]
     level: action_params.Level = "features"
     action_space: spaces.Space[Any] | None = None
-    source_std: float | None = None
-    """At the level of outputs, the standard deviation at which a source's pathway starts; none: as the source has it."""
+    source_std: float | Literal["auto"] | None = None
+    """At the level of outputs, the standard deviation at which a source's pathway starts (`starting_std`); none: as the
+    source has it."""
     action_meanings: tuple[str, ...] | None = None
     """At the level of outputs, what the discrete actions mean; sources that know what theirs mean need not have the same."""
     precision: Precision = "float32"
     """In what encoders are computed."""
+
+
+STD_RANGE = (0.05, 0.1)
+"""Least and greatest standard deviation at which a source's pathway starts by itself, in units of the action [ours]."""
+
+
+def starting_std(source: Source) -> float:
+    """Standard deviation at which a source's pathway starts: the one it was trained with, within `STD_RANGE` [ours].
+
+    Agents of on-policy algorithms learned one standard deviation for all states and stand it. Those of SAC, TQC and TD3
+    did not, and start at the least: at twice as much, good ones earn a sixth less while training.
+    """
+    action = source.action
+    if not isinstance(action, GaussianAction) or action.head.log_std != "parameter":
+        return STD_RANGE[0]
+    own = float(cast("Tensor", action.log_std).detach().exp().mean())
+    return min(max(own, STD_RANGE[0]), STD_RANGE[1])
 
 
 class SourcePathway(nn.Module):
@@ -58,7 +77,8 @@ class SourcePathway(nn.Module):
         self.projection = nn.Linear(source.width, width) if target.level == "features" and width is not None else None
         self.log_std: nn.Parameter | None = None
         if target.level == "outputs" and isinstance(target.action_space, spaces.Box) and target.source_std is not None:
-            start = torch.full((get_action_dim(target.action_space),), float(target.source_std)).log()
+            std = starting_std(source) if target.source_std == "auto" else target.source_std
+            start = torch.full((get_action_dim(target.action_space),), std).log()
             self.log_std = nn.Parameter(start)
         self.original = Original(target.observation_space)
         self._encoders: BatchedSources | None = None

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from jaxtyping import Float, Int
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import get_action_dim, preprocess_obs
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
@@ -31,11 +31,13 @@ from hubrl.nn.losses import inject
 from hubrl.nn.manual_mlp import ManualMLP, has_hooks
 from hubrl.nn.optimizers import HubAdam
 from hubrl.nn.popart import PopArtLinear
-from hubrl.outputs import Hearing, Holding, Outputs, check_solos, solo
+from hubrl.outputs import Hearing, Holding, Outputs, check_selection, solo
 from hubrl.pathways import FRESH, Target, check_meanings, extractor_class, spec_sources
 from hubrl.precision import ReadsBytes
 from hubrl.routing import Router, ZeroLinear
-from hubrl.solos import Solos
+from hubrl.selection.arm_selection import ArmSelection
+from hubrl.selection.probe_verdict import DISTRUST
+from hubrl.selection.settings import TrustSettings
 from hubrl.sources import action_params
 from hubrl.sources.preprocessing import Observations
 
@@ -141,8 +143,16 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
 
     @property
     def lead(self) -> int:
-        """The source that acts for all outside training, because it earns more than they do together; -1 for none."""
-        return self.solos.acting if self.solos is not None and self.holds else -1
+        """The pathway that acts alone outside training, because it earns most; -1 where all pathways act together."""
+        if self.selection is None or not self.holds:
+            return -1
+        arm = self.selection.evaluation_arm
+        return -1 if arm == self.selection.together else arm
+
+    @property
+    def draws_in_evaluation(self) -> bool:
+        """Whether the agent is evaluated with drawn actions, as in Atari games: a deterministic agent may play one game for ever."""
+        return isinstance(self.action_space, spaces.Discrete) and is_image_space(self.observation_space)
 
     def commit(self) -> None:
         """From now on a buffer stores `memory` and brings it back by `recall`, so that pathways can be held."""
@@ -157,11 +167,28 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         lead = self.lead
         if lead < 0:
             routed = self._route(Hearing(observations, exploring=False), latent_pi)
-        else:
-            alone = torch.full((len(latent_pi),), lead, device=latent_pi.device)
-            routed = self._route(Hearing(observations, exploring=False, previous=solo(alone)), latent_pi)
-            routed = routed._replace(log_weights=_sure(alone, len(self.method.pathways.names)))
+            return routed._replace(whole=routed.features)
+        alone = torch.full((len(latent_pi),), lead, device=latent_pi.device)
+        hearing = Hearing(observations, exploring=False, previous=solo(alone), only_fresh=lead == self._fresh_index)
+        routed = self._route(hearing, latent_pi)
+        routed = routed._replace(log_weights=_sure(alone, len(self.method.pathways.names)))
+        if hearing.only_fresh:
+            fresh = cast("Tensor", self._fresh_speech(latent_pi))
+            # The router gives the fresh pathway no weight while the hub plays, so that it is not among what was routed.
+            before = cast("Tensor", routed.speech)
+            routed = routed._replace(speech=torch.cat([before[:, :-1], fresh[:, None]], dim=1))
         return routed._replace(whole=routed.features)
+
+    def trust_sources(self) -> None:
+        """Let the router follow what is known of the sources: who is a pathway of the hub, and where it starts for each."""
+        assert self.selection is not None
+        members = self.selection.candidates
+        kept = [index in members for index in range(self.selection.n_sources)]
+        start = self.selection.router_start
+        if self.method.pathways.names[-1] == FRESH:
+            kept.append(not members or self.outputs.fresh_joins)
+            start = [*start, -DISTRUST if members else 0.0]
+        self.method.trust(kept, start)
 
     @torch.no_grad()
     def act_as(self, obs: PyTorchObs, pathway: Int[Tensor, " batch"]) -> np.ndarray:
@@ -358,7 +385,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
     @property
     def _as_kept(self) -> bool:
         """Whether the hub acts by the actor that was kept, because the fresh pathway learns alone."""
-        return self.kept is not None and self.solos is not None and self.solos.claimed and not self.fresh_alone
+        return self.kept is not None and self.selection is not None and self.selection.trial.is_swapped and not self.fresh_alone
 
     def release(self, ended: np.ndarray) -> None:
         """Hold nobody any more in environments whose episode ended."""
@@ -368,7 +395,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """The action distribution without the router's noise, as `predict` uses it."""
         with self._hear(obs, exploring=False) as hearing:
-            hearing.previous = None if self._before is None else torch.as_tensor(self._before, device=self.device)
+            self._bind(hearing)
             return super().get_distribution(obs)
 
     def predict(
@@ -409,7 +436,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         if self._before is None:
             return super()._predict(observation, deterministic)
         with self._hear(observation, exploring=False) as hearing:
-            hearing.previous = torch.as_tensor(self._before, device=self.device)
+            self._bind(hearing)
             decider = self._asks_one(hearing)
             if decider is not None:
                 decision = self._decided(decider, hearing, deterministic)
@@ -419,6 +446,12 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         if isinstance(self._distributed, CommittedDistribution):
             self._drawn = self._distributed.drawn
         return actions
+
+    def _bind(self, hearing: Hearing) -> None:
+        """In `predict`, complete a step's inputs with the previous pathway."""
+        if self._before is not None:
+            hearing.previous = torch.as_tensor(self._before, device=self.device)
+            hearing.only_fresh = self.lead == self._fresh_index
 
     def _held(self, n_rows: int, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None) -> Holding:
         """Who is held, by what the last `predict` returned."""
@@ -463,14 +496,19 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         self.register_buffer("noise_key", torch.randint(2**31, ()))
         self.register_buffer("warm_until", torch.zeros((), dtype=torch.float64))
         n_pathways = len(self.method.pathways.names)
-        self.solos = None
-        if self.outputs.solo_share > 0 and n_pathways > 1:
-            check_solos(self.aggregation, self.method)
-            own = self.outputs
-            self.solos = Solos(
-                self.method.pathways.names, own.solo_share, own.trial_share, fresh_waits=own.fresh_waits, tuned=self.spec.tuned
+        self.selection: ArmSelection | None = None
+        if self.outputs.judging_share > 0 and n_pathways > 1:
+            check_selection(self.aggregation, self.method)
+            settings = TrustSettings(judging_share=self.outputs.judging_share, trial_share=self.outputs.trial_share)
+            sources = [name for name in self.method.pathways.names if name != FRESH]
+            self.selection = ArmSelection(
+                sources,
+                settings,
+                fresh=self.method.pathways.names[-1] == FRESH,
+                tuned=self.spec.tuned,
+                every_episode_counts=self.draws_in_evaluation,
             )
-        may_hold = (self.outputs.hold > 1 or self.solos is not None) and n_pathways > 1
+        may_hold = (self.outputs.hold > 1 or self.selection is not None) and n_pathways > 1
         self.committed: Tensor | None
         self.register_buffer("committed", torch.zeros((), dtype=torch.bool) if may_hold else None)
         self.stickiness = None
@@ -481,7 +519,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         if self.outputs.scale_values and len(self.method.pathways.sources):
             self.value_net: nn.Linear = PopArtLinear(self.value_net)
         self.kept: nn.ModuleList | None = None
-        if self.solos is not None and self.solos.growth is not None:
+        if self.selection is not None and self.outputs.trial_share > 0:
             self.kept = copy.deepcopy(self._learning_parts())
             freeze(self.kept)
         self.residual = None
@@ -553,10 +591,10 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         fresh = self._bound == solo(self._fresh_index)
         hearing.only_fresh = bool(fresh.all())
         self._some_fresh |= bool(fresh.any())
-        solos = self.solos
-        if solos is not None and solos.shown.any():
-            # A copy: before the step is stored, the next episodes have begun.
-            hearing.calm = self.memory["calm"] = torch.as_tensor(solos.shown.copy(), device=self.device)
+        selection = self.selection
+        if selection is not None and not self.draws_in_evaluation and selection.deterministic.any():
+            # Arrays are made anew for every turn: before the step is stored, the next episodes have begun.
+            hearing.calm = self.memory["calm"] = torch.as_tensor(selection.deterministic, device=self.device)
 
     def _note(self, hearing: Hearing) -> None:
         """Complete a step's memory: who acted."""
@@ -577,9 +615,9 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
             return solo(np.full_like(previous, lead))
         if self.outputs.release == "fixed":
             previous = np.where(holding.steps >= self.outputs.hold, -1, previous)
-        solos = self.solos
-        if solos is not None and not self._predicting and len(solos.playing) == len(previous):
-            previous = np.where(solos.playing >= 0, solo(solos.playing), previous)
+        selection = self.selection
+        if selection is not None and not self._predicting and len(selection.playing) == len(previous):
+            previous = np.where(selection.playing >= 0, solo(selection.playing), previous)
         return previous
 
     def _n_rows(self, observation: Any) -> int:
@@ -633,7 +671,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         return made.proba_distribution(fresh[:, None], logs)
 
     def _route(self, hearing: Hearing, latent_pi: Tensor) -> Routed:
-        kept = self._as_kept and not hearing.exploring
+        kept = self._as_kept and not hearing.exploring and not hearing.only_fresh
         fresh = self._fresh_speech(self._hub_latent(hearing.observations, latent_pi) if kept else latent_pi, kept=kept)
         with self.method.pathways.reminded(hearing.heard):
             routed: Routed = self.method(hearing.observations, fresh=fresh, noise=self._noise(hearing))
@@ -672,7 +710,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
             return said
         n_sources = len(self.method.pathways.sources)
         correction = self.residual(self._hub_latent(hearing.observations, latent_pi))
-        if self.solos is not None and hearing.alone is not None:
+        if self.selection is not None and hearing.alone is not None:
             # Whoever plays alone is judged as it is.
             correction = correction.masked_fill(hearing.alone[:, None], 0.0)
         corrected = self._corrected(said[:, :n_sources], correction[:, None])
@@ -734,7 +772,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
             return logs
         if self.stickiness is not None or self.outputs.hold > 1:
             logs = held(logs, hearing.previous, None if self.stickiness is None else self.stickiness(latent))
-        if self.solos is None or hearing.alone is None:
+        if self.selection is None or hearing.alone is None:
             return logs
         if hearing.acted is not None:
             # Whoever played alone and acted was sure to.

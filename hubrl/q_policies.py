@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from hubrl.errors import BadConfig, UnknownName, unknown
-from hubrl.evidence import RACE_ERRORS
 from hubrl.formats.cards import SourceCard
 from hubrl.formats.hub_spec import HubSpec, parse_spec
 from hubrl.formats.schema import Schema
@@ -30,14 +29,13 @@ from hubrl.methods.kickstart import Kickstart
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.nn.losses import inject
 from hubrl.pathways import Pathways, Target, check_fit, check_meanings, extractor_class, spec_sources
+from hubrl.selection.arm_selection import ArmSelection
+from hubrl.selection.fresh_trial import Phase
+from hubrl.selection.settings import TrustSettings
 from hubrl.sources import shared
 from hubrl.sources.heads import GreedyAction
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
-from hubrl.standing import Standing
-
-EPISODES = 8
-"""Episodes that a pathway must have played before it is judged."""
 
 
 class Teaching(Schema):
@@ -45,17 +43,18 @@ class Teaching(Schema):
 
     teach_coef: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the teaching loss while the learner earns nothing yet; it shrinks as the learner catches up."""
-    learner_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of episodes that the learner plays while a source is in favour beside it; all of them afterwards."""
+    judging_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the episodes that judge arms without random actions: half of them the learner, half the sources, which
+    explore for it by them."""
     temperature: Annotated[float, Field(gt=0)] = 0.3
     """Of the learner's choice in the teaching loss, in units of the spread of its Q-values."""
     action_meanings: tuple[str, ...] | None = None
     """What the target's actions mean, for sources whose cards say what theirs do."""
-    window: Annotated[int, Field(ge=3)] = 20
+    window: Annotated[int, Field(ge=3)] = 8
     """Latest episodes by which the learner is judged; sources do not change, and all of theirs count."""
 
 
-class Pausing:
+class PausedExploration:
     """DQN's exploration schedule, at zero while an episode is to show what its pathway earns.
 
     It is saved as the schedule that it wraps, so that a saved model knows nothing of it.
@@ -197,35 +196,36 @@ class HubDQNPolicy(DQNPolicy):
         return len(self.pathways.names) - 1
 
     @property
-    def calm(self) -> bool:
-        """Whether nobody is to act at random: a source plays, or the learner shows what it earns.
+    def deterministic_episode(self) -> bool:
+        """Whether no action is to be random, because the episode judges an arm.
 
         Never in several environments, because SB3 draws once for all of them.
         """
-        return self._shows and (int(self.playing[0]) != self.learner or self._shown)
+        return self._pauses and bool(self.selection.deterministic[0])
 
     def begin(self, n_envs: int) -> None:
-        """Choose who plays in each of some environments, whose episodes begin."""
-        self._shows = n_envs == 1 and self.learner > 0
-        self.playing = torch.tensor([self._draw() for _ in range(n_envs)])
+        """Choose what is played in each of some environments, whose episodes begin."""
+        self._pauses = n_envs == 1 and self.learner > 0
+        self.selection.begin(n_envs)
         self._lesson = self._next_lesson()
 
     def end(self) -> None:
-        """Nobody plays any more: from now on `predict` does what earns most."""
-        self.playing, self._shows = self.playing[:0], False
+        """Stop: from now on `predict` acts as the best arm."""
+        self.selection.end()
+        self._pauses = False
 
-    def ended(self, env: int, earned: float, *, counts: bool = True) -> None:
-        """An episode ended: remember what its pathway earned, and choose the next.
+    def ended(self, env: int, value: float, now: int, *, counts: bool = True) -> None:
+        """Record an episode's return, and choose what its environment plays next.
 
         Args:
-            env: Which environment's.
-            earned: Its return.
-            counts: Whether it says something about the pathway; it does not where many actions were random.
+            env: Position of the environment.
+            value: The return.
+            now: Environment steps so far.
+            counts: Whether it says what its arm earns; not where many actions were random.
         """
-        if counts and (self.calm or not self._shows):
-            self.standing.note(int(self.playing[env]), earned)
-            self._lesson = self._next_lesson()
-        self.playing[env] = self._draw()
+        self.selection.record(env, value, now, counts=counts)
+        self._lesson = self._next_lesson()
+        self.selection.next_turn(env)
 
     def make_q_net(self) -> QNetwork:
         """SB3's network, which can be taught; or the source's that is trained further."""
@@ -278,38 +278,25 @@ class HubDQNPolicy(DQNPolicy):
             made = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
             assert isinstance(made, Kickstart)
             self.kickstart = made
-        # Episodes differ much, and who is out of favour plays no more: nobody is to be so by chance.
-        steady = self.pathways.names[: self.learner]
-        self.standing = Standing(self.pathways.names, self.teaching.window, steady, enough=EPISODES, errors=RACE_ERRORS)
-        self.playing = torch.full((0,), self.learner)
-        self._shows, self._shown = False, True
+        settings = TrustSettings(judging_share=self.teaching.judging_share, window=self.teaching.window)
+        self.selection = ArmSelection(self.pathways.names[: self.learner], settings, sources_explore=True)
+        self.selection.trial.go(Phase.ALONE)  # off-policy, the learner learns from everybody's episodes
+        self._pauses = False
         self._lesson = (self.learner, 0.0)
         if isinstance(self.q_net, TaughtQNetwork):
             self.q_net.teach = self._taught
 
     def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
         n_rows = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-        training = not deterministic and len(self.playing) == n_rows
-        pathway = self.playing if training else torch.full((n_rows,), self.standing.acting)
-        return self.act_as(obs, pathway.to(self.device))
-
-    def _draw(self) -> int:
-        """Who plays the next episode; from numpy's generator, as DQN's own exploration is."""
-        counts: list[int] = self.standing.get_buffer("counts").tolist()
-        sources = [index for index in self.standing.in_favour if index != self.learner]
-        if not sources or np.random.random() < self.teaching.learner_share:
-            # Every other of its episodes, the second first.
-            self._shown = not self._shown
-            return self.learner
-        # Those that played least come first.
-        fewest = min(counts[index] for index in sources)
-        return int(np.random.choice([index for index in sources if counts[index] == fewest]))
+        training = not deterministic and len(self.selection.playing) == n_rows
+        acting = self.selection.playing if training else np.full(n_rows, self.selection.evaluation_arm)
+        return self.act_as(obs, torch.as_tensor(acting, device=self.device))
 
     def _taught(self, obs: PyTorchObs, q_values: Tensor) -> Tensor:
         """Q-values that carry the teaching loss of the best source, if it earns more than the learner."""
         if self.kickstart is not None:
             return self._kickstarted(obs, q_values, self.kickstart)
-        if not len(self.playing):
+        if not self.selection.turns:
             raise BadConfig("A DQN that hears outputs learns from whoever plays its episodes; pass HubCallback() to learn.")
         teacher, weight = self._lesson
         if weight == 0:
@@ -332,11 +319,11 @@ class HubDQNPolicy(DQNPolicy):
 
     def _next_lesson(self) -> tuple[int, float]:
         """Who teaches with what weight; it changes with what is known of the pathways, not with every gradient step."""
-        worth = self.standing.worth[: self.learner]
-        if worth.isnan().all():
+        teacher = self.selection.best_source
+        if teacher is None or not self.selection.records.count(teacher):
             return self.learner, 0.0
-        teacher = int(worth.nan_to_num(nan=-torch.inf).argmax())
-        return teacher, self.teaching.teach_coef * self.standing.gap(self.learner, teacher)
+        remaining = 1.0 - self.selection.done
+        return teacher, self.teaching.teach_coef * remaining * self.selection.gap(self.learner, teacher)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "hub": self.spec.to_dict(), "teaching": self.teaching.to_dict()}

@@ -54,7 +54,7 @@ class HubGreedyActor(nn.Module):
         """Log-probabilities of the greedy action."""
         policy = self.policy
         rows = next(iter(observations.values())) if isinstance(observations, dict) else observations
-        best = torch.full((len(rows),), policy.standing.acting, device=rows.device)
+        best = torch.full((len(rows),), policy.selection.evaluation_arm, device=rows.device)
         action = policy.choose(observations, best)
         return greedy(nn.functional.one_hot(action, int(policy.action_space.n)).float())
 

@@ -25,7 +25,6 @@ from stable_baselines3.ppo import PPO
 from torch import Tensor
 
 from hubrl.cached import CachedVecEnv
-from hubrl.callbacks import HubCallback
 from hubrl.experiments.build_model import build_model, sb3_policy
 from hubrl.experiments.config import RunConfig, load_hub
 from hubrl.experiments.run_envs import cached_env
@@ -34,6 +33,7 @@ from hubrl.hub import Hub
 from hubrl.reading import read_live
 from hubrl.tasks.atari_vec_env import STACK
 from hubrl.tasks.make_env import make_env
+from hubrl.training.callback import HubCallback
 
 SUBPROC = "atari-subproc"
 """SB3's wrappers in processes of their own; no `preprocessing` of a config."""

@@ -27,7 +27,6 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, Every
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from hubrl.callbacks import HubCallback
 from hubrl.errors import BadConfig, BadFile, OutputExists
 from hubrl.experiments.build_model import build_model
 from hubrl.experiments.checkpoints import (
@@ -44,6 +43,7 @@ from hubrl.experiments.run_record import RunProgress, write_result, write_run_fo
 from hubrl.formats.cached_space import vecnormalize_kwargs
 from hubrl.formats.files import write_atomically
 from hubrl.hub import Hub
+from hubrl.training.callback import HubCallback
 
 STATISTICS = "vecnormalize.pkl"
 
@@ -156,7 +156,7 @@ def train(
         hub_callback = HubCallback(run.config.probe_share, run.config.warmup_share, verbose=1)
 
         def progress() -> RunProgress:
-            return before.after(hub_callback.verdict, time.perf_counter() - started)
+            return before.after(hub_callback.probe_result, time.perf_counter() - started)
 
         every = run.config.checkpoint_every or run.tenth
         own = [

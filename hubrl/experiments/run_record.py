@@ -20,7 +20,7 @@ from hubrl.formats.files import new_folder, write_atomically
 from hubrl.formats.schema import write_yaml
 from hubrl.hub import Hub
 from hubrl.tasks.atari_game import FRAME_SKIP
-from hubrl.trust import Verdict
+from hubrl.training.probe import ProbeResult
 
 PACKAGES = (
     "hubrl",
@@ -42,13 +42,13 @@ class RunProgress(NamedTuple):
     probe_steps: int = 0
     probe_kept: dict[str, bool] | None = None
 
-    def after(self, verdict: Verdict | None, seconds: float) -> "RunProgress":
+    def after(self, probed: ProbeResult | None, seconds: float) -> "RunProgress":
         """The progress some seconds later, with the probe that ended in them, if any."""
         later = self._replace(wall_s=self.wall_s + seconds)
         return (
             later
-            if verdict is None
-            else later._replace(probe_steps=verdict.steps, probe_kept=verdict.judged.kept)
+            if probed is None
+            else later._replace(probe_steps=probed.steps, probe_kept=probed.kept)
         )
 
 

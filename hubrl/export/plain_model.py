@@ -171,8 +171,8 @@ def _heard(policy: HubActorCriticPolicy) -> Chains:
 def _learnt(policy: HubDQNPolicy) -> Chains:
     """A DQN that heard its sources' outputs."""
     network = policy.q_net
-    if policy.standing.acting != policy.learner:
-        raise NotPlainError(f"source {policy.pathways.names[policy.standing.acting]!r} earns more than the learner and acts for it")
+    if policy.selection.evaluation_arm != policy.learner:
+        raise NotPlainError(f"source {policy.pathways.names[policy.selection.evaluation_arm]!r} earns more than the learner and acts for it")
     if isinstance(network, SourceQNetwork):
         source = network.source
         if source.normaliser is not None:

@@ -94,8 +94,8 @@ class Method(nn.Module, ABC):
     """Whether a learned correction may be added to what its sources say at the level of outputs."""
     own_std: ClassVar[bool] = False
     """Whether its sources keep the standard deviations that they learned, because they never act themselves."""
-    solo_share: ClassVar[float] = 0.0
-    """Share of the episodes that pathways play alone where one acts at a time, unless told otherwise (`Outputs.solo_share`)."""
+    judging_share: ClassVar[float] = 0.0
+    """Share of the episodes that judge arms where one pathway acts at a time, unless told otherwise (`Outputs.judging_share`)."""
 
     def __init__(self, pathways: Pathways) -> None:
         super().__init__()
@@ -141,13 +141,6 @@ class Method(nn.Module, ABC):
             kept: For every candidate, whether it may be active at all.
             start: For every candidate, where the router starts for it; differences count.
             worth: For every candidate, its mean return in the probe, NaN if it never played; empty if there was none.
-        """
-
-    def revise(self, behind: Float[Tensor, " pathways"]) -> None:
-        """Trust pathways less in training, by how much further behind the best they turned out; for methods with a router.
-
-        Args:
-            behind: For every pathway the change, in standard errors and in nats of the router's numbers.
         """
 
     @property

@@ -43,7 +43,7 @@ class HubPathway(Weighing):
     """
 
     summary = "noisy router, top-k routes, aggregation, exploration loss (NeurIPS 2022)"
-    solo_share = 0.2
+    judging_share = 0.15
     takes_heard = True
 
     def __init__(
@@ -135,11 +135,6 @@ class HubPathway(Weighing):
         self._trusted = None
         self.router.mean.bias.copy_(torch.as_tensor(list(start)))
         self.get_buffer("probed").fill_(True)
-
-    @torch.no_grad()
-    def revise(self, behind: Float[Tensor, " pathways"]) -> None:
-        """Lower the router's number of what turned out to be behind."""
-        self.router.mean.bias.sub_(behind)
 
     @property
     def trusted_pathways(self) -> list[bool]:

@@ -25,7 +25,7 @@ class ProbeCommit(HubPathway):
     """
 
     summary = "the best source of a probe alone: a control"
-    solo_share = 0.0
+    judging_share = 0.0
 
     def __init__(self, sources: Sequence[Source], target: Target, *, width: int | None = None, hidden_dim: int = 64) -> None:
         super().__init__(sources, target, width=width, hidden_dim=hidden_dim, noise=False, explore_coef=0.0)

@@ -1,0 +1,1 @@
+"""Selection among arms by their returns: numbers only, no environment and no policy."""

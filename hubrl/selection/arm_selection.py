@@ -1,0 +1,369 @@
+"""Which arm plays the next episode, which acts in evaluation, which sources stay: three rules on one record of returns.
+
+Whole episodes are played by one arm from the beginning to the end, deterministically, as it would be evaluated. Which
+two arms are compared follows LUCB (Kalyanakrishnan et al. 2012), an algorithm for best-arm identification: the arm
+with the greatest mean and the one that is least clearly behind it. The rest is ours.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import nn
+
+from hubrl.selection.fresh_trial import FreshTrial, Phase
+from hubrl.selection.probe_verdict import Fate
+from hubrl.selection.return_records import ReturnRecords
+from hubrl.selection.settings import TrustSettings
+from hubrl.selection.statistics import corrected_lag
+
+FRESH_ARM, TOGETHER_ARM, UNTRAINED = "fresh", "together", "untrained"
+
+
+class Turn(NamedTuple):
+    """An episode to be played."""
+
+    arm: int
+    deterministic: bool
+    """Whether it is played as in an evaluation, and counts as a record; the actor does not learn from it."""
+
+
+NOTHING = Turn(-2, deterministic=False)
+
+
+class ArmSelection(nn.Module):
+    """Trust in the sources of a hub, from what every arm earned on the target.
+
+    Arms are the sources in order, then the fresh pathway, then all pathways of the hub together.
+
+    - *Who plays.* First each source plays `episodes` whole episodes; where no source is known to be better than an
+      untrained network, the fresh pathway plays as many. Then the learner plays: the hub, or the fresh pathway (see
+      `Phase`). `judging_share` of the episodes judge: half of them the learner, half one of the two arms that contend
+      for the best.
+    - *Who acts in evaluation.* The source with the greatest mean return, or an arm that learned once its latest
+      deterministic episodes exceed that by `lead_errors`.
+    - *Who stays.* Segments drop a source that is clearly no better than an untrained network. In doubt, a source stays
+      if its episodes exceed those of the untrained network, all of them or by `episode_errors`. Whatever happens, an arm
+      with a better record still acts in evaluation.
+
+    Args:
+        sources: Names of the sources.
+        settings: Thresholds.
+        fresh: Whether there is a fresh pathway, to doubt sources by and to hold a trial of.
+        tuned: Whether sources are trained further, so that their old returns mean little.
+        sources_explore: Whether a source that is known to be best goes on playing episodes, from which the learner
+            learns off-policy (DQN).
+        every_episode_counts: Whether an episode of learning is played as in an evaluation, and counts as a record.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        settings: TrustSettings,
+        *,
+        fresh: bool = True,
+        tuned: bool = False,
+        sources_explore: bool = False,
+        every_episode_counts: bool = False,
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.has_fresh, self.sources_explore, self.every_episode_counts = fresh, sources_explore, every_episode_counts
+        self.n_sources = len(sources)
+        self.fresh, self.together, self.untrained = self.n_sources, self.n_sources + 1, self.n_sources + 2
+        names = [*sources, FRESH_ARM, TOGETHER_ARM, UNTRAINED]
+        learning = {FRESH_ARM, TOGETHER_ARM, *(sources if tuned else ())}
+        self.records = ReturnRecords(names, learning, settings.window)
+        self.trial = FreshTrial(settings)
+        self.register_buffer("fates", torch.full((self.n_sources,), int(Fate.KEPT)))
+        self.register_buffer("segment_means", torch.full((self.n_sources,), torch.nan, dtype=torch.float64))
+        self.register_buffer("screened", torch.zeros((), dtype=torch.bool))
+        self.done = 0.0
+        """Share of the training that is over."""
+        self.turns: list[Turn] = []
+        """What is played in each environment; empty outside training."""
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Lay the turns out as arrays, which are read in every step."""
+        self.playing: Int[np.ndarray, " envs"] = np.array([turn.arm for turn in self.turns], dtype=np.int64)
+        """Arm of each environment; `together` as -1."""
+        self.playing[self.playing == self.together] = -1
+        self.deterministic: Bool[np.ndarray, " envs"] = np.array([turn.deterministic for turn in self.turns], dtype=bool)
+        """Where the episode is played as in an evaluation."""
+
+    # Evidence
+
+    def doubt_all(self) -> None:
+        """Begin without a probe: nothing is known of any source."""
+        if self.has_fresh:
+            self.judge([Fate.DOUBTED] * self.n_sources, [torch.nan] * self.n_sources)
+
+    def judge(self, fates: Sequence[Fate], segment_means: Sequence[float]) -> None:
+        """Take over the verdict of a probe."""
+        self.get_buffer("fates").copy_(torch.tensor([int(fate) for fate in fates]))
+        self.get_buffer("segment_means").copy_(torch.tensor(list(segment_means), dtype=torch.float64))
+        if all(fate is Fate.DROPPED for fate in fates):
+            self.trial.go(Phase.ALONE)
+            self.get_buffer("screened").fill_(True)
+        elif Fate.KEPT not in fates:
+            self.trial.go(Phase.DOUBT)
+
+    @property
+    def unplayed(self) -> list[int]:
+        """Sources that should have played a whole episode and have not."""
+        return [source for source in self._screening if not self.records.count(source)]
+
+    @property
+    def is_screened(self) -> bool:
+        """Whether the first comparison of the sources is over."""
+        return bool(self.get_buffer("screened"))
+
+    def fate(self, source: int) -> Fate:
+        """How far a source is trusted."""
+        return Fate(int(self.get_buffer("fates")[source]))
+
+    @property
+    def candidates(self) -> list[int]:
+        """Sources that segments did not drop."""
+        return [source for source in range(self.n_sources) if self.fate(source) is not Fate.DROPPED]
+
+    def record(self, env: int, value: float, now: float, *, counts: bool = True) -> None:
+        """Record the return of the episode that an environment has just finished.
+
+        Args:
+            env: Position of the environment.
+            value: The return.
+            now: Environment steps so far.
+            counts: Whether it says what its arm earns; not where many actions were random.
+        """
+        arm, deterministic = self.turns[env]
+        if counts and (deterministic or self.every_episode_counts):
+            self.records.add(arm, value)
+        if deterministic:
+            return
+        if arm == self.fresh and self.trial.at is Phase.DOUBT and self.records.count(self.untrained) < self.settings.episodes:
+            self.records.add(self.untrained, value)
+        self.trial.add(now, value, fresh=arm == self.fresh)
+
+    def note_unfinished(self, sums: Float[np.ndarray, " envs"], lengths: Int[np.ndarray, " envs"]) -> None:
+        """Where a training ends before any whole episode, take what its arms earned so far as segments.
+
+        Only episodes of the greatest length count, so that equal lengths are compared.
+        """
+        if any(self.records.count(source) for source in self.candidates) or not len(self.turns):
+            return
+        means = self.get_buffer("segment_means")
+        for source in self.candidates:
+            earned = [sums[env] for env, turn in enumerate(self.turns) if turn.arm == source and lengths[env] == lengths.max()]
+            if earned:
+                means[source] = float(np.mean(earned))
+
+    # Rule 1: who plays
+
+    def begin(self, n_envs: int) -> None:
+        """Choose what each environment plays, all of whose episodes begin."""
+        self.turns = []
+        for _ in range(n_envs):
+            self.turns.append(self._next())
+        self._refresh()
+
+    def end(self) -> None:
+        """Stop: nothing is played."""
+        self.turns = []
+        self._refresh()
+
+    def next_turn(self, env: int) -> None:
+        """Choose what an environment plays next."""
+        self.turns[env] = NOTHING
+        self.turns[env] = self._next()
+        self._refresh()
+
+    @property
+    def learner(self) -> int:
+        """The arm from whose episodes the training learns."""
+        return self.fresh if self.trial.fresh_claims else self.together
+
+    def _next(self) -> Turn:
+        if self.trial.at is not Phase.TRIAL:
+            lacking = self._unscreened()
+            if lacking is not None:
+                return Turn(lacking, deterministic=lacking != self.fresh)
+            if np.random.random() < self.settings.judging_share:
+                return Turn(self._judged(), deterministic=True)
+        return Turn(self.learner, deterministic=False)
+
+    def _unscreened(self) -> int | None:
+        """The arm that lacks most episodes of the first comparison, those in play counted; None once there is none."""
+        if self.is_screened:
+            return None
+        played = {arm: self.records.count(arm) for arm in self._screening}
+        if self.trial.at is Phase.DOUBT:
+            played[self.fresh] = self.records.count(self.untrained)
+        in_play = [turn.arm for turn in self.turns]
+        counts = {arm: count + in_play.count(arm) for arm, count in played.items()}
+        least = min(counts, key=lambda arm: counts[arm])
+        return least if counts[least] < self.settings.episodes else None
+
+    @property
+    def _screening(self) -> list[int]:
+        """Sources of the first comparison, the best of the probe first."""
+        first = [source for source in self.candidates if self.fate(source) is not Fate.DEFERRED]
+        means: list[float] = self.get_buffer("segment_means").nan_to_num(nan=-torch.inf).tolist()
+        return sorted(first, key=lambda source: -means[source])
+
+    def _judged(self) -> int:
+        """The arm of the next judging episode: half of the time the learner, else one of the two contenders.
+
+        Of the contenders the one with fewer episodes; where one is clearly best there are none, and the learner is
+        judged, or a best source explores.
+        """
+        if np.random.random() < 0.5:
+            return self.learner
+        arms = [*self._contending_sources, self.learner]
+        unknown = [arm for arm in arms if self.records.count(arm) < 2]
+        if unknown:
+            return unknown[0]
+        leader = max(arms, key=self.records.mean_return)
+        lags = {arm: self._lag(arm, leader) for arm in arms if arm != leader}
+        challenger = min(lags, key=lambda arm: lags[arm], default=leader)
+        if challenger == leader or lags[challenger] > self.settings.episode_errors:
+            return leader if self.sources_explore else self.learner
+        return min((leader, challenger), key=self.records.count)
+
+    @property
+    def _contending_sources(self) -> list[int]:
+        late = self.done >= self.settings.judged_by
+        return [source for source in self.candidates if late or self.fate(source) is not Fate.DEFERRED]
+
+    def _lag(self, arm: int, other: int) -> float:
+        return corrected_lag(self.records.returns(arm), self.records.returns(other))
+
+    # Rule 2: who acts in evaluation
+
+    @property
+    def best_source(self) -> int | None:
+        """The source that earned most in whole episodes, else in segments; None if nothing is known."""
+        played = [source for source in self.candidates if self.records.count(source)]
+        if played:
+            return max(played, key=self.records.mean_return)
+        means: list[float] = self.get_buffer("segment_means").tolist()
+        tried = [source for source in self.candidates if means[source] == means[source]]
+        return max(tried, key=lambda source: means[source], default=None)
+
+    @property
+    def evaluation_arm(self) -> int:
+        """The arm that acts in evaluation, and is saved and exported as the agent."""
+        learned = [arm for arm in (self.together, self.fresh) if self.records.count(arm) >= self.settings.episodes]
+        arm = max(learned, key=self.records.mean_return, default=None)
+        source = self.best_source
+        if source is None:
+            return self.learner if arm is None else arm
+        if arm is None or not self.records.count(source):
+            return source
+        return arm if self._lag(source, arm) > self.settings.lead_errors else source
+
+    def gap(self, arm: int, other: int) -> float:
+        """How much less an arm earns than another, from 0 (not less) to 1 (it was not judged yet, or earns the least known)."""
+        if self.records.count(arm) < self.settings.episodes:
+            return 1.0
+        returns = [value for index in range(self.n_sources + 2) for value in self.records.returns(index)]
+        best, own = self.records.mean_return(other), self.records.mean_return(arm)
+        return min(max((best - own) / max(best - min(returns), 1e-8), 0.0), 1.0)
+
+    # Rule 3: who stays
+
+    def update(self, now: float, total: float, round_steps: float) -> list[str]:
+        """Settle what can be settled between two rollouts.
+
+        Args:
+            now: Environment steps so far.
+            total: Environment steps of the whole training.
+            round_steps: Environment steps of one episode in every environment.
+
+        Returns:
+            What changed and why, in sentences; empty if nothing did.
+        """
+        self.done = now / total
+        if not self.candidates or not self.has_fresh:
+            return []
+        if self.trial.at is Phase.DOUBT:
+            return self._settle_doubt()
+        if not self.is_screened:
+            return self._settle_screening()
+        alternatives = [self.records.mean_return(arm) for arm in (*self.candidates, self.together) if self.records.count(arm)]
+        before = self.trial.at
+        phase = self.trial.advance(
+            now, total, n_sources=len(self.candidates), round_steps=round_steps, alternatives=alternatives
+        )
+        if phase is None:
+            return []
+        if phase is not Phase.ALONE:
+            # What the fresh pathway earned was another network's.
+            self.records.forget(self.fresh)
+        return [self._explained(before, phase)]
+
+    def _settle_doubt(self) -> list[str]:
+        """End the doubt where whole episodes show a source that is better than an untrained network, or where it is late."""
+        untrained = self.records.returns(self.untrained)
+        late = self.done >= self.settings.judged_by
+        enough = 2 if late else self.settings.episodes  # no source is given up for want of data
+        if len(untrained) < enough or not all(self.records.count(source) >= enough for source in self._screening):
+            return []
+        self.get_buffer("screened").fill_(True)
+        better = [source for source in self._screening if exceeds(self.records.returns(source), untrained, self.settings)]
+        fates = self.get_buffer("fates")
+        for source in better:
+            fates[source] = int(Fate.KEPT)
+        names = self.records.names
+        if better:
+            self.trial.go(Phase.HUB)
+            self.records.forget(self.fresh)
+            return [f"{names[source]} is kept: its episodes earn more than an untrained network's." for source in better]
+        if late:
+            self.trial.go(Phase.ALONE)
+            return ["No source earns clearly more than an untrained network in whole episodes: the fresh pathway trains alone."]
+        return []
+
+    def _settle_screening(self) -> list[str]:
+        enough = 1 if self.done >= self.settings.judged_by else self.settings.episodes
+        if not all(self.records.count(source) >= enough for source in self._screening):
+            return []
+        self.get_buffer("screened").fill_(True)
+        played = [source for source in self.candidates if self.records.count(source)]
+        means = ", ".join(f"{self.records.names[source]} {self.records.mean_return(source):.4g}" for source in played)
+        return [f"Whole episodes of each source earn {means}; the hub plays from now on."]
+
+    def _explained(self, before: Phase, phase: Phase) -> str:
+        if phase is Phase.TRIAL:
+            return "The fresh pathway trains alone for a while, to show how fast it learns."
+        if before is Phase.HUB:
+            return "There is no room for a trial of the fresh pathway; the hub plays to the end."
+        ahead, behind = self.trial.get_buffer("forecasts").tolist()
+        goes_on = "the fresh pathway trains alone to the end" if phase is Phase.ALONE else "the hub plays to the end"
+        return f"By the end the fresh pathway is expected to earn {ahead:.4g}, the hub {behind:.4g}: {goes_on}."
+
+    @property
+    def router_start(self) -> list[float]:
+        """Where the router starts for each source, in nats; zero for every one until whole episodes were compared.
+
+        With a lag of `z` standard errors behind the best source, `-z^2 / 2`: the log-likelihood, relative to its greatest,
+        that the two are level. Not below `-most_lag`, where sources without whole episodes start.
+        """
+        start = [-self.settings.most_lag] * self.n_sources
+        best = max((source for source in self.candidates if self.records.count(source)), key=self.records.mean_return, default=None)
+        if best is None:
+            return [0.0] * self.n_sources
+        for source in self.candidates:
+            if self.records.count(source) > 1 or source == best:
+                start[source] = -min(max(self._lag(source, best), 0.0) ** 2 / 2, self.settings.most_lag)
+        return start
+
+
+def exceeds(returns: Sequence[float], untrained: Sequence[float], settings: TrustSettings) -> bool:
+    """Whether a source's episodes are better than an untrained network's: every one of them, or by `episode_errors`."""
+    if min(len(returns), len(untrained)) < 2:
+        return False
+    return min(returns) > max(untrained) or corrected_lag(untrained, returns) > settings.episode_errors

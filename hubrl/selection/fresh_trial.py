@@ -1,0 +1,156 @@
+"""The fresh pathway's trial: would it, training alone, come further than the hub by the end of the training?
+
+A hub of good sources leaves the fresh pathway almost no data. That is right where they are far better than what the
+budget allows to learn, and wrong where they are poor and the training is long. So the fresh pathway trains alone for a
+share of the training, and a line through its returns is extended to the end: explore-then-commit on arms whose reward
+rises as they are played (rising rested bandits, Metelli et al. 2022); the rule itself is ours.
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from hubrl.selection.settings import TrustSettings
+from hubrl.selection.statistics import extrapolate_return
+
+CAPACITY = 256
+"""Latest episodes on record."""
+
+
+class Phase(IntEnum):
+    """Who plays the episodes from which the training learns."""
+
+    DOUBT = 0
+    """No source is known to be better than an untrained network: the fresh pathway, until whole episodes show one."""
+    HUB = 1
+    """The hub; the fresh pathway's trial is still to come."""
+    TRIAL = 2
+    """The fresh pathway, to show how fast it learns."""
+    SETTLED = 3
+    """The hub, to the end."""
+    ALONE = 4
+    """The fresh pathway, to the end."""
+
+
+class Curve(nn.Module):
+    """Time and return of the latest episodes, saved with the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(CAPACITY, 2, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def add(self, when: float, value: float) -> None:
+        """Record one episode."""
+        rows, count = self.get_buffer("rows"), self.get_buffer("count")
+        rows[int(count) % CAPACITY] = torch.tensor([when, value], dtype=torch.float64)
+        count += 1
+
+    def forget(self) -> None:
+        """Clear the record."""
+        self.get_buffer("count").zero_()
+
+    def __len__(self) -> int:
+        return min(int(self.get_buffer("count")), CAPACITY)
+
+    @property
+    def latest(self) -> Float[np.ndarray, "episodes 2"]:
+        """Time and return, in the order in which the episodes ended."""
+        rows, count = self.get_buffer("rows"), int(self.get_buffer("count"))
+        kept: np.ndarray = (rows.roll(-(count % CAPACITY), 0) if count > CAPACITY else rows[:count]).cpu().numpy()
+        return kept
+
+
+class FreshTrial(nn.Module):
+    """Phases of the training around the fresh pathway's trial. Times are environment steps over all environments.
+
+    Args:
+        settings: `judged_by`, `trial_share` and `window` are used.
+    """
+
+    def __init__(self, settings: TrustSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.hub, self.fresh = Curve(), Curve()
+        self.register_buffer("phase", torch.tensor(int(Phase.HUB)))
+        self.register_buffer("until", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("swapped", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("forecasts", torch.full((2,), torch.nan, dtype=torch.float64))
+
+    @property
+    def at(self) -> Phase:
+        """The phase now."""
+        return Phase(int(self.get_buffer("phase")))
+
+    def go(self, phase: Phase) -> None:
+        """Enter a phase."""
+        self.get_buffer("phase").fill_(int(phase))
+        self.get_buffer("swapped").fill_(phase is Phase.TRIAL or (phase is Phase.ALONE and self.is_swapped))
+
+    @property
+    def is_swapped(self) -> bool:
+        """Whether an actor-critic of its own trains for the fresh pathway, beside the hub's as it was before the trial."""
+        return bool(self.get_buffer("swapped"))
+
+    @property
+    def fresh_claims(self) -> bool:
+        """Whether episodes of learning are the fresh pathway's."""
+        return self.at in (Phase.DOUBT, Phase.TRIAL, Phase.ALONE)
+
+    def begin(self) -> None:
+        """A training begins at step 0: an unfinished trial is to come again, and times of before mean nothing."""
+        if self.at is Phase.TRIAL:
+            self.go(Phase.HUB)
+        self.hub.forget()
+        self.fresh.forget()
+
+    def add(self, now: float, value: float, *, fresh: bool) -> None:
+        """Record an episode of learning, of the fresh pathway in its trial or of the hub before it."""
+        if fresh and self.at is Phase.TRIAL:
+            self.fresh.add(now, value)
+        elif not fresh and self.at is Phase.HUB:
+            self.hub.add(now, value)
+
+    def advance(self, now: float, total: float, *, n_sources: int, round_steps: float, alternatives: Sequence[float]) -> Phase | None:
+        """Enter the next phase if it is time to; None otherwise.
+
+        Args:
+            now: Environment steps so far.
+            total: Environment steps of the whole training.
+            n_sources: Sources left in the hub.
+            round_steps: Environment steps of one episode in every environment; a trial needs room for two.
+            alternatives: Mean returns of arms that could act in place of the hub as it plays.
+        """
+        if self.at is Phase.HUB:
+            # Several sources first learn to combine.
+            start = self.settings.judged_by * total if n_sources > 1 else 0.0
+            if now < start or len(self.hub) < self.settings.window:
+                return None
+            length = self.settings.trial_share * total
+            fits = 2 * round_steps <= length and now + length < total
+            self.get_buffer("until").fill_(now + length)
+            self.fresh.forget()
+            self.go(Phase.TRIAL if fits else Phase.SETTLED)
+            return self.at
+        if self.at is Phase.TRIAL and now >= float(self.get_buffer("until")):
+            self.go(self._decided(total, n_sources, alternatives))
+            return self.at
+        return None
+
+    def _decided(self, total: float, n_sources: int, alternatives: Sequence[float]) -> Phase:
+        """Who goes on: whichever is expected to earn more at the end."""
+        if len(self.fresh) < self.settings.window:
+            return Phase.SETTLED
+        fresh, hub = self.fresh.latest, self.hub.latest
+        ahead = extrapolate_return(fresh[:, 0], fresh[:, 1], total)
+        behind = max([float(hub[-self.settings.window :, 1].mean()), *alternatives])
+        if n_sources > 1:
+            # With one source there is nobody to combine it with: its correction is soon learned, and the hub's line levels off.
+            later = hub[len(hub) // 2 :]
+            behind = max(behind, extrapolate_return(later[:, 0], later[:, 1], total))
+        self.get_buffer("forecasts").copy_(torch.tensor([ahead, behind]))
+        return Phase.ALONE if ahead > behind else Phase.SETTLED

@@ -1,0 +1,77 @@
+"""What the segments of a probe say of each source: drop it, defer it, doubt it or keep it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+
+import numpy as np
+
+from hubrl.selection.settings import TrustSettings
+from hubrl.selection.statistics import better_half, welch_lag
+
+Returns = Mapping[str, Sequence[float]]
+"""Returns of the segments of every source, by name."""
+
+
+DISTRUST = 4.0
+"""Nats below the best source at which the router starts the fresh pathway: a weight of about 2 % beside one source."""
+
+
+class Fate(IntEnum):
+    """How far a source is trusted."""
+
+    DROPPED = 0
+    """Each of its segments earned less than each of the untrained networks': not used at all."""
+    DEFERRED = 1
+    """Clearly worse than the best source, less than half of its gain: no whole episodes early in the training."""
+    DOUBTED = 2
+    """Not clearly better than untrained networks: whole episodes decide."""
+    KEPT = 3
+    """Clearly better than untrained networks."""
+
+
+def judge_segments(sources: Returns, untrained: Sequence[float], settings: TrustSettings) -> dict[str, Fate]:
+    """Judge each source by the segments that it and untrained networks earned [ours].
+
+    Only what is clearly no better than an untrained network is dropped: by ranks, with every segment of the source
+    below every untrained one. A source is kept where the better half of its segments exceeds the untrained mean by
+    `segment_errors` (Welch); the better half, because a source may be good for a part of the task alone. Segments are
+    short and show the beginning of an episode alone, so everything between is left to whole episodes.
+
+    Args:
+        sources: Returns of each source's segments.
+        untrained: Returns of the untrained networks' segments.
+        settings: `segment_errors` is used.
+    """
+    return {name: _fate(name, sources, untrained, settings) for name in sources}
+
+
+def _fate(name: str, sources: Returns, untrained: Sequence[float], settings: TrustSettings) -> Fate:
+    own = sources[name]
+    if not own or not untrained:
+        return Fate.DOUBTED
+    if min(len(own), len(untrained)) > 1 and max(own) < min(untrained):
+        return Fate.DROPPED
+    best = max((segments for segments in sources.values() if segments), key=np.mean)
+    floor = float(np.mean(untrained))
+    gain, most = float(np.mean(own)) - floor, float(np.mean(best)) - floor
+    if welch_lag(own, best) > settings.segment_errors and gain < most / 2:
+        return Fate.DEFERRED
+    return Fate.KEPT if welch_lag(untrained, better_half(own)) > settings.segment_errors else Fate.DOUBTED
+
+
+def still_racing(returns: Returns, errors: float) -> list[str]:
+    """Names whose mean is not below the greatest by more than some standard errors (Welch), in the order given."""
+    best = max(returns.values(), key=lambda own: float(np.mean(own)) if own else -math.inf)
+    return [name for name, own in returns.items() if welch_lag(own, best) <= errors]
+
+
+def starting_points(returns: Returns, kept: Sequence[str], fresh: str) -> dict[str, float]:
+    """Where the router starts for each pathway by segments alone, for methods that judge no whole episodes.
+
+    Each kept source starts as many nats lower as its mean is standard errors behind the best (Welch), but not below
+    `DISTRUST`, where the fresh pathway starts beside them; it starts first where no source is kept.
+    """
+    best = max((returns[name] for name in kept), key=lambda own: float(np.mean(own)), default=())
+    start = {name: -min(max(welch_lag(returns[name], best), 0.0), DISTRUST) if name in kept else 0.0 for name in returns}
+    return {**start, fresh: -DISTRUST} if kept and fresh in start else start

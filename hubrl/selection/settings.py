@@ -1,0 +1,34 @@
+"""The thresholds of every decision about trust, in one place."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrustSettings:
+    """Thresholds by which arms are tried, dropped and chosen.
+
+    An *arm* is what can play an episode: one source alone as it is, all pathways of the hub together, or the fresh
+    pathway alone. Evidence is of two kinds: *segments*, short pieces from a reset that a probe plays before the
+    training, and whole *episodes* (on Atari whole games). `docs/concepts/trust.md` explains the rules on one page.
+    """
+
+    segments: int = 6
+    """Segments per source in a probe. Fewer can by chance all lie in one part of the task."""
+    segment_errors: float = 4.0
+    """Standard errors that make a difference of segments clear: they are few and show the beginning of an episode alone."""
+    episodes: int = 3
+    """Whole episodes per source before sources are compared: the least that has a spread."""
+    episode_errors: float = 2.0
+    """Standard errors, corrected for small samples, that make a difference of whole episodes clear."""
+    window: int = 8
+    """Latest deterministic episodes by which an arm that learns is judged, and fewest that a forecast rests on."""
+    lead_errors: float = 1.0
+    """Standard errors by which an arm that learns must exceed the best source before it acts in evaluation."""
+    judging_share: float = 0.15
+    """Share of the episodes that judge arms, deterministically, and from which the actor does not learn."""
+    judged_by: float = 0.25
+    """Share of the training by which sources are judged: doubt ends, deferred sources get episodes, a trial may begin."""
+    most_lag: float = 6.0
+    """Nats by which the router starts lower, at most, for a source that earns less than the best: a weight of 1/400."""
+    trial_share: float = 0.1
+    """Share of the training that the fresh pathway's trial takes; none where two rounds of episodes do not fit."""

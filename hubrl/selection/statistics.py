@@ -1,0 +1,66 @@
+"""Statistics of returns: how far one mean lies behind another, and where a trend leads."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+
+def welch_lag(one: Sequence[float], other: Sequence[float]) -> float:
+    """Standard errors by which the mean of `one` lies below that of `other` (Welch 1947).
+
+    Zero when the means are equal or a sample has fewer than two members; infinite when neither sample varies.
+    """
+    if min(len(one), len(other)) < 2:
+        return 0.0
+    gap = float(np.mean(other) - np.mean(one))
+    error = math.sqrt(_squared_error(one) + _squared_error(other))
+    if error == 0.0:
+        return math.copysign(math.inf, gap) if gap else 0.0
+    return gap / error
+
+
+def corrected_lag(one: Sequence[float], other: Sequence[float]) -> float:
+    """`welch_lag` of small samples, as the standard normal deviate that is as unlikely.
+
+    Welch's t with Satterthwaite's degrees of freedom under Wallace's (1959) transformation to a normal deviate, within
+    4 % where each sample has at least three members.
+    """
+    lag = welch_lag(one, other)
+    if lag == 0.0 or math.isinf(lag):
+        return lag
+    squared = [_squared_error(sample) for sample in (one, other)]
+    parts = zip(squared, (one, other), strict=True)
+    freedom = sum(squared) ** 2 / sum(error**2 / (len(sample) - 1) for error, sample in parts)
+    shrunk = (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(lag**2 / freedom))
+    return math.copysign(shrunk, lag)
+
+
+def extrapolate_return(
+    when: Float[np.ndarray, " episodes"], returns: Float[np.ndarray, " episodes"], at: float
+) -> float:
+    """Return at a later time by a least-squares line; the mean where the slope is within two standard errors of zero.
+
+    Args:
+        when: Time at which each episode ended, in any unit.
+        returns: Return of each episode.
+        at: Time that is asked about, in the same unit.
+    """
+    count, mean = len(when), float(returns.mean())
+    spread = float(np.square(when - when.mean()).sum())
+    if count < 3 or spread == 0.0:
+        return mean
+    slope = float(((when - when.mean()) * (returns - mean)).sum()) / spread
+    residuals = returns - mean - slope * (when - when.mean())
+    error = math.sqrt(float(np.square(residuals).sum()) / (count - 2) / spread)
+    return mean + slope * (at - float(when.mean())) if abs(slope) > 2.0 * error else mean
+
+
+def better_half(returns: Sequence[float]) -> list[float]:
+    """The greater half of some returns, the median included."""
+    return sorted(returns)[len(returns) // 2 :]
+
+
+def _squared_error(sample: Sequence[float]) -> float:
+    return float(np.var(sample, ddof=1)) / len(sample)

@@ -1,0 +1,232 @@
+"""The callback that makes a training with a hub complete: probe, selection, critic's warm-up, metrics."""
+
+import warnings
+
+import numpy as np
+from stable_baselines3.a2c import A2C
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.dqn import DQN
+from stable_baselines3.ppo import PPO
+
+from hubrl.buffers import remember_steps
+from hubrl.errors import BadConfig, HubrlWarning
+from hubrl.extractor import parts_in, see_through_normalisation
+from hubrl.methods.base import Method
+from hubrl.policies import HubActorCriticPolicy
+from hubrl.q_policies import HubDQNPolicy, PausedExploration
+from hubrl.selection.arm_selection import ArmSelection
+from hubrl.training import metrics
+from hubrl.training.critic_scaling import CriticScaling
+from hubrl.training.episodes import EpisodeReturns
+from hubrl.training.probe import ProbeResult, probe
+from hubrl.training.source_selection import SourceSelection
+
+FEW_RANDOM = 0.2
+"""Share of random actions up to which an episode says what its arm earns."""
+
+
+class HubCallback(BaseCallback):
+    """Probes the sources on the target, gives episodes to arms, lets sources see through VecNormalize, and logs.
+
+    Every tag and its formula stands in `docs/metrics.md`. All shares are of the steps that `learn` is called for, with
+    those before if `reset_num_timesteps=False`.
+
+    Args:
+        probe_share: Share of the training's steps that a probe may take before it, counted among them; 0 for no probe.
+            Only models that aggregate outputs and have a fresh pathway are probed, once.
+        warmup_share: Share of the training's steps behind the probe in which only the critic learns; actors that are
+            good already would be spoiled by advantages of a critic that has learned nothing. None where every source was
+            dropped.
+        log_every: Environment steps between two records, over all parallel environments.
+        verbose: 1 to print what the probe measured and what is decided later.
+
+    Raises:
+        BadConfig: If a share is none.
+    """
+
+    def __init__(
+        self, probe_share: float = 0.02, warmup_share: float = 0.02, log_every: int = 1000, verbose: int = 0
+    ) -> None:
+        super().__init__(verbose)
+        for name, share in (("probe_share", probe_share), ("warmup_share", warmup_share)):
+            if not isinstance(share, int | float) or not 0 <= share < 1:
+                raise BadConfig(
+                    f"{name}={share!r} was given; expected a share of the training's steps, at least 0 and below 1."
+                )
+        self.probe_share = probe_share
+        self.warmup_share = warmup_share
+        self.log_every = log_every
+        self.probe_result: ProbeResult | None = None
+        self._logged_at = 0
+        self._selection: SourceSelection | None = None
+        self._scaling: CriticScaling | None = None
+        self._episodes: EpisodeReturns | None = None
+
+    def _on_training_start(self) -> None:
+        model, policy = self.model, self.model.policy
+        # SB3 updates it when the first rollout is over, and saves it with the model.
+        model._update_current_progress_remaining(model.num_timesteps, self.locals["total_timesteps"])
+        self._goes_on = model.num_timesteps > 0
+        see_through_normalisation(policy, self.training_env)
+        # Looked up once: off-policy algorithms begin a rollout every few steps.
+        self._methods = parts_in(policy, Method)  # type: ignore[type-abstract]
+        if not self._methods and not isinstance(policy, HubDQNPolicy):
+            warnings.warn(NO_HUB.format(type(model).__name__), HubrlWarning, stacklevel=2)
+        metrics.record_hub(self.logger, model)
+        self._logged_at = model.num_timesteps
+        if isinstance(policy, HubActorCriticPolicy):
+            if not isinstance(model, PPO | A2C):
+                name = type(model).__name__
+                raise BadConfig(f"What hub.agent makes for PPO or A2C was given to {name}; use hub.agent({name}).")
+            self._start_on_policy(model, policy)
+        if isinstance(model, DQN) and isinstance(policy, HubDQNPolicy):
+            self._start_dqn(model, policy)
+
+    def _start_on_policy(self, model: OnPolicyAlgorithm, policy: HubActorCriticPolicy) -> None:
+        if remember_steps(model, policy):
+            policy.commit()
+            policy.quick = isinstance(model, PPO)
+            policy.bonus = model.ent_coef != 0
+        policy.release(np.ones(self.training_env.num_envs, dtype=bool))
+        if policy.method.awaits_probe and not self._goes_on and model._n_updates == 0:  # what has learned is not probed
+            self._probe(model, policy)
+        self._scaling = CriticScaling(model, policy)
+        if policy.selection is not None:
+            total = self.locals["total_timesteps"]
+            self._selection = SourceSelection(model, policy, policy.selection, total, goes_on=self._goes_on)
+        if not self._goes_on:
+            self._warm_up(policy)
+
+    def _start_dqn(self, model: DQN, policy: HubDQNPolicy) -> None:
+        policy.begin(self.training_env.num_envs)
+        self._episodes = EpisodeReturns(self.training_env, model.num_timesteps, whole=not self._goes_on)
+        _explore_as_before(model)
+        schedule = PausedExploration(model.exploration_schedule, lambda: policy.deterministic_episode)
+        model.exploration_schedule = schedule
+        if policy.deterministic_episode:
+            model.exploration_rate = 0.0
+
+    def _probe(self, model: OnPolicyAlgorithm, policy: HubActorCriticPolicy) -> None:
+        budget = int(self.probe_share * (self.locals["total_timesteps"] - model.num_timesteps))
+        self.probe_result = result = probe(model, budget) if budget else None
+        if result is None:
+            if policy.selection is not None:
+                policy.selection.doubt_all()
+                policy.trust_sources()
+            if budget:
+                self._tell([f"No probe: {budget} steps are too few for it; whole episodes decide whom to trust."])
+            return
+        model.num_timesteps += result.steps
+        self.num_timesteps = model.num_timesteps
+        model._last_obs = self.training_env.reset()  # type: ignore[assignment]
+        model._last_episode_starts = np.ones(self.training_env.num_envs, dtype=bool)
+        metrics.record_probe(self.logger, result)
+        self._tell([metrics.describe_probe(result)])
+
+    def _tell(self, changes: list[str]) -> None:
+        """Log sentences about trust, and print them at `verbose=1`."""
+        metrics.record_changes(self.logger, changes)
+        for change in changes if self.verbose else ():
+            print(f"[{self.model.num_timesteps} steps] {change}")  # noqa: T201 - as SB3's callbacks do at verbose=1
+
+    def _warm_up(self, policy: HubActorCriticPolicy) -> None:
+        """From now on only the critic learns, for a while."""
+        now = self.model.num_timesteps
+        policy.get_buffer("warm_until").fill_(now + self.warmup_share * (self.locals["total_timesteps"] - now))
+
+    def _on_rollout_start(self) -> None:
+        for method in self._methods:
+            method.remaining = self.model._current_progress_remaining
+        policy = self.model.policy
+        if isinstance(policy, HubActorCriticPolicy):
+            self._follow_selection(policy)
+            policy.look_again()
+            fresh_trains = policy.selection is not None and policy.selection.trial.fresh_claims
+            policy.warming = self.model.num_timesteps < float(policy.get_buffer("warm_until")) and not fresh_trains
+        if isinstance(policy, HubDQNPolicy):
+            policy.selection.done = 1.0 - self.model._current_progress_remaining
+        see_through_normalisation(policy, self.training_env)
+
+    def _follow_selection(self, policy: HubActorCriticPolicy) -> None:
+        """Let the policy follow what is decided between an update and the next rollout."""
+        if self._selection is None or self._scaling is None:
+            return
+        trial = self._selection.selection.trial
+        was_swapped = trial.is_swapped
+        self._tell(self._selection.rollout_start())
+        if trial.is_swapped != was_swapped:
+            self._scaling.restart()
+        if was_swapped and not trial.is_swapped:
+            self._warm_up(policy)
+
+    def _on_step(self) -> bool:
+        policy, rewards, dones = self.model.policy, self.locals["rewards"], self.locals["dones"]
+        if isinstance(policy, HubActorCriticPolicy) and self._scaling is not None:
+            if dones.any():
+                policy.release(dones)
+            self._scaling.step(rewards, dones)
+            if self._selection is not None:
+                self._selection.step(rewards, dones, self.locals["infos"])
+        if isinstance(policy, HubDQNPolicy) and self._episodes is not None:
+            assert isinstance(self.model, DQN)
+            telling = self.model.exploration_rate <= max(FEW_RANDOM, self.model.exploration_final_eps)
+            for env, value, whole, began in self._episodes.step(rewards, dones, self.locals["infos"], self.model.num_timesteps):
+                counts = telling and whole and began >= self.model.learning_starts
+                policy.ended(env, value, self.model.num_timesteps, counts=counts)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        policy = self.model.policy
+        if isinstance(policy, HubActorCriticPolicy) and self._scaling is not None:
+            self._scaling.rollout_end()
+        if self.model.num_timesteps - self._logged_at < self.log_every:
+            return
+        self._logged_at = self.model.num_timesteps
+        if isinstance(policy, HubDQNPolicy):
+            metrics.record_selection(self.logger, policy.selection)
+            for index, name in enumerate(policy.pathways.names):
+                acts = float(index == policy.selection.evaluation_arm)
+                self.logger.record(f"pathway/weight/{name}", acts, exclude=metrics.NO_TABLE)
+        if self._selection is not None:
+            metrics.record_selection(self.logger, self._selection.selection, self._selection.acted)
+            self._selection.acted[:] = 0
+        for method in self._methods[:1]:
+            metrics.record_method(self.logger, method)
+
+    def _on_training_end(self) -> None:
+        policy = self.model.policy
+        if isinstance(self.model, DQN):
+            _explore_as_before(self.model)
+        if isinstance(policy, HubDQNPolicy):
+            policy.end()
+        if self._selection is not None:
+            self._warn_if_too_short(self._selection.selection)
+            self._selection.end()
+        if isinstance(policy, HubActorCriticPolicy):
+            # A training without the callback, later, must not find the actor still waiting, or act as if steps were recorded.
+            policy.warming = policy.remembers = policy.quick = False
+            policy.bonus = True
+            policy.unpack()
+
+    def _warn_if_too_short(self, selection: ArmSelection) -> None:
+        """Warn where sources have not played a whole episode, so that segments alone say who acts."""
+        untried = [selection.records.names[source] for source in selection.unplayed]
+        if untried:
+            warnings.warn(TOO_SHORT.format(self.num_timesteps, ", ".join(untried)), HubrlWarning, stacklevel=2)
+
+
+NO_HUB = (
+    "HubCallback was given to a {} that learns through no hub, and does nothing; make the model with hub.agent or "
+    "hub.policy_kwargs, or leave the callback out."
+)
+TOO_SHORT = (
+    "A training of {} steps ended before {} had played a whole episode, so the agent was chosen by less than that; train "
+    "for longer, or with fewer parallel environments."
+)
+
+
+def _explore_as_before(model: DQN) -> None:
+    """Undo the pauses of a training, also of one that was interrupted."""
+    if isinstance(model.exploration_schedule, PausedExploration):
+        model.exploration_schedule = model.exploration_schedule.schedule

@@ -1,0 +1,78 @@
+"""Selection among arms while PPO or A2C trains: gives episodes to arms, and lets the policy follow what they earned."""
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from hubrl.policies import HubActorCriticPolicy
+from hubrl.selection.arm_selection import ArmSelection
+from hubrl.training.episodes import EpisodeReturns
+
+
+class SourceSelection:
+    """The part of a training that decides which arm plays each episode.
+
+    Args:
+        model: PPO or A2C.
+        policy: Its policy.
+        selection: The policy's selection.
+        total: Environment steps of the whole training.
+        goes_on: Whether episodes of an earlier `learn` go on.
+    """
+
+    def __init__(
+        self, model: OnPolicyAlgorithm, policy: HubActorCriticPolicy, selection: ArmSelection, total: int, *, goes_on: bool
+    ) -> None:
+        env = model.get_env()
+        assert env is not None
+        self.model, self.policy, self.selection, self.total, self.env = model, policy, selection, total, env
+        if not goes_on:
+            selection.trial.begin()
+        selection.done = model.num_timesteps / total
+        self.acted = np.zeros(selection.n_sources + 2)
+        """Environment steps that each arm has played since they were last read."""
+        self._begin(whole=not goes_on)
+
+    def _begin(self, *, whole: bool) -> None:
+        self.episodes = EpisodeReturns(self.env, self.model.num_timesteps, whole=whole)
+        if self.policy.holds:
+            self.selection.begin(self.env.num_envs)
+
+    def step(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """Count one step; record the episodes that ended and choose what their environments play next."""
+        if not self.policy.holds:
+            return
+        playing = self.selection.playing
+        np.add.at(self.acted, np.where(playing < 0, self.selection.together, playing), 1)
+        for env, value, whole, _ in self.episodes.step(rewards, dones, infos, self.model.num_timesteps):
+            if whole:
+                self.selection.record(env, value, self.model.num_timesteps)
+            self.selection.next_turn(env)
+
+    def rollout_start(self) -> list[str]:
+        """Let trust follow the records between an update and the next rollout; what changed and why, in sentences."""
+        if not self.policy.holds:
+            return []
+        selection = self.selection
+        was_swapped, was_screened = selection.trial.is_swapped, selection.is_screened
+        changes = selection.update(self.model.num_timesteps, self.total, self.episodes.round_steps)
+        if selection.is_screened and not was_screened:
+            self.policy.trust_sources()
+        if selection.trial.is_swapped != was_swapped:
+            self.policy.exchange()
+            self._restart_episodes()
+        return changes
+
+    def _restart_episodes(self) -> None:
+        """Begin new episodes: other parameters train, and a critic that saw what others earn takes long to forget it."""
+        self.model._last_obs = self.env.reset()  # type: ignore[assignment]
+        self.model._last_episode_starts = np.ones(self.env.num_envs, dtype=bool)
+        self.policy.release(np.ones(self.env.num_envs, dtype=bool))
+        self._begin(whole=True)
+
+    def end(self) -> None:
+        """Record what is going on where nothing else is known of its arm, and stop."""
+        if self.policy.holds:
+            self.selection.note_unfinished(self.episodes.sums, self.episodes.lengths)
+        self.selection.end()

@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+
+from hubrl.selection.arm_selection import ArmSelection
+from hubrl.selection.fresh_trial import Phase
+from hubrl.selection.probe_verdict import Fate
+from hubrl.selection.settings import TrustSettings
+from tests.selection.arms import constant, rising, train
+
+SETTINGS = TrustSettings()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    np.random.seed(0)
+
+
+def made(*sources, **kwargs):
+    return ArmSelection(sources, SETTINGS, **kwargs)
+
+
+def name_of(selection):
+    return selection.records.names[selection.evaluation_arm]
+
+
+def test_every_source_plays_before_the_hub_does():
+    selection, rng = made("a", "b"), np.random.default_rng(0)
+    played = train(selection, {"a": constant(1, 0.1, rng), "b": constant(2, 0.1, rng), "together": constant(3, 0.1, rng)}, rounds=2)
+    assert played[:6].count("a") == played[:6].count("b") == 3
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_agent_is_never_clearly_below_the_best_source(seed):
+    np.random.seed(seed)
+    rng = np.random.default_rng(seed)
+    selection = made("good", "poor")
+    arms = {"good": constant(100, 30, rng), "poor": constant(60, 30, rng), "together": rising(0, 80, 30, rng), "fresh": constant(0, 30, rng)}
+    train(selection, arms)
+    assert name_of(selection) == "good"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_hub_that_learns_more_than_its_best_source_acts(seed):
+    np.random.seed(seed)
+    rng = np.random.default_rng(seed)
+    selection = made("a", "b")
+    arms = {"a": constant(100, 20, rng), "b": constant(90, 20, rng), "together": rising(50, 200, 20, rng), "fresh": constant(0, 5, rng)}
+    train(selection, arms)
+    assert name_of(selection) == "together"
+
+
+def test_segments_alone_say_who_acts_before_any_episode():
+    selection = made("a", "b")
+    selection.judge([Fate.KEPT, Fate.KEPT], [1.0, 2.0])
+    assert name_of(selection) == "b"
+
+
+def test_a_dropped_source_never_plays_nor_acts():
+    selection, rng = made("a", "b"), np.random.default_rng(0)
+    selection.judge([Fate.DROPPED, Fate.KEPT], [9.0, 1.0])
+    played = train(selection, {"b": constant(1, 0.1, rng), "together": constant(0, 0.1, rng), "fresh": constant(0, 0.1, rng)})
+    assert "a" not in played
+    assert name_of(selection) == "b"
+
+
+def test_a_deferred_source_plays_only_once_a_quarter_is_over_and_may_turn_out_best():
+    selection, rng = made("a", "b"), np.random.default_rng(0)
+    selection.judge([Fate.DEFERRED, Fate.KEPT], [1.0, 9.0])
+    arms = {"a": constant(20, 1, rng), "b": constant(10, 1, rng), "together": constant(5, 1, rng), "fresh": constant(0, 1, rng)}
+    played = train(selection, arms)
+    assert "a" not in played[: len(played) // 4]
+    assert name_of(selection) == "a"
+
+
+def test_in_doubt_the_fresh_pathway_plays_and_a_better_source_is_kept():
+    selection, rng = made("a", "b"), np.random.default_rng(0)
+    selection.doubt_all()
+    arms = {"a": constant(10, 1, rng), "b": constant(0, 1, rng), "together": constant(10, 1, rng), "fresh": constant(0, 1, rng)}
+    played = train(selection, arms, rounds=3)
+    assert played.count("fresh") >= SETTINGS.episodes
+    assert selection.trial.at is not Phase.DOUBT
+    assert selection.fate(0) is Fate.KEPT
+
+
+def test_where_no_source_is_better_than_an_untrained_network_the_fresh_pathway_trains_alone():
+    selection, rng = made("a"), np.random.default_rng(0)
+    selection.doubt_all()
+    played = train(selection, {"a": constant(-1, 1, rng), "fresh": rising(0, 50, 1, rng)})
+    assert selection.trial.at is Phase.ALONE
+    assert "together" not in played
+    assert name_of(selection) == "fresh"
+
+
+def test_a_source_that_was_given_up_still_acts_if_it_earns_more():
+    selection = made("a")
+    selection.doubt_all()
+    for own, untrained in ((-30.0, 5.0), (40.0, 4.0), (50.0, 4.0)):
+        selection.records.add(0, own)
+        selection.records.add(selection.untrained, untrained)
+        selection.records.add(selection.fresh, 6.0)
+    selection.update(90, 100, 10)
+    assert selection.trial.at is Phase.ALONE
+    assert name_of(selection) == "a"
+
+
+def test_no_source_is_given_up_for_want_of_data():
+    selection = made("a")
+    selection.doubt_all()
+    assert selection.update(90, 100, 10) == []
+    assert selection.trial.at is Phase.DOUBT
+
+
+def test_the_contenders_are_played_until_one_is_clearly_best():
+    selection, rng = made("a", "b", "c"), np.random.default_rng(0)
+    arms = {"a": constant(100, 40, rng), "b": constant(95, 40, rng), "c": constant(0, 40, rng)}
+    played = train(selection, {**arms, "together": constant(50, 40, rng), "fresh": constant(0, 1, rng)}, rounds=100)
+    assert min(played.count("a"), played.count("b")) > 4 * played.count("c")
+
+
+def test_the_training_learns_from_most_episodes():
+    selection, rng = made("a", "b"), np.random.default_rng(0)
+    arms = {"a": constant(10, 1, rng), "b": constant(9, 1, rng), "together": constant(20, 1, rng), "fresh": constant(0, 1, rng)}
+    played = train(selection, arms, rounds=100)
+    assert played.count("together") > 0.85 * len(played)
+
+
+def test_a_learner_that_rises_beyond_poor_sources_goes_on_alone_and_acts():
+    selection, rng = made("poor"), np.random.default_rng(0)
+    arms = {"poor": constant(10, 1, rng), "together": constant(10, 1, rng), "fresh": rising(0, 60, 2, rng)}
+    train(selection, arms, rounds=100)
+    assert selection.trial.at is Phase.ALONE
+    assert name_of(selection) == "fresh"
+
+
+def test_a_good_source_is_not_left_for_a_learner_that_rises_slowly():
+    selection, rng = made("good"), np.random.default_rng(0)
+    arms = {"good": constant(100, 5, rng), "together": constant(100, 5, rng), "fresh": rising(0, 30, 2, rng)}
+    train(selection, arms, rounds=100)
+    assert selection.trial.at is Phase.SETTLED
+
+
+def test_the_router_starts_lower_for_a_source_that_earns_clearly_less():
+    selection, rng = made("a", "b"), np.random.default_rng(0)
+    for source, mean in enumerate((100, 50)):
+        for _ in range(5):
+            selection.records.add(source, constant(mean, 1, rng)(0))
+    assert selection.router_start == pytest.approx([0.0, -SETTINGS.most_lag], abs=0.1)
+
+
+def test_trust_survives_saving():
+    selection, rng = made("a", "b"), np.random.default_rng(0)
+    arms = {"a": constant(10, 1, rng), "b": constant(9, 1, rng), "together": constant(20, 1, rng), "fresh": constant(0, 1, rng)}
+    train(selection, arms)
+    other = made("a", "b")
+    other.load_state_dict(selection.state_dict())
+    assert other.evaluation_arm == selection.evaluation_arm
+    assert other.trial.at is selection.trial.at
+    assert other.router_start == selection.router_start

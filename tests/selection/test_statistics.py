@@ -1,0 +1,46 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hubrl.selection.statistics import better_half, corrected_lag, extrapolate_return, welch_lag
+
+
+def test_the_lag_is_welchs_t():
+    one, other = [1.0, 2.0, 3.0, 5.0], [4.0, 6.0, 9.0]
+    expected = stats.ttest_ind(other, one, equal_var=False).statistic
+    assert welch_lag(one, other) == pytest.approx(expected)
+
+
+def test_equal_means_and_single_returns_have_no_lag():
+    assert welch_lag([1.0, 3.0], [2.0, 2.0]) == 0.0
+    assert welch_lag([1.0], [100.0, 101.0]) == 0.0
+
+
+def test_samples_without_spread_are_infinitely_apart():
+    assert welch_lag([1.0, 1.0], [2.0, 2.0]) == math.inf
+    assert welch_lag([2.0, 2.0], [1.0, 1.0]) == -math.inf
+
+
+@pytest.mark.parametrize("size", [3, 5, 20])
+def test_the_corrected_lag_is_as_unlikely_as_welchs_t(size):
+    rng = np.random.default_rng(size)
+    one, other = rng.normal(0, 1, size), rng.normal(1, 2, size)
+    exact = stats.ttest_ind(other, one, equal_var=False, alternative="greater")
+    assert corrected_lag(one, other) == pytest.approx(stats.norm.isf(exact.pvalue), rel=0.05, abs=0.02)
+
+
+def test_a_line_is_extended_where_its_slope_is_clear():
+    when = np.arange(10.0)
+    assert extrapolate_return(when, 2 * when + 1, 20.0) == pytest.approx(41.0)
+
+
+def test_the_mean_stands_for_returns_without_a_clear_slope():
+    returns = np.array([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
+    assert extrapolate_return(np.arange(6.0), returns, 100.0) == pytest.approx(0.0)
+
+
+def test_the_better_half_holds_the_median():
+    assert better_half([3.0, 1.0, 2.0]) == [2.0, 3.0]
+    assert better_half([4.0, 1.0, 2.0, 3.0]) == [3.0, 4.0]
