@@ -36,7 +36,6 @@ from hubrl.pathways import FRESH, Target, check_meanings, extractor_class, spec_
 from hubrl.precision import ReadsBytes
 from hubrl.routing import Router, ZeroLinear
 from hubrl.selection.arm_selection import ArmSelection
-from hubrl.selection.probe_verdict import DISTRUST
 from hubrl.selection.settings import TrustSettings
 from hubrl.sources import action_params
 from hubrl.sources.preprocessing import Observations
@@ -187,7 +186,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         start = self.selection.router_start
         if self.method.pathways.names[-1] == FRESH:
             kept.append(not members or self.outputs.fresh_joins)
-            start = [*start, -DISTRUST if members else 0.0]
+            start = [*start, -self.selection.settings.most_lag if members else 0.0]
         self.method.trust(kept, start)
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from hubrl.selection.fresh_trial import FreshTrial, Phase
 from hubrl.selection.probe_verdict import Fate
 from hubrl.selection.return_records import ReturnRecords
 from hubrl.selection.settings import TrustSettings
-from hubrl.selection.statistics import corrected_lag
+from hubrl.selection.statistics import conservative_lag, corrected_lag
 
 FRESH_ARM, TOGETHER_ARM, UNTRAINED = "fresh", "together", "untrained"
 
@@ -45,8 +45,8 @@ class ArmSelection(nn.Module):
     - *Who acts in evaluation.* The source with the greatest mean return, or an arm that learned once its latest
       deterministic episodes exceed that by `lead_errors`.
     - *Who stays.* Segments drop a source that is clearly no better than an untrained network. In doubt, a source stays
-      if its episodes exceed those of the untrained network, all of them or by `episode_errors`. Whatever happens, an arm
-      with a better record still acts in evaluation.
+      if its episodes exceed those of the untrained network by `episode_errors`. Whatever happens, an arm with a better
+      record still acts in evaluation.
 
     Args:
         sources: Names of the sources.
@@ -79,6 +79,7 @@ class ArmSelection(nn.Module):
         self.trial = FreshTrial(settings)
         self.register_buffer("fates", torch.full((self.n_sources,), int(Fate.KEPT)))
         self.register_buffer("segment_means", torch.full((self.n_sources,), torch.nan, dtype=torch.float64))
+        self.register_buffer("segment_start", torch.zeros(self.n_sources, dtype=torch.float64))
         self.register_buffer("screened", torch.zeros((), dtype=torch.bool))
         self.done = 0.0
         """Share of the training that is over."""
@@ -101,9 +102,16 @@ class ArmSelection(nn.Module):
         if self.has_fresh:
             self.judge([Fate.DOUBTED] * self.n_sources, [torch.nan] * self.n_sources)
 
-    def judge(self, fates: Sequence[Fate], segment_means: Sequence[float]) -> None:
-        """Take over the verdict of a probe."""
+    def judge(self, fates: Sequence[Fate], segment_means: Sequence[float], start: Sequence[float] = ()) -> None:
+        """Take over the verdict of a probe.
+
+        Args:
+            fates: How far each source is trusted.
+            segment_means: Mean return of each source's segments; NaN without any.
+            start: Where the router starts for each source until whole episodes were compared; zeros if not given.
+        """
         self.get_buffer("fates").copy_(torch.tensor([int(fate) for fate in fates]))
+        self.get_buffer("segment_start").copy_(torch.tensor(list(start) or [0.0] * self.n_sources, dtype=torch.float64))
         self.get_buffer("segment_means").copy_(torch.tensor(list(segment_means), dtype=torch.float64))
         if all(fate is Fate.DROPPED for fate in fates):
             self.trial.go(Phase.ALONE)
@@ -140,12 +148,12 @@ class ArmSelection(nn.Module):
             counts: Whether it says what its arm earns; not where many actions were random.
         """
         arm, deterministic = self.turns[env]
+        if arm == self.fresh and self.trial.at is Phase.DOUBT and self.records.count(self.untrained) < self._untrained_episodes:
+            self.records.add(self.untrained, value)
         if counts and (deterministic or self.every_episode_counts):
             self.records.add(arm, value)
         if deterministic:
             return
-        if arm == self.fresh and self.trial.at is Phase.DOUBT and self.records.count(self.untrained) < self.settings.episodes:
-            self.records.add(self.untrained, value)
         self.trial.add(now, value, fresh=arm == self.fresh)
 
     def note_unfinished(self, sums: Float[np.ndarray, " envs"], lengths: Int[np.ndarray, " envs"]) -> None:
@@ -190,7 +198,8 @@ class ArmSelection(nn.Module):
         if self.trial.at is not Phase.TRIAL:
             lacking = self._unscreened()
             if lacking is not None:
-                return Turn(lacking, deterministic=lacking != self.fresh)
+                half = self.records.count(self.untrained) % 2 == 0
+                return Turn(lacking, deterministic=lacking != self.fresh or half)
             if np.random.random() < self.settings.judging_share:
                 return Turn(self._judged(), deterministic=True)
         return Turn(self.learner, deterministic=False)
@@ -199,13 +208,18 @@ class ArmSelection(nn.Module):
         """The arm that lacks most episodes of the first comparison, those in play counted; None once there is none."""
         if self.is_screened:
             return None
-        played = {arm: self.records.count(arm) for arm in self._screening}
-        if self.trial.at is Phase.DOUBT:
-            played[self.fresh] = self.records.count(self.untrained)
         in_play = [turn.arm for turn in self.turns]
-        counts = {arm: count + in_play.count(arm) for arm, count in played.items()}
-        least = min(counts, key=lambda arm: counts[arm])
-        return least if counts[least] < self.settings.episodes else None
+        lacking = {arm: self.settings.episodes - self.records.count(arm) - in_play.count(arm) for arm in self._screening}
+        if self.trial.at is Phase.DOUBT:
+            played = self.records.count(self.untrained) + in_play.count(self.fresh)
+            lacking[self.fresh] = (self._untrained_episodes - played + 1) // 2
+        most = max(lacking, key=lambda arm: lacking[arm])
+        return most if lacking[most] > 0 else None
+
+    @property
+    def _untrained_episodes(self) -> int:
+        """Episodes of the untrained network in a doubt: half as in an evaluation, half as in training, which it learns from."""
+        return 2 * self.settings.episodes
 
     @property
     def _screening(self) -> list[int]:
@@ -310,10 +324,10 @@ class ArmSelection(nn.Module):
         untrained = self.records.returns(self.untrained)
         late = self.done >= self.settings.judged_by
         enough = 2 if late else self.settings.episodes  # no source is given up for want of data
-        if len(untrained) < enough or not all(self.records.count(source) >= enough for source in self._screening):
+        if len(untrained) < 2 * enough or not all(self.records.count(source) >= enough for source in self._screening):
             return []
         self.get_buffer("screened").fill_(True)
-        better = [source for source in self._screening if exceeds(self.records.returns(source), untrained, self.settings)]
+        better = [source for source in self._screening if conservative_lag(untrained, self.records.returns(source)) > self.settings.episode_errors]
         fates = self.get_buffer("fates")
         for source in better:
             fates[source] = int(Fate.KEPT)
@@ -347,23 +361,16 @@ class ArmSelection(nn.Module):
 
     @property
     def router_start(self) -> list[float]:
-        """Where the router starts for each source, in nats; zero for every one until whole episodes were compared.
+        """Where the router starts for each source, in nats; by segments until whole episodes were compared.
 
-        With a lag of `z` standard errors behind the best source, `-z^2 / 2`: the log-likelihood, relative to its greatest,
-        that the two are level. Not below `-most_lag`, where sources without whole episodes start.
+        See `start_behind`; sources without whole episodes start lowest.
         """
         start = [-self.settings.most_lag] * self.n_sources
         best = max((source for source in self.candidates if self.records.count(source)), key=self.records.mean_return, default=None)
-        if best is None:
-            return [0.0] * self.n_sources
+        if best is None or not self.is_screened:
+            by_segments: list[float] = self.get_buffer("segment_start").tolist()
+            return by_segments
         for source in self.candidates:
             if self.records.count(source) > 1 or source == best:
-                start[source] = -min(max(self._lag(source, best), 0.0) ** 2 / 2, self.settings.most_lag)
+                start[source] = start_behind(self._lag(source, best), self.settings)
         return start
-
-
-def exceeds(returns: Sequence[float], untrained: Sequence[float], settings: TrustSettings) -> bool:
-    """Whether a source's episodes are better than an untrained network's: every one of them, or by `episode_errors`."""
-    if min(len(returns), len(untrained)) < 2:
-        return False
-    return min(returns) > max(untrained) or corrected_lag(untrained, returns) > settings.episode_errors

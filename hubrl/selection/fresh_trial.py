@@ -2,7 +2,7 @@
 
 A hub of good sources leaves the fresh pathway almost no data. That is right where they are far better than what the
 budget allows to learn, and wrong where they are poor and the training is long. So the fresh pathway trains alone for a
-share of the training, and a line through its returns is extended to the end: explore-then-commit on arms whose reward
+share of the training, and a line through its returns is extended: explore-then-commit on arms whose reward
 rises as they are played (rising rested bandits, Metelli et al. 2022); the rule itself is ours.
 """
 
@@ -69,7 +69,7 @@ class FreshTrial(nn.Module):
     """Phases of the training around the fresh pathway's trial. Times are environment steps over all environments.
 
     Args:
-        settings: `judged_by`, `trial_share` and `window` are used.
+        settings: `judged_by`, `trial_share`, `rise` and `window` are used.
     """
 
     def __init__(self, settings: TrustSettings) -> None:
@@ -146,7 +146,8 @@ class FreshTrial(nn.Module):
         if len(self.fresh) < self.settings.window:
             return Phase.SETTLED
         fresh, hub = self.fresh.latest, self.hub.latest
-        ahead = extrapolate_return(fresh[:, 0], fresh[:, 1], total)
+        ended = float(self.get_buffer("until"))
+        ahead = extrapolate_return(fresh[:, 0], fresh[:, 1], min(ended + self.settings.rise * self.settings.trial_share * total, total))
         behind = max([float(hub[-self.settings.window :, 1].mean()), *alternatives])
         if n_sources > 1:
             # With one source there is nobody to combine it with: its correction is soon learned, and the hub's line levels off.

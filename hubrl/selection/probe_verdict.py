@@ -7,14 +7,10 @@ from enum import IntEnum
 import numpy as np
 
 from hubrl.selection.settings import TrustSettings
-from hubrl.selection.statistics import better_half, welch_lag
+from hubrl.selection.statistics import better_half, conservative_lag, welch_lag
 
 Returns = Mapping[str, Sequence[float]]
 """Returns of the segments of every source, by name."""
-
-
-DISTRUST = 4.0
-"""Nats below the best source at which the router starts the fresh pathway: a weight of about 2 % beside one source."""
 
 
 class Fate(IntEnum):
@@ -35,8 +31,8 @@ def judge_segments(sources: Returns, untrained: Sequence[float], settings: Trust
 
     Only what is clearly no better than an untrained network is dropped: by ranks, with every segment of the source
     below every untrained one. A source is kept where the better half of its segments exceeds the untrained mean by
-    `segment_errors` (Welch); the better half, because a source may be good for a part of the task alone. Segments are
-    short and show the beginning of an episode alone, so everything between is left to whole episodes.
+    `segment_errors` (`conservative_lag`); the better half, because a source may be good for a part of the task alone.
+    Segments are short and show the beginning of an episode alone, so all between is left to whole episodes.
 
     Args:
         sources: Returns of each source's segments.
@@ -57,7 +53,15 @@ def _fate(name: str, sources: Returns, untrained: Sequence[float], settings: Tru
     gain, most = float(np.mean(own)) - floor, float(np.mean(best)) - floor
     if welch_lag(own, best) > settings.segment_errors and gain < most / 2:
         return Fate.DEFERRED
-    return Fate.KEPT if welch_lag(untrained, better_half(own)) > settings.segment_errors else Fate.DOUBTED
+    return Fate.KEPT if conservative_lag(untrained, better_half(own)) > settings.segment_errors else Fate.DOUBTED
+
+
+def start_behind(lag: float, settings: TrustSettings) -> float:
+    """Where the router starts for a source that is `lag` standard errors behind the best, in nats.
+
+    `-lag^2 / 2`, the log-likelihood that the two are level relative to its greatest; not below `-most_lag`.
+    """
+    return -min(max(lag, 0.0) ** 2 / 2, settings.most_lag)
 
 
 def still_racing(returns: Returns, errors: float) -> list[str]:
@@ -66,12 +70,11 @@ def still_racing(returns: Returns, errors: float) -> list[str]:
     return [name for name, own in returns.items() if welch_lag(own, best) <= errors]
 
 
-def starting_points(returns: Returns, kept: Sequence[str], fresh: str) -> dict[str, float]:
-    """Where the router starts for each pathway by segments alone, for methods that judge no whole episodes.
+def starting_points(returns: Returns, kept: Sequence[str], settings: TrustSettings) -> dict[str, float]:
+    """Where the router starts for each source by segments, in nats; lowest for a source that is not kept.
 
-    Each kept source starts as many nats lower as its mean is standard errors behind the best (Welch), but not below
-    `DISTRUST`, where the fresh pathway starts beside them; it starts first where no source is kept.
+    All start at zero where none is kept.
     """
     best = max((returns[name] for name in kept), key=lambda own: float(np.mean(own)), default=())
-    start = {name: -min(max(welch_lag(returns[name], best), 0.0), DISTRUST) if name in kept else 0.0 for name in returns}
-    return {**start, fresh: -DISTRUST} if kept and fresh in start else start
+    lowest = -settings.most_lag if kept else 0.0
+    return {name: start_behind(conservative_lag(returns[name], best), settings) if name in kept else lowest for name in returns}

@@ -12,8 +12,6 @@ class TrustSettings:
     training, and whole *episodes* (on Atari whole games). `docs/concepts/trust.md` explains the rules on one page.
     """
 
-    segments: int = 6
-    """Segments per source in a probe. Fewer can by chance all lie in one part of the task."""
     segment_errors: float = 4.0
     """Standard errors that make a difference of segments clear: they are few and show the beginning of an episode alone."""
     episodes: int = 3
@@ -32,3 +30,5 @@ class TrustSettings:
     """Nats by which the router starts lower, at most, for a source that earns less than the best: a weight of 1/400."""
     trial_share: float = 0.1
     """Share of the training that the fresh pathway's trial takes; none where two rounds of episodes do not fit."""
+    rise: float = 3.0
+    """How many times as long as a trial its rise is taken to go on: learning curves flatten."""

@@ -34,6 +34,9 @@ UNTRAINED_STD = 0.05
 SEED_STRIDE = 1_000_003
 """Distance between the untrained networks' seeds of one training seed and the next."""
 
+SEGMENTS = 6
+"""Segments per source. Fewer can by chance all lie in one part of the task."""
+
 SEGMENT_STEPS = (15, 250)
 """Shortest and longest segment, in steps of one environment."""
 
@@ -74,7 +77,7 @@ def probe(model: OnPolicyAlgorithm, budget: int) -> ProbeResult | None:
         raise BadConfig("A probe needs a model that aggregates the sources' outputs and has an environment.")
     settings = TrustSettings()
     names = policy.method.candidates.names
-    rounds = math.ceil(settings.segments * len(names) / env.num_envs)
+    rounds = math.ceil(SEGMENTS * len(names) / env.num_envs)
     segment = min(budget // (rounds * env.num_envs), SEGMENT_STEPS[1])
     if segment < SEGMENT_STEPS[0]:
         return None
@@ -86,7 +89,7 @@ def probe(model: OnPolicyAlgorithm, budget: int) -> ProbeResult | None:
         for name, value in zip(players, earned, strict=True):
             returns[name].append(value)
     result = ProbeResult(returns, _fates(returns, settings), segment, rounds * env.num_envs * segment)
-    _trust(policy, result)
+    _trust(policy, result, settings)
     return result
 
 
@@ -99,17 +102,17 @@ def _fates(returns: dict[str, list[float]], settings: TrustSettings) -> dict[str
     return {name: Fate.KEPT if name in racing else Fate.DROPPED for name in returns}
 
 
-def _trust(policy: HubActorCriticPolicy, result: ProbeResult) -> None:
+def _trust(policy: HubActorCriticPolicy, result: ProbeResult, settings: TrustSettings) -> None:
     """Set the trust of the selection, or of a method that judges no whole episodes, which keeps what is clear already."""
     means = [float(np.mean(own)) for own in result.returns.values()]
+    kept = [name for name, fate in result.fates.items() if fate is Fate.KEPT]
+    start = list(starting_points({name: result.returns[name] for name in result.fates}, kept, settings).values())
     if policy.selection is not None:
-        n_sources = policy.selection.n_sources
-        policy.selection.judge(list(result.fates.values()), means[:n_sources])
+        policy.selection.judge(list(result.fates.values()), means[: len(start)], start)
         policy.trust_sources()
         return
-    kept = [name for name, fate in result.fates.items() if fate is Fate.KEPT]
-    start = starting_points(result.returns, kept, FRESH)
-    policy.method.trust([name in (*kept, FRESH) for name in result.returns], list(start.values()), means)
+    fresh = [-settings.most_lag if kept else 0.0] * (FRESH in result.returns)
+    policy.method.trust([name in (*kept, FRESH) for name in result.returns], [*start, *fresh], means)
 
 
 @torch.no_grad()

@@ -96,8 +96,9 @@ def test_a_source_that_was_given_up_still_acts_if_it_earns_more():
     selection.doubt_all()
     for own, untrained in ((-30.0, 5.0), (40.0, 4.0), (50.0, 4.0)):
         selection.records.add(0, own)
-        selection.records.add(selection.untrained, untrained)
         selection.records.add(selection.fresh, 6.0)
+        for _ in range(2):
+            selection.records.add(selection.untrained, untrained)
     selection.update(90, 100, 10)
     assert selection.trial.at is Phase.ALONE
     assert name_of(selection) == "a"
@@ -144,6 +145,7 @@ def test_the_router_starts_lower_for_a_source_that_earns_clearly_less():
     for source, mean in enumerate((100, 50)):
         for _ in range(5):
             selection.records.add(source, constant(mean, 1, rng)(0))
+    selection.update(10, 100, 1)
     assert selection.router_start == pytest.approx([0.0, -SETTINGS.most_lag], abs=0.1)
 
 
