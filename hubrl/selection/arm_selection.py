@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import nn
 
 from hubrl.selection.fresh_trial import FreshTrial, Phase
-from hubrl.selection.probe_verdict import Fate
+from hubrl.selection.probe_verdict import Fate, start_behind
 from hubrl.selection.return_records import ReturnRecords
 from hubrl.selection.settings import TrustSettings
 from hubrl.selection.statistics import conservative_lag, corrected_lag
