@@ -107,7 +107,7 @@ class Holding:
 
 
 def check_selection(aggregation: str, method: Method) -> None:
-    """Refuse episodes of one pathway where pathways are not drawn, or not always computed.
+    """Refuse to judge arms where no pathway is drawn, or some are not always computed.
 
     Raises:
         BadConfig: Saying what to leave out.
@@ -134,15 +134,12 @@ def check_effect(given: Mapping[str, Any], own: Outputs, options: Mapping[str, A
             f"width={options['width']} was given at the level of outputs, which are as wide as the actions; use level='features', or "
             "leave it out."
         )
-    if options.get("fresh") is False and given.get("judging_share"):
-        raise BadConfig(
-            f"judging_share={own.judging_share:g} was given with fresh=False; sources play alone behind a probe, which needs a fresh pathway, so "
-            "leave one of them out."
-        )
+    if options.get("fresh") is False and (given.get("trial_share") or own.fresh_joins):
+        raise BadConfig("trial_share or fresh_joins was given with fresh=False, which leaves no fresh pathway; leave one of them out.")
     if "release" in given and own.hold == 1:
         raise BadConfig(f"release={own.release!r} was given with hold=1, which holds nobody; give a greater hold, or leave it out.")
     if given.get("trial_share") and own.judging_share == 0:
         raise BadConfig(
-            f"trial_share={own.trial_share:g} was given where nobody plays alone; give judging_share without top_k, aggregation='mean' or a "
-            "method of one pathway, or leave it out."
+            f"trial_share={own.trial_share:g} was given where no arms are judged; give judging_share without top_k, "
+            "aggregation='mean' or a method of one pathway, or leave it out."
         )

@@ -172,7 +172,9 @@ def _learnt(policy: HubDQNPolicy) -> Chains:
     """A DQN that heard its sources' outputs."""
     network = policy.q_net
     if policy.selection.evaluation_arm != policy.learner:
-        raise NotPlainError(f"source {policy.pathways.names[policy.selection.evaluation_arm]!r} earns more than the learner and acts for it")
+        raise NotPlainError(
+            f"source {policy.pathways.names[policy.selection.evaluation_arm]!r} earns more than the learner and acts for it"
+        )
     if isinstance(network, SourceQNetwork):
         source = network.source
         if source.normaliser is not None:

@@ -301,17 +301,17 @@ class ArmSelection(nn.Module):
             What changed and why, in sentences; empty if nothing did.
         """
         self.done = now / total
-        if not self.candidates or not self.has_fresh:
+        if not self.candidates:
             return []
         if self.trial.at is Phase.DOUBT:
             return self._settle_doubt()
         if not self.is_screened:
             return self._settle_screening()
+        if not self.has_fresh:
+            return []
         alternatives = [self.records.mean_return(arm) for arm in (*self.candidates, self.together) if self.records.count(arm)]
         before = self.trial.at
-        phase = self.trial.advance(
-            now, total, n_sources=len(self.candidates), round_steps=round_steps, alternatives=alternatives
-        )
+        phase = self.trial.advance(now, total, n_sources=len(self.candidates), round_steps=round_steps, alternatives=alternatives)
         if phase is None:
             return []
         if phase is not Phase.ALONE:
@@ -327,7 +327,9 @@ class ArmSelection(nn.Module):
         if len(untrained) < 2 * enough or not all(self.records.count(source) >= enough for source in self._screening):
             return []
         self.get_buffer("screened").fill_(True)
-        better = [source for source in self._screening if conservative_lag(untrained, self.records.returns(source)) > self.settings.episode_errors]
+        better = [
+            source for source in self._screening if conservative_lag(untrained, self.records.returns(source)) > self.settings.episode_errors
+        ]
         fates = self.get_buffer("fates")
         for source in better:
             fates[source] = int(Fate.KEPT)

@@ -52,9 +52,7 @@ def conservative_lag(one: Sequence[float], other: Sequence[float]) -> float:
     return gap / error
 
 
-def extrapolate_return(
-    when: Float[np.ndarray, " episodes"], returns: Float[np.ndarray, " episodes"], at: float
-) -> float:
+def extrapolate_return(when: Float[np.ndarray, " episodes"], returns: Float[np.ndarray, " episodes"], at: float) -> float:
     """Return at a later time by a least-squares line; the mean where the slope is within two standard errors of zero.
 
     Args:

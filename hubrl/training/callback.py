@@ -45,15 +45,11 @@ class HubCallback(BaseCallback):
         BadConfig: If a share is none.
     """
 
-    def __init__(
-        self, probe_share: float = 0.02, warmup_share: float = 0.02, log_every: int = 1000, verbose: int = 0
-    ) -> None:
+    def __init__(self, probe_share: float = 0.02, warmup_share: float = 0.02, log_every: int = 1000, verbose: int = 0) -> None:
         super().__init__(verbose)
         for name, share in (("probe_share", probe_share), ("warmup_share", warmup_share)):
             if not isinstance(share, int | float) or not 0 <= share < 1:
-                raise BadConfig(
-                    f"{name}={share!r} was given; expected a share of the training's steps, at least 0 and below 1."
-                )
+                raise BadConfig(f"{name}={share!r} was given; expected a share of the training's steps, at least 0 and below 1.")
         self.probe_share = probe_share
         self.warmup_share = warmup_share
         self.log_every = log_every

@@ -111,7 +111,9 @@ def record_hub(logger: Logger, model: BaseAlgorithm) -> None:
         return
     card = "\n".join(f"    {line}" for line in write_yaml(spec.to_dict()).splitlines())
     logger.record("hub/card", card, exclude=TENSORBOARD_ONLY)
-    options = {f"options/{key}": value if isinstance(value, bool | int | float | str) else str(value) for key, value in spec.options.items()}
+    options = {
+        f"options/{key}": value if isinstance(value, bool | int | float | str) else str(value) for key, value in spec.options.items()
+    }
     hparams: dict[str, Any] = {
         "algorithm": type(model).__name__,
         "method": spec.method,

@@ -7,7 +7,6 @@ architecture play, another one in every segment. What follows from the segments 
 
 import copy
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -167,5 +166,5 @@ class Untrained:
             said = said.log_softmax(dim=1)
         else:
             said = torch.cat([said, torch.full_like(said, math.log(UNTRAINED_STD))], dim=1)
-        action: np.ndarray = action_params.act(said, policy.action_space, deterministic=False)[0]
+        action: np.ndarray = action_params.get_actions(said, policy.action_space, deterministic=False)[0]
         return action

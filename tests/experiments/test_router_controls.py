@@ -73,7 +73,5 @@ def test_controls_need_a_router_and_several_environments():
     ):
         play_controls(dqn, dqn.get_env(), 2, seed=0)
     ppo = target(PPO, Toy(), tiny_hub(Toy()).agent(PPO))
-    with pytest.raises(
-        BadConfig, match="were given 1 environment; expected at least two"
-    ):
+    with pytest.raises(BadConfig, match="were given 1 environment; expected at least two"):
         play_controls(ppo, ppo.get_env(), 2, seed=0)

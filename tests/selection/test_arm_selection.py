@@ -34,7 +34,12 @@ def test_the_agent_is_never_clearly_below_the_best_source(seed):
     np.random.seed(seed)
     rng = np.random.default_rng(seed)
     selection = made("good", "poor")
-    arms = {"good": constant(100, 30, rng), "poor": constant(60, 30, rng), "together": rising(0, 80, 30, rng), "fresh": constant(0, 30, rng)}
+    arms = {
+        "good": constant(100, 30, rng),
+        "poor": constant(60, 30, rng),
+        "together": rising(0, 80, 30, rng),
+        "fresh": constant(0, 30, rng),
+    }
     train(selection, arms)
     assert name_of(selection) == "good"
 
