@@ -50,7 +50,7 @@ class Teaching(Schema):
     """Of the learner's choice in the teaching loss, in units of the spread of its Q-values."""
     action_meanings: tuple[str, ...] | None = None
     """What the target's actions mean, for sources whose cards say what theirs do."""
-    window: Annotated[int, Field(ge=3)] = 8
+    window: Annotated[int, Field(ge=3)] = 5
     """Latest episodes by which the learner is judged; sources do not change, and all of theirs count."""
 
 

@@ -17,7 +17,7 @@ from hubrl.selection.fresh_trial import FreshTrial, Phase
 from hubrl.selection.probe_verdict import Fate, start_behind
 from hubrl.selection.return_records import ReturnRecords
 from hubrl.selection.settings import TrustSettings
-from hubrl.selection.statistics import conservative_lag, corrected_lag
+from hubrl.selection.statistics import conservative_lag, corrected_lag, standard_error
 
 FRESH_ARM, TOGETHER_ARM, UNTRAINED = "fresh", "together", "untrained"
 
@@ -40,10 +40,10 @@ class ArmSelection(nn.Module):
 
     - *Who plays.* First each source plays `episodes` whole episodes; where no source is known to be better than an
       untrained network, the fresh pathway plays as many. Then the learner plays: the hub, or the fresh pathway (see
-      `Phase`). `judging_share` of the episodes judge: half of them the learner, half one of the two arms that contend
-      for the best.
+      `Phase`). `judging_share` of the episodes judge, and at the end of the training every other one: half of them the
+      learner, half one of the two arms that contend for the best.
     - *Who acts in evaluation.* The source with the greatest mean return, or an arm that learned once its latest
-      deterministic episodes exceed that by `lead_errors`.
+      deterministic episodes exceed that by half of `episode_errors`.
     - *Who stays.* Segments drop a source that is clearly no better than an untrained network. In doubt, a source stays
       if its episodes exceed those of the untrained network by `episode_errors`. Whatever happens, an arm with a better
       record still acts in evaluation.
@@ -138,7 +138,7 @@ class ArmSelection(nn.Module):
         """Sources that segments did not drop."""
         return [source for source in range(self.n_sources) if self.fate(source) is not Fate.DROPPED]
 
-    def record(self, env: int, value: float, now: float, *, counts: bool = True) -> None:
+    def record(self, env: int, value: float, now: int, *, counts: bool = True) -> None:
         """Record the return of the episode that an environment has just finished.
 
         Args:
@@ -200,7 +200,8 @@ class ArmSelection(nn.Module):
             if lacking is not None:
                 half = self.records.count(self.untrained) % 2 == 0
                 return Turn(lacking, deterministic=lacking != self.fresh or half)
-            if np.random.random() < self.settings.judging_share:
+            final = self.done >= 1 - self.settings.final_share
+            if np.random.random() < (0.5 if final else self.settings.judging_share):
                 return Turn(self._judged(), deterministic=True)
         return Turn(self.learner, deterministic=False)
 
@@ -231,7 +232,7 @@ class ArmSelection(nn.Module):
     def _judged(self) -> int:
         """The arm of the next judging episode: half of the time the learner, else one of the two contenders.
 
-        Of the contenders the one with fewer episodes; where one is clearly best there are none, and the learner is
+        Of the contenders the one whose mean is known less; where one is clearly best there are none, and the learner is
         judged, or a best source explores.
         """
         if np.random.random() < 0.5:
@@ -245,7 +246,7 @@ class ArmSelection(nn.Module):
         challenger = min(lags, key=lambda arm: lags[arm], default=leader)
         if challenger == leader or lags[challenger] > self.settings.episode_errors:
             return leader if self.sources_explore else self.learner
-        return min((leader, challenger), key=self.records.count)
+        return max((leader, challenger), key=lambda arm: standard_error(self.records.returns(arm)))
 
     @property
     def _contending_sources(self) -> list[int]:
@@ -277,7 +278,7 @@ class ArmSelection(nn.Module):
             return self.learner if arm is None else arm
         if arm is None or not self.records.count(source):
             return source
-        return arm if self._lag(source, arm) > self.settings.lead_errors else source
+        return arm if self._lag(source, arm) > self.settings.episode_errors / 2 else source
 
     def gap(self, arm: int, other: int) -> float:
         """How much less an arm earns than another, from 0 (not less) to 1 (it was not judged yet, or earns the least known)."""
@@ -289,7 +290,7 @@ class ArmSelection(nn.Module):
 
     # Rule 3: who stays
 
-    def update(self, now: float, total: float, round_steps: float) -> list[str]:
+    def update(self, now: int, total: int, round_steps: float) -> list[str]:
         """Settle what can be settled between two rollouts.
 
         Args:

@@ -17,6 +17,9 @@ from torch import nn
 from hubrl.selection.settings import TrustSettings
 from hubrl.selection.statistics import extrapolate_return
 
+FORECAST_EPISODES = 8
+"""Fewest episodes through which a line is drawn."""
+
 CAPACITY = 256
 """Latest episodes on record."""
 
@@ -44,7 +47,7 @@ class Curve(nn.Module):
         self.register_buffer("rows", torch.zeros(CAPACITY, 2, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
-    def add(self, when: float, value: float) -> None:
+    def add(self, when: int, value: float) -> None:
         """Record one episode."""
         rows, count = self.get_buffer("rows"), self.get_buffer("count")
         rows[int(count) % CAPACITY] = torch.tensor([when, value], dtype=torch.float64)
@@ -69,7 +72,7 @@ class FreshTrial(nn.Module):
     """Phases of the training around the fresh pathway's trial. Times are environment steps over all environments.
 
     Args:
-        settings: `judged_by`, `trial_share`, `rise` and `window` are used.
+        settings: `judged_by`, `trial_share` and `rise` are used.
     """
 
     def __init__(self, settings: TrustSettings) -> None:
@@ -108,14 +111,14 @@ class FreshTrial(nn.Module):
         self.hub.forget()
         self.fresh.forget()
 
-    def add(self, now: float, value: float, *, fresh: bool) -> None:
+    def add(self, now: int, value: float, *, fresh: bool) -> None:
         """Record an episode of learning, of the fresh pathway in its trial or of the hub before it."""
         if fresh and self.at is Phase.TRIAL:
             self.fresh.add(now, value)
         elif not fresh and self.at is Phase.HUB:
             self.hub.add(now, value)
 
-    def advance(self, now: float, total: float, *, n_sources: int, round_steps: float, alternatives: Sequence[float]) -> Phase | None:
+    def advance(self, now: int, total: int, *, n_sources: int, round_steps: float, alternatives: Sequence[float]) -> Phase | None:
         """Enter the next phase if it is time to; None otherwise.
 
         Args:
@@ -128,7 +131,7 @@ class FreshTrial(nn.Module):
         if self.at is Phase.HUB:
             # Several sources first learn to combine.
             start = self.settings.judged_by * total if n_sources > 1 else 0.0
-            if now < start or len(self.hub) < self.settings.window:
+            if now < start or len(self.hub) < FORECAST_EPISODES:
                 return None
             length = self.settings.trial_share * total
             fits = 2 * round_steps <= length and now + length < total
@@ -141,17 +144,17 @@ class FreshTrial(nn.Module):
             return self.at
         return None
 
-    def _decided(self, total: float, n_sources: int, alternatives: Sequence[float]) -> Phase:
+    def _decided(self, total: int, n_sources: int, alternatives: Sequence[float]) -> Phase:
         """Who goes on: whichever is expected to earn more at the end."""
-        if len(self.fresh) < self.settings.window:
+        if len(self.fresh) < FORECAST_EPISODES:
             return Phase.SETTLED
         fresh, hub = self.fresh.latest, self.hub.latest
         ended = float(self.get_buffer("until"))
-        ahead = extrapolate_return(fresh[:, 0], fresh[:, 1], min(ended + self.settings.rise * self.settings.trial_share * total, total))
-        behind = max([float(hub[-self.settings.window :, 1].mean()), *alternatives])
+        ahead = extrapolate_return(fresh[:, 0], fresh[:, 1], min(ended + self.settings.rise * self.settings.trial_share * total, float(total)))
+        behind = max([float(hub[-FORECAST_EPISODES:, 1].mean()), *alternatives])
         if n_sources > 1:
             # With one source there is nobody to combine it with: its correction is soon learned, and the hub's line levels off.
             later = hub[len(hub) // 2 :]
-            behind = max(behind, extrapolate_return(later[:, 0], later[:, 1], total))
+            behind = max(behind, extrapolate_return(later[:, 0], later[:, 1], float(total)))
         self.get_buffer("forecasts").copy_(torch.tensor([ahead, behind]))
         return Phase.ALONE if ahead > behind else Phase.SETTLED

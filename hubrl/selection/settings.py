@@ -17,13 +17,14 @@ class TrustSettings:
     episodes: int = 3
     """Whole episodes per source before sources are compared: the least that has a spread."""
     episode_errors: float = 2.0
-    """Standard errors, corrected for small samples, that make a difference of whole episodes clear."""
-    window: int = 8
-    """Latest deterministic episodes by which an arm that learns is judged, and fewest that a forecast rests on."""
-    lead_errors: float = 1.0
-    """Standard errors by which an arm that learns must exceed the best source before it acts in evaluation."""
+    """Standard errors, corrected for small samples, that make a difference of whole episodes clear. Half as many by which
+    an arm that learns must exceed the best source before it acts in evaluation: that can be taken back."""
+    window: int = 5
+    """Latest deterministic episodes by which an arm that learns is judged, because it changes."""
     judging_share: float = 0.15
     """Share of the episodes that judge arms, deterministically, and from which the actor does not learn."""
+    final_share: float = 0.1
+    """Share of the training at its end in which every other episode judges, so that the choice rests on arms as they are."""
     judged_by: float = 0.25
     """Share of the training by which sources are judged: doubt ends, deferred sources get episodes, a trial may begin."""
     most_lag: float = 6.0

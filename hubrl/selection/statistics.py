@@ -21,6 +21,11 @@ def welch_lag(one: Sequence[float], other: Sequence[float]) -> float:
     return gap / error
 
 
+def standard_error(sample: Sequence[float]) -> float:
+    """Standard error of the mean; infinite for fewer than two members."""
+    return math.sqrt(_squared_error(sample)) if len(sample) > 1 else math.inf
+
+
 def corrected_lag(one: Sequence[float], other: Sequence[float]) -> float:
     """`welch_lag` of small samples, as the standard normal deviate that is as unlikely.
 

@@ -30,7 +30,7 @@ def train(selection: ArmSelection, arms: dict[str, Arm], *, rounds: int = 60, n_
             done = (step * n_envs + env) / total
             name = names[selection.turns[env].arm]
             played.append(name)
-            selection.record(env, arms[name](done), done * total)
+            selection.record(env, arms[name](done), int(done * total))
             selection.next_turn(env)
-        selection.update((step + 1) * n_envs, total, n_envs)
+        selection.update((step + 1) * n_envs, total, float(n_envs))
     return played

@@ -104,7 +104,7 @@ def test_a_source_that_was_given_up_still_acts_if_it_earns_more():
         selection.records.add(selection.fresh, 6.0)
         for _ in range(2):
             selection.records.add(selection.untrained, untrained)
-    selection.update(90, 100, 10)
+    selection.update(90, 100, 10.0)
     assert selection.trial.at is Phase.ALONE
     assert name_of(selection) == "a"
 
@@ -112,7 +112,7 @@ def test_a_source_that_was_given_up_still_acts_if_it_earns_more():
 def test_no_source_is_given_up_for_want_of_data():
     selection = made("a")
     selection.doubt_all()
-    assert selection.update(90, 100, 10) == []
+    assert selection.update(90, 100, 10.0) == []
     assert selection.trial.at is Phase.DOUBT
 
 
@@ -120,7 +120,7 @@ def test_the_contenders_are_played_until_one_is_clearly_best():
     selection, rng = made("a", "b", "c"), np.random.default_rng(0)
     arms = {"a": constant(100, 40, rng), "b": constant(95, 40, rng), "c": constant(0, 40, rng)}
     played = train(selection, {**arms, "together": constant(50, 40, rng), "fresh": constant(0, 1, rng)}, rounds=100)
-    assert min(played.count("a"), played.count("b")) > 4 * played.count("c")
+    assert min(played.count("a"), played.count("b")) > 2 * played.count("c")
 
 
 def test_the_training_learns_from_most_episodes():
@@ -150,7 +150,7 @@ def test_the_router_starts_lower_for_a_source_that_earns_clearly_less():
     for source, mean in enumerate((100, 50)):
         for _ in range(5):
             selection.records.add(source, constant(mean, 1, rng)(0))
-    selection.update(10, 100, 1)
+    selection.update(10, 100, 1.0)
     assert selection.router_start == pytest.approx([0.0, -SETTINGS.most_lag], abs=0.1)
 
 
