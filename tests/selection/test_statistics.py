@@ -26,7 +26,7 @@ def test_samples_without_spread_are_infinitely_apart():
 @pytest.mark.parametrize("size", [3, 5, 20])
 def test_the_corrected_lag_is_as_unlikely_as_welchs_t(size):
     rng = np.random.default_rng(size)
-    one, other = rng.normal(0, 1, size), rng.normal(1, 2, size)
+    one, other = rng.normal(0, 1, size).tolist(), rng.normal(1, 2, size).tolist()
     exact = stats.ttest_ind(other, one, equal_var=False, alternative="greater")
     assert corrected_lag(one, other) == pytest.approx(stats.norm.isf(exact.pvalue), rel=0.05, abs=0.02)
 
