@@ -13,6 +13,11 @@ REPOSITORY = Path(__file__).parents[1]
 CHECKPOINTS = Path(os.environ.get("HUBRL_CHECKPOINTS", REPOSITORY.parent / "shared" / "checkpoints"))
 
 
+def pytest_configure(config):
+    """Most trainings here end long before every source has played; the tests of that warning ask for it by name."""
+    config.addinivalue_line("filterwarnings", "ignore:A training of .* steps ended before")
+
+
 @pytest.fixture(scope="session")
 def checkpoints():
     """The folder of public agents."""

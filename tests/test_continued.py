@@ -103,7 +103,7 @@ def test_without_the_callback_a_training_does_not_go_on_as_if_nobody_was_held():
     model.learn(64, HubCallback(probe_share=0.0))
 
 
-@pytest.mark.parametrize("options", [{}, {"hold": 1.0, "solo_share": 0.0}, {"method": "uniform"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"hold": 1.0, "judging_share": 0.0}, {"method": "uniform"}], ids=str)
 def test_a_policy_that_learned_can_be_copied(options):
     model = learner(**options)
     model.learn(64, HubCallback(probe_share=0.0))
@@ -158,7 +158,7 @@ def test_what_has_learned_is_not_probed_in_a_training_that_counts_anew():
     model.learn(64, HubCallback())
     assert model.policy.method.awaits_probe
     model.learn(4096, again)
-    assert again.verdict is None
+    assert again.probe_result is None
 
 
 def test_a_trial_that_was_not_finished_is_held_anew():

@@ -113,7 +113,7 @@ def test_ratios_are_one_with_noise_top_k_and_held_pathways(release, actions, obs
 
 def test_a_fixed_hold_lasts_exactly_so_long():
     env = make_vec_env(Toy, n_envs=1, seed=0)
-    model = target(PPO, env, tiny_hub(Toy()).agent(PPO, hold=3, release="fixed", solo_share=0))
+    model = target(PPO, env, tiny_hub(Toy()).agent(PPO, hold=3, release="fixed", judging_share=0))
     ratios = Ratios()
     model.learn(32, callback=[HubCallback(probe_share=0), ratios])
     before = ratios.pathways[0].reshape(-1, 2)[:10, 0]
@@ -188,7 +188,7 @@ def test_predict_says_who_is_held():
 @pytest.mark.parametrize(("release", "steps"), [("fixed", 3), ("learned", 6)])
 def test_who_does_the_likeliest_lets_go_too(release, steps):
     env = make_vec_env(Toy, n_envs=1, seed=0)
-    model = target(PPO, env, tiny_hub(Toy()).agent(PPO, hold=3, release=release, solo_share=0))
+    model = target(PPO, env, tiny_hub(Toy()).agent(PPO, hold=3, release=release, judging_share=0))
     model.learn(32, HubCallback(probe_share=0, warmup_share=0))
     bias, row, state, who = model.policy.method.router.mean.bias, np.zeros((1, 4), dtype=np.float32), None, []
     for _ in range(6):
@@ -259,13 +259,13 @@ def gradients_of(policy, loss):
         {"observations": IMAGE},
         {"activation_fn": nn.SiLU},
         {"release": "fixed"},
-        {"top_k": 1, "solo_share": 0.0},
+        {"top_k": 1, "judging_share": 0.0},
     ],
 )
 def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, monkeypatch):
     own = {name: options[name] for name in options if name not in ("observations", "activation_fn")}
     seen = options.get("observations", VECTOR)
-    made = tiny_hub(Toy(seen, actions)).agent(PPO, **{"hold": 3, "solo_share": 0.0 if "fresh" in options else 0.2, **own})
+    made = tiny_hub(Toy(seen, actions)).agent(PPO, **{"hold": 3, "judging_share": 0.0 if "fresh" in options else 0.2, **own})
     made["policy_kwargs"]["activation_fn"] = options.get("activation_fn", nn.Tanh)
     model = target(PPO, make_vec_env(lambda: Toy(seen, actions), n_envs=4, seed=0), made, learning_rate=1e-2)
     policy, compared = model.policy, []
@@ -304,7 +304,7 @@ def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, mo
 @pytest.mark.parametrize("options", [{"release": "fixed"}, {"activation_fn": nn.SiLU}])
 def test_in_an_update_tuned_sources_are_computed_for_their_own_rows_alone(options, monkeypatch):
     env, own = Toy(), {name: value for name, value in options.items() if name != "activation_fn"}
-    made = tiny_hub(env).agent(PPO, tuned=True, hold=3, solo_share=0.0, **own)
+    made = tiny_hub(env).agent(PPO, tuned=True, hold=3, judging_share=0.0, **own)
     made["policy_kwargs"]["activation_fn"] = options.get("activation_fn", nn.Tanh)
     model = target(PPO, env, made)
     model.learn(64, callback=HubCallback(probe_share=0))
@@ -335,7 +335,7 @@ def test_of_eight_sources_a_route_computes_the_one_that_acts(options, at_most, m
 
 def test_layers_that_somebody_listens_to_are_called_as_torch_calls_them():
     env = Toy()
-    model = target(PPO, env, tiny_hub(env).agent(PPO, solo_share=0.0))
+    model = target(PPO, env, tiny_hub(env).agent(PPO, judging_share=0.0))
     heard = []
     for layer in (model.policy.action_net, model.policy.mlp_extractor.policy_net[0], model.policy.value_net):
         layer.register_forward_hook(lambda module, given, said: heard.append(module))
@@ -345,7 +345,7 @@ def test_layers_that_somebody_listens_to_are_called_as_torch_calls_them():
 
 def test_a_layer_that_takes_the_place_of_another_is_heard():
     env = Toy()
-    model = target(PPO, env, tiny_hub(env).agent(PPO, solo_share=0.0))
+    model = target(PPO, env, tiny_hub(env).agent(PPO, judging_share=0.0))
     model.learn(32, callback=HubCallback(probe_share=0))
     model.policy.action_net = nn.Linear(8, 2)
     model.policy.set_training_mode(False)
@@ -358,7 +358,7 @@ def test_a_layer_that_takes_the_place_of_another_is_heard():
 
 def test_what_a_rollout_says_has_the_gradient_of_what_an_update_says():
     env = Toy()
-    model = target(PPO, env, tiny_hub(env).agent(PPO, solo_share=0.0))
+    model = target(PPO, env, tiny_hub(env).agent(PPO, judging_share=0.0))
     model.learn(32, callback=HubCallback(probe_share=0))
     policy = model.policy
     policy.value_net.measure(3.0, 10.0)

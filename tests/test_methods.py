@@ -10,7 +10,7 @@ import pytest
 import torch
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.logger import Logger
-from test_callbacks import Memory
+from recorded import RecordedScalars
 from test_extractor import never_offered
 from test_holding import Ratios
 from toys import CHOOSE, IMAGE, PARTS, STEER, VECTOR, Toy, target, tiny, tiny_hub
@@ -73,7 +73,7 @@ class Learned(NamedTuple):
     before: dict
     after: dict
     model: Any
-    memory: Memory
+    memory: RecordedScalars
     ratios: Ratios | None = None
 
 
@@ -102,7 +102,7 @@ def trained(run, steps=64, seed=0):
     quick = {"n_epochs": 1} if run.algorithm is PPO else {}
     model = target(run.algorithm, env, made_for(run, hub), seed, learning_rate=1e-2, **quick)
     before = state_of(model)
-    memory = Memory()
+    memory = RecordedScalars()
     model.set_logger(Logger(None, [memory]))
     ratios = [Ratios()] if (run.algorithm, run.level) == (PPO, "outputs") else []
     model.learn(steps, callback=[HubCallback(probe_share=0, warmup_share=0, log_every=1), *ratios], log_interval=1)

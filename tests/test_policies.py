@@ -372,8 +372,8 @@ def test_an_option_of_the_outputs_that_cannot_be_is_refused(options, message):
             {"width": 32},
             "width=32 was given at the level of outputs, which are as wide as the actions; use level='features', or leave it out",
         ),
-        ({"fresh": False, "solo_share": 0.1}, "solo_share=0.1 was given with fresh=False; sources play alone behind a probe"),
-        ({"trial_share": 0.1, "solo_share": 0.0}, "trial_share=0.1 was given where nobody plays alone; give solo_share"),
+        ({"fresh": False, "judging_share": 0.1}, "judging_share=0.1 was given with fresh=False; sources play alone behind a probe"),
+        ({"trial_share": 0.1, "judging_share": 0.0}, "trial_share=0.1 was given where nobody plays alone; give judging_share"),
         ({"trial_share": 0.1, "top_k": 1}, "trial_share=0.1 was given where nobody plays alone"),
         ({"method": "uniform", "trial_share": 0.1}, "trial_share=0.1 was given where nobody plays alone"),
         (

@@ -8,9 +8,9 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.logger import Logger
-from test_callbacks import Memory
 from torch import nn
 from torch.distributions import Categorical, Normal, kl_divergence
+from recorded import RecordedScalars
 from toys import CHOOSE, IMAGE, PARTS, SETTINGS, STEER, VECTOR, Toy, target, tiny, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, Source, SpaceMismatch, UnknownName
@@ -327,7 +327,7 @@ def test_there_is_no_lesson_outside_of_gradient_steps_or_when_it_is_over():
 @pytest.mark.parametrize("algorithm", [PPO, DQN], ids=["ppo", "dqn"])
 def test_the_coefficient_follows_the_callback(algorithm):
     env = Toy(actions=CHOOSE)
-    memory = Memory()
+    memory = RecordedScalars()
     model = target(algorithm, env, two(CHOOSE).agent(algorithm, "kickstart", coef=2.0, anneal=0.5))
     model.set_logger(Logger(None, [memory]))
     model.learn(128, callback=HubCallback(log_every=1), log_interval=1)

@@ -64,7 +64,7 @@ def recorded(**options):
     return model
 
 
-@pytest.mark.parametrize("options", [{}, {"hold": 1, "solo_share": 0.0}], ids=["held", "drawn-anew"])
+@pytest.mark.parametrize("options", [{}, {"hold": 1, "judging_share": 0.0}], ids=["held", "drawn-anew"])
 def test_a_minibatch_without_its_record_is_refused_in_training(options):
     """A copy has the same numbers and no record: without its noise its log-probabilities would be wrong by more than a nat."""
     model = recorded(**options)

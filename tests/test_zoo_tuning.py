@@ -600,8 +600,8 @@ def test_a_training_starts_where_its_probe_says_and_remembers_it(name, tmp_path)
     model = target(PPO, env, tiny_hub(env, (PPO, PPO)).agent(PPO, name), learning_rate=1e-9)
     probing = HubCallback(probe_share=0.9, warmup_share=0)
     model.learn(2000, callback=probing)
-    assert list(probing.verdict.returns) == ["uniform", "ppo-0", "ppo-1"]
-    worth = [np.mean(returns) if probing.verdict.judged.kept[name] else -np.inf for name, returns in probing.verdict.returns.items()]
+    assert list(probing.probe_result.returns) == ["uniform", "ppo-0", "ppo-1"]
+    worth = [np.mean(returns) if probing.probe_result.kept[name] else -np.inf for name, returns in probing.probe_result.returns.items()]
     expected = [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]][int(np.argmax(worth))]
     assert list(model.policy.method.measures().values()) == pytest.approx(expected * 2, abs=1e-5)
     model.save(tmp_path / "model.zip")

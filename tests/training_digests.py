@@ -67,7 +67,7 @@ def _every_method() -> list[Case]:
 
 
 # Without episodes of one pathway, so that only the policy's own way is in them.
-_ALONE = {"solo_share": 0.0}
+_ALONE = {"judging_share": 0.0}
 CASES = [
     *_every_method(),
     Case(PPO, "hub-pathway", actions="discrete"),

@@ -5,7 +5,7 @@ from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.fresh_trial import Phase
 from hubrl.selection.probe_verdict import Fate
 from hubrl.selection.settings import TrustSettings
-from tests.selection.arms import constant, rising, train
+from arms import constant, rising, train
 
 SETTINGS = TrustSettings()
 

@@ -9,41 +9,27 @@ from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.logger import KVWriter, Logger, configure
+from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecFrameStack, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from recorded import RecordedScalars
 from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny, tiny_hub, toy_for
 
 from hubrl import BadConfig, Hub, HubCallback
-from hubrl.callbacks import hub_spec
 from hubrl.extractor import parts_in, see_through_normalisation
 from hubrl.methods import Method
 from hubrl.pathways import FRESH, SourcePathway
 from hubrl.reading import read_live
+from hubrl.selection.probe_verdict import Fate
+from hubrl.training.metrics import hub_spec
 
 FAR = spaces.Box(-1000.0, 1000.0, (4,))
-
-
-class Memory(KVWriter):
-    """Every scalar that was logged, by tag."""
-
-    def __init__(self):
-        self.records = []
-
-    def write(self, key_values, key_excluded, step=0):
-        self.records.append(dict(key_values))
-
-    def close(self):
-        pass
-
-    def values(self, tag):
-        return [record[tag] for record in self.records if tag in record]
 
 
 def watched(algorithm, level=None, env=None, callback=None, steps=128, **options):
     """A short training under the callback, and everything it logged."""
     env = env or toy_for(algorithm)
-    memory = Memory()
+    memory = RecordedScalars()
     made = tiny_hub(env).agent(algorithm, level=level, **options)
     model = target(algorithm, env, made)
     model.set_logger(Logger(None, [memory]))
@@ -60,7 +46,7 @@ def test_a_share_that_is_none_is_refused(given):
 
 def test_a_probe_that_has_no_room_says_so(capsys):
     watched(PPO, steps=64, callback=HubCallback(verbose=1))
-    assert "No probe: 1 steps are too few; train for more" in capsys.readouterr().out
+    assert "No probe: 1 steps are too few for it; whole episodes decide whom to trust." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("algorithm", "level"), [(PPO, "outputs"), (PPO, "features"), (DQN, "features"), (SAC, "features")])
@@ -89,7 +75,7 @@ def test_counts_start_anew_after_every_record():
 
 def test_where_all_sources_were_dropped_the_fresh_pathway_carries_all():
     env = toy_for(PPO)
-    memory = Memory()
+    memory = RecordedScalars()
     model = target(PPO, env, tiny_hub(env).agent(PPO))
     model.policy.method.trust([False, False, True], [0.0, 0.0, 0.0])
     model.set_logger(Logger(None, [memory]))
@@ -104,7 +90,8 @@ def test_a_probe_is_logged():
     assert 0 < memory.values("probe/steps")[0] <= 315
     for name in ("ppo-0", "sac-1", FRESH):
         assert isinstance(memory.values(f"probe/return/{name}")[0], float)
-        assert memory.values(f"probe/kept/{name}")[0] in (0.0, 1.0)
+    assert all(memory.values(f"probe/fate/{name}")[0] in tuple(Fate) for name in ("ppo-0", "sac-1"))
+    assert not memory.values(f"probe/fate/{FRESH}"), "untrained networks are no source"
 
 
 def test_tensorboard_shows_scalars_distributions_the_card_and_hyperparameters(tmp_path):
@@ -138,7 +125,7 @@ def test_long_similar_names_collide_neither_in_the_table_nor_in_files(tmp_path, 
 
 def test_a_model_without_a_hub_is_left_alone():
     env = Toy()
-    memory = Memory()
+    memory = RecordedScalars()
     model = tiny(PPO, env)
     model.set_logger(Logger(None, [memory]))
     model.learn(64, callback=HubCallback(log_every=1))

@@ -1,0 +1,52 @@
+"""Records of returns: all of what does not change, the latest of what learns."""
+
+import math
+
+from hubrl.selection.return_records import CAPACITY, ReturnRecords
+
+
+def records(window=4):
+    return ReturnRecords(["source", "learner"], {"learner"}, window)
+
+
+def test_an_arm_that_learns_is_known_by_its_latest_returns():
+    made = records()
+    for value in range(1, 7):
+        made.add(1, float(value))
+    assert sorted(made.returns(1)) == [3.0, 4.0, 5.0, 6.0]
+    assert made.mean_return(1) == 4.5
+    assert made.count(1) == 4
+
+
+def test_all_returns_of_an_arm_that_is_fixed_count():
+    made = records()
+    for value in range(CAPACITY):
+        made.add(0, float(value))
+    assert made.returns(0) == [float(value) for value in range(CAPACITY)]
+    made.add(0, 7.0)
+    assert made.count(0) == CAPACITY
+
+
+def test_nothing_is_known_of_an_arm_that_has_not_played():
+    made = records()
+    assert made.returns(0) == []
+    assert math.isnan(made.mean_return(0))
+
+
+def test_what_is_forgotten_is_one_arms():
+    made = records()
+    made.add(0, 1.0)
+    made.add(1, 2.0)
+    made.forget(1)
+    assert made.returns(0) == [1.0]
+    assert made.returns(1) == []
+    made.add(1, 3.0)
+    assert made.returns(1) == [3.0]
+
+
+def test_records_survive_saving():
+    made, other = records(), records()
+    made.add(0, 1.5)
+    made.add(1, -2.5)
+    other.load_state_dict(made.state_dict())
+    assert [other.returns(arm) for arm in (0, 1)] == [[1.5], [-2.5]]
