@@ -5,6 +5,7 @@ two arms are compared follows LUCB (Kalyanakrishnan et al. 2012), an algorithm f
 with the greatest mean and the one that is least clearly behind it. The rest is ours.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -78,8 +79,8 @@ class ArmSelection(nn.Module):
         self.records = ReturnRecords(names, learning, settings.window)
         self.trial = FreshTrial(settings)
         self.register_buffer("fates", torch.full((self.n_sources,), int(Fate.KEPT)))
-        self.register_buffer("segment_means", torch.full((self.n_sources,), torch.nan, dtype=torch.float64))
-        self.register_buffer("segment_start", torch.zeros(self.n_sources, dtype=torch.float64))
+        self.register_buffer("segment_means", torch.zeros(self.n_sources, dtype=torch.float64))
+        self.register_buffer("has_segments", torch.zeros(self.n_sources, dtype=torch.bool))
         self.register_buffer("screened", torch.zeros((), dtype=torch.bool))
         self.done = 0.0
         """Share of the training that is over."""
@@ -111,13 +112,25 @@ class ArmSelection(nn.Module):
             start: Where the router starts for each source until whole episodes were compared; zeros if not given.
         """
         self.get_buffer("fates").copy_(torch.tensor([int(fate) for fate in fates]))
-        self.get_buffer("segment_start").copy_(torch.tensor(list(start) or [0.0] * self.n_sources, dtype=torch.float64))
-        self.get_buffer("segment_means").copy_(torch.tensor(list(segment_means), dtype=torch.float64))
+        for source, mean in enumerate(segment_means):
+            self._set_segment_mean(source, mean)
         if all(fate is Fate.DROPPED for fate in fates):
             self.trial.go(Phase.ALONE)
             self.get_buffer("screened").fill_(True)
         elif Fate.KEPT not in fates:
             self.trial.go(Phase.DOUBT)
+
+    def _set_segment_mean(self, source: int, mean: float) -> None:
+        # NaN is not stored: files with weights that are no numbers are refused as damaged.
+        known = not math.isnan(mean)
+        self.get_buffer("segment_means")[source] = mean if known else 0.0
+        self.get_buffer("has_segments")[source] = known
+
+    @property
+    def _segment_means(self) -> list[float]:
+        """Mean return of each source's segments; NaN without any."""
+        means: list[float] = self.get_buffer("segment_means").where(self.get_buffer("has_segments"), torch.nan).tolist()
+        return means
 
     @property
     def unplayed(self) -> list[int]:
@@ -163,11 +176,10 @@ class ArmSelection(nn.Module):
         """
         if any(self.records.count(source) for source in self.candidates) or not len(self.turns):
             return
-        means = self.get_buffer("segment_means")
         for source in self.candidates:
             earned = [sums[env] for env, turn in enumerate(self.turns) if turn.arm == source and lengths[env] == lengths.max()]
             if earned:
-                means[source] = float(np.mean(earned))
+                self._set_segment_mean(source, float(np.mean(earned)))
 
     # Rule 1: who plays
 
@@ -226,8 +238,8 @@ class ArmSelection(nn.Module):
     def _screening(self) -> list[int]:
         """Sources of the first comparison, the best of the probe first."""
         first = [source for source in self.candidates if self.fate(source) is not Fate.DEFERRED]
-        means: list[float] = self.get_buffer("segment_means").nan_to_num(nan=-torch.inf).tolist()
-        return sorted(first, key=lambda source: -means[source])
+        means = self._segment_means
+        return sorted(first, key=lambda source: math.inf if math.isnan(means[source]) else -means[source])
 
     def _judged(self) -> int:
         """The arm of the next judging episode: half of the time the learner, else one of the two contenders.
@@ -264,8 +276,8 @@ class ArmSelection(nn.Module):
         played = [source for source in self.candidates if self.records.count(source)]
         if played:
             return max(played, key=self.records.mean_return)
-        means: list[float] = self.get_buffer("segment_means").tolist()
-        tried = [source for source in self.candidates if means[source] == means[source]]
+        means = self._segment_means
+        tried = [source for source in self.candidates if not math.isnan(means[source])]
         return max(tried, key=lambda source: means[source], default=None)
 
     @property
@@ -358,7 +370,7 @@ class ArmSelection(nn.Module):
             return "The fresh pathway trains alone for a while, to show how fast it learns."
         if before is Phase.HUB:
             return "There is no room for a trial of the fresh pathway; the hub plays to the end."
-        ahead, behind = self.trial.get_buffer("forecasts").tolist()
+        ahead, behind = self.trial.forecasts
         goes_on = "the fresh pathway trains alone to the end" if phase is Phase.ALONE else "the hub plays to the end"
         return f"By the end the fresh pathway is expected to earn {ahead:.4g}, the hub {behind:.4g}: {goes_on}."
 

@@ -82,7 +82,8 @@ class FreshTrial(nn.Module):
         self.register_buffer("phase", torch.tensor(int(Phase.HUB)))
         self.register_buffer("until", torch.zeros((), dtype=torch.float64))
         self.register_buffer("swapped", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("forecasts", torch.full((2,), torch.nan, dtype=torch.float64))
+        self.register_buffer("forecast", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("has_forecast", torch.zeros((), dtype=torch.bool))
 
     @property
     def at(self) -> Phase:
@@ -93,6 +94,12 @@ class FreshTrial(nn.Module):
         """Enter a phase."""
         self.get_buffer("phase").fill_(int(phase))
         self.get_buffer("swapped").fill_(phase is Phase.TRIAL or (phase is Phase.ALONE and self.is_swapped))
+
+    @property
+    def forecasts(self) -> tuple[float, float]:
+        """Returns expected at the end of the training, of the fresh pathway and of the hub; NaN before a trial has shown them."""
+        ahead, behind = self.get_buffer("forecast").where(self.get_buffer("has_forecast"), torch.nan).tolist()
+        return ahead, behind
 
     @property
     def is_swapped(self) -> bool:
@@ -155,6 +162,7 @@ class FreshTrial(nn.Module):
         if n_sources > 1:
             # With one source there is nobody to combine it with: its correction is soon learned, and the hub's line levels off.
             later = hub[len(hub) // 2 :]
-            behind = max(behind, extrapolate_return(later[:, 0], later[:, 1], float(total)))
-        self.get_buffer("forecasts").copy_(torch.tensor([ahead, behind]))
+            behind = max(behind, extrapolate_return(later[:, 0], later[:, 1], total))
+        self.get_buffer("forecast").copy_(torch.tensor([ahead, behind]))
+        self.get_buffer("has_forecast").fill_(True)
         return Phase.ALONE if ahead > behind else Phase.SETTLED

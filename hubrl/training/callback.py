@@ -87,10 +87,10 @@ class HubCallback(BaseCallback):
         policy.release(np.ones(self.training_env.num_envs, dtype=bool))
         if policy.method.awaits_probe and not self._goes_on and model._n_updates == 0:  # what has learned is not probed
             self._probe(model, policy)
-        self._scaling = CriticScaling(model, policy)
         if policy.selection is not None:
             total = self.locals["total_timesteps"]
             self._selection = SourceSelection(model, policy, policy.selection, total, goes_on=self._goes_on)
+        self._scaling = CriticScaling(model, policy)  # of the critic that is to learn
         if not self._goes_on:
             self._warm_up(policy)
 

@@ -64,7 +64,7 @@ def record_selection(logger: Logger, selection: ArmSelection, acted: np.ndarray 
         logger.record(f"trust/evaluates/{name}", float(arm == selection.evaluation_arm), exclude=NO_TABLE)
         if acted is not None and acted.sum():
             logger.record(f"trust/played/{name}", float(acted[arm] / acted.sum()), exclude=NO_TABLE)
-    ahead, behind = selection.trial.get_buffer("forecasts").tolist()
+    ahead, behind = selection.trial.forecasts
     if ahead == ahead:
         logger.record("trust/forecast/fresh", ahead, exclude=NO_TABLE)
         logger.record("trust/forecast/hub", behind, exclude=NO_TABLE)

@@ -27,8 +27,11 @@ class SourceSelection:
         env = model.get_env()
         assert env is not None
         self.model, self.policy, self.selection, self.total, self.env = model, policy, selection, total, env
+        was_swapped = selection.trial.is_swapped
         if not goes_on:
             selection.trial.begin()
+        if selection.trial.is_swapped != was_swapped:
+            policy.exchange()
         selection.done = model.num_timesteps / total
         self.acted = np.zeros(selection.n_sources + 2)
         """Environment steps that each arm has played since they were last read."""
