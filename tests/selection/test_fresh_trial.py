@@ -50,7 +50,7 @@ def test_the_fresh_pathway_goes_on_alone_where_its_line_leads_higher():
     # From 1 to 10 in a tenth of the training: one more for each further hundredth, of which there are eighty.
     rising = decided(np.arange(1.0, 11.0), [50.0] * SETTINGS.window)
     assert rising.at is Phase.ALONE
-    assert rising.get_buffer("forecasts").tolist() == pytest.approx([90.0, 50.0])
+    assert rising.forecasts == pytest.approx((90.0, 50.0))
 
 
 @pytest.mark.parametrize(
@@ -74,17 +74,17 @@ def test_a_trial_lasts_its_share_of_the_training():
 def test_a_hub_whose_returns_fall_is_not_expected_to_fall_for_ever():
     falling = [200.0 - 2 * episode for episode in range(2 * SETTINGS.window)]
     trial = decided(np.arange(1.0, 11.0), falling, begun=300, n_sources=2)
-    assert trial.get_buffer("forecasts")[1] == pytest.approx(np.mean(falling[-SETTINGS.window :]))
+    assert trial.forecasts[1] == pytest.approx(np.mean(falling[-SETTINGS.window :]))
 
 
 def test_a_hub_of_one_source_is_not_expected_to_rise_for_ever():
     rising = [40.0 + episode for episode in range(30)]
     alone = decided(np.arange(1.0, 11.0), rising)
-    assert alone.get_buffer("forecasts")[1] == pytest.approx(np.mean(rising[-SETTINGS.window :]))
+    assert alone.forecasts[1] == pytest.approx(np.mean(rising[-SETTINGS.window :]))
     assert alone.at is Phase.ALONE
     # One more in every hundredth of the training: those of several sources go on.
     several = decided(np.arange(1.0, 11.0), rising, begun=300, n_sources=2)
-    assert several.get_buffer("forecasts")[1] == pytest.approx(40.0 + 100.0)
+    assert several.forecasts[1] == pytest.approx(40.0 + 100.0)
     assert several.at is Phase.SETTLED
 
 
