@@ -5,13 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+from hubrl.growth import FEWEST, Phase
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from toys import Toy, target, tiny_hub, toy_for
 
 from hubrl import BadConfig, HubCallback
-from hubrl.growth import FEWEST, Phase
 from hubrl.reading import read_agent
 
 

@@ -8,9 +8,9 @@ from weakref import WeakValueDictionary
 import numpy as np
 import pytest
 import torch
+from recorded import RecordedScalars
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.logger import Logger
-from recorded import RecordedScalars
 from test_extractor import never_offered
 from test_holding import Ratios
 from toys import CHOOSE, IMAGE, PARTS, STEER, VECTOR, Toy, target, tiny, tiny_hub

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hubrl.standing import Standing
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.env_util import make_vec_env
@@ -14,7 +15,6 @@ from toys import CHOOSE, IMAGE, SETTINGS, STEER, Toy, target, tiny, tiny_hub
 from hubrl import BadConfig, Hub, HubCallback, SpaceMismatch, UnknownName, pathway_weights
 from hubrl.q_policies import HubDQNPolicy, Pausing, teaching_loss
 from hubrl.reading import read_agent, read_live
-from hubrl.standing import Standing
 
 ROWS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 

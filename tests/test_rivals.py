@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from recorded import RecordedScalars
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.logger import Logger
 from torch import nn
 from torch.distributions import Categorical, Normal, kl_divergence
-from recorded import RecordedScalars
 from toys import CHOOSE, IMAGE, PARTS, SETTINGS, STEER, VECTOR, Toy, target, tiny, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, Source, SpaceMismatch, UnknownName

@@ -157,7 +157,9 @@ class FreshTrial(nn.Module):
             return Phase.SETTLED
         fresh, hub = self.fresh.latest, self.hub.latest
         ended = float(self.get_buffer("until"))
-        ahead = extrapolate_return(fresh[:, 0], fresh[:, 1], min(ended + self.settings.rise * self.settings.trial_share * total, float(total)))
+        ahead = extrapolate_return(
+            fresh[:, 0], fresh[:, 1], min(ended + self.settings.rise * self.settings.trial_share * total, float(total))
+        )
         behind = max([float(hub[-FORECAST_EPISODES:, 1].mean()), *alternatives])
         if n_sources > 1:
             # With one source there is nobody to combine it with: its correction is soon learned, and the hub's line levels off.

@@ -8,9 +8,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny_hub
 
-from hubrl.training.callback import HubCallback
 from hubrl.nn.optimizers import HubAdam
 from hubrl.nn.parameter_packing import AutogradInputs, ParameterPack
+from hubrl.training.callback import HubCallback
 
 
 def parameters(*shapes):

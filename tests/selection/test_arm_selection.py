@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
+from arms import constant, rising, train
 
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.fresh_trial import Phase
 from hubrl.selection.probe_verdict import Fate
 from hubrl.selection.settings import TrustSettings
-from arms import constant, rising, train
 
 SETTINGS = TrustSettings()
 

@@ -288,9 +288,7 @@ def test_a_fresh_pathway_that_comes_further_than_a_poor_source_goes_on_alone_and
     assert (model.predict(ROWS, deterministic=True)[0] > 0.3).all(), "it earns more than the source's 0.1"
     model.save(tmp_path / "model.zip")
     for agent in (PPO.load(tmp_path / "model.zip", device="cpu"), read_agent(tmp_path / "model.zip")):
-        np.testing.assert_allclose(
-            agent.predict(ROWS, deterministic=True)[0], model.predict(ROWS, deterministic=True)[0], atol=1e-6
-        )
+        np.testing.assert_allclose(agent.predict(ROWS, deterministic=True)[0], model.predict(ROWS, deterministic=True)[0], atol=1e-6)
 
 
 def test_a_trial_begins_and_ends_with_new_episodes():
