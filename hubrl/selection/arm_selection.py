@@ -164,7 +164,7 @@ class ArmSelection(nn.Module):
         if arm == self.fresh and self.trial.at is Phase.DOUBT and self.records.count(self.untrained) < self._untrained_episodes:
             self.records.add(self.untrained, value)
         if counts and (deterministic or self.every_episode_counts):
-            self.records.add(arm, value)
+            self.records.add(arm, value, keep=self._is_final)
         if deterministic:
             return
         self.trial.add(now, value, fresh=arm == self.fresh)
@@ -212,10 +212,14 @@ class ArmSelection(nn.Module):
             if lacking is not None:
                 half = self.records.count(self.untrained) % 2 == 0
                 return Turn(lacking, deterministic=lacking != self.fresh or half)
-            final = self.done >= 1 - self.settings.final_share
-            if np.random.random() < (0.5 if final else self.settings.judging_share):
+            if np.random.random() < (0.5 if self._is_final else self.settings.judging_share):
                 return Turn(self._judged(), deterministic=True)
         return Turn(self.learner, deterministic=False)
+
+    @property
+    def _is_final(self) -> bool:
+        """Whether the training is nearly over, so that arms change little and the choice is made."""
+        return self.done >= 1 - self.settings.final_share
 
     def _unscreened(self) -> int | None:
         """The arm that lacks most episodes of the first comparison, those in play counted; None once there is none."""

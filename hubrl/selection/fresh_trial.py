@@ -157,14 +157,13 @@ class FreshTrial(nn.Module):
             return Phase.SETTLED
         fresh, hub = self.fresh.latest, self.hub.latest
         ended = float(self.get_buffer("until"))
-        ahead = extrapolate_return(
-            fresh[:, 0], fresh[:, 1], min(ended + self.settings.rise * self.settings.trial_share * total, float(total))
-        )
+        horizon = min(ended + self.settings.rise * self.settings.trial_share * total, float(total))
+        ahead = extrapolate_return(fresh[:, 0], fresh[:, 1], horizon)
         behind = max([float(hub[-FORECAST_EPISODES:, 1].mean()), *alternatives])
         if n_sources > 1:
             # With one source there is nobody to combine it with: its correction is soon learned, and the hub's line levels off.
             later = hub[len(hub) // 2 :]
-            behind = max(behind, extrapolate_return(later[:, 0], later[:, 1], total))
+            behind = max(behind, extrapolate_return(later[:, 0], later[:, 1], float(total)))
         self.get_buffer("forecast").copy_(torch.tensor([ahead, behind]))
         self.get_buffer("has_forecast").fill_(True)
         return Phase.ALONE if ahead > behind else Phase.SETTLED

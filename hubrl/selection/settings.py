@@ -20,11 +20,12 @@ class TrustSettings:
     """Standard errors, corrected for small samples, that make a difference of whole episodes clear. Half as many by which
     an arm that learns must exceed the best source before it acts in evaluation: that can be taken back."""
     window: int = 5
-    """Latest deterministic episodes by which an arm that learns is judged, because it changes."""
+    """Latest deterministic episodes by which an arm that learns is judged before the end, because it changes."""
     judging_share: float = 0.15
     """Share of the episodes that judge arms, deterministically, and from which the actor does not learn."""
     final_share: float = 0.1
-    """Share of the training at its end in which every other episode judges, so that the choice rests on arms as they are."""
+    """Share of the training at its end in which every other episode judges and all of them count, so that the choice rests
+    on many episodes of arms as they are."""
     judged_by: float = 0.25
     """Share of the training by which sources are judged: doubt ends, deferred sources get episodes, a trial may begin."""
     most_lag: float = 6.0

@@ -30,6 +30,7 @@ class SourceSelection:
         was_swapped = selection.trial.is_swapped
         if not goes_on:
             selection.trial.begin()
+            selection.records.restore_windows()
         if selection.trial.is_swapped != was_swapped:
             policy.exchange()
         selection.done = model.num_timesteps / total
