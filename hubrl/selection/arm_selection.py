@@ -84,6 +84,8 @@ class ArmSelection(nn.Module):
         self.register_buffer("screened", torch.zeros((), dtype=torch.bool))
         self.done = 0.0
         """Share of the training that is over."""
+        self.round_share = 0.0
+        """Share of the training that an episode in every environment takes; 0 while none has ended."""
         self.turns: list[Turn] = []
         """What is played in each environment; empty outside training."""
         self._refresh()
@@ -219,7 +221,7 @@ class ArmSelection(nn.Module):
     @property
     def _is_final(self) -> bool:
         """Whether the training is nearly over, so that arms change little and the choice is made."""
-        return self.done >= 1 - self.settings.final_share
+        return self.done >= 1 - max(self.settings.final_share, 2 * self.round_share)
 
     def _unscreened(self) -> int | None:
         """The arm that lacks most episodes of the first comparison, those in play counted; None once there is none."""
@@ -318,6 +320,7 @@ class ArmSelection(nn.Module):
             What changed and why, in sentences; empty if nothing did.
         """
         self.done = now / total
+        self.round_share = min(round_steps / total, 0.25) if np.isfinite(round_steps) else 0.0
         if not self.candidates:
             return []
         if self.trial.at is Phase.DOUBT:

@@ -24,8 +24,8 @@ class TrustSettings:
     judging_share: float = 0.15
     """Share of the episodes that judge arms, deterministically, and from which the actor does not learn."""
     final_share: float = 0.1
-    """Share of the training at its end in which every other episode judges and all of them count, so that the choice rests
-    on many episodes of arms as they are."""
+    """Share of the training at its end, at least two rounds of episodes, in which every other episode judges and all of them
+    count, so that the choice rests on many episodes of arms as they are."""
     judged_by: float = 0.25
     """Share of the training by which sources are judged: doubt ends, deferred sources get episodes, a trial may begin."""
     most_lag: float = 6.0
