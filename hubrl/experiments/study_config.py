@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from hubrl.errors import BadConfig, UnknownName, unknown
+from hubrl.formats.limits import OWN_YAML
 from hubrl.formats.schema import Schema, first_problem, read_yaml
 
 ZERO_SHOT, ORACLE = "zero-shot", "oracle"
@@ -98,7 +99,7 @@ def read_study(path: Path) -> Study:
         UnknownName: If a case uses a name that the study does not define.
     """
     try:
-        study = Study.model_validate(read_yaml(path))
+        study = Study.model_validate(read_yaml(path, OWN_YAML))
     except ValidationError as error:
         raise BadConfig(f"{path}: {first_problem(error)}.") from error
     for name, case in study.cases.items():

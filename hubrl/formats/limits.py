@@ -25,6 +25,8 @@ class Limits:
     """Size of a card or of a hub's YAML."""
     yaml_nodes: int = 100_000
     """Keys and values of a card or of a hub's YAML."""
+    yaml_aliases: int = 0
+    """Aliases (`*name`) of a YAML file: through them a small file stands for a huge one."""
     pickle_bytes: int = 64 * MIB
     """Size of VecNormalize's pickle."""
     pickle_steps: int = 100_000
@@ -42,6 +44,9 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+OWN_YAML = Limits(yaml_aliases=1000)
+"""Limits of YAML that users write themselves, where aliases save repetition."""
 
 UNLIMITED = Limits(**{limit.name: 2**62 for limit in fields(Limits)})
 """No limits: for models in memory, and for spaces that were checked when they were read."""

@@ -74,9 +74,10 @@ def parse_yaml(text: str, limits: Limits = DEFAULT_LIMITS) -> Any:
 
 def _check_events(text: str, limits: Limits) -> None:
     """Refuse aliases and nests before anything is built of them."""
-    depth = nodes = 0
+    aliases = depth = nodes = 0
     for event in yaml.parse(text, Loader=_SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
+        aliases += isinstance(event, yaml.AliasEvent)
+        if aliases > limits.yaml_aliases:
             raise yaml.YAMLError("it has an alias (*name); write the value out")
         nodes += isinstance(event, yaml.NodeEvent)
         depth += isinstance(event, yaml.CollectionStartEvent)

@@ -80,6 +80,7 @@ class ArmSelection(nn.Module):
         self.trial = FreshTrial(settings)
         self.register_buffer("fates", torch.full((self.n_sources,), int(Fate.KEPT)))
         self.register_buffer("segment_means", torch.zeros(self.n_sources, dtype=torch.float64))
+        self.register_buffer("segment_start", torch.zeros(self.n_sources, dtype=torch.float64))
         self.register_buffer("has_segments", torch.zeros(self.n_sources, dtype=torch.bool))
         self.register_buffer("screened", torch.zeros((), dtype=torch.bool))
         self.done = 0.0
@@ -114,6 +115,7 @@ class ArmSelection(nn.Module):
             start: Where the router starts for each source until whole episodes were compared; zeros if not given.
         """
         self.get_buffer("fates").copy_(torch.tensor([int(fate) for fate in fates]))
+        self.get_buffer("segment_start").copy_(torch.tensor(list(start) or [0.0] * self.n_sources, dtype=torch.float64))
         for source, mean in enumerate(segment_means):
             self._set_segment_mean(source, mean)
         if all(fate is Fate.DROPPED for fate in fates):
