@@ -36,7 +36,7 @@ from hubrl.errors import BadConfig, HubrlError
 from hubrl.experiments import finished_run, run
 from hubrl.experiments.evaluation import MAX_ENVS, Played, play
 from hubrl.experiments.run_envs import EVALUATION_SEED
-from hubrl.export.plain_model import OBSERVATIONS
+from hubrl.export.merge import OBSERVATIONS
 from hubrl.formats.cards import Preprocessing
 from hubrl.hub import RECOMMENDED
 from hubrl.methods import available, find, options_of

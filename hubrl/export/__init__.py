@@ -1,5 +1,6 @@
-"""One ordinary SB3 agent from an agent that learned through a hub: merged where exact, distilled otherwise."""
+"""One ordinary SB3 agent from one that learned through a hub: merged if exact, else distilled."""
 
-from hubrl.export.plain_model import Exported, NotPlainError, export
+from hubrl.export.chains import NotPlainError
+from hubrl.export.merge import Exported, export
 
 __all__ = ["Exported", "NotPlainError", "export"]

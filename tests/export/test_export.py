@@ -17,7 +17,7 @@ from hubrl import Hub, HubCallback
 from hubrl.errors import BadConfig, BadFile, OutputExists
 from hubrl.experiments.finished_run import distill_run, evaluate_run, export_run
 from hubrl.experiments.run import start_run, train
-from hubrl.export.plain_model import NotPlainError, export
+from hubrl.export import NotPlainError, export
 from hubrl.reading import read_live
 
 ROWS = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
@@ -140,12 +140,12 @@ def test_what_a_target_normalises_is_turned_back_in_the_first_layer():
 
 
 REFUSED = [
-    ("hub-pathway", {}, "method 'hub-pathway' lets several pathways speak"),
-    ("single", {"source": "ppo-0"}, "method 'single' adds a residual to what its source says"),
+    ("hub-pathway", {}, "method 'hub-pathway' mixes several pathways"),
+    ("single", {"source": "ppo-0"}, "method 'single' adds a residual to the output of its source"),
     ("zoo-tuning", {}, "the gates of zoo-tuning depend on what each layer reads, so that there is no one kernel"),
     ("concat", {}, "method 'concat' passes observations on beside the sources' features"),
     ("progressive", {}, "method 'progressive' makes its features of several sources"),
-    ("multipolar", {}, "method 'multipolar' lets several pathways speak"),
+    ("multipolar", {}, "method 'multipolar' mixes several pathways"),
 ]
 
 
@@ -162,12 +162,12 @@ def test_what_is_not_one_network_is_refused_with_the_reason(method, options, rea
 def test_heads_and_algorithms_that_sb3s_policies_have_not_are_refused():
     env = Toy()
     squashed = learned(PPO, env, alike(env, SAC, SAC), "lite-zoo-tuning", level="outputs")
-    with pytest.raises(NotPlainError, match="acts through a tanh, which PPO's and A2C's policies have not"):
+    with pytest.raises(NotPlainError, match="acts through a tanh, which PPO's and A2C's policies lack"):
         export(read_live(squashed, "agent"))
     normalised = VecNormalize(DummyVecEnv([Toy]))
     source = read_live(tiny(PPO, normalised, 1), "calm")
     clipped = learned(PPO, env, Hub([source]), "finetune", level="outputs")
-    with pytest.raises(NotPlainError, match="source 'calm' normalises observations and clips them, which SB3's policies do not"):
+    with pytest.raises(NotPlainError, match="source 'calm' normalizes and clips observations, which SB3's policies do not"):
         export(read_live(clipped, "agent"))
     mixed = learned(PPO, env, alike(env, PPO, PPO, activation_fn=torch.nn.ReLU), "lite-zoo-tuning", level="outputs")
     with pytest.raises(NotPlainError, match="its actor and its critic have activations ReLU and Tanh, and SB3's policies have one"):
