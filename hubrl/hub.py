@@ -34,7 +34,7 @@ from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.precision import byte_policy
 from hubrl.q_policies import HubDQNPolicy, Teaching
-from hubrl.reading import read_agent, read_live
+from hubrl.reading import read_agent, read_live, read_live_policy
 from hubrl.selection.arm_selection import TOGETHER_ARM as TOGETHER
 from hubrl.sources import action_params, shared
 from hubrl.sources.source import Source
@@ -48,8 +48,8 @@ RECOMMENDED = {"hold": 5.0}
 TAKEN = {FRESH, TOGETHER, Path(HUB_FILE).stem}
 """Names that no source may have: those of the fresh pathway, of all together, and of the hub's own file."""
 
-Agent = str | Path | Source | BaseAlgorithm | tuple[str | Path, str | Path]
-"""A file or folder, one with its statistics or its card, a model in memory, or a source."""
+Agent = str | Path | Source | BaseAlgorithm | BasePolicy | tuple[str | Path, str | Path]
+"""A file or folder, one with its statistics or its card, a model or a policy in memory, or a source."""
 
 
 class HubCard(Schema):
@@ -350,6 +350,8 @@ def _source(agent: Agent, name: str | None, index: int, limits: Limits) -> Sourc
         return agent if name in (None, agent.name) else agent.adapted(name)
     if isinstance(agent, BaseAlgorithm):
         return read_live(agent, name or f"{type(agent).__name__.lower()}-{index}")
+    if isinstance(agent, BasePolicy):
+        return read_live_policy(agent, name or f"policy-{index}")
     path, companion = agent if isinstance(agent, tuple) and len(agent) == 2 else (agent, None)
     if not all(isinstance(part, str | Path) for part in (path, companion or "")):
         raise BadConfig(

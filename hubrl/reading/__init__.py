@@ -1,6 +1,6 @@
 """Reading agents that other people trained, without executing anything that they wrote."""
 
-from hubrl.reading.agents import read_agent, read_live
+from hubrl.reading.agents import read_agent, read_live, read_live_policy
 from hubrl.reading.hugging_face import HUGGING_FACE
 
-__all__ = ["HUGGING_FACE", "read_agent", "read_live"]
+__all__ = ["HUGGING_FACE", "read_agent", "read_live", "read_live_policy"]

@@ -4,11 +4,13 @@ import io
 import os
 import re
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from hubrl.reading.check_size import check_parameters
 from hubrl.reading.hugging_face import HUGGING_FACE, fetch
 from hubrl.reading.sb3_zip import read_archive
 from hubrl.reading.vecnormalize import VecNormalizeStatistics, read_statistics
-from hubrl.reading.weights import read_weights
+from hubrl.reading.weights import is_saved_policy, read_weights
 from hubrl.sources.source import Source
 
 STATISTICS_NAMES = ("vecnormalize.pkl", "vec_normalize.pkl")
@@ -32,6 +34,12 @@ NO_AGENTS = ("train_eval_metrics.zip",)
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 
 CARD_SUFFIXES = (".yaml", ".yml")
+
+KNOWN_PACKAGES = ("stable_baselines3.", "sb3_contrib.", "torch.", "builtins", "abc", "typing")
+"""Packages whose classes compute what SB3's policies compute."""
+
+COMPUTES = frozenset(("forward", "_predict", "extract_features", "get_distribution", "_get_action_dist_from_latent"))
+"""Methods of a policy on which its actions depend."""
 
 LOG_STD = "action.log_std"
 
@@ -73,7 +81,10 @@ def read_agent(
         return _zipped(path, given, name, frozen=frozen, limits=limits)
     if _is_card(path):
         path, given = path.with_suffix(".safetensors"), path
-    return _bare(path, given or _card_beside(path), name, frozen=frozen, limits=limits)
+    card_path = given or _card_beside(path)
+    if given is None and not is_there(card_path) and is_saved_policy(path, limits):
+        return _zipped(path, None, name, frozen=frozen, limits=limits)
+    return _bare(path, card_path, name, frozen=frozen, limits=limits)
 
 
 def _with_suffix(path: Path) -> Path:
@@ -93,7 +104,7 @@ def _card_beside(path: Path) -> Path:
     own = path.with_suffix(".yaml")
     candidates = [own, path.with_suffix(".yml"), Path(f"{path}.yaml"), Path(f"{path}.yml")]
     found = next((candidate for candidate in candidates if is_there(candidate)), None)
-    if found is None and path.suffix not in WEIGHT_SUFFIXES:
+    if found is None and path.suffix not in WEIGHT_SUFFIXES and not is_there(path):
         raise BadFile(f"{path} is no agent: expected an SB3 zip, a folder with one, a source's card, or weights with a card.")
     return found or own
 
@@ -124,6 +135,29 @@ def read_live(model: BaseAlgorithm, name: str, *, frozen: bool = True) -> Source
     card, tensors = read_archive(saved, name, UNLIMITED)
     vec = model.get_vec_normalize_env()
     return _normalised(card, tensors, None if vec is None else live_statistics(vec), frozen=frozen)
+
+
+def read_live_policy(policy: BasePolicy, name: str, *, frozen: bool = True) -> Source:
+    """One source from a policy in memory, as imitation learning trains it, without an algorithm around it.
+
+    Args:
+        policy: A policy of SB3.
+        name: Name of the source.
+        frozen: Whether training will leave it as it is.
+
+    Raises:
+        BadFile: If its network is not one of SB3's.
+        BadConfig: If a source cannot have the name.
+    """
+    _check_name(name)
+    saved = io.BytesIO()
+    own = [kind for kind in type(policy).__mro__ if not kind.__module__.startswith(KNOWN_PACKAGES)]
+    changed = sorted({name for kind in own for name in vars(kind) if name in COMPUTES})
+    if changed:
+        raise BadFile(f"The policy {name!r} computes its own {changed[0]}; make a hubrl.Source from your own modules instead.")
+    policy.save(cast("Any", saved))  # torch.save takes a stream as well as a path
+    card, tensors = read_archive(saved, name, UNLIMITED)
+    return Source.from_card(card, tensors, frozen=frozen)
 
 
 def live_statistics(vec: VecNormalize) -> VecNormalizeStatistics:

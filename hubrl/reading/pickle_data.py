@@ -63,19 +63,19 @@ class Persistent(NamedTuple):
     key: Any
 
 
-def parse_pickle(raw: bytes | IO[bytes], allowed: Collection[Name], limits: Limits = DEFAULT_LIMITS) -> Any:
+def parse_pickle(raw: bytes | IO[bytes], allowed: Collection[Name] | None, limits: Limits = DEFAULT_LIMITS) -> Any:
     """The content of a pickle as inert data.
 
     Args:
         raw: The pickle; a stream is left behind its end.
-        allowed: Names that may occur.
+        allowed: Names that may occur; all of them if None, since none is resolved.
         limits: Limits on its opcodes.
 
     Raises:
         ValueError: If it is damaged, names anything that is not allowed, or exceeds a limit.
     """
     stream = io.BytesIO(raw) if isinstance(raw, bytes) else raw
-    machine = _Machine(frozenset(allowed))
+    machine = _Machine(None if allowed is None else frozenset(allowed))
     try:
         for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if step >= limits.pickle_steps:
@@ -125,7 +125,7 @@ _EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple
 class _Machine:
     """The stack, the marks and the memo of one pickle."""
 
-    def __init__(self, allowed: frozenset[Name]) -> None:
+    def __init__(self, allowed: frozenset[Name] | None) -> None:
         self.allowed = allowed
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -246,7 +246,7 @@ class _Machine:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a name is no text")
         found = Name(module, name)
-        if found not in self.allowed:
+        if self.allowed is not None and found not in self.allowed:
             raise ValueError(f"it names {str(found)[:100]}, which is not needed here")
         self.stack.append(found)
 

@@ -79,6 +79,8 @@ def _dict_parts(text: str) -> dict[str, SpaceDict]:
 
 def _from_repr(kind: str, inside: str) -> SpaceDict:
     match kind:
+        case "Box" if re.fullmatch(r"[\d, ]+", inside):
+            return _box_of_gym_017([int(n) for n in re.findall(r"\d+", inside)])
         case "Box":
             found = re.fullmatch(r"(.*), (\([\d, ]*\)), (\w+)", inside, re.DOTALL)
             if found is None:
@@ -96,6 +98,13 @@ def _from_repr(kind: str, inside: str) -> SpaceDict:
             return {"type": kind, "nvec": [int(n) for n in re.findall(r"\d+", inside.partition("start=")[0])]}
         case _:
             raise ValueError("a Dict inside a Dict")
+
+
+def _box_of_gym_017(shape: list[int]) -> SpaceDict:
+    """A Box that gym 0.17.0 to 0.17.2 printed in a Dict, without bounds and dtype."""
+    if len(shape) > 1:
+        raise ValueError("gym 0.17.0 to 0.17.2 printed neither dtype nor bounds of pictures; save the agent under a newer gym")
+    return {"type": "Box", "shape": shape, "dtype": "float32", "low": "-inf", "high": "inf"}
 
 
 def _split_bounds(text: str) -> tuple[str, str]:

@@ -17,6 +17,16 @@ NATURE_STRIDES = {8: 4, 4: 2, 3: 1}
 OWN_NETWORK = "make a hubrl.Source from your own modules instead"
 
 
+WRAPPERS = ("_orig_mod", "module")
+"""Parts of names that torch.compile and DataParallel add."""
+
+
+def without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names that they have without torch.compile and DataParallel."""
+    renamed = {".".join(part for part in name.split(".") if part not in WRAPPERS): tensor for name, tensor in tensors.items()}
+    return renamed if len(renamed) == len(tensors) else dict(tensors)
+
+
 class StateDict:
     """SB3's weights, taken out one by one under new names."""
 

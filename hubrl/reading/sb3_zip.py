@@ -14,9 +14,10 @@ from hubrl.formats.limits import DEFAULT_LIMITS, Limits
 from hubrl.formats.schema import parse_json
 from hubrl.formats.spaces import SpaceDict, space_from_dict
 from hubrl.reading.check_size import check_hub
+from hubrl.reading.saved_policy import describe_policy, read_space
 from hubrl.reading.sb3_spaces import parse_space
-from hubrl.reading.sb3_weights import OWN_NETWORK, StateDict
-from hubrl.reading.weights import parse_torch
+from hubrl.reading.sb3_weights import OWN_NETWORK, StateDict, without_wrappers
+from hubrl.reading.weights import parse_saved_policy, parse_torch
 from hubrl.reading.zip_members import ZipMembers
 
 ON_POLICY = "on-policy"
@@ -73,10 +74,18 @@ class Archive:
     def __init__(self, path: Path | io.BytesIO, name: str, limits: Limits = DEFAULT_LIMITS) -> None:
         self.path = path if isinstance(path, Path) else f"the model {name!r}"
         self.limits = limits
+        self.data: dict[str, Any] = {}
         content = read_file(path, limits.file_bytes) if isinstance(path, Path) else path.getvalue()
+        self.spaces: dict[str, Any] = {}
+        policy = parse_saved_policy(content, str(self.path), limits)
+        if policy is not None:
+            arguments, self.tensors = policy
+            self.data = describe_policy(arguments, self.tensors, str(self.path))
+            self.spaces = {which: arguments.get(f"{which}_space") for which in ("observation", "action")}
+            return
         try:
             data, raw = _unzip(content, str(self.path), limits)
-            self.data: dict[str, Any] = parse_json(data, limits)
+            self.data = parse_json(data, limits)
         except BadFile:
             raise
         except Exception as error:  # a damaged file can raise anything
@@ -152,6 +161,10 @@ class Archive:
 
     def space(self, which: str) -> SpaceDict:
         """The `observation` or `action` space, as plain data and without cached features."""
+        if self.spaces:
+            read = read_space(self.spaces[which])
+            space_from_dict(read, self.limits)
+            return read
         printed = self.data.get(f"{which}_space")
         space = parse_space(printed, f"{which} space", self.limits)
         space_from_dict(space, self.limits)
@@ -213,7 +226,7 @@ def _read(archive: Archive, path: Path | io.BytesIO, name: str) -> tuple[SourceC
     _refuse_custom(archive)
     if archive.hub is not None:
         check_hub({}, archive.hub, archive.tensors, archive.limits)
-    weights = StateDict(archive.tensors, str(archive.path))
+    weights = StateDict(without_wrappers(archive.tensors), str(archive.path))
     network_card = read_network(weights, archive, fields["observation_space"])
     return SourceCard(network=network_card, **fields), weights.finish()
 
@@ -264,18 +277,28 @@ def _on_policy(weights: StateDict, archive: Archive, keys: list[str]) -> Declare
     trunks = weights.trunks(policy_trunk, "encoder.trunks", keys)
     shared = "mlp_extractor.shared_net"
     hidden, _ = weights.linears((shared, "mlp_extractor.policy_net"), "encoder.hidden")
-    if own:
-        weights.trunks("vf_features_extractor", "critic.trunks", keys)
-    value, _ = weights.linears((shared, "mlp_extractor.value_net"), "critic.hidden")
-    weights.linear("value_net", "critic.value")
+    value = _state_value(weights, archive, keys, own=own)
     weights.ignore_copies(policy_trunk, "features_extractor", "pi_features_extractor", "vf_features_extractor")
     return Declared(
         kind="declared",
         trunks=trunks,
         hidden=Layers(widths=hidden, activation=activation),
         action=_on_policy_head(weights, archive),
-        value=ValueHead(kind="state", trunk="own" if own else "shared", layers=Layers(widths=value, activation=activation)),
+        value=value,
     )
+
+
+def _state_value(weights: StateDict, archive: Archive, keys: list[str], *, own: bool) -> ValueHead | None:
+    """The critic; none if the agent was stripped of it."""
+    if not weights.has("value_net.") and not weights.has("mlp_extractor.value_net."):
+        weights.ignore("vf_features_extractor.")
+        return None
+    if own:
+        weights.trunks("vf_features_extractor", "critic.trunks", keys)
+    widths, _ = weights.linears(("mlp_extractor.shared_net", "mlp_extractor.value_net"), "critic.hidden")
+    weights.linear("value_net", "critic.value")
+    layers = Layers(widths=widths, activation=archive.activation)
+    return ValueHead(kind="state", trunk="own" if own else "shared", layers=layers)
 
 
 def _on_policy_head(weights: StateDict, archive: Archive) -> ActionHead:
@@ -350,7 +373,9 @@ def _squashed(weights: StateDict, archive: Archive) -> ActionHead:
     return _gaussian(archive, log_std, squashed=True, mean_clip=clip if clip > 0 else None)
 
 
-def _critics(weights: StateDict, archive: Archive, keys: list[str], *, shared: bool) -> ValueHead:
+def _critics(weights: StateDict, archive: Archive, keys: list[str], *, shared: bool) -> ValueHead | None:
+    if not weights.has("critic."):
+        return None
     if not shared:
         weights.trunks("critic.features_extractor", "critic.trunks", keys)
     critics, quantiles = 0, 1

@@ -1,6 +1,5 @@
 """The statistics of VecNormalize, from a pickle file that is read as data and never executed."""
 
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import numpy as np
 from hubrl.errors import BadFile
 from hubrl.formats.files import read_file
 from hubrl.formats.limits import DEFAULT_LIMITS, Limits
-from hubrl.formats.spaces import MAX_AXES
+from hubrl.reading.arrays import read_array
 from hubrl.reading.pickle_data import Call, Name, Pairs, parse_pickle
 from hubrl.sources.preprocessing import Statistics
 
@@ -59,8 +58,6 @@ ALLOWED = {
 }
 """Names in the pickles that SB3 writes; another name is refused, and these are not resolved either."""
 
-DTYPES = frozenset(("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"))
-
 
 def read_statistics(path: Path, limits: Limits = DEFAULT_LIMITS) -> VecNormalizeStatistics:
     """Read `vecnormalize.pkl` without executing it.
@@ -72,7 +69,7 @@ def read_statistics(path: Path, limits: Limits = DEFAULT_LIMITS) -> VecNormalize
     try:
         read = parse_pickle(raw, ALLOWED, limits)
     except (ValueError, MemoryError) as error:
-        raise BadFile(f"{path} was refused as statistics of VecNormalize: {error}.") from error
+        raise BadFile(f"{path} was refused as statistics of VecNormalize: {str(error)[:160]}.") from error
     if not isinstance(read, Call) or "norm_obs" not in read.attributes():
         raise BadFile(f"{path} holds no VecNormalize.")
     try:
@@ -82,15 +79,15 @@ def read_statistics(path: Path, limits: Limits = DEFAULT_LIMITS) -> VecNormalize
 
 
 def _statistics(attributes: dict[str, Any], path: Path) -> VecNormalizeStatistics:
-    clip, epsilon = (float(_array(attributes.get(name))) for name in ("clip_obs", "epsilon"))
+    clip, epsilon = (float(read_array(attributes.get(name))) for name in ("clip_obs", "epsilon"))
     if not (clip > 0 and 0 <= epsilon < np.inf):
         raise BadFile(f"{path} clips at {clip} with an epsilon of {epsilon}; expected both to be positive.")
     means = attributes.get("obs_rms")
-    if not _array(attributes["norm_obs"]) or means is None:
+    if not read_array(attributes["norm_obs"]) or means is None:
         return VecNormalizeStatistics(None, clip, epsilon)
     statistics: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for key, rms in _by_key(means).items():
-        mean, var = (_array(rms.attributes().get(name)).astype(float) for name in ("mean", "var"))
+        mean, var = (read_array(rms.attributes().get(name)).astype(float) for name in ("mean", "var"))
         if mean.shape != var.shape or not _usable(mean, var, epsilon):
             raise BadFile(f"{path} holds statistics that are not finite.")
         statistics[key] = (mean, var)
@@ -115,56 +112,3 @@ def _usable(mean: np.ndarray, var: np.ndarray, epsilon: float) -> bool:
     small, large = float(numbers.tiny), float(numbers.max)
     finite = (np.abs(mean) <= large).all() and (var <= large).all() and (var >= 0).all()
     return bool(finite and (np.sqrt(var + epsilon) >= small).all())
-
-
-def _array(value: Any) -> np.ndarray:
-    """A number or an array of numbers.
-
-    Raises:
-        TypeError: If it is neither.
-        ValueError: If its bytes are not those of its shape and dtype.
-    """
-    if isinstance(value, bool | int | float):
-        return np.asarray(float(value))
-    if not isinstance(value, Call) or not isinstance(value.function, Name):
-        raise TypeError(f"expected numbers, not {type(value).__name__}")
-    match value.function.name, value.args, value.state:
-        case "_reconstruct", _, (_, tuple() as shape, dtype, bool() as fortran, data):
-            return _from_bytes(data, dtype, shape, "F" if fortran else "C")
-        case "_frombuffer", (data, dtype, tuple() as shape, "C" | "F" as order), _:
-            return _from_bytes(data, dtype, shape, order)
-        case "scalar", (dtype, data), _:
-            return _from_bytes(data, dtype, (), "C")
-        case _:
-            raise TypeError(f"expected numbers, not {value.function}")
-
-
-def _from_bytes(data: Any, dtype: Any, shape: tuple[Any, ...], order: Any) -> np.ndarray:
-    raw = _bytes(data)
-    kind = np.dtype(_dtype_code(dtype))
-    if len(shape) > MAX_AXES or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError("an array whose shape is none")
-    if math.prod(shape) * kind.itemsize != len(raw):
-        raise ValueError(f"{len(raw)} bytes for an array of shape {shape} and dtype {kind}")
-    return np.frombuffer(raw, kind).reshape(shape, order=order)
-
-
-def _bytes(data: Any) -> bytes:
-    match data:
-        case bytes() | bytearray():
-            return bytes(data)
-        case str():
-            return data.encode("latin1")
-        case Call(Name("_codecs", "encode"), (str() as text, "latin1")):
-            return text.encode("latin1")
-    raise TypeError(f"expected bytes, not {type(data).__name__}")
-
-
-def _dtype_code(dtype: Any) -> str:
-    """The dtype's code with its byte order, as `<f8`."""
-    match dtype:
-        case Call(Name("numpy", "dtype"), (str() as code, *_), state):
-            order = state[1] if isinstance(state, tuple) and len(state) > 1 else "="
-            if code in DTYPES and order in ("<", ">", "|", "="):
-                return f"{order}{code}"
-    raise TypeError("expected a dtype of plain numbers")

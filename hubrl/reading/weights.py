@@ -10,7 +10,7 @@ import math
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hubrl.errors import BadFile
-from hubrl.formats.files import read_file
+from hubrl.formats.files import is_there, read_file
 from hubrl.formats.limits import DEFAULT_LIMITS, Limits
 from hubrl.formats.schema import parse_json
 from hubrl.formats.spaces import MAX_AXES
@@ -54,6 +54,12 @@ ALLOWED = {
 NAME_LETTERS = 500
 """Letters of a tensor's name."""
 
+_DAMAGE = (
+    ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError, RuntimeError,
+    NotImplementedError, MemoryError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+"""Exceptions of numpy, torch and Python on damaged files."""
+
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 Storages = dict[str, Tensor]
@@ -82,7 +88,7 @@ def read_weights(path: Path, sha256: str | None = None, limits: Limits = DEFAULT
     raw = read_file(path, limits.file_bytes, "readable file")
     found = hashlib.sha256(raw).hexdigest()
     if sha256 is not None and found != sha256:
-        raise BadFile(f"{path} has sha256 {found}, its card says {sha256}; the file or the card was changed, fetch both again.")
+        raise BadFile(f"{path} has sha256 {found}, its card says {sha256[:64]}; the file or the card was changed, fetch both again.")
     return parse_safetensors(raw, str(path), limits) if path.suffix == ".safetensors" else parse_torch(raw, str(path), limits)
 
 
@@ -125,32 +131,67 @@ def parse_torch(raw: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> dict
         loaded = _parse_zip(raw, where, limits) if raw.startswith(b"PK\x03\x04") else _parse_legacy(raw, limits)
     except BadFile as error:
         raise BadFile(f"The weights in {where} were refused: {error}") from error
-    except (
-        ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError, RuntimeError,
-        NotImplementedError, MemoryError, struct.error, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
+    except _DAMAGE as error:
         reason = str(error).strip("'\"").splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise BadFile(f"The weights in {where} are damaged or hold more than tensors, and were refused ({reason}).") from error
     if loaded is None:
         raise BadFile(f"{where} does not hold tensors by name.")
-    total = sum(tensor.numel() * tensor.element_size() for tensor in loaded.values())
+    _check_numbers(loaded, raw, where, limits)
+    return loaded
+
+
+def _check_numbers(tensors: dict[str, Tensor], raw: bytes, where: str, limits: Limits) -> None:
+    """Refuse tensors that are far more than their file, or not finite."""
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if total > FREE_BYTES + limits.inflation * len(raw):
         raise BadFile(f"The tensors in {where} have {total} bytes, {len(raw)} are in the file; widen hubrl.Limits if it is trusted.")
-    for name, tensor in loaded.items():
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise BadFile(f"The weights {name!r} in {where} hold NaN or infinity.")
-    return loaded
+
+
+def parse_saved_policy(raw: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """The constructor's arguments, as inert data, and the weights of a policy that SB3's `policy.save` wrote.
+
+    Returns:
+        None if the file is another one.
+    """
+    try:
+        content, find = _open_zip(raw, where, limits, allowed=None)
+        parts = content.by_text() if isinstance(content, Pairs) else {}
+        data = parts.get("data")
+        tensors = _tensors(parts.get("state_dict"), find, limits) if isinstance(data, Pairs) else None
+    except (*_DAMAGE, BadFile):
+        return None
+    if not isinstance(data, Pairs) or tensors is None:
+        return None
+    _check_numbers(tensors, raw, where, limits)
+    return data.by_text(), tensors
+
+
+def is_saved_policy(path: Path, limits: Limits = DEFAULT_LIMITS) -> bool:
+    """Whether a file is a policy that SB3's `policy.save` wrote, so that it needs no card."""
+    if not is_there(path):
+        return False
+    raw = read_file(path, limits.file_bytes)
+    return raw.startswith(b"PK") and parse_saved_policy(raw, str(path), limits) is not None
 
 
 def _parse_zip(raw: bytes, where: str, limits: Limits) -> dict[str, Tensor] | None:
     """The format since torch 1.6: a zip with `data.pkl` and one member for each storage."""
+    content, find = _open_zip(raw, where, limits, allowed=ALLOWED)
+    return _tensors(content, find, limits)
+
+
+def _open_zip(raw: bytes, where: str, limits: Limits, *, allowed: Collection[Name] | None) -> tuple[Any, Callable[[_Storage], Tensor]]:
+    """The pickle of a torch zip, and a function that finds its storages."""
     members = ZipMembers(raw, where, limits)
     root = next((name.removesuffix("data.pkl") for name in members.names if name.endswith("/data.pkl")), None)
     if root is None:
         raise ValueError("it has no data.pkl")
     if f"{root}byteorder" in members.names and members.read(f"{root}byteorder") != b"little":
         raise ValueError("its numbers are big-endian")
-    content = parse_pickle(members.read(f"{root}data.pkl"), ALLOWED, limits)
+    content = parse_pickle(members.read(f"{root}data.pkl"), allowed, limits)
     storages: Storages = {}
 
     def find(storage: _Storage) -> Tensor:
@@ -158,7 +199,7 @@ def _parse_zip(raw: bytes, where: str, limits: Limits) -> dict[str, Tensor] | No
             storages[storage.key] = _flat(members.read(f"{root}data/{storage.key}"), storage.dtype)
         return storages[storage.key]
 
-    return _tensors(content, find, limits)
+    return content, find
 
 
 def _parse_legacy(raw: bytes, limits: Limits) -> dict[str, Tensor] | None:

@@ -67,6 +67,7 @@ KINDS: dict[str, tuple[str, Change]] = {
     "zip": ("zip", bend("*.zip", bend_zip)),
     "hub-trained zip": ("trained", bend("*.zip", bend_zip)),
     "statistics": ("statistics", bend("*.pkl", bend_bytes, _zip_of)),
+    "saved policy": ("policy", bend("*.pt", bend_bytes)),
     "torch weights": ("bare", bend("*.p*t*", bend_torch)),
     "card of weights": ("bare", bend("*.yaml", bend_yaml, lambda path: next(path.parent.glob(f"{path.stem}.[ps]*t*")))),
     "safetensors": ("bare", bend("*.safetensors", bend_safetensors)),

@@ -19,7 +19,7 @@ from hubrl import Hub, HubCallback
 
 def make_seeds(folder: Path) -> None:
     """Write the seeds: agents, agents with statistics, hub-trained agents, a hub, bare weights."""
-    for name in ("zip", "statistics", "trained", "bare"):
+    for name in ("zip", "statistics", "trained", "bare", "policy"):
         (folder / name).mkdir(parents=True)
     zips = {
         "ppo": untrained(PPO),
@@ -39,6 +39,8 @@ def make_seeds(folder: Path) -> None:
     parts = spaces.Dict(a=FLAT, b=FLAT)
     untrained(PPO, parts).save(folder / "statistics" / "parts")
     normalised(parts).save(str(folder / "statistics" / "parts.vecnormalize.pkl"))
+    untrained(PPO).policy.save(folder / "policy" / "ppo.pt")
+    untrained(DQN, parts, KEYS).policy.save(folder / "policy" / "dqn.pt")
     Hub.from_agents([folder / "statistics" / "flat.zip"], names=["good"]).save(folder / "hub")
     _make_trained(folder / "trained")
     _make_bare(folder)
