@@ -41,6 +41,8 @@ KNOWN_PACKAGES = ("stable_baselines3.", "sb3_contrib.", "torch.", "builtins", "a
 COMPUTES = frozenset(("forward", "_predict", "extract_features", "get_distribution", "_get_action_dist_from_latent"))
 """Methods of a policy on which its actions depend."""
 
+NO_AGENT = "is no agent: expected an SB3 zip, a folder with one, a source's card, or weights with a card."
+
 LOG_STD = "action.log_std"
 
 
@@ -84,6 +86,8 @@ def read_agent(
     card_path = given or _card_beside(path)
     if given is None and not is_there(card_path) and is_saved_policy(path, limits):
         return _zipped(path, None, name, frozen=frozen, limits=limits)
+    if given is None and not is_there(card_path) and path.suffix not in WEIGHT_SUFFIXES:
+        raise BadFile(f"{path} {NO_AGENT}")
     return _bare(path, card_path, name, frozen=frozen, limits=limits)
 
 
@@ -105,7 +109,7 @@ def _card_beside(path: Path) -> Path:
     candidates = [own, path.with_suffix(".yml"), Path(f"{path}.yaml"), Path(f"{path}.yml")]
     found = next((candidate for candidate in candidates if is_there(candidate)), None)
     if found is None and path.suffix not in WEIGHT_SUFFIXES and not is_there(path):
-        raise BadFile(f"{path} is no agent: expected an SB3 zip, a folder with one, a source's card, or weights with a card.")
+        raise BadFile(f"{path} {NO_AGENT}")
     return found or own
 
 

@@ -176,7 +176,7 @@ def test_data_that_describes_no_space_is_refused(plain):
         ({":type:": "MultiBinary", "n": [2, 3]}, "a MultiBinary, cannot be read"),
         ({":type:": "Dict", "spaces": "{}"}, "a Dict, cannot be read .*no parts"),
         ({":type:": "Dict", "spaces": "{'a': Box(1, 2"}, "unbalanced parentheses"),
-        ({":type:": "Dict", "spaces": "{'a': Box(4,)}"}, "a Dict, cannot be read"),
+        ({":type:": "Dict", "spaces": "{'a': Box(4, 4)}"}, "a Dict, cannot be read"),
         ({":type:": "Dict", "spaces": "{'a': Dict('b': Discrete(2))}"}, "a Dict inside a Dict"),
         ({":type:": "Dict", "spaces": "{'a': MultiBinary((2, 3))}"}, "a Dict, cannot be read"),
     ],
