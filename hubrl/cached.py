@@ -1,7 +1,6 @@
 """Frozen sources' features computed once for every environment step, and stored by SB3 in place of, or beside, what was observed."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
@@ -25,7 +24,7 @@ from hubrl.formats.spaces import describe
 from hubrl.precision import ByteActorCriticPolicy, ByteDQNPolicy, serving
 from hubrl.sources import shared
 from hubrl.sources.batched import BatchedSources
-from hubrl.sources.source import Source
+from hubrl.sources.observation_batch import divides_images
 
 Rows = np.ndarray | dict[str, np.ndarray]
 """A batch of observations as environments give them, images channel first."""
@@ -57,7 +56,7 @@ class CachedVecEnv(VecEnvWrapper):
         extractor = _extractor_for(made, self.observed)
         self.device = get_device(device)
         self.sources = [shared.on_device(source, torch.empty(0, device=self.device)) for source in extractor.sources]
-        self.normalize_images = _scale(self.sources)
+        self.normalize_images = divides_images(source.card for source in self.sources)
         heard = CachedFeaturesSpace(self.observed, self.sources)
         self.keeps_observations = extractor.reads_observations
         self._encoders = BatchedSources(self.sources, extractor.spec.precision)
@@ -105,14 +104,6 @@ def _extractor_for(made: dict[str, Any], observed: spaces.Space[Any]) -> HubExtr
             f"The target observes {describe(observed)}; a part called {CACHED_FEATURES!r}, or {OBSERVATION!r} alone, cannot be told apart."
         )
     return HubExtractor(observed, spec.model_copy(update={"cached": False}))
-
-
-def _scale(sources: Sequence[Source]) -> bool:
-    """Whether images are divided by 255, as the sources were trained."""
-    scales = {source.card.normalize_images for source in sources}
-    if len(scales) > 1:
-        raise SpaceMismatch("Some sources read images from 0 to 1 and some from 0 to 255 (normalize_images); make a hub of either.")
-    return scales.pop()
 
 
 def _parts(observation: Any, heard: Any) -> dict[str, Any]:
@@ -183,7 +174,9 @@ class Hearing(BasePolicy):
     def _heard(self, observation: Rows) -> Rows:
         rows, batched = self._rows(observation)
         extractor = parts_in(self, HubExtractor)[0]
-        seen: Any = preprocess_obs(obs_as_tensor(rows, self.device), self.observed_space, _scale(extractor.sources))
+        seen: Any = preprocess_obs(
+            obs_as_tensor(rows, self.device), self.observed_space, divides_images(source.card for source in extractor.sources)
+        )
         with torch.no_grad():
             heard = store_features([extractor.method.pathways.side_by_side(seen)])
         made: Rows = _parts(rows, heard) if isinstance(self.observation_space, spaces.Dict) else heard

@@ -37,6 +37,7 @@ from hubrl.q_policies import HubDQNPolicy, Teaching
 from hubrl.reading import read_agent, read_live, read_live_policy
 from hubrl.selection.arm_selection import TOGETHER_ARM as TOGETHER
 from hubrl.sources import action_params, shared
+from hubrl.sources.observation_batch import divides_images
 from hubrl.sources.source import Source
 
 HUB_FORMAT = 1
@@ -195,7 +196,11 @@ class Hub(Sequence[Source]):
         if cached:
             check_cached(method, tuned=tuned)
         spec = self._spec(method, "features", tuned, source_lr, options, precision=precision).model_copy(update={"cached": cached})
-        kwargs: dict[str, Any] = {"features_extractor_class": HubExtractor, "features_extractor_kwargs": {"hub": spec.to_dict()}}
+        kwargs: dict[str, Any] = {
+            "features_extractor_class": HubExtractor,
+            "features_extractor_kwargs": {"hub": spec.to_dict()},
+            **self._image_scale(),
+        }
         return {**kwargs, "optimizer_class": HubAdam} if spec.tuned else kwargs
 
     def agent(
@@ -257,11 +262,15 @@ class Hub(Sequence[Source]):
         own = _own_options(kind, recommended, given, options)
         spec = self._spec(method, level, tuned, source_lr, options, also=tuple(kind.model_fields), precision=precision)
         if issubclass(algorithm, DQN):
-            kwargs = {"hub": spec.to_dict(), "teaching": own.to_dict()}
+            kwargs = {"hub": spec.to_dict(), "teaching": own.to_dict(), **self._image_scale()}
             return {"policy": HubDQNPolicy, "policy_kwargs": {**kwargs, **_optimizer(algorithm, spec.tuned, precision)}}
-        kwargs = {"hub": spec.to_dict(), "outputs": own.to_dict()}
+        kwargs = {"hub": spec.to_dict(), "outputs": own.to_dict(), **self._image_scale()}
         # Its optimizer also where all learn at one rate: a hub has many small parameters, which it steps at once.
         return {"policy": HubActorCriticPolicy, "policy_kwargs": {**kwargs, **_optimizer(algorithm, scaled=True, precision=precision)}}
+
+    def _image_scale(self) -> dict[str, bool]:
+        """The policy's keyword argument by which images reach the sources as they learned from them."""
+        return {} if divides_images(source.card for source in self) else {"normalize_images": False}
 
     def level(self, algorithm: type[BaseAlgorithm], method: str = "hub-pathway", *, tuned: bool = False) -> action_params.Level:
         """At what level an algorithm is served unless told otherwise: the best that it, the method and the sources can do."""

@@ -18,17 +18,21 @@ from hubrl.distributions import places
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.formats.cards import Conv, Layers, Trunk
 from hubrl.formats.hub_spec import HubSpec, Precision
-from hubrl.formats.spaces import describe, fits
+from hubrl.formats.spaces import describe, differing_bounds, fits
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.routing import Router, dispatch
 from hubrl.sources import action_params, shared
 from hubrl.sources.batched import BatchedSources
 from hubrl.sources.heads import GaussianAction
+from hubrl.sources.observation_batch import leaves_images_undivided
 from hubrl.sources.preprocessing import Observations, Statistics
 from hubrl.sources.source import Source
 from hubrl.sources.trunks import NATURE, Reader, mlp
 
 FRESH = "fresh"
+
+SMALLEST_NATURE = 36
+"""Pixels a side that the three convolutions of NatureCNN need."""
 
 WIDEST = 128
 """Width to which features are projected at most, unless told otherwise: the layer that SB3 puts behind them has 64 units."""
@@ -421,10 +425,10 @@ def spec_sources(spec: HubSpec) -> list[Source]:
 
 
 def extractor_class(space: spaces.Space[Any], precision: Precision = "float32") -> type[BaseFeaturesExtractor]:
-    """The features extractor that SB3's own policies have for such observations."""
+    """The features extractor that SB3's own policies have for such observations; small images are flattened."""
     if isinstance(space, spaces.Dict):
         return CombinedExtractor
-    if isinstance(space, spaces.Box) and is_image_space(space):
+    if isinstance(space, spaces.Box) and is_image_space(space) and min(space.shape[1:]) >= SMALLEST_NATURE:
         return BF16NatureCNN if precision == "bfloat16" else NatureCNN
     return FlattenExtractor
 
@@ -451,8 +455,16 @@ def check_fit(source: Source, target: Target) -> None:
             f"The target observes {describe(target.observation_space)}, source {source.name!r} observes {describe(source.space)}; "
             "leave it out, or give its card a preprocessing step that selects what it reads."
         )
-    if target.level == "features":
-        return
+    if leaves_images_undivided(source.card, target.observation_space):
+        raise SpaceMismatch(
+            f"Source {source.name!r} learned from uint8 images, which SB3 divides by 255; those of the target are of another dtype and "
+            "are not divided. Let the target observe uint8."
+        )
+    if target.level == "outputs":
+        _check_actions(source, target)
+
+
+def _check_actions(source: Source, target: Target) -> None:
     assert target.action_space is not None
     if source.actions is None:
         raise SpaceMismatch(f"Source {source.name!r} is an encoder alone and has no outputs; use level='features'.")
@@ -467,4 +479,10 @@ def check_fit(source: Source, target: Target) -> None:
         raise SpaceMismatch(
             f"The target acts in {describe(target.action_space)}, source {source.name!r} in {describe(source.actions)}; "
             f"use level='features'{hint}."
+        )
+    bounds = differing_bounds(target.action_space, source.actions)
+    if bounds is not None:
+        raise SpaceMismatch(
+            f"The target's actions go from {bounds[0]}, those of source {source.name!r} from {bounds[1]}; "
+            "put the target under gymnasium.wrappers.RescaleAction, or use level='features'."
         )

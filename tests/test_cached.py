@@ -29,6 +29,7 @@ from hubrl.extractor import HubExtractor, parts_in, see_through_normalisation
 from hubrl.formats.cached_space import CACHED_FEATURES, FLOAT16_MAX, OBSERVATION, CachedFeaturesSpace, find_cached_space, store_features
 from hubrl.formats.schema import write_yaml
 from hubrl.methods import Method, available, find
+from hubrl.sources.observation_batch import to_batch
 
 FEATURES_ALONE = {"fresh": False, "router_reads": "features"}
 SPACES = {"vector": VECTOR, "image": IMAGE, "parts": PARTS}
@@ -95,7 +96,7 @@ def one_of(rows, index):
 
 def said_by(hub, rows, space):
     """What the sources themselves say of observations as the environment gives them."""
-    tensors = [source._batch(rows)[0] for source in hub]
+    tensors = [to_batch(rows, source.card, None)[0] for source in hub]
     with torch.no_grad():
         said = [source.features(preprocess_obs(tensor, source.space)) for source, tensor in zip(hub, tensors, strict=True)]
     return torch.cat(said, dim=1).numpy()

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.formats.cards import Preprocessing
-from hubrl.formats.spaces import describe, fits
+from hubrl.formats.spaces import describe, differing_bounds, fits
 from hubrl.hub import Hub
 from hubrl.sources.source import Source
 from hubrl.tasks.make_env import make_env
@@ -134,6 +134,12 @@ def check_playable(source: Source, env: VecEnv) -> None:
         raise SpaceMismatch(f"The task observes {describe(observed)}, source {source.name!r} observes {describe(source.space)}.")
     if not fits(source.actions, env.action_space):
         raise SpaceMismatch(f"The task acts in {describe(env.action_space)}, source {source.name!r} in {describe(source.actions)}.")
+    bounds = differing_bounds(env.action_space, source.actions)
+    if bounds is not None:
+        raise SpaceMismatch(
+            f"The task's actions go from {bounds[0]}, those of source {source.name!r} from {bounds[1]}; "
+            "put the task under gymnasium.wrappers.RescaleAction."
+        )
 
 
 def try_hub(

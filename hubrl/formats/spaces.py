@@ -145,6 +145,19 @@ def fits(one: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
     return describe(one) == describe(other)
 
 
+def differing_bounds(one: spaces.Space[Any], other: spaces.Space[Any]) -> tuple[str, str] | None:
+    """Bounds of the first entry in which two Boxes of one shape differ, as `-2 to 2`; None if none does."""
+    if not isinstance(one, spaces.Box) or not isinstance(other, spaces.Box):
+        return None
+    pairs = ((one.low, other.low), (one.high, other.high))
+    same = np.logical_and(*(np.isclose(mine, theirs, rtol=1e-5).ravel() for mine, theirs in pairs))
+    if same.all():
+        return None
+    entry = int(np.argmin(same))
+    mine, theirs = (f"{space.low.flat[entry]:g} to {space.high.flat[entry]:g}" for space in (one, other))
+    return mine, theirs
+
+
 def _bound(values: np.ndarray) -> Any:
     """One number if all are equal, else a nested list; infinities as strings."""
     plain = values.astype(float)

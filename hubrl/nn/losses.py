@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -55,50 +54,6 @@ def entropy_nats(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, " ba
     """Entropy of each row of pathway weights, in nats: zero for one pathway, at most their log."""
     entropy: Tensor = -torch.special.xlogy(weights, weights).sum(dim=1)
     return entropy
-
-
-def drift(
-    now: Float[Tensor, "batch sources outputs"],
-    before: Float[Tensor, "batch sources outputs"],
-    space: spaces.Space[Any],
-) -> Float[Tensor, "batch sources"]:
-    """Divergence KL(before || now) of action distributions, in nats.
-
-    For continuous actions it is that of two Gaussians with the earlier standard deviation,
-    `sum_a (m' - m)^2 / (2 s^2)`, which leaves the standard deviation itself free.
-
-    Args:
-        now: Action parameters, with a gradient.
-        before: Action parameters, without one.
-        space: Box or Discrete.
-    """
-    if isinstance(space, spaces.Discrete):
-        ratio = before.log_softmax(dim=2) - now.log_softmax(dim=2)
-        return (before.exp() * ratio).sum(dim=2)
-    mean, (former, log_std) = now.chunk(2, dim=2)[0], before.chunk(2, dim=2)
-    return ((mean - former).square() / (2 * (2 * log_std).exp())).sum(dim=2)
-
-
-def kickstarting(
-    learner: Float[Tensor, "batch 1 outputs"],
-    teachers: Float[Tensor, "batch sources outputs"],
-    space: spaces.Space[Any],
-) -> Float[Tensor, "batch sources"]:
-    """Divergence KL(teacher || learner) of each teacher (Schmitt et al. 2018, eq. 2), in nats.
-
-    For continuous actions both have the learner's standard deviation,
-    `sum_a (m' - m)^2 / (2 s^2)`, which does not make the learner as sharp as its teachers.
-
-    Args:
-        learner: Action parameters, with a gradient.
-        teachers: Action parameters, without one.
-        space: Box or Discrete.
-    """
-    learner = learner.expand_as(teachers)
-    if isinstance(space, spaces.Discrete):
-        return drift(learner, teachers, space)
-    mean, log_std = teachers.chunk(2, dim=2)[0], learner.detach().chunk(2, dim=2)[1]
-    return drift(learner, torch.cat([mean, log_std], dim=2), space)
 
 
 DIFFERENTIATED_TWICE = (

@@ -21,6 +21,7 @@ from hubrl.formats.files import is_there
 from hubrl.formats.limits import DEFAULT_LIMITS, UNLIMITED, Limits
 from hubrl.reading.check_size import check_parameters
 from hubrl.reading.hugging_face import HUGGING_FACE, fetch
+from hubrl.reading.live_check import check_live
 from hubrl.reading.sb3_zip import read_archive
 from hubrl.reading.vecnormalize import VecNormalizeStatistics, read_statistics
 from hubrl.reading.weights import is_saved_policy, read_weights
@@ -129,7 +130,7 @@ def read_live(model: BaseAlgorithm, name: str, *, frozen: bool = True) -> Source
         frozen: Whether training will leave it as it is.
 
     Raises:
-        BadFile: If its network is not one of SB3's.
+        BadFile: If its network is not one of SB3's, or a module of it was exchanged.
         BadConfig: If a source cannot have the name.
     """
     _check_name(name)
@@ -137,6 +138,7 @@ def read_live(model: BaseAlgorithm, name: str, *, frozen: bool = True) -> Source
     model.save(saved)
     saved.seek(0)
     card, tensors = read_archive(saved, name, UNLIMITED)
+    check_live(model, Source.from_card(card, tensors))
     vec = model.get_vec_normalize_env()
     return _normalised(card, tensors, None if vec is None else live_statistics(vec), frozen=frozen)
 

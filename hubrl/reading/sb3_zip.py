@@ -4,6 +4,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from gymnasium import spaces
 from torch import Tensor
 
 from hubrl.errors import BadFile
@@ -313,7 +315,27 @@ def _on_policy_head(weights: StateDict, archive: Archive) -> ActionHead:
     weights.linear("action_net", "action.mean")
     log_std = weights.take("log_std", "action.log_std")
     squashed = bool(archive.policy_kwargs.get("squash_output", False))
+    if squashed and log_std.ndim == 1:
+        _check_unsquashed(archive)
+        squashed = False
     return _gaussian(archive, log_std, squashed=squashed, mean_clip=None)
+
+
+def _check_unsquashed(archive: Archive) -> None:
+    """Refuse `squash_output` without gSDE where it has two meanings.
+
+    SB3 before 2.2 accepted it and had no tanh: rollouts clipped the Gaussian's actions, `predict` stretched them to the
+    bounds. Both are the same for bounds of -1 and 1.
+
+    Raises:
+        BadFile: If the bounds are others.
+    """
+    space = space_from_dict(archive.space("action"))
+    if not (isinstance(space, spaces.Box) and np.all(space.low == -1) and np.all(space.high == 1)):
+        raise BadFile(
+            f"{archive.path} has squash_output=True without use_sde, which SB3 before 2.2 read in two ways, and action bounds other "
+            "than -1 and 1; train it again without squash_output."
+        )
 
 
 def _gaussian(archive: Archive, log_std: Tensor, *, squashed: bool, mean_clip: float | None) -> ActionHead:

@@ -163,7 +163,8 @@ def get_actions(
             mean, log_std = params.chunk(2, dim=1)
             drawn = mean if deterministic else torch.normal(mean, log_std.exp())
             actions = drawn.cpu().numpy().reshape(-1, *space.shape)
-            clipped: np.ndarray = np.clip(actions, space.low, space.high).astype(space.dtype)
+            # As SB3's `predict`: whole numbers are left to the environment, whatever the dtype.
+            clipped: np.ndarray = np.clip(actions, space.low, space.high)
             return clipped
         case spaces.MultiBinary():
             bits = (params > 0).float() if deterministic else torch.bernoulli(params.sigmoid())
@@ -172,8 +173,8 @@ def get_actions(
             parts = params.split(space.nvec.tolist(), dim=1)
             return torch.stack([_choose(part, deterministic) for part in parts], 1).cpu().numpy()
         case _:
-            start = int(space.start) if isinstance(space, spaces.Discrete) else 0
-            return _choose(params, deterministic).cpu().numpy() + start
+            # As SB3, which never adds `Discrete.start`: agents learned with 0 .. n - 1.
+            return _choose(params, deterministic).cpu().numpy()
 
 
 def _choose(log_probs: Tensor, deterministic: bool) -> Tensor:

@@ -1,5 +1,6 @@
 """From a task's numpy observations to the batches of tensors that SB3's policies preprocess."""
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import (
     get_flattened_obs_dim,
+    is_image_space,
     maybe_transpose,
     preprocess_obs,
 )
@@ -81,6 +83,47 @@ def accepts(card: SourceCard, space: spaces.Space[Any]) -> bool:
     return fits_preprocessing(zero_observations(space), card)
 
 
+def divides_images(cards: Iterable[SourceCard]) -> bool:
+    """Whether SB3 has to divide images by 255 for these sources; True if none reads images.
+
+    Raises:
+        SpaceMismatch: If some of them read images from 0 to 1 and some from 0 to 255.
+    """
+    scales = {card.normalize_images for card in cards if _reads_images(card.observations)}
+    if len(scales) > 1:
+        raise SpaceMismatch(
+            "Some sources read images from 0 to 1 and some from 0 to 255 (normalize_images); "
+            "make a hub of either."
+        )
+    return False not in scales
+
+
+def _reads_images(space: spaces.Space[Any]) -> bool:
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    return any(len(part.shape or ()) == 3 for part in parts)
+
+
+def leaves_images_undivided(card: SourceCard, space: spaces.Space[Any]) -> bool:
+    """Whether a source reads images from 0 to 1 that SB3 leaves from 0 to 255 in a target's space.
+
+    SB3 divides uint8 images alone; those of another dtype arrive as they are.
+    """
+    if card.preprocessing or not card.normalize_images:
+        return False
+    own = card.observations
+    if isinstance(own, spaces.Dict) and isinstance(space, spaces.Dict):
+        pairs = [(part, space[key]) for key, part in own.spaces.items()]
+    else:
+        pairs = [(own, space)]
+    return any(
+        isinstance(there, spaces.Box)
+        and is_image_space(here)
+        and not is_image_space(there)
+        and float(there.high.max()) > 1
+        for here, there in pairs
+    )
+
+
 def zero_observations(space: spaces.Space[Any]) -> Observations:
     """A batch of one observation of zeros, preprocessed."""
     if isinstance(space, spaces.Dict):
@@ -125,7 +168,8 @@ def _array_to_batch(
             f"to {describe(card.observations)}."
         )
     tensor = torch.as_tensor(fitting[0].copy(), device=device)
-    divided = tensor.dtype == torch.uint8 and card.normalize_images
+    # SB3 divides images alone; bytes without rows and columns (Atari's RAM) stay as they are.
+    divided = tensor.dtype == torch.uint8 and tensor.ndim == 4 and card.normalize_images
     return tensor.float() / 255 if divided else tensor.float(), batched
 
 

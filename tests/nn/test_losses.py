@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from gymnasium import spaces
 
 from hubrl.errors import BadConfig
-from hubrl.nn.losses import drift, entropy_nats, exploration_entropy, inject, kickstarting
+from hubrl.nn.losses import entropy_nats, exploration_entropy, inject
 
 EQUAL = torch.full((6, 4), 0.25)
 ONE = torch.eye(4)[[1]].expand(6, -1)
@@ -73,28 +72,3 @@ def test_injecting_under_a_gradient_that_is_differentiated_again_is_refused():
     loss = inject(parameter.square(), parameter.sum()).sum()
     with pytest.raises(BadConfig, match="set explore_coef=0"):
         torch.autograd.grad(loss, parameter, create_graph=True)
-
-
-def test_drift_by_hand():
-    now = torch.tensor([[[0.5, 0.0, 9.0, 9.0]]])
-    before = torch.tensor([[[0.4, 0.2, math.log(0.1), math.log(0.2)]]])
-    box = spaces.Box(-1.0, 1.0, (2,))
-    assert drift(now, before, box).item() == pytest.approx(0.1**2 / 0.02 + 0.2**2 / 0.08, rel=1e-4)
-    now, before = torch.tensor([[[0.5, 0.5]]]).log(), torch.tensor([[[0.9, 0.1]]]).log()
-    expected = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
-    assert drift(now, before, spaces.Discrete(2)).item() == pytest.approx(expected, rel=1e-4)
-    assert drift(before, before, spaces.Discrete(2)).item() == pytest.approx(0.0, abs=1e-6)
-
-
-def test_kickstarting_by_hand():
-    box = spaces.Box(-1, 1, (2,))
-    learner = torch.tensor([[[0.1, 0.2, math.log(0.5), math.log(0.5)]]], requires_grad=True)
-    teachers = torch.tensor([[[0.6, 0.2, -3.0, -3.0], [0.1, -0.8, -9.0, -9.0]]])
-    lost = kickstarting(learner, teachers, box)
-    assert lost[0].tolist() == pytest.approx([0.5**2 / (2 * 0.5**2), 1.0 / (2 * 0.5**2)])
-    lost[0, 0].backward()
-    assert learner.grad.flatten().tolist() == pytest.approx([-0.5 / 0.5**2, 0.0, 0.0, 0.0]), "a sharp teacher makes no sharp learner"
-    said = torch.tensor([[[0.5, 0.5]]]).log()
-    taught = torch.tensor([[[0.9, 0.1]]]).log()
-    expected = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
-    assert kickstarting(said, taught, spaces.Discrete(2)).item() == pytest.approx(expected)
