@@ -15,7 +15,6 @@ from sb3_contrib import QRDQN, TRPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from torch import nn
@@ -98,7 +97,7 @@ def said_by(hub, rows, space):
     """What the sources themselves say of observations as the environment gives them."""
     tensors = [to_batch(rows, source.card, None)[0] for source in hub]
     with torch.no_grad():
-        said = [source.features(preprocess_obs(tensor, source.space)) for source, tensor in zip(hub, tensors, strict=True)]
+        said = [source.features(tensor) for source, tensor in zip(hub, tensors, strict=True)]
     return torch.cat(said, dim=1).numpy()
 
 
