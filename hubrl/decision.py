@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from hubrl.distributions import at, draw_gaussian, draw_pathway, places
+from hubrl.distributions import draw_gaussian, draw_pathway
 from hubrl.nn.manual_mlp import ManualMLP, linear_gradients
 from hubrl.nn.parameter_packing import AutogradInputs, ParameterPack
 from hubrl.nn.popart import PopArtLinear
 from hubrl.outputs import Hearing, solo
+from hubrl.routing.weights import at, places
 
 Answer = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch outputs"]]
 """Asked who acts, row by row, says what that source says itself; anything where the fresh pathway acts."""

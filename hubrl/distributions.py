@@ -1,7 +1,6 @@
 """Action distributions of several pathways: which of them acts, and how likely an action is."""
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hubrl.errors import BadConfig
+from hubrl.routing.weights import at
 
 
 class PathwayDistribution(Distribution):
@@ -210,14 +210,3 @@ def held(
     there = there & log_weights.isfinite()
     sure = torch.zeros_like(log_weights).masked_fill(~there, -torch.inf)
     return torch.where(there.any(dim=1, keepdim=True), sure, log_weights)
-
-
-def at(place: Int[Tensor, " batch"], n: int) -> Bool[Tensor, "batch n"]:
-    """Where the place of every row is, of `n`; nowhere where it is not among them."""
-    return places(n, place.device) == place[:, None]
-
-
-@lru_cache(maxsize=64)
-def places(n: int, device: torch.device) -> Int[Tensor, " n"]:
-    """The numbers from 0, which nobody may write to: asked for in every step and every minibatch."""
-    return torch.arange(n, device=device)

@@ -18,9 +18,12 @@ from hubrl.formats.cached_space import CACHED_FEATURES, OBSERVATION, CachedFeatu
 from hubrl.formats.hub_spec import HubSpec, parse_spec
 from hubrl.formats.spaces import describe
 from hubrl.methods import create
-from hubrl.methods.base import Routed, check_cached
+from hubrl.methods.base import Routed
+from hubrl.methods.registry import check_cached
 from hubrl.nn.losses import inject
-from hubrl.pathways import Pathways, SourcePathway, Target, spec_sources
+from hubrl.routing.pathways import Pathways, spec_sources
+from hubrl.routing.source_pathway import SourcePathway
+from hubrl.routing.target import Target
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 from hubrl.sources.trunks import register_hub_extractor

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hubrl.buffers import Memory
 from hubrl.decision import Decider, Decision
-from hubrl.distributions import CommittedDistribution, MixtureDistribution, PathwayDistribution, at, held, mixed_categorical
+from hubrl.distributions import CommittedDistribution, MixtureDistribution, PathwayDistribution, held, mixed_categorical
 from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.formats.hub_spec import HubSpec, parse_spec
 from hubrl.formats.spaces import describe
@@ -32,9 +32,12 @@ from hubrl.nn.manual_mlp import ManualMLP, has_hooks
 from hubrl.nn.optimizers import HubAdam
 from hubrl.nn.popart import PopArtLinear
 from hubrl.outputs import Hearing, Holding, Outputs, check_selection, solo
-from hubrl.pathways import FRESH, Target, check_meanings, extractor_class, spec_sources
 from hubrl.precision import ReadsBytes
-from hubrl.routing import Router, ZeroLinear
+from hubrl.routing.fresh_pathway import extractor_class
+from hubrl.routing.pathways import FRESH, spec_sources
+from hubrl.routing.router import Router, ZeroLinear
+from hubrl.routing.target import Target, check_meanings
+from hubrl.routing.weights import at
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.settings import TrustSettings
 from hubrl.sources import action_params

@@ -28,7 +28,9 @@ from hubrl.methods.base import Routed
 from hubrl.methods.kickstart import Kickstart
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.nn.losses import inject
-from hubrl.pathways import Pathways, Target, check_fit, check_meanings, extractor_class, spec_sources
+from hubrl.routing.fresh_pathway import extractor_class
+from hubrl.routing.pathways import Pathways, spec_sources
+from hubrl.routing.target import Target, check_fit, check_meanings
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.fresh_trial import Phase
 from hubrl.selection.settings import TrustSettings

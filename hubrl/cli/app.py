@@ -38,7 +38,7 @@ from hubrl.experiments.evaluation import MAX_ENVS, Played, play
 from hubrl.experiments.run_envs import EVALUATION_SEED
 from hubrl.export.merge import OBSERVATIONS
 from hubrl.formats.cards import Preprocessing
-from hubrl.hub import RECOMMENDED
+from hubrl.hub.algorithm_kwargs import RECOMMENDED
 from hubrl.methods import available, find, options_of
 from hubrl.outputs import Outputs
 from hubrl.q_policies import Teaching

@@ -11,7 +11,8 @@ from torch import nn
 
 from hubrl.errors import BadConfig
 from hubrl.experiments.config import RunConfig
-from hubrl.hub import Hub, policy_name
+from hubrl.hub import Hub
+from hubrl.hub.algorithm_kwargs import policy_name
 from hubrl.precision import precise
 from hubrl.sources.trunks import ACTIVATIONS
 

@@ -13,7 +13,7 @@ from hubrl.formats.hub_spec import Precision
 from hubrl.formats.schema import Schema, first_problem, parse_yaml, read_yaml
 from hubrl.hub import Hub
 from hubrl.methods import check_options, find
-from hubrl.methods.base import check_cached
+from hubrl.methods.registry import check_cached
 from hubrl.outputs import Outputs
 from hubrl.q_policies import Teaching
 from hubrl.reading import HUGGING_FACE

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from hubrl.errors import BadConfig
 from hubrl.extractor import HubExtractor
 from hubrl.formats.cards import Select
-from hubrl.gated import GatedLayer
 from hubrl.methods.base import Method
+from hubrl.methods.gated_layers import GatedLayer
 from hubrl.methods.kickstart import Kickstart
 from hubrl.methods.single import Alone
 from hubrl.nn.popart import PopArtLinear
-from hubrl.pathways import FreshPathway, Original, SourcePathway
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.q_policies import HubDQNPolicy, RoutedQNetwork, SourceQNetwork
+from hubrl.routing.denormalize import Original
+from hubrl.routing.fresh_pathway import FreshPathway
+from hubrl.routing.source_pathway import SourcePathway
 from hubrl.sources.heads import (
     CategoricalAction,
     DeterministicAction,

@@ -1,28 +1,20 @@
-"""What a transfer method is, and the register of them."""
+"""The contract of a transfer method."""
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_type_hints, runtime_checkable
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
-import torch
 from jaxtyping import Bool, Float
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from hubrl.errors import BadConfig, UnknownName, unknown
-from hubrl.nn.losses import entropy_nats
-from hubrl.pathways import Pathways, Target
-from hubrl.routing import Weighted, aggregate
+from hubrl.methods.routing_stats import Tally
+from hubrl.routing.pathways import Pathways
+from hubrl.routing.weights import Weighted, aggregate
 from hubrl.sources import action_params
 from hubrl.sources.preprocessing import Observations
-from hubrl.sources.source import Source
 
 Aggregation = Literal["mixture", "mean", "whole"]
 """What becomes of outputs: one pathway acts, the weighted mean of all acts, or what the method makes of them as a whole."""
-
-_methods: dict[str, type["Method"]] = {}
 
 
 class Routed(NamedTuple):
@@ -189,177 +181,3 @@ class Weighing(Method):
             observations: As SB3 preprocesses them.
             noise: See `forward`.
         """
-
-
-class Tally:
-    """What went through a method since it was last asked, for logs; added up when it is asked, or when much has come together."""
-
-    MOST = 256
-    """Batches that wait to be added up."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-        self.reset()
-
-    def reset(self) -> None:
-        """Start anew."""
-        self._waiting: list[Tensor] = []
-        self._losses: list[Tensor] = []
-        self._sums = Sums(0, 0, torch.zeros(len(self.names)), torch.zeros(len(self.names)), 0.0, 0.0, torch.zeros(0, len(self.names)))
-
-    def count(self, log_weights: Float[Tensor, "batch pathways"] | None, loss: Float[Tensor, ""] | None = None) -> None:
-        """Add a batch, by the logarithms of its weights; without them only its loss."""
-        if log_weights is not None:
-            self._waiting.append(log_weights.detach() if log_weights.requires_grad else log_weights)
-        if loss is not None:
-            self._losses.append(loss.detach())
-        if max(len(self._waiting), len(self._losses)) >= self.MOST:
-            self._add_up()
-
-    @property
-    def sums(self) -> "Sums":
-        """All that was counted."""
-        self._add_up()
-        return self._sums
-
-    @torch.no_grad()
-    def _add_up(self) -> None:
-        sums = self._sums
-        if self._waiting:
-            weights = torch.cat(self._waiting).exp().cpu()
-            self._sums = sums = sums._replace(
-                rows=sums.rows + len(weights),
-                weight=sums.weight + weights.sum(dim=0),
-                active=sums.active + (weights > 0).sum(dim=0),
-                entropy=sums.entropy + float(entropy_nats(weights).sum()),
-                last=weights[-len(self._waiting[-1]) :],
-            )
-        if self._losses:
-            loss = sums.loss + float(torch.stack(self._losses).sum())
-            self._sums = sums._replace(passes=sums.passes + len(self._losses), loss=loss)
-        self._waiting, self._losses = [], []
-
-
-class Sums(NamedTuple):
-    """What a tally added up."""
-
-    rows: int
-    passes: int
-    """Batches whose loss was counted."""
-    weight: Float[Tensor, " pathways"]
-    active: Float[Tensor, " pathways"]
-    """In how many rows each pathway was active."""
-    entropy: float
-    loss: float
-    last: Float[Tensor, "batch pathways"]
-    """Weights of the last batch."""
-
-
-def register(name: str) -> Callable[[type[Method]], type[Method]]:
-    """Make a method known by a name, in configs and everywhere else.
-
-    Raises:
-        BadConfig: If another method has the name.
-    """
-
-    def keep(method: type[Method]) -> type[Method]:
-        if _methods.get(name, method) is not method:
-            raise BadConfig(f"Another method is registered as {name!r}; choose another name.")
-        _methods[name] = method
-        method.method_name = name
-        return method
-
-    return keep
-
-
-def available() -> list[str]:
-    """The names of all registered methods, sorted."""
-    return sorted(_methods)
-
-
-def find(name: str) -> type[Method]:
-    """The method of a name.
-
-    Raises:
-        UnknownName: If there is none.
-    """
-    if name not in _methods:
-        raise UnknownName(unknown("method", name, _methods))
-    return _methods[name]
-
-
-def options_of(name: str) -> dict[str, inspect.Parameter]:
-    """A method's options: the keyword-only arguments of its constructor."""
-    parameters = inspect.signature(find(name).__init__).parameters
-    return {key: parameter for key, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
-
-
-def check_options(name: str, options: Collection[str], also: Collection[str] = ()) -> None:
-    """Refuse options that a method does not have.
-
-    Args:
-        name: The method's name.
-        options: The names of the options given.
-        also: Options of what the method works in, which are known too.
-
-    Raises:
-        UnknownName: Naming the nearest option that it has.
-    """
-    known = [*options_of(name), *also]
-    for option in options:
-        if option not in known:
-            raise UnknownName(unknown(f"option of method {name!r}", option, known))
-
-
-def plain_values(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's options with NumPy's numbers as Python's; values that they cannot have, by their annotations, are refused.
-
-    Raises:
-        BadConfig: Naming the option, what was given and what is expected.
-    """
-    hints = get_type_hints(find(name).__init__, include_extras=True)
-    plain = {option: given.item() if isinstance(given, np.generic) else given for option, given in options.items()}
-    for option, value in plain.items():
-        try:
-            TypeAdapter(hints[option]).validate_python(value, strict=True)
-        except ValidationError as error:
-            raise BadConfig(f"{option}={value!r} was given for method {name!r}: {error.errors()[0]['msg']}.") from error
-    return plain
-
-
-def check_level(name: str, level: action_params.Level) -> None:
-    """Refuse a level at which a method does not serve.
-
-    Raises:
-        BadConfig: Saying which levels it has.
-    """
-    levels = find(name).levels
-    if level not in levels:
-        raise BadConfig(f"Method {name!r} was asked to work at the level of {level}; it works at the level of {' or '.join(levels)} alone.")
-
-
-def check_cached(name: str, *, tuned: bool) -> None:
-    """Refuse features that were computed before where they do not serve.
-
-    Raises:
-        BadConfig: Saying why, and what to do.
-    """
-    method = find(name)
-    if tuned or method.tunes:
-        raise BadConfig(f"cached=True was given for method {name!r} with sources that are trained further; leave one of them out.")
-    if not method.takes_heard:
-        raise BadConfig(f"cached=True was given for method {name!r}, which is not made of frozen sources' features alone; leave it out.")
-
-
-def create(name: str, sources: Sequence[Source], target: Target, options: dict[str, Any]) -> Method:
-    """Build a method by its name.
-
-    Raises:
-        UnknownName: If there is no such method or option.
-        BadConfig: If an option's value cannot be, or the method does not serve at the target's level.
-        SpaceMismatch: If a source does not fit the target.
-    """
-    check_options(name, options)
-    options = plain_values(name, options)
-    check_level(name, target.level)
-    return find(name)(sources, target, **options)  # type: ignore[arg-type, call-arg]

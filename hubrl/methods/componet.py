@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from hubrl.errors import BadConfig
 from hubrl.formats.cards import Layers
-from hubrl.methods.base import Method, Routed, register
-from hubrl.pathways import Pathways, Target, extractor_class
+from hubrl.methods.base import Method, Routed
+from hubrl.methods.registry import register
+from hubrl.routing.fresh_pathway import extractor_class
+from hubrl.routing.pathways import Pathways
+from hubrl.routing.target import Target
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 from hubrl.sources.trunks import mlp

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from hubrl.methods.base import register
+from hubrl.methods.registry import register
 from hubrl.methods.single import Alone, the_one
-from hubrl.pathways import Pathways, Target
+from hubrl.routing.pathways import Pathways
+from hubrl.routing.target import Target
 from hubrl.sources.source import Source
 
 

@@ -10,12 +10,15 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from hubrl.aggregation import weighed
 from hubrl.errors import BadConfig
-from hubrl.methods.base import Routed, Weighing, register
+from hubrl.methods.base import Routed, Weighing
+from hubrl.methods.registry import register
 from hubrl.nn.losses import exploration_entropy
-from hubrl.pathways import FRESH, Pathways, Target
-from hubrl.routing import Router, Weighted, pathway_weights
+from hubrl.routing.fused import weighed
+from hubrl.routing.pathways import FRESH, Pathways
+from hubrl.routing.router import Router
+from hubrl.routing.target import Target
+from hubrl.routing.weights import Weighted, pathway_weights
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 

@@ -8,8 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hubrl.errors import BadConfig
-from hubrl.methods.base import Method, Routed, register
-from hubrl.pathways import Pathways, Target
+from hubrl.methods.base import Method, Routed
+from hubrl.methods.registry import register
+from hubrl.routing.pathways import Pathways
+from hubrl.routing.target import Target
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 

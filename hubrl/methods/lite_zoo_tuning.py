@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hubrl.gated import GatedLayer
-from hubrl.methods.base import register
+from hubrl.methods.gated_layers import GatedLayer
+from hubrl.methods.registry import register
 from hubrl.methods.zoo_tuning import ZooTuning, layer_name, layers_in
 from hubrl.sources.layers import Kernel
 

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hubrl.errors import BadConfig
-from hubrl.methods.base import Method, Routed, register
+from hubrl.methods.base import Method, Routed
+from hubrl.methods.registry import register
 from hubrl.methods.single import the_one
-from hubrl.pathways import Pathways, Target
+from hubrl.routing.pathways import Pathways
+from hubrl.routing.target import Target
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from hubrl.methods.base import register
 from hubrl.methods.hub_pathway import HubPathway
-from hubrl.pathways import FRESH, Target
+from hubrl.methods.registry import register
+from hubrl.routing.pathways import FRESH
+from hubrl.routing.target import Target
 from hubrl.sources.source import Source
 
 

@@ -8,8 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hubrl.errors import BadConfig, SpaceMismatch
-from hubrl.methods.base import Method, Routed, register
-from hubrl.pathways import Pathways, SourcePathway, Target
+from hubrl.methods.base import Method, Routed
+from hubrl.methods.registry import register
+from hubrl.routing.pathways import Pathways
+from hubrl.routing.source_pathway import SourcePathway
+from hubrl.routing.target import Target
 from hubrl.sources.layers import Kernel, encoder_layers, layer_outputs
 from hubrl.sources.preprocessing import Observations, apply_steps
 from hubrl.sources.source import Source

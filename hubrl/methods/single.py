@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from hubrl.errors import BadConfig, UnknownName, unknown
-from hubrl.methods.base import Method, Routed, register
-from hubrl.pathways import Pathways, Target
+from hubrl.methods.base import Method, Routed
+from hubrl.methods.registry import register
+from hubrl.routing.pathways import Pathways
+from hubrl.routing.target import Target
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 

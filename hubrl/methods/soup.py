@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from hubrl.errors import BadConfig
-from hubrl.methods.base import register
+from hubrl.methods.registry import register
 from hubrl.methods.single import Alone
-from hubrl.pathways import Pathways, Target
+from hubrl.routing.pathways import Pathways
+from hubrl.routing.target import Target
 from hubrl.sources.layers import Kernel, merge_layers, parameter_like, stack_layers
 from hubrl.sources.source import Source
 

@@ -7,9 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hubrl.methods.base import Routed, Weighing, register
-from hubrl.pathways import Pathways, Target
-from hubrl.routing import Weighted
+from hubrl.methods.base import Routed, Weighing
+from hubrl.methods.registry import register
+from hubrl.routing.pathways import Pathways
+from hubrl.routing.target import Target
+from hubrl.routing.weights import Weighted
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 

@@ -9,11 +9,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hubrl.errors import BadConfig, SpaceMismatch
-from hubrl.gated import GatedLayer
-from hubrl.methods.base import Speakers, register
+from hubrl.methods.base import Speakers
+from hubrl.methods.gated_layers import GatedLayer
+from hubrl.methods.registry import register
 from hubrl.methods.single import Alone
-from hubrl.pathways import Pathways, Target
-from hubrl.routing import dispatch
+from hubrl.routing.pathways import Pathways
+from hubrl.routing.target import Target
+from hubrl.routing.weights import dispatch
 from hubrl.sources import action_params
 from hubrl.sources.layers import Kernel, kernels, merge_layers
 from hubrl.sources.preprocessing import Observations

@@ -20,8 +20,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from hubrl.errors import BadConfig
 from hubrl.extractor import see_through_normalisation
-from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
+from hubrl.routing.pathways import FRESH
 from hubrl.selection.probe_verdict import Fate, judge_segments, starting_points, still_racing
 from hubrl.selection.settings import TrustSettings
 from hubrl.sources import action_params

@@ -12,8 +12,8 @@ from gymnasium import spaces
 
 from hubrl import Hub
 from hubrl.errors import SpaceMismatch
-from hubrl.pathways import Target, check_fit
 from hubrl.reading import read_agent
+from hubrl.routing.target import Target, check_fit
 
 ZIPS = sorted((CHECKPOINTS / "sb3-zoo").glob("*.zip"))
 

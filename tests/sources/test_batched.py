@@ -10,8 +10,9 @@ from toys import CHOOSE, IMAGE, STEER, VECTOR, Toy, tiny
 from hubrl import Hub, Source
 from hubrl.errors import SourcesNotLoaded
 from hubrl.nn.bf16 import BF16NatureCNN
-from hubrl.pathways import Pathways, Target
 from hubrl.reading import read_live
+from hubrl.routing.pathways import Pathways
+from hubrl.routing.target import Target
 from hubrl.sources.batched import BatchedSources, Group, MLPs, NatureCNNs
 from hubrl.sources.preprocessing import Normaliser
 

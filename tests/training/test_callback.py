@@ -18,8 +18,9 @@ from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny, tiny_hub, toy_for
 from hubrl import BadConfig, Hub, HubCallback
 from hubrl.extractor import parts_in, see_through_normalisation
 from hubrl.methods import Method
-from hubrl.pathways import FRESH, SourcePathway
 from hubrl.reading import read_live
+from hubrl.routing.pathways import FRESH
+from hubrl.routing.source_pathway import SourcePathway
 from hubrl.selection.probe_verdict import Fate
 from hubrl.training.metrics import hub_spec
 

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from toys import SETTINGS, TINY, Toy, target, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback
-from hubrl.pathways import FRESH
+from hubrl.routing.pathways import FRESH
 from hubrl.selection.fresh_trial import Phase
 from hubrl.selection.probe_verdict import DISTRUST, Fate
 from hubrl.selection.settings import TrustSettings

@@ -1,17 +1,10 @@
-"""The router and the pure functions of routing: replayable noise, stable top-k, pathway weights, dispatch.
+"""The router: from an observation to one number for every pathway."""
 
-Equations [ours, after Hub-Pathway, NeurIPS 2022]: the router says one number `z` for every pathway; in training
-`z + noise * (softplus(N(x)) + 0.01)` with Gaussian noise; the `k` greatest are active, and a softmax over them gives
-the pathway weights.
-"""
-
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from gymnasium import spaces
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,23 +14,13 @@ from hubrl.nn.bf16 import BF16Convolutions
 from hubrl.nn.freezing import is_sb3_init
 from hubrl.nn.manual_mlp import ManualMLP
 from hubrl.nn.parameter_packing import AutogradInputs, ParameterPack
+from hubrl.routing.replayable_noise import replayable_noise
 from hubrl.sources.preprocessing import Observations
 
 NOISE_FLOOR = 1e-2
 
-MOST_HASHED = 1024
-"""Numbers of an observation by which its noise is seeded."""
-
 SMALLEST_IMAGE = 20
 """Pixels a side that the router's two convolutions need."""
-
-
-class Weighted(NamedTuple):
-    """Who is active, and how much each contributes."""
-
-    log_weights: Float[Tensor, "batch pathways"]
-    """Minus infinity where not active."""
-    active: Bool[Tensor, "batch pathways"]
 
 
 class ZeroLinear(nn.Linear):
@@ -113,96 +96,6 @@ class SymLog(nn.Module):
         """Squash and flatten."""
         flat = observations.flatten(1)
         return flat.abs().log1p().copysign(flat)
-
-
-def replayable_noise(rows: Shaped[Tensor, "batch width"], key: int, n: int) -> Float[Tensor, "batch n"]:
-    """Gaussian noise that is a function of the observation and a key, so that any buffer replays it.
-
-    The same row under the same key gives the same numbers to the last bit, in a rollout and in every epoch of the
-    update; another key gives others. Of long rows, which are images, a thousand numbers are looked at.
-
-    Args:
-        rows: Observations, flat, bytes or not; only their bits matter.
-        key: Changes once a rollout.
-        n: How many numbers a row.
-    """
-    looked_at = rows.detach()[:, :: -(-rows.shape[1] // MOST_HASHED)].float().contiguous().view(torch.int32)
-    # A multilinear hash modulo 2^64, whose upper half is the better one; integers add up alike in any order.
-    seeds = ((looked_at * _multipliers(looked_at.shape[1], rows.device)).sum(dim=1, keepdim=True) >> 32) + key * 0x632BE59B
-    scrambled = _mix(seeds + _multipliers(n, rows.device)) & 0xFFFFFF
-    noise: Tensor = torch.special.ndtri((scrambled.double() + 0.5) / 2**24)
-    return noise.float()
-
-
-@lru_cache(maxsize=64)
-def _multipliers(count: int, device: torch.device) -> Int[Tensor, " count"]:
-    """As many odd numbers of 64 bits, always the same."""
-    places = torch.arange(1, 2 * count + 1, dtype=torch.int64)
-    upper, lower = _mix(places * 0x9E3779B9).chunk(2)
-    return ((upper << 32) + (lower | 1)).to(device)
-
-
-def stable_top_k(z: Float[Tensor, "batch pathways"], k: int) -> Bool[Tensor, "batch pathways"]:
-    """The `k` greatest of every row; of equals the first, which `torch.topk` does not promise."""
-    order = z.argsort(dim=1, descending=True, stable=True)
-    return torch.zeros_like(z, dtype=torch.bool).scatter(1, order[:, :k], True)
-
-
-def pathway_weights(z: Float[Tensor, "batch pathways"], k: int, trusted: Bool[Tensor, " pathways"] | None) -> Weighted:
-    """Pathway weights: a softmax over the `k` greatest among the trusted.
-
-    A softmax over all that is masked and renormalised gives the same weights, so there is no option for it.
-
-    Args:
-        z: The router's numbers.
-        k: How many are active in a row; fewer where fewer are trusted.
-        trusted: Who may be active at all; none for everybody.
-    """
-    if trusted is not None:
-        z = z.masked_fill(~trusted, -torch.inf)
-    active = stable_top_k(z, k) if k < z.shape[1] else torch.ones_like(z, dtype=torch.bool)
-    if trusted is not None:
-        active = active & trusted
-    if k >= z.shape[1]:
-        return Weighted(functional.log_softmax(z, dim=1), active)
-    return Weighted(functional.log_softmax(z.masked_fill(~active, -torch.inf), dim=1), active)
-
-
-def dispatch(
-    speakers: Sequence[Callable[[Observations], Tensor]],
-    observations: Observations,
-    active: Bool[Tensor, "batch pathways"],
-    width: int,
-) -> Float[Tensor, "batch pathways width"]:
-    """What every active pathway says; only they are computed, row by row. Zeros for the others."""
-    columns = []
-    for index, speak in enumerate(speakers):
-        rows = active[:, index].nonzero().squeeze(1)
-        if len(rows) == len(active):
-            columns.append(speak(observations))
-        else:
-            silence = torch.zeros(len(active), width, device=active.device)
-            columns.append(silence.index_copy(0, rows, speak(_rows(observations, rows))) if len(rows) else silence)
-    return torch.stack(columns, dim=1)
-
-
-def aggregate(speech: Float[Tensor, "batch pathways width"], weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, "batch width"]:
-    """The weighted sum of what the pathways say."""
-    return torch.bmm(weights[:, None], speech).squeeze(1)
-
-
-def _rows(observations: Observations, rows: Tensor) -> Observations:
-    if isinstance(observations, dict):
-        return {key: values[rows] for key, values in observations.items()}
-    return observations[rows]
-
-
-def _mix(x: Tensor) -> Tensor:
-    """A bijective scramble of 32 bits held in 64 (multiply and shift)."""
-    x = x & 0xFFFFFFFF
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
-    x = ((x ^ (x >> 15)) * 0x5A6B9D35) & 0xFFFFFFFF
-    return x ^ (x >> 16)
 
 
 def _is_image(space: spaces.Space[Any]) -> bool:

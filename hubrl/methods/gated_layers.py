@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hubrl.errors import BadConfig
-from hubrl.routing import ZeroLinear
+from hubrl.routing.router import ZeroLinear
 from hubrl.sources.layers import Kernel, parameter_like, stack_layers
 
 

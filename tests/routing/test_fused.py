@@ -9,7 +9,7 @@ from hubrl import BadConfig, CachedVecEnv
 from hubrl.methods import create
 from hubrl.methods.hub_pathway import HubPathway
 from hubrl.nn.losses import inject
-from hubrl.pathways import Target
+from hubrl.routing.target import Target
 
 
 def made(**options):

@@ -18,8 +18,8 @@ from hubrl.methods import create
 from hubrl.methods.componet import attention, place_encodings
 from hubrl.methods.kickstart import annealed, cross_entropy
 from hubrl.methods.multipolar import aggregate_actions
-from hubrl.pathways import Target
 from hubrl.reading import read_live
+from hubrl.routing.target import Target
 
 ROWS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 ACTIONS = pytest.mark.parametrize("actions", [STEER, CHOOSE], ids=["box", "discrete"])

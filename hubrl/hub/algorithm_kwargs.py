@@ -1,171 +1,40 @@
-"""A hub: an ordered, immutable set of sources, and what it hands to SB3's algorithms."""
+"""What SB3's algorithms take of a hub: `policy`, `policy_kwargs`, and the level they are served at."""
 
-import hashlib
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, overload
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
-import torch
 from gymnasium import spaces
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from stable_baselines3.a2c import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 
 from hubrl.cached import cached_policy
-from hubrl.errors import BadConfig, BadFile, OutputExists, UnknownName, check_format, unknown
-from hubrl.extractor import HubExtractor, parts_in
-from hubrl.formats.files import is_there, new_folder
+from hubrl.errors import BadConfig
+from hubrl.extractor import HubExtractor
 from hubrl.formats.hub_spec import HubSpec, Precision
-from hubrl.formats.limits import DEFAULT_LIMITS, Limits
-from hubrl.formats.schema import Schema, first_problem, read_yaml, write_yaml
+from hubrl.formats.schema import first_problem
 from hubrl.methods import check_options, find
-from hubrl.methods.base import Method, check_cached, check_level, plain_values
 from hubrl.methods.hub_pathway import check_top_k
+from hubrl.methods.registry import check_cached, check_level, plain_values
 from hubrl.nn.optimizers import HubAdam, HubRMSprop
 from hubrl.outputs import Outputs, check_effect
-from hubrl.pathways import FRESH
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.precision import byte_policy
 from hubrl.q_policies import HubDQNPolicy, Teaching
-from hubrl.reading import read_agent, read_live, read_live_policy
-from hubrl.selection.arm_selection import TOGETHER_ARM as TOGETHER
 from hubrl.sources import action_params, shared
 from hubrl.sources.observation_batch import divides_images
 from hubrl.sources.source import Source
 
-HUB_FORMAT = 1
-HUB_FILE = "hub.yaml"
-
 RECOMMENDED = {"hold": 5.0}
 """Beside the options' own defaults, which must go on meaning what they meant in models saved before there were these."""
 
-TAKEN = {FRESH, TOGETHER, Path(HUB_FILE).stem}
-"""Names that no source may have: those of the fresh pathway, of all together, and of the hub's own file."""
 
-Agent = str | Path | Source | BaseAlgorithm | BasePolicy | tuple[str | Path, str | Path]
-"""A file or folder, one with its statistics or its card, a model or a policy in memory, or a source."""
-
-
-class HubCard(Schema):
-    """What a hub's folder says of itself; its sources' cards lie beside."""
-
-    format: int = HUB_FORMAT
-    sources: tuple[str, ...] = Field(min_length=1)
-    """The sources' names, in order."""
-
-
-class Hub(Sequence[Source]):
-    """Pretrained agents to learn from, in the order given.
-
-    Args:
-        sources: The sources; their names must differ.
-
-    Raises:
-        BadConfig: If there is none, two have one name, or one has a name that is taken.
-    """
-
-    def __init__(self, sources: Iterable[Source]) -> None:
-        self._sources = tuple(sources)
-        if not self._sources:
-            raise BadConfig("A hub of no sources was given; expected at least one.")
-        names = [source.name for source in self._sources]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise BadConfig(f"Two sources are called {twice[0]!r}; give one of them another name.")
-        taken = sorted({*names} & TAKEN)
-        if taken:
-            raise BadConfig(f"A source is called {taken[0]!r}, which has a meaning of its own here; give it another name.")
-
-    @classmethod
-    def from_agents(cls, agents: Iterable[Agent], names: Sequence[str] | None = None, *, limits: Limits = DEFAULT_LIMITS) -> "Hub":
-        """A hub of agents in whatever form they come; nothing in their files is executed.
-
-        Args:
-            agents: SB3 zips, RL Zoo folders, cards, weights with a card, sources, or models in memory; a pair is a zip
-                with its VecNormalize file, or weights with their card.
-            names: Names of the sources; by default those of their files.
-            limits: Limits on their files; wider ones for agents that are trusted.
-
-        Raises:
-            BadFile: If a file is missing, damaged or hostile.
-            BadConfig: If there is no agent, or two have one name.
-        """
-        if isinstance(agents, str | Path):
-            raise BadConfig(f"{str(agents)!r} was given; expected a list of agents: [{str(agents)!r}].")
-        listed = list(agents)
-        called: Sequence[str | None] = names if names is not None else [None] * len(listed)
-        if len(called) != len(listed):
-            raise BadConfig(f"{len(called)} names were given for {len(listed)} agents.")
-        named = enumerate(zip(listed, called, strict=True))
-        return cls(_source(agent, name, index, limits) for index, (agent, name) in named)
-
-    @classmethod
-    def load(cls, folder: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> "Hub":
-        """The hub that `save` wrote; every weight file's sha256 is checked.
-
-        Args:
-            folder: The hub's folder.
-            limits: Limits on its files; wider ones for a hub that is trusted.
-
-        Raises:
-            BadFile: If it is no hub, a file is missing or changed, or it is of a newer format.
-        """
-        folder = Path(folder)
-        if not is_there(folder / HUB_FILE):
-            raise BadFile(f"{folder} is no hub: it has no {HUB_FILE}; make one with `hubrl hub build`.")
-        plain = read_yaml(folder / HUB_FILE, limits)
-        check_format(plain, HUB_FORMAT, f"{folder} is a hub")
-        try:
-            card = HubCard.model_validate(plain)
-        except ValidationError as error:
-            raise BadFile(f"{folder / HUB_FILE} is not a hub's card: {first_problem(error)}.") from error
-        if len(card.sources) > limits.sources:
-            raise BadFile(f"{folder} has {len(card.sources)} sources, {limits.sources} are allowed; widen hubrl.Limits if it is trusted.")
-        return cls(read_agent(_inside(folder, name), limits=limits) for name in card.sources)
-
-    def save(self, folder: str | Path, *, overwrite: bool = False, half: bool = False) -> None:
-        """Write the hub as a folder: `hub.yaml`, and a card and a `.safetensors` file for each source.
-
-        Args:
-            folder: Where; it appears whole or not at all.
-            overwrite: Whether it may replace a hub that is there. Files in its folder that are not the hub's stay.
-            half: Whether weights are rounded to float16, for half the size.
-
-        Raises:
-            OutputExists: If the folder exists and may not be replaced, or is no hub.
-            SourcesNotLoaded: If a source's weights never arrived.
-        """
-        folder = Path(folder).resolve()
-        foreign = _foreign(folder) if overwrite and folder.exists() else []
-        with new_folder(folder, overwrite=overwrite) as making:
-            for source in self._sources:
-                raw = source.to_bytes(half=half)
-                # A source that was trained meanwhile is no longer the one its card was made for.
-                card = source.card.model_copy(update={"sha256": hashlib.sha256(raw).hexdigest()})
-                (making / f"{source.name}.safetensors").write_bytes(raw)
-                (making / f"{source.name}.yaml").write_text(write_yaml(card.to_dict()), encoding="utf-8")
-            (making / HUB_FILE).write_text(write_yaml(HubCard(sources=tuple(self.names)).to_dict()), encoding="utf-8")
-            for path in foreign:
-                if path.is_dir():
-                    shutil.copytree(path, making / path.name, symlinks=True)
-                elif not (making / path.name).exists():
-                    shutil.copy2(path, making / path.name)
-
-    def add(self, agent: Agent, name: str | None = None) -> "Hub":
-        """A new hub with one more source at the end."""
-        return Hub([*self._sources, *Hub.from_agents([agent], None if name is None else [name])])
-
-    @property
-    def names(self) -> list[str]:
-        """The sources' names, in order."""
-        return [source.name for source in self._sources]
+class AlgorithmKwargs(Sequence[Source]):
+    """The part of a hub that makes arguments for SB3's algorithms."""
 
     def policy_kwargs(
         self,
@@ -297,7 +166,7 @@ class Hub(Sequence[Source]):
         if precision == "bfloat16" and not any(reads_images(source.space) for source in self):
             raise BadConfig("precision='bfloat16' was given and no source reads images; it is for NatureCNNs, leave it out.")
         check_top_k(options.get("top_k"), len(self))
-        for source in self._sources:
+        for source in self:
             shared.register(source)
         tunes = find(method).tunes
         if tuned and find(method).keeps_frozen:
@@ -310,29 +179,6 @@ class Hub(Sequence[Source]):
             return HubSpec(sources=cards, method=method, **given)
         except ValidationError as error:
             raise BadConfig(f"The hub cannot be used so: {first_problem(error)}.") from error
-
-    @overload
-    def __getitem__(self, which: int | str) -> Source: ...
-    @overload
-    def __getitem__(self, which: slice) -> "Hub": ...
-    def __getitem__(self, which: int | str | slice) -> "Source | Hub":
-        """A source by name or position, or a hub of some of them."""
-        if isinstance(which, slice):
-            return Hub(self._sources[which])
-        if isinstance(which, int):
-            return self._sources[which]
-        if which not in self.names:
-            raise UnknownName(unknown("source", which, self.names))
-        return self._sources[self.names.index(which)]
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-    def __iter__(self) -> Iterator[Source]:
-        return iter(self._sources)
-
-    def __repr__(self) -> str:
-        return f"Hub({', '.join(self.names)})"
 
 
 def reads_images(space: spaces.Space[Any]) -> bool:
@@ -352,42 +198,6 @@ def _check_algorithm(algorithm: object) -> None:
 def reads_parts(source: Source) -> bool:
     """Whether a source was adapted to a target whose observations are a Dict."""
     return any(step.op in ("key", "keys") for step in source.card.preprocessing[:1])
-
-
-def _source(agent: Agent, name: str | None, index: int, limits: Limits) -> Source:
-    if isinstance(agent, Source):
-        return agent if name in (None, agent.name) else agent.adapted(name)
-    if isinstance(agent, BaseAlgorithm):
-        return read_live(agent, name or f"{type(agent).__name__.lower()}-{index}")
-    if isinstance(agent, BasePolicy):
-        return read_live_policy(agent, name or f"policy-{index}")
-    path, companion = agent if isinstance(agent, tuple) and len(agent) == 2 else (agent, None)
-    if not all(isinstance(part, str | Path) for part in (path, companion or "")):
-        raise BadConfig(
-            f"{agent!r} was given; expected an agent: a file or folder, a file with its statistics or card, a hubrl.Source, or a model."
-        )
-    return read_agent(path, companion, name=name, limits=limits)
-
-
-def _foreign(folder: Path) -> list[Path]:
-    """What lies in a hub's folder and is not the hub's.
-
-    Raises:
-        OutputExists: If it is no hub's folder.
-    """
-    if not (folder / HUB_FILE).is_file():
-        raise OutputExists(f"{folder} exists and is no hub, so it is not replaced; choose another name, or remove it.")
-    plain = read_yaml(folder / HUB_FILE)
-    listed = plain.get("sources", []) if isinstance(plain, dict) else []
-    own = {HUB_FILE, *(f"{name}{suffix}" for name in listed for suffix in (".yaml", ".safetensors"))}
-    return [path for path in sorted(folder.iterdir()) if path.name not in own]
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The card of a name in a hub's folder; a name that leads out of it is refused."""
-    if Path(name).name != name:
-        raise BadFile(f"{folder / HUB_FILE} names a source {name!r}, which is not a name.")
-    return folder / f"{name}.yaml"
 
 
 def policy_for(algorithm: type[BaseAlgorithm], space: spaces.Space[Any], precision: Precision) -> type[BasePolicy] | str:
@@ -426,39 +236,3 @@ def _own_options(
     if isinstance(own, Outputs):
         check_effect(given, own, options)
     return own
-
-
-@torch.no_grad()
-def pathway_weights(model: BaseAlgorithm, observation: np.ndarray | dict[str, np.ndarray]) -> dict[str, float | np.ndarray]:
-    """Who speaks here: every pathway's weight by name, without the router's noise.
-
-    Args:
-        model: A model that learns through a hub.
-        observation: One observation, or a batch, as the model's `predict` takes it.
-
-    Returns:
-        One number a pathway for one observation, an array `(batch,)` for a batch; they sum to one.
-
-    Raises:
-        BadConfig: If the model learns through no hub.
-    """
-    policy = model.policy
-    if isinstance(policy, HubDQNPolicy):
-        seen, batched = policy.obs_to_tensor(observation)
-        rows = len(next(iter(seen.values())) if isinstance(seen, dict) else seen) if batched else None
-        acts = {name: float(index == policy.selection.evaluation_arm) for index, name in enumerate(policy.pathways.names)}
-        return {name: one if rows is None else np.full(rows, one) for name, one in acts.items()}
-    hears = next((part for part in policy.modules() if isinstance(part, HubActorCriticPolicy | HubExtractor)), None)
-    if hears is None:
-        raise BadConfig(f"The {type(model).__name__} given learns through no hub; make one with Hub.agent or Hub.policy_kwargs.")
-    policy.set_training_mode(False)
-    tensor, batched = policy.obs_to_tensor(observation)
-    preprocessed: Any = preprocess_obs(tensor, policy.observation_space, normalize_images=policy.normalize_images)
-    method = parts_in(hears, Method)[0]  # type: ignore[type-abstract]
-    routed = hears.route(preprocessed).weights
-    if routed is None:
-        raise BadConfig(f"Method {hears.spec.method!r} has no pathway weights.")
-    weights = routed.cpu().numpy()
-    if batched:
-        return {name: weights[:, index] for index, name in enumerate(method.pathways.names)}
-    return {name: float(weights[0, index]) for index, name in enumerate(method.pathways.names)}

@@ -17,7 +17,8 @@ from hubrl.errors import BadConfig
 from hubrl.nn.losses import DIFFERENTIATED_TWICE, mean_entropy
 from hubrl.nn.manual_mlp import ManualMLP, linear, linear_gradients
 from hubrl.nn.parameter_packing import AutogradInputs
-from hubrl.routing import NOISE_FLOOR, Router, Weighted, pathway_weights
+from hubrl.routing.router import NOISE_FLOOR, Router
+from hubrl.routing.weights import Weighted, pathway_weights
 from hubrl.sources.preprocessing import Observations
 
 

@@ -11,11 +11,11 @@ from torch.nn import functional
 from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, Source, SpaceMismatch
-from hubrl.gated import GatedLayer, Gates
 from hubrl.methods import create
+from hubrl.methods.gated_layers import GatedLayer, Gates
 from hubrl.methods.lite_zoo_tuning import LiteLayer
-from hubrl.pathways import Target
 from hubrl.reading import read_live
+from hubrl.routing.target import Target
 
 KINDS = pytest.mark.parametrize("kind", ["linear", "conv"])
 ZOO = ("zoo-tuning", "lite-zoo-tuning")

@@ -19,7 +19,8 @@ from hubrl import BadConfig, HubCallback, SourcesNotLoaded, SpaceMismatch, Unkno
 from hubrl.extractor import parts_in
 from hubrl.methods import create, options_of, register
 from hubrl.methods.base import Method
-from hubrl.pathways import FRESH, Target
+from hubrl.routing.pathways import FRESH
+from hubrl.routing.target import Target
 from hubrl.sources import shared
 
 OPTIONS = {"single": {"source": "ppo-0"}, "finetune": {"source": "ppo-0"}, "frozen": {"source": "ppo-0"}}

@@ -1,0 +1,1 @@
+"""The members of routing, and how much each of them counts."""

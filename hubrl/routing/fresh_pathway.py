@@ -1,0 +1,60 @@
+"""A new network as a member of routing."""
+
+from typing import Any
+
+from gymnasium import spaces
+from jaxtyping import Float
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from torch import Tensor, nn
+
+from hubrl.formats.cards import Conv, Layers, Trunk
+from hubrl.formats.hub_spec import Precision
+from hubrl.nn.bf16 import BF16NatureCNN
+from hubrl.sources.preprocessing import Observations
+from hubrl.sources.trunks import NATURE, Reader, mlp
+
+SMALLEST_NATURE = 36
+"""Pixels a side that the three convolutions of NatureCNN need."""
+
+
+class FreshPathway(nn.Module):
+    """A new network at the level of features: NatureCNN for images, SB3's combined extractor for Dict, else an MLP.
+
+    Args:
+        space: The target's observations.
+        width: Width of its features.
+        scale: How many times wider its hidden layers are than usual: 64 units each, or NatureCNN's channels.
+        precision: In what NatureCNN is computed, if it is no wider than usual.
+    """
+
+    def __init__(self, space: spaces.Space[Any], width: int, scale: int = 1, precision: Precision = "float32") -> None:
+        super().__init__()
+        kind = extractor_class(space)
+        if kind is NatureCNN and scale > 1:
+            convs = tuple(Conv(channels=scale * channels, kernel=kernel, stride=stride) for channels, kernel, stride in NATURE)
+            self.reader: nn.Module = Reader(space, Trunk(convs=convs, linear=512))
+            inputs = 512
+        elif kind is not FlattenExtractor:
+            extractor = extractor_class(space, precision)(space)
+            self.reader = extractor
+            inputs = extractor.features_dim
+        else:
+            layers = Layers(widths=(64 * scale, 64 * scale))
+            self.reader = nn.Sequential(nn.Flatten(), *mlp(int(get_flattened_obs_dim(space)), layers))
+            inputs = layers.widths[-1]
+        self.projection = nn.Linear(inputs, width)
+
+    def forward(self, observations: Observations) -> Float[Tensor, "batch width"]:
+        """Features of a network that began as nothing."""
+        features: Tensor = self.projection(self.reader(observations))
+        return features
+
+
+def extractor_class(space: spaces.Space[Any], precision: Precision = "float32") -> type[BaseFeaturesExtractor]:
+    """The features extractor that SB3's own policies have for such observations; small images are flattened."""
+    if isinstance(space, spaces.Dict):
+        return CombinedExtractor
+    if isinstance(space, spaces.Box) and is_image_space(space) and min(space.shape[1:]) >= SMALLEST_NATURE:
+        return BF16NatureCNN if precision == "bfloat16" else NatureCNN
+    return FlattenExtractor
