@@ -1,5 +1,6 @@
 """README and docs: every block of code runs, every command works, every list agrees with the code."""
 
+import importlib
 import os
 import re
 import shlex
@@ -9,9 +10,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hubs import overtaken
+from recorded import RecordedScalars
 from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.logger import KVWriter, Logger
-from test_growth import grower
+from stable_baselines3.common.logger import Logger
 
 from hubrl import Hub, HubCallback
 from hubrl.experiments.build_model import build_model
@@ -84,35 +86,20 @@ def test_the_scripts_to_copy_run(checkout, script, arguments):
     assert "Return" in execute([sys.executable, "-W", "ignore", "-m", f"agents.{script}", *arguments.split()], checkout)
 
 
-class Tags(KVWriter):
-    """Remembers every tag that is written."""
-
-    def __init__(self):
-        self.seen = set()
-
-    def write(self, key_values, key_excluded, step=0):
-        self.seen |= set(key_values)
-
-    def close(self):
-        pass
-
-
 def test_the_metrics_page_names_exactly_the_tags_that_a_run_writes():
     page = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
-    told = {tag for tag in re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)}
+    documented = {tag for tag in re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)}
     sources = [PPO("MlpPolicy", "CartPole-v1", seed=seed, device="cpu") for seed in (1, 2)]
     hub = Hub.from_agents(sources, names=["one", "two"])
-    tags = Tags()
-    # A probe drops these untrained sources, and with them the router's gradient: one training with it, one without, one in doubt.
-    for probe_share, doubted in ((0.2, []), (0.0, []), (0.0, ["one"])):
+    tags = RecordedScalars()
+    # A probe may drop these untrained sources, and with them the router's gradient: one training with it, one without.
+    for probe_share in (0.2, 0.0):
         model = PPO(env="CartPole-v1", **hub.agent(PPO), n_steps=256, n_epochs=1, device="cpu", seed=0)
         model.set_logger(Logger(None, [tags]))
-        if doubted:
-            model.policy.solos.believe([0.0] * 3, doubted)
         model.learn(2_000, callback=HubCallback(probe_share=probe_share, log_every=100))
-    model = grower()
+    model = overtaken(trial_share=0.1)
     model.set_logger(Logger(None, [tags]))
-    model.learn(12_800, callback=HubCallback(probe_share=0.0, warmup_share=0.0, log_every=100))
+    model.learn(5_000, callback=HubCallback(probe_share=0.0, warmup_share=0.0, log_every=100))
     made = hub.agent(DQN)
     model = DQN(made["policy"], "CartPole-v1", policy_kwargs=made["policy_kwargs"], learning_starts=50, device="cpu", seed=0)
     model.set_logger(Logger(None, [tags]))
@@ -122,14 +109,16 @@ def test_the_metrics_page_names_exactly_the_tags_that_a_run_writes():
         model.set_logger(Logger(None, [tags]))
         model.learn(200, callback=HubCallback(warmup_share=0.0, log_every=1))
     sb3s = ("rollout", "train", "time", "eval")
-    assert {named(tag) for tag in tags.seen if tag.split("/")[0] not in sb3s} == told
+    assert {named(tag) for record in tags.records for tag in record if tag.split("/")[0] not in sb3s} == documented
 
 
 def named(tag):
     """A tag as the metrics page names it."""
     tag = re.sub(r"^(gate|progressive/scale)/.+/(one|two)$", r"\1/<layer>/<source>", tag)
     tag = re.sub(r"^(multipolar/theta|componet/attention)/(one|two)$", r"\1/<source>", tag)
-    return re.sub(r"/(one|two|fresh|together|zoo-tuning)$", "/<pathway>", tag)
+    tag = re.sub(r"^probe/fate/(one|two)$", "probe/fate/<source>", tag)
+    tag = re.sub(r"^trust/(return|episodes|evaluates|played)/(one|two|fresh|together)$", r"trust/\1/<arm>", tag)
+    return tag if tag.startswith("trust/") else re.sub(r"/(one|two|fresh|zoo-tuning)$", "/<pathway>", tag)
 
 
 def test_every_method_has_a_page_and_a_row_in_the_table_of_all():
@@ -151,9 +140,9 @@ def test_a_methods_page_says_what_all_of_them_say(name):
 @pytest.mark.parametrize("name", available())
 def test_a_methods_page_names_the_studies_that_it_stands_in(name):
     text = (METHOD_PAGES / f"{name}.md").read_text(encoding="utf-8")
-    told = set(re.findall(r"^hubrl study configs/studies/([\w-]+)\.yaml", text, re.MULTILINE))
-    assert "methods" in told
-    for study in told:
+    documented = set(re.findall(r"^hubrl study configs/studies/([\w-]+)\.yaml", text, re.MULTILINE))
+    assert "methods" in documented
+    for study in documented:
         spec = read_study(REPOSITORY / "configs" / "studies" / f"{study}.yaml")
         named = {method for case in spec.cases.values() for method in case.methods if method in spec.methods}
         assert name in {spec.methods[method].set.get("method", "hub-pathway") for method in named}, f"{study}.yaml does not train {name}"
@@ -170,7 +159,51 @@ def test_the_config_of_a_methods_page_makes_a_model(name, checkout):
         build_model(config, env, load_hub(config))
 
 
+def links(page):
+    """Targets of a page's links and pictures within the repository, with what follows `#`."""
+    found = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL))
+    return [target.partition("#")[::2] for target in found if not target.startswith(("http:", "https:"))]
+
+
+def anchors(page):
+    """The names that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_in_the_pages_lead_somewhere():
     for page in [*PAGES, REPOSITORY / "CONTRIBUTING.md"]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+        for path, anchor in links(page):
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), f"{page.name}: {path}"
+            if anchor:
+                assert anchor in anchors(target), f"{page.name}: {path}#{anchor}"
+
+
+def test_every_page_is_reached_from_the_readme():
+    reached, waiting = set(), [REPOSITORY / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        waiting += {(page.parent / path).resolve() for path, _ in links(page) if path.endswith(".md")} - reached
+    assert set(PAGES) <= reached
+
+
+def test_the_first_screen_is_short():
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    paragraphs = [part for part in re.split(r"\n\s*\n", prose) if not part.lstrip().startswith(("|", "-", "<!--", "!"))]
+    assert max(len(part.strip().splitlines()) for part in paragraphs) <= 5
+    (table,) = re.findall(r"<!-- table: first-screen -->\n(.*?)<!-- /table -->", text, flags=re.DOTALL)
+    assert len(table.splitlines()) <= 2 + 6
+
+
+def test_the_tables_of_results_are_those_of_the_studies(monkeypatch):
+    pytest.importorskip("pandas")
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs" / "figures"))
+    tables = importlib.import_module("write_tables")
+    assert len(tables.marked_pages()) > 3
+    for page in tables.marked_pages():
+        text = page.read_text(encoding="utf-8")
+        assert tables.with_tables(text) == text, f"{page.name} is older than results/: run `python docs/figures/write_tables.py`"
