@@ -39,4 +39,4 @@ def arrow(axes: Axes, start: Point, end: Point, colour: str = NEUTRAL, style: st
 def write_svg(figure: Figure, path: Path) -> None:
     """Write a figure with text as outlines, byte for byte the same on every run."""
     mpl.rcParams["svg.hashsalt"] = path.stem
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
