@@ -13,6 +13,7 @@ from toys import Toy, target, tiny_hub, toy_for
 
 from hubrl import BadConfig, HubCallback
 from hubrl.reading import read_agent
+from hubrl.selection.fresh_trial import Phase
 
 
 def learner(n_envs=2, **options):
@@ -28,7 +29,7 @@ class AtStart(BaseCallback):
         self.remaining, self.warming = [], []
 
     def _on_rollout_start(self):
-        self.remaining.append(self.model.policy.solos.remaining)
+        self.remaining.append(self.model.policy.method.remaining)
         self.warming.append(self.model.policy.warming)
 
     def _on_step(self):
@@ -62,17 +63,6 @@ def test_a_probe_is_before_the_training_or_not_at_all():
     assert model.policy.method.awaits_probe, "two steps in a hundred are too few here"
     model.learn(4096, HubCallback(probe_share=0.5), reset_num_timesteps=False)
     assert model.policy.method.awaits_probe, "the fresh pathway is no untrained network any more"
-
-
-def test_episodes_that_were_going_on_say_nothing(monkeypatch):
-    model, whole = learner(), []
-    solos = model.policy.solos
-    ended = solos.ended
-    monkeypatch.setattr(solos, "ended", lambda *args, **kwargs: (whole.append(kwargs["whole"]), ended(*args, **kwargs)))
-    model.learn(64, HubCallback(probe_share=0.0))
-    assert whole == [True] * 6, "three of ten steps in each of two environments; the fourth has begun"
-    model.learn(64, HubCallback(probe_share=0.0), reset_num_timesteps=False)
-    assert whole[6:] == [False] * 2 + [True] * 4
 
 
 class Even(Toy):
@@ -161,38 +151,18 @@ def test_what_has_learned_is_not_probed_in_a_training_that_counts_anew():
     assert again.probe_result is None
 
 
-def test_a_trial_that_was_not_finished_is_held_anew():
-    """A first call that ends in it must not make it last for most of the next."""
+def test_where_no_source_is_better_than_untrained_networks_no_trial_begins(tmp_path):
     model = learner(n_envs=8)
-    policy, phases = model.policy, []
-    policy.method.trust([True, False, True], [0.0, 0.0, -4.0])
-    policy.solos.believe([0.0, 0.0, -4.0])
-
-    class Look(AtStart):
-        def _on_rollout_start(self):
-            phases.append(policy.solos.growth.at)
-
-    for _ in range(FEWEST):
-        policy.solos.growth.ended(0.8, 1.0, fresh=False, shown=False)
-    policy.solos.growth._go(Phase.TRIAL)
-    policy.solos.growth.get_buffer("until").fill_(0.92)
-    policy.solos.growth.get_buffer("length").fill_(0.1)
-    model.learn(5120, [HubCallback(probe_share=0.0), Look()])
-    assert phases[:3] == [Phase.TRIAL] * 3, "0, 0.05 and 0.1 of it"
-    assert Phase.TRIAL not in phases[3:]
-
-
-def test_where_all_were_dropped_no_trial_begins(tmp_path):
-    model = learner(n_envs=8)
-    policy = model.policy
-    policy.method.trust([True, True, True], [-4.0, -4.0, 0.0])
-    policy.solos.believe([-4.0, -4.0, 0.0], policy.method.pathways.names[:2])
-    for index, earned in enumerate((-5.0, -5.0, 5.0)):
-        for place in range(5):
-            policy.solos.standing.note(index, earned + place / 10)
+    policy, selection = model.policy, model.policy.selection
+    policy.method.trust([True, True, True], [0.0, 0.0, 0.0])
+    selection.doubt_all()
+    for place in range(5):
+        for source in range(2):
+            selection.records.add(source, -50.0 + place / 10)
+        selection.records.add(selection.untrained, 50.0 + place / 10)
     model.learn(2560, HubCallback(probe_share=0.0))
-    assert policy.fresh_alone
-    assert not policy.solos.claimed
+    assert selection.trial.at is Phase.ALONE
+    assert not selection.trial.is_swapped
     model.save(tmp_path / "model.zip")
     rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     read = read_agent(tmp_path / "model.zip").predict(rows, deterministic=True)[0]

@@ -215,7 +215,7 @@ def test_while_the_critic_warms_up_the_actor_waits():
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
     model.learn(64, callback=HubCallback(probe_share=0, warmup_share=0.9))
     moved = {name for name, tensor in model.policy.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert {name.split(".")[0] for name in moved} == {"mlp_extractor", "value_net", "noise_key", "committed", "warm_until", "solos"}
+    assert {name.split(".")[0] for name in moved} == {"mlp_extractor", "value_net", "noise_key", "committed", "warm_until", "selection"}
     assert not any("policy_net" in name for name in moved)
     assert not model.policy.warming, "nobody waits after the training"
     model.learn(64, callback=HubCallback(probe_share=0, warmup_share=0))
@@ -265,7 +265,7 @@ def gradients_of(policy, loss):
 def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, monkeypatch):
     own = {name: options[name] for name in options if name not in ("observations", "activation_fn")}
     seen = options.get("observations", VECTOR)
-    made = tiny_hub(Toy(seen, actions)).agent(PPO, **{"hold": 3, "judging_share": 0.0 if "fresh" in options else 0.2, **own})
+    made = tiny_hub(Toy(seen, actions)).agent(PPO, **{"hold": 3, "judging_share": 0.0 if "fresh" in options else 0.5, **own})
     made["policy_kwargs"]["activation_fn"] = options.get("activation_fn", nn.Tanh)
     model = target(PPO, make_vec_env(lambda: Toy(seen, actions), n_envs=4, seed=0), made, learning_rate=1e-2)
     policy, compared = model.policy, []

@@ -13,18 +13,18 @@ from stable_baselines3.common.env_util import make_vec_env
 from toys import CHOOSE, IMAGE, SETTINGS, STEER, Toy, target, tiny, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, SpaceMismatch, UnknownName, pathway_weights
-from hubrl.q_policies import HubDQNPolicy, Pausing, teaching_loss
+from hubrl.q_policies import HubDQNPolicy, PausedExploration, teaching_loss
 from hubrl.reading import read_agent, read_live
 
 ROWS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 
 
-def standing(**returns):
-    made = Standing(list(returns), window=4)
-    for index, values in enumerate(returns.values()):
+def played(policy, **returns):
+    """Records as of episodes that the pathways played."""
+    for name, values in returns.items():
         for value in values:
-            made.note(index, float(value))
-    return made
+            policy.selection.records.add(policy.selection.records.names.index(name.replace("_", "-")), float(value))
+    return policy
 
 
 def learner(**options):
@@ -32,71 +32,35 @@ def learner(**options):
     return target(DQN, env, tiny_hub(env).agent(DQN, **options))
 
 
-def test_the_last_returns_count():
-    made = standing(one=[1, 2, 3, 4, 5, 6], other=[])
-    assert made.of(0) == [5, 6, 3, 4]
-    assert made.worth[0] == 4.5
-    assert math.isnan(made.worth[1])
-    assert made.best == 0
-
-
-def test_all_returns_of_a_source_count_and_nobody_is_judged_too_soon():
-    made = Standing(["source", "fresh"], 4, ["source"], enough=6, errors=3.0)
+def test_all_returns_of_a_source_count_and_the_latest_of_the_learner():
+    records = learner(window=4).policy.selection.records
     for value in range(40):
-        made.note(0, float(value))
-        made.note(1, float(value))
-    assert made.of(0) == [float(value) for value in range(40)]
-    assert sorted(made.of(1)) == [36.0, 37.0, 38.0, 39.0]
-    soon = Standing(["poor", "good"], 20, enough=6, errors=3.0)
-    for value in (0.0, 0.1, 0.0, 0.1, 0.0):
-        soon.note(0, value)
-    for value in (9.0, 9.1, 9.0, 9.1, 9.0, 9.1):
-        soon.note(1, value)
-    assert soon.in_favour == [0, 1], "five episodes are too few"
-    soon.note(0, 0.1)
-    assert soon.in_favour == [1]
-    model = learner()
-    assert model.policy.standing.windows == [500] * len(model.policy.spec.sources) + [20]
-    assert model.policy.standing.enough == 8
+        records.add(0, float(value))
+        records.add(2, float(value))
+    assert records.returns(0) == [float(value) for value in range(40)]
+    assert sorted(records.returns(2)) == [36.0, 37.0, 38.0, 39.0]
 
 
-def test_the_best_is_the_one_that_earns_most_and_was_judged():
-    assert standing(a=[1, 1, 1], b=[2, 2, 2], fresh=[9]).best == 1
-    assert standing(a=[], b=[2], fresh=[]).best == 1
-    assert standing(a=[], fresh=[]).best == 1, "the learner, where nobody has played"
+def test_the_learner_acts_once_it_earns_more_by_a_standard_error():
+    policy = played(learner().policy, ppo_0=[0, 1, 0, 1], dqn_1=[4, 5, 4, 5], fresh=[5, 6, 4, 5])
+    assert policy.selection.evaluation_arm == 2
+    policy = played(learner().policy, ppo_0=[0, 1, 0, 1], dqn_1=[4, 5, 4, 5], fresh=[4, 6, 4, 5])
+    assert policy.selection.evaluation_arm == 1, "a quarter of a point more, by chance"
+    assert played(learner().policy, dqn_1=[4, 5, 4, 5], fresh=[9, 9]).selection.evaluation_arm == 1, "not judged yet"
+    assert learner().policy.selection.evaluation_arm == 2, "the learner, where nobody has played"
 
 
-def test_the_learner_acts_once_it_clearly_earns_more():
-    made = standing(poor=[0, 1, 0, 1], good=[4, 5, 4, 5], fresh=[5, 6, 4, 5])
-    assert made.best == 2
-    assert made.acting == 1, "half a point more, by chance"
-    for value in (8, 9, 8, 9):
-        made.note(2, float(value))
-    assert made.acting == 2
-    assert standing(good=[4, 5, 4, 5], fresh=[9, 9]).acting == 0, "not judged yet"
-    assert standing(never=[], fresh=[9, 9]).acting == 1
-    assert standing(fresh=[]).acting == 0
-
-
-def test_who_is_clearly_worse_is_out_of_favour_until_it_catches_up():
-    made = standing(poor=[0, 1, 0, 1], good=[9, 10, 9, 10], fresh=[0, 0])
-    assert made.in_favour == [1, 2], "who was not judged yet stays"
-    made.note(2, 0.0)
-    assert made.in_favour == [1]
-    for value in (10.0, 9.0, 11.0, 10.0):
-        made.note(2, value)
-    assert made.best == 2
-    assert made.in_favour == [1, 2]
-
-
-def test_the_gap_shrinks_as_the_learner_catches_up():
-    made = standing(teacher=[10, 10, 10], fresh=[0, 0, 0])
-    assert made.gap(1, 0) == 1.0
-    assert standing(teacher=[10, 10, 10], fresh=[2]).gap(1, 0) == 1.0, "not judged yet"
-    made = standing(teacher=[10, 10, 10], fresh=[5, 5, 5], worst=[0])
-    assert made.gap(1, 0) == pytest.approx(0.5)
-    assert standing(teacher=[10, 10, 10], fresh=[12, 12, 12]).gap(1, 0) == 0.0
-    assert standing(teacher=[10], fresh=[0, 0, 0]).gap(1, 0) == 0.0, "a teacher that was not judged teaches nothing"
+def test_the_teacher_is_the_best_source_and_its_weight_shrinks_as_the_learner_catches_up():
+    policy = learner(teach_coef=2.0).policy
+    assert policy._next_lesson() == (2, 0.0), "nobody has played"
+    played(policy, ppo_0=[0, 0, 0], dqn_1=[10, 10, 10])
+    assert policy._next_lesson() == (1, 2.0), "the learner was not judged yet"
+    played(policy, fresh=[5, 5, 5])
+    assert policy._next_lesson() == (1, pytest.approx(1.0))
+    policy.selection.done = 0.5
+    assert policy._next_lesson() == (1, pytest.approx(0.5)), "lessons end with the training"
+    played(policy, fresh=[12] * 8)
+    assert policy._next_lesson() == (1, 0.0)
 
 
 def test_the_teaching_loss_by_hand():
@@ -114,7 +78,7 @@ def test_pathways_play_whole_episodes_and_all_are_judged():
     policy = model.policy
     assert isinstance(policy, HubDQNPolicy)
     assert policy.pathways.names == ["ppo-0", "dqn-1", "fresh"]
-    counts = policy.standing.counts.tolist()
+    counts = [policy.selection.records.count(arm) for arm in range(3)]
     assert min(counts) >= 3
     assert 20 < sum(counts) < 36, "of 40 episodes those in which the learner explores do not count, nor the first, at random"
 
@@ -125,7 +89,7 @@ def rates_played(model, steps):
 
     class Watch(BaseCallback):
         def _on_step(self):
-            played.append((int(model.policy.playing[0]), model.policy._shown, model.exploration_rate))
+            played.append((*model.policy.selection.turns[0], model.exploration_rate))
             return True
 
     model.learn(steps, callback=CallbackList([Watch(), HubCallback()]))
@@ -139,12 +103,12 @@ def test_nothing_is_random_while_a_pathway_shows_what_it_earns():
     # The first step of an episode still tells the rate of the one before: callbacks are called before it is set.
     later = [now for before, now in pairwise(played) if before[:2] == now[:2]]
     learner_is = model.policy.learner
-    assert all(rate == 0 for player, shown, rate in later if player != learner_is or shown)
-    exploring = [rate for player, shown, rate in later if player == learner_is and not shown]
+    assert {player for player, judging, _ in later if not judging} == {learner_is}
+    assert all(rate == 0 for _, judging, rate in later if judging)
+    exploring = [rate for _, judging, rate in later if not judging]
     assert len(exploring) > 40
     assert min(exploring) == model.exploration_final_eps
     assert model.exploration_schedule is schedule, "as it was before"
-    assert model.policy.standing.counts[learner_is] < model.policy.standing.counts.sum() / 2
 
 
 def test_a_model_that_is_saved_in_training_explores_as_before(tmp_path):
@@ -153,14 +117,14 @@ def test_a_model_that_is_saved_in_training_explores_as_before(tmp_path):
     class Save(BaseCallback):
         def _on_step(self):
             if self.n_calls == 50:
-                assert isinstance(model.exploration_schedule, Pausing)
+                assert isinstance(model.exploration_schedule, PausedExploration)
                 model.save(tmp_path / "model.zip")
             return self.n_calls < 60
 
     before = model.exploration_schedule
     model.learn(100, callback=CallbackList([HubCallback(), Save()]))
     loaded = DQN.load(tmp_path / "model.zip", device="cpu")
-    assert not isinstance(loaded.exploration_schedule, Pausing)
+    assert not isinstance(loaded.exploration_schedule, PausedExploration)
     assert [loaded.exploration_schedule(left) for left in (1.0, 0.95, 0.5)] == [before(left) for left in (1.0, 0.95, 0.5)]
 
 
@@ -168,16 +132,16 @@ def test_in_several_environments_episodes_count_once_little_is_random():
     env = make_vec_env(lambda: Toy(actions=CHOOSE), n_envs=2, seed=0)
     model = target(DQN, env, tiny_hub(Toy(actions=CHOOSE)).agent(DQN))
     model.learn(400, callback=HubCallback())
-    assert not model.policy.calm
-    assert 30 <= int(model.policy.standing.counts.sum()) < 40
+    assert not model.policy.deterministic_episode
+    assert sum(model.policy.selection.records.count(arm) for arm in range(3)) >= 10
 
 
 def test_what_an_episode_earned_is_the_tasks_own_reward():
     env = make_vec_env(lambda: Toy(actions=CHOOSE), n_envs=2, seed=0)
     model = target(DQN, env, tiny_hub(Toy(actions=CHOOSE)).agent(DQN))
     model.learn(200, callback=HubCallback())
-    earned = [value for index in range(3) for value in model.policy.standing.of(index)]
-    assert len(earned) == 18, "the first of each environment begins before learning does, at random"
+    earned = [value for arm in range(3) for value in model.policy.selection.records.returns(arm)]
+    assert len(earned) >= 6
     assert all(value == int(value) and 0 <= value <= 20 for value in earned), "ten choices of 0, 1 or 2"
 
 
@@ -186,9 +150,10 @@ def test_the_best_acts_in_predict_and_survives_saving(tmp_path):
     model.learn(64, callback=HubCallback())
     hub = tiny_hub(Toy(actions=CHOOSE))
     for best, source in enumerate(hub):
-        model.policy.standing.returns.fill_(0.0)
-        model.policy.standing.returns[best] = 9.0
-        model.policy.standing.counts.fill_(8)
+        records = model.policy.selection.records
+        records.get_buffer("values").fill_(0.0)
+        records.get_buffer("values")[best] = 9.0
+        records.get_buffer("counts").fill_(8)
         expected = source.predict(ROWS, deterministic=True)[0]
         assert np.array_equal(model.predict(ROWS, deterministic=True)[0], expected)
         model.save(tmp_path / "model.zip")
@@ -197,8 +162,27 @@ def test_the_best_acts_in_predict_and_survives_saving(tmp_path):
         assert np.array_equal(read_agent(tmp_path / "model.zip").predict(ROWS, deterministic=True)[0], expected)
         assert pathway_weights(loaded, ROWS[0]) == {"ppo-0": float(best == 0), "dqn-1": float(best == 1), "fresh": 0.0}
         assert pathway_weights(loaded, ROWS)["fresh"].tolist() == [0.0] * 6
-    model.policy.standing.returns[2] = 10.0
+    records.get_buffer("values")[2] = 10.0
     assert np.array_equal(model.predict(ROWS, deterministic=True)[0], model.q_net(torch.as_tensor(ROWS)).argmax(dim=1))
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_after_a_training_the_agent_acts_as_its_best_arm(n_envs, tmp_path):
+    """The floor: however short the training was, and whatever the learner does by then."""
+    env = make_vec_env(lambda: Toy(actions=CHOOSE), n_envs=n_envs, seed=0)
+    settings = {"learning_starts": 0, "exploration_fraction": 0.01, "exploration_final_eps": 0.0}
+    model = target(DQN, env, tiny_hub(Toy(actions=CHOOSE)).agent(DQN), **settings)
+    model.learn(120 * n_envs, callback=HubCallback())
+    selection, records = model.policy.selection, model.policy.selection.records
+    assert selection.turns == []
+    assert min(records.count(arm) for arm in range(2)) >= selection.settings.episodes
+    arm = selection.evaluation_arm
+    assert records.mean_return(arm) >= max(records.mean_return(source) for source in range(2))
+    acts = model.policy.act_as(torch.as_tensor(ROWS), torch.full((6,), arm)).numpy()
+    model.save(tmp_path / "model.zip")
+    for agent in (model, DQN.load(tmp_path / "model.zip", device="cpu"), read_agent(tmp_path / "model.zip")):
+        for deterministic in (True, False) if agent is model else (True,):
+            assert np.array_equal(agent.predict(ROWS, deterministic=deterministic)[0], acts)
 
 
 def test_only_the_network_that_learns_is_in_the_optimizer_and_the_target():
@@ -217,9 +201,7 @@ def test_a_teacher_moves_the_learner_towards_what_it_does():
         made = hub.agent(DQN, teach_coef=coefficient)
         settings = SETTINGS[DQN] | {"learning_rate": 3e-3, "train_freq": 1, "gamma": 0.0, "exploration_fraction": 0.01}
         model = DQN(made["policy"], env, seed=0, device="cpu", policy_kwargs={"net_arch": [32], **made["policy_kwargs"]}, **settings)
-        model.policy.standing.returns.fill_(0.0)
-        model.policy.standing.returns[0] = 1000.0
-        model.policy.standing.counts.fill_(20)
+        played(model.policy, teacher=[1000.0] * 20, fresh=[0.0] * 8)
         model.learn(400, callback=HubCallback())
         rows = np.random.default_rng(1).normal(size=(300, 4)).astype(np.float32)
         with torch.no_grad():
@@ -240,8 +222,8 @@ def test_what_cannot_be_is_refused():
         learner().learn(64)
     with pytest.raises(BadConfig, match="but through 'hub-pathway' without options and with frozen sources, .* use level='features'"):
         target(DQN, env, hub.agent(DQN, tuned=True, level="outputs"))
-    with pytest.raises(BadConfig, match="An option of the outputs cannot be: learner_share"):
-        hub.agent(DQN, learner_share=0.0)
+    with pytest.raises(BadConfig, match="An option of the outputs cannot be: judging_share"):
+        hub.agent(DQN, judging_share=0.0)
     with pytest.raises(SpaceMismatch, match="The target acts in Discrete"):
         target(DQN, env, tiny_hub(Toy(actions=STEER)).agent(DQN))
 

@@ -66,12 +66,12 @@ def _every_method() -> list[Case]:
     ]
 
 
-# Without episodes of one pathway, so that only the policy's own way is in them.
+# Without selection among arms, so that only the policy's own way is in them.
 _ALONE = {"judging_share": 0.0}
 CASES = [
     *_every_method(),
     Case(PPO, "hub-pathway", actions="discrete"),
-    Case(PPO, "hub-pathway", options=_ALONE, label="no-solos"),
+    Case(PPO, "hub-pathway", options=_ALONE, label="no-selection"),
     Case(PPO, "hub-pathway", options={"hold": 1, **_ALONE}, label="drawn-anew"),
     Case(PPO, "hub-pathway", options={"hold": 3, "release": "fixed", **_ALONE}, label="fixed-hold"),
     Case(PPO, "hub-pathway", options={"aggregation": "mean"}, label="mean"),
@@ -81,7 +81,7 @@ CASES = [
     Case(PPO, "hub-pathway", options=_ALONE, callback=None, label="no-callback"),
     Case(PPO, "hub-pathway", callback={"probe_share": 0.5}, steps=1024, label="probe"),
     Case(PPO, "hub-pathway", level="features"),
-    Case(A2C, "hub-pathway", options=_ALONE, label="no-solos"),
+    Case(A2C, "hub-pathway", options=_ALONE, label="no-selection"),
 ]
 BY_NAME = {case.name: case for case in CASES}
 
