@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from hubrl.selection.fresh_trial import CAPACITY, Curve, FreshTrial, Phase
+from hubrl.selection.fresh_trial import CAPACITY, FORECAST_EPISODES, Curve, FreshTrial, Phase
 from hubrl.selection.settings import TrustSettings
 
 SETTINGS = TrustSettings()
 TOTAL = 1000
-ROUND = 10
+ROUND = 10.0
 
 
 def trial_of(hub, *, begun=100, n_sources=1):
     """A trial that has begun, by what the hub had earned in equal steps."""
     trial = FreshTrial(SETTINGS)
     for place, earned in enumerate(hub):
-        trial.add(begun * place / len(hub), earned, fresh=False)
+        trial.add(begun * place // len(hub), earned, fresh=False)
     assert trial.advance(begun, TOTAL, n_sources=n_sources, round_steps=ROUND, alternatives=()) is Phase.TRIAL
     return trial
 
@@ -23,9 +23,9 @@ def trial_of(hub, *, begun=100, n_sources=1):
 def decided(fresh, hub, *, begun=100, n_sources=1, alternatives=()):
     """The trial after it, by what each earned."""
     trial = trial_of(hub, begun=begun, n_sources=n_sources)
-    length = SETTINGS.trial_share * TOTAL
+    length = round(SETTINGS.trial_share * TOTAL)
     for place, earned in enumerate(fresh, start=1):
-        trial.add(begun + length * place / len(fresh), earned, fresh=True)
+        trial.add(begun + length * place // len(fresh), float(earned), fresh=True)
     trial.advance(begun + length, TOTAL, n_sources=n_sources, round_steps=ROUND, alternatives=alternatives)
     return trial
 
@@ -35,7 +35,7 @@ def test_a_curve_keeps_the_latest_in_order():
     assert len(curve) == 0
     assert curve.latest.shape == (0, 2)
     for when in range(CAPACITY + 2):
-        curve.add(float(when), 10.0 * when)
+        curve.add(when, 10.0 * when)
     assert len(curve) == CAPACITY
     assert curve.latest[0].tolist() == [2.0, 20.0]
     assert curve.latest[-1].tolist() == [CAPACITY + 1.0, 10.0 * (CAPACITY + 1)]
@@ -47,23 +47,23 @@ def test_a_curve_keeps_the_latest_in_order():
 
 
 def test_the_fresh_pathway_goes_on_alone_where_its_line_leads_higher():
-    # From 1 to 10 in a tenth of the training: one more for each further hundredth, of which there are eighty.
-    rising = decided(np.arange(1.0, 11.0), [50.0] * SETTINGS.window)
+    # From 1 to 10 in a tenth of the training, and three times as far again.
+    rising = decided(np.arange(1.0, 11.0), [30.0] * FORECAST_EPISODES)
     assert rising.at is Phase.ALONE
-    assert rising.forecasts == pytest.approx((90.0, 50.0))
+    assert rising.forecasts == pytest.approx((40.0, 30.0))
 
 
 @pytest.mark.parametrize(
     ("fresh", "hub"),
-    [(np.arange(1.0, 11.0), 95.0), ([5.0] * 10, 50.0), (np.arange(1.0, SETTINGS.window), 0.0)],
+    [(np.arange(1.0, 11.0), 45.0), ([5.0] * 10, 50.0), (np.arange(1.0, FORECAST_EPISODES), 0.0)],
     ids=["not enough", "no slope", "too few episodes"],
 )
 def test_the_hub_plays_on_where_it_does_not(fresh, hub):
-    assert decided(fresh, [hub] * SETTINGS.window).at is Phase.SETTLED
+    assert decided(fresh, [hub] * FORECAST_EPISODES).at is Phase.SETTLED
 
 
 def test_a_trial_lasts_its_share_of_the_training():
-    trial = trial_of([1.0] * SETTINGS.window)
+    trial = trial_of([1.0] * FORECAST_EPISODES)
     options = {"n_sources": 1, "round_steps": ROUND, "alternatives": ()}
     assert trial.advance(199, TOTAL, **options) is None
     assert trial.at is Phase.TRIAL
@@ -72,31 +72,31 @@ def test_a_trial_lasts_its_share_of_the_training():
 
 
 def test_a_hub_whose_returns_fall_is_not_expected_to_fall_for_ever():
-    falling = [200.0 - 2 * episode for episode in range(2 * SETTINGS.window)]
+    falling = [200.0 - 2 * episode for episode in range(2 * FORECAST_EPISODES)]
     trial = decided(np.arange(1.0, 11.0), falling, begun=300, n_sources=2)
-    assert trial.forecasts[1] == pytest.approx(np.mean(falling[-SETTINGS.window :]))
+    assert trial.forecasts[1] == pytest.approx(np.mean(falling[-FORECAST_EPISODES :]))
 
 
 def test_a_hub_of_one_source_is_not_expected_to_rise_for_ever():
-    rising = [40.0 + episode for episode in range(30)]
+    rising = [1.0 + episode for episode in range(30)]
     alone = decided(np.arange(1.0, 11.0), rising)
-    assert alone.forecasts[1] == pytest.approx(np.mean(rising[-SETTINGS.window :]))
+    assert alone.forecasts[1] == pytest.approx(np.mean(rising[-FORECAST_EPISODES :]))
     assert alone.at is Phase.ALONE
     # One more in every hundredth of the training: those of several sources go on.
     several = decided(np.arange(1.0, 11.0), rising, begun=300, n_sources=2)
-    assert several.forecasts[1] == pytest.approx(40.0 + 100.0)
+    assert several.forecasts[1] == pytest.approx(1.0 + 100.0)
     assert several.at is Phase.SETTLED
 
 
 def test_a_hub_is_expected_to_earn_what_its_best_arm_does():
-    assert decided(np.arange(1.0, 11.0), [50.0] * SETTINGS.window, alternatives=(95.0, 70.0)).at is Phase.SETTLED
-    assert decided(np.arange(1.0, 11.0), [50.0] * SETTINGS.window, alternatives=(70.0,)).at is Phase.ALONE
+    assert decided(np.arange(1.0, 11.0), [20.0] * FORECAST_EPISODES, alternatives=(45.0, 30.0)).at is Phase.SETTLED
+    assert decided(np.arange(1.0, 11.0), [20.0] * FORECAST_EPISODES, alternatives=(30.0,)).at is Phase.ALONE
 
 
 def test_there_is_no_trial_where_it_could_show_nothing():
     trial = FreshTrial(SETTINGS)
     options = {"n_sources": 2, "alternatives": ()}
-    for _ in range(SETTINGS.window - 1):
+    for _ in range(FORECAST_EPISODES - 1):
         trial.add(0, 1.0, fresh=False)
     assert trial.advance(500, TOTAL, round_steps=ROUND, **options) is None, "the hub has not shown what it earns"
     trial.add(0, 1.0, fresh=False)
@@ -107,32 +107,32 @@ def test_there_is_no_trial_where_it_could_show_nothing():
 @pytest.mark.parametrize(("now", "round_steps"), [(950, ROUND), (100, float("inf"))], ids=["too late", "no episode has ended"])
 def test_no_trial_begins_that_could_not_end_or_whose_length_is_not_known(now, round_steps):
     trial = FreshTrial(SETTINGS)
-    for _ in range(SETTINGS.window):
+    for _ in range(FORECAST_EPISODES):
         trial.add(0, 1.0, fresh=False)
     assert trial.advance(now, TOTAL, n_sources=1, round_steps=round_steps, alternatives=()) is Phase.SETTLED
 
 
 def test_without_a_share_there_is_no_trial():
     trial = FreshTrial(TrustSettings(trial_share=0.0))
-    for _ in range(SETTINGS.window):
+    for _ in range(FORECAST_EPISODES):
         trial.add(0, 1.0, fresh=False)
     assert trial.advance(100, TOTAL, n_sources=1, round_steps=ROUND, alternatives=()) is Phase.SETTLED
 
 
 def test_what_was_earned_before_the_trial_says_nothing_of_the_network_that_begins_there():
     trial = FreshTrial(SETTINGS)
-    for _ in range(SETTINGS.window):
+    for _ in range(FORECAST_EPISODES):
         trial.add(0, 50.0, fresh=False)
         trial.add(0, -100.0, fresh=True)
     trial.advance(100, TOTAL, n_sources=1, round_steps=ROUND, alternatives=())
     assert trial.at is Phase.TRIAL
     assert len(trial.fresh) == 0
     trial.add(110, 3.0, fresh=False)
-    assert len(trial.hub) == SETTINGS.window, "nor what the hub earns meanwhile of what it earned before"
+    assert len(trial.hub) == FORECAST_EPISODES, "nor what the hub earns meanwhile of what it earned before"
 
 
 def test_a_trial_that_was_not_finished_is_to_come_again():
-    trial = trial_of([1.0] * SETTINGS.window)
+    trial = trial_of([1.0] * FORECAST_EPISODES)
     assert trial.is_swapped
     trial.begin()
     assert trial.at is Phase.HUB
@@ -160,7 +160,7 @@ def test_the_fresh_pathway_has_an_actor_of_its_own_from_its_trial_on(phases, swa
 
 
 def test_a_trial_survives_saving():
-    trial, other = trial_of([1.0] * SETTINGS.window), FreshTrial(SETTINGS)
+    trial, other = trial_of([1.0] * FORECAST_EPISODES), FreshTrial(SETTINGS)
     other.load_state_dict(trial.state_dict())
     assert other.at is Phase.TRIAL
     assert other.is_swapped

@@ -2,9 +2,9 @@
 
 import pytest
 
-from hubrl.selection.probe_verdict import DISTRUST, Fate, judge_segments, starting_points, still_racing
+from hubrl.selection.probe_verdict import Fate, judge_segments, starting_points, still_racing
 from hubrl.selection.settings import TrustSettings
-from hubrl.selection.statistics import welch_lag
+from hubrl.selection.statistics import conservative_lag
 
 SETTINGS = TrustSettings()
 UNTRAINED = [-2.0, 3.0, 8.0, -7.0, 1.0, -3.0]
@@ -36,7 +36,7 @@ def test_a_source_is_kept_for_its_better_half():
 
 def test_a_clear_difference_is_one_of_segment_errors():
     untrained = [0.0, 2.0, 4.0]
-    edge = 2.0 + SETTINGS.segment_errors * (2.0 / 2 + 4.0 / 3) ** 0.5
+    edge = 2.0 + SETTINGS.segment_errors * (4.0 / 2 + 4.0 / 3) ** 0.5
     above, below = ([-99.0, edge - 1 + shift, edge + 1 + shift] for shift in (0.05, -0.05))
     assert fates(untrained, above=above)["above"] is Fate.KEPT
     assert fates(untrained, below=below)["below"] is Fate.DOUBTED
@@ -66,13 +66,14 @@ def test_a_tie_without_variance_keeps_everybody_in_the_race():
     assert still_racing({"one": [2.0, 2.0], "two": [2.0, 2.0], "less": [1.0, 1.0]}, 2.0) == ["one", "two"]
 
 
-def test_without_whole_episodes_the_router_starts_as_many_nats_lower_as_there_are_standard_errors():
-    returns = {"first": [30.0, 34.0], "second": [29.0, 31.0], "far": [10.0, 10.1], "out": [0.0, 0.0], "fresh": [0.0, 1.0]}
-    start = starting_points(returns, ["first", "second", "far"], "fresh")
-    lag = welch_lag(returns["second"], returns["first"])
+def test_by_segments_the_router_starts_at_the_likelihood_of_being_level_with_the_best():
+    returns = {"first": [30.0, 34.0], "second": [29.0, 31.0], "far": [10.0, 10.1], "out": [0.0, 0.0]}
+    start = starting_points(returns, ["first", "second", "far"], SETTINGS)
+    lag = conservative_lag(returns["second"], returns["first"])
     assert 0 < lag < 2
-    assert start == {"first": 0.0, "second": pytest.approx(-lag), "far": -DISTRUST, "out": 0.0, "fresh": -DISTRUST}
+    lowest = -SETTINGS.most_lag
+    assert start == {"first": 0.0, "second": pytest.approx(-(lag**2) / 2), "far": lowest, "out": lowest}
 
 
-def test_where_no_source_is_kept_the_fresh_pathway_starts_first():
-    assert starting_points({"bad": [0.0, 1.0], "fresh": [4.0, 5.0]}, [], "fresh") == {"bad": 0.0, "fresh": 0.0}
+def test_where_no_source_is_kept_the_router_starts_uniform():
+    assert starting_points({"bad": [0.0, 1.0], "worse": [-4.0, 5.0]}, [], SETTINGS) == {"bad": 0.0, "worse": 0.0}

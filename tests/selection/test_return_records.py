@@ -33,6 +33,17 @@ def test_nothing_is_known_of_an_arm_that_has_not_played():
     assert math.isnan(made.mean_return(0))
 
 
+def test_near_the_end_older_returns_of_a_learner_stay_beside_new_ones():
+    made = records()
+    for value in range(1, 7):
+        made.add(1, float(value))
+    made.add(1, 7.0, keep=True)
+    made.add(1, 8.0, keep=True)
+    assert sorted(made.returns(1)) == [3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+    made.restore_windows()
+    assert made.count(1) == 4
+
+
 def test_what_is_forgotten_is_one_arms():
     made = records()
     made.add(0, 1.0)

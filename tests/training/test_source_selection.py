@@ -94,10 +94,9 @@ def test_in_doubt_whole_episodes_decide_and_say_so(capsys):
 
 def test_a_training_too_short_for_whole_episodes_says_so():
     model = learner()
+    model.set_env(make_vec_env(lambda: Toy(length=1000), n_envs=2, seed=0))
+    model.policy.selection.records.add(0, 1.0)
     with pytest.warns(HubrlWarning, match="A training of 64 steps ended before down had played a whole episode"):
-        env = make_vec_env(lambda: Toy(length=1000), n_envs=2, seed=0)
-        model.set_env(env)
-        model.policy.selection.records.add(0, 1.0)
         model.learn(64, callback=quiet())
 
 
