@@ -211,6 +211,8 @@ class ArmSelection(nn.Module):
         return self.fresh if self.trial.fresh_claims else self.together
 
     def _next(self) -> Turn:
+        if not self.candidates:
+            return Turn(self.learner, deterministic=False)
         if self.trial.at is not Phase.TRIAL:
             lacking = self._unscreened()
             if lacking is not None:
@@ -234,8 +236,8 @@ class ArmSelection(nn.Module):
         if self.trial.at is Phase.DOUBT:
             played = self.records.count(self.untrained) + in_play.count(self.fresh)
             lacking[self.fresh] = (self._untrained_episodes - played + 1) // 2
-        most = max(lacking, key=lambda arm: lacking[arm])
-        return most if lacking[most] > 0 else None
+        most = max(lacking, key=lambda arm: lacking[arm], default=None)
+        return most if most is not None and lacking[most] > 0 else None
 
     @property
     def _untrained_episodes(self) -> int:

@@ -74,13 +74,13 @@ def test_a_trial_lasts_its_share_of_the_training():
 def test_a_hub_whose_returns_fall_is_not_expected_to_fall_for_ever():
     falling = [200.0 - 2 * episode for episode in range(2 * FORECAST_EPISODES)]
     trial = decided(np.arange(1.0, 11.0), falling, begun=300, n_sources=2)
-    assert trial.forecasts[1] == pytest.approx(np.mean(falling[-FORECAST_EPISODES :]))
+    assert trial.forecasts[1] == pytest.approx(np.mean(falling[-FORECAST_EPISODES:]))
 
 
 def test_a_hub_of_one_source_is_not_expected_to_rise_for_ever():
     rising = [1.0 + episode for episode in range(30)]
     alone = decided(np.arange(1.0, 11.0), rising)
-    assert alone.forecasts[1] == pytest.approx(np.mean(rising[-FORECAST_EPISODES :]))
+    assert alone.forecasts[1] == pytest.approx(np.mean(rising[-FORECAST_EPISODES:]))
     assert alone.at is Phase.ALONE
     # One more in every hundredth of the training: those of several sources go on.
     several = decided(np.arange(1.0, 11.0), rising, begun=300, n_sources=2)

@@ -20,6 +20,7 @@ from hubrl.reading import read_agent
 from hubrl.selection.arm_selection import Turn
 from hubrl.selection.fresh_trial import Phase
 from hubrl.selection.probe_verdict import Fate
+from hubrl.selection.settings import TrustSettings
 
 ROWS = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 ALGORITHMS = pytest.mark.parametrize("algorithm", [PPO, A2C], ids=["ppo", "a2c"])
@@ -484,6 +485,6 @@ def test_sources_that_are_trained_further_are_judged_by_their_latest_episodes():
     windows = {}
     for tuned in (True, False):
         records = target(PPO, Toy(), tiny_hub(Toy()).agent(PPO, tuned=tuned)).policy.selection.records
-        windows[tuned] = dict(zip(records.names, records.windows, strict=True))
-    assert windows[True]["ppo-0"] == windows[False]["fresh"] == windows[False]["together"] == 8
+        windows[tuned] = dict(zip(records.names, records.base_windows, strict=True))
+    assert windows[True]["ppo-0"] == windows[False]["fresh"] == windows[False]["together"] == TrustSettings().window
     assert windows[False]["ppo-0"] == 500
