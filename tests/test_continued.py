@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hubrl.growth import Phase
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
