@@ -20,7 +20,7 @@ from hubrl.selection.return_records import ReturnRecords
 from hubrl.selection.settings import TrustSettings
 from hubrl.selection.statistics import conservative_lag, corrected_lag, standard_error
 
-FRESH_ARM, TOGETHER_ARM, UNTRAINED = "fresh", "together", "untrained"
+FRESH_ARM, TOGETHER_ARM, UNTRAINED, UNTRAINED_NOISY = "fresh", "together", "untrained", "untrained-noisy"
 
 
 class Turn(NamedTuple):
@@ -31,6 +31,7 @@ class Turn(NamedTuple):
     """Whether it is played as in an evaluation, and counts as a record; the actor does not learn from it."""
 
 
+IN_DOUBT = "No source earns clearly more than an untrained network so far: the fresh pathway trains, and sources are judged beside it."
 NOTHING = Turn(-2, deterministic=False)
 
 
@@ -41,8 +42,8 @@ class ArmSelection(nn.Module):
 
     - *Who plays.* First each source plays `episodes` whole episodes; where no source is known to be better than an
       untrained network, the fresh pathway plays as many. Then the learner plays: the hub, or the fresh pathway (see
-      `Phase`). `judging_share` of the episodes judge, and at the end of the training every other one: half of them the
-      learner, half one of the two arms that contend for the best.
+      `Phase`). `judging_share` of the episodes judge, and at the end of the training every other one: a quarter of
+      them the learner, the others one of the two arms that contend for the best.
     - *Who acts in evaluation.* The source with the greatest mean return, or an arm that learned once its latest
       deterministic episodes exceed that by half of `episode_errors`.
     - *Who stays.* Segments drop a source that is clearly no better than an untrained network. In doubt, a source stays
@@ -73,8 +74,9 @@ class ArmSelection(nn.Module):
         self.settings = settings
         self.has_fresh, self.sources_explore, self.every_episode_counts = fresh, sources_explore, every_episode_counts
         self.n_sources = len(sources)
-        self.fresh, self.together, self.untrained = self.n_sources, self.n_sources + 1, self.n_sources + 2
-        names = [*sources, FRESH_ARM, TOGETHER_ARM, UNTRAINED]
+        self.fresh, self.together = self.n_sources, self.n_sources + 1
+        self.untrained, self.untrained_noisy = self.n_sources + 2, self.n_sources + 3
+        names = [*sources, FRESH_ARM, TOGETHER_ARM, UNTRAINED, UNTRAINED_NOISY]
         learning = {FRESH_ARM, TOGETHER_ARM, *(sources if tuned else ())}
         self.records = ReturnRecords(names, learning, settings.window)
         self.trial = FreshTrial(settings)
@@ -165,13 +167,29 @@ class ArmSelection(nn.Module):
             counts: Whether it says what its arm earns; not where many actions were random.
         """
         arm, deterministic = self.turns[env]
-        if arm == self.fresh and self.trial.at is Phase.DOUBT and self.records.count(self.untrained) < self._untrained_episodes:
-            self.records.add(self.untrained, value)
+        if arm == self.fresh and self.trial.at is Phase.DOUBT:
+            self._record_untrained(value, as_evaluated=deterministic or self.every_episode_counts)
         if counts and (deterministic or self.every_episode_counts):
             self.records.add(arm, value, keep=self._is_final)
         if deterministic:
             return
         self.trial.add(now, value, fresh=arm == self.fresh)
+
+    def _record_untrained(self, value: float, *, as_evaluated: bool) -> None:
+        """Record the fresh pathway's first episodes, before it has learned anything."""
+        arm = self.untrained if as_evaluated else self.untrained_noisy
+        if self.records.count(arm) < self.settings.episodes * (1 + self.every_episode_counts):
+            self.records.add(arm, value)
+
+    def lag_of_untrained(self, source: int) -> float:
+        """Standard errors by which an untrained network's episodes lie below a source's, all played as in an evaluation.
+
+        The spread is the greater of the source's and of all the untrained network's episodes, those with noise included:
+        what does nothing earns the same every time, and any other such network hardly less.
+        """
+        own, untrained = self.records.returns(source), self.records.returns(self.untrained)
+        spread = [*untrained, *self.records.returns(self.untrained_noisy)]
+        return conservative_lag(untrained, own, spread)
 
     def note_unfinished(self, sums: Float[np.ndarray, " envs"], lengths: Int[np.ndarray, " envs"]) -> None:
         """Where a training ends before any whole episode, take what its arms earned so far as segments.
@@ -216,11 +234,17 @@ class ArmSelection(nn.Module):
         if self.trial.at is not Phase.TRIAL:
             lacking = self._unscreened()
             if lacking is not None:
-                half = self.records.count(self.untrained) % 2 == 0
-                return Turn(lacking, deterministic=lacking != self.fresh or half)
-            if np.random.random() < (0.5 if self._is_final else self.settings.judging_share):
+                evaluated = lacking != self.fresh or self.records.count(self.untrained) <= self.records.count(self.untrained_noisy)
+                return Turn(lacking, deterministic=evaluated)
+            if np.random.random() < (0.5 if self._is_final or self._is_promising else self.settings.judging_share):
                 return Turn(self._judged(), deterministic=True)
         return Turn(self.learner, deterministic=False)
+
+    @property
+    def _is_promising(self) -> bool:
+        """Whether a source in doubt may well be better than an untrained network, so that more episodes soon tell."""
+        lags = (self.lag_of_untrained(source) for source in self.candidates)
+        return self.trial.at is Phase.DOUBT and any(lag > self.settings.episode_errors / 2 for lag in lags)
 
     @property
     def _is_final(self) -> bool:
@@ -234,15 +258,11 @@ class ArmSelection(nn.Module):
         in_play = [turn.arm for turn in self.turns]
         lacking = {arm: self.settings.episodes - self.records.count(arm) - in_play.count(arm) for arm in self._screening}
         if self.trial.at is Phase.DOUBT:
-            played = self.records.count(self.untrained) + in_play.count(self.fresh)
-            lacking[self.fresh] = (self._untrained_episodes - played + 1) // 2
+            # Half as in an evaluation, half as in training, from which it learns.
+            played = self.records.count(self.untrained) + self.records.count(self.untrained_noisy) + in_play.count(self.fresh)
+            lacking[self.fresh] = (2 * self.settings.episodes - played + 1) // 2
         most = max(lacking, key=lambda arm: lacking[arm], default=None)
         return most if most is not None and lacking[most] > 0 else None
-
-    @property
-    def _untrained_episodes(self) -> int:
-        """Episodes of the untrained network in a doubt: half as in an evaluation, half as in training, which it learns from."""
-        return 2 * self.settings.episodes
 
     @property
     def _screening(self) -> list[int]:
@@ -252,12 +272,12 @@ class ArmSelection(nn.Module):
         return sorted(first, key=lambda source: math.inf if math.isnan(means[source]) else -means[source])
 
     def _judged(self) -> int:
-        """The arm of the next judging episode: half of the time the learner, else one of the two contenders.
+        """The arm of the next judging episode: one in four times the learner, else one of the two contenders.
 
         Of the contenders the one whose mean is known less; where one is clearly best there are none, and the learner is
         judged, or a best source explores.
         """
-        if np.random.random() < 0.5:
+        if np.random.random() < 0.25:
             return self.learner
         arms = [*self._contending_sources, self.learner]
         unknown = [arm for arm in arms if self.records.count(arm) < 2]
@@ -344,28 +364,25 @@ class ArmSelection(nn.Module):
         return [self._explained(before, phase)]
 
     def _settle_doubt(self) -> list[str]:
-        """End the doubt where whole episodes show a source that is better than an untrained network, or where it is late."""
-        untrained = self.records.returns(self.untrained)
-        late = self.done >= self.settings.judged_by
-        enough = 2 if late else self.settings.episodes  # no source is given up for want of data
-        if len(untrained) < 2 * enough or not all(self.records.count(source) >= enough for source in self._screening):
+        """End the doubt as soon as whole episodes show a source that is better than an untrained network, and than the learner."""
+        enough = self.settings.episodes
+        if min(self.records.count(arm) for arm in (self.untrained, *self._screening)) < enough:
             return []
+        first = not self.is_screened
         self.get_buffer("screened").fill_(True)
+        learned = self.records.mean_return(self.fresh) if self.records.count(self.fresh) >= enough else -np.inf
         better = [
-            source for source in self._screening if conservative_lag(untrained, self.records.returns(source)) > self.settings.episode_errors
+            source
+            for source in self._screening
+            if self.lag_of_untrained(source) > self.settings.episode_errors and self.records.mean_return(source) > learned
         ]
-        fates = self.get_buffer("fates")
+        if not better:
+            return [IN_DOUBT] if first else []
         for source in better:
-            fates[source] = int(Fate.KEPT)
-        names = self.records.names
-        if better:
-            self.trial.go(Phase.HUB)
-            self.records.forget(self.fresh)
-            return [f"{names[source]} is kept: its episodes earn more than an untrained network's." for source in better]
-        if late:
-            self.trial.go(Phase.ALONE)
-            return ["No source earns clearly more than an untrained network in whole episodes: the fresh pathway trains alone."]
-        return []
+            self.get_buffer("fates")[source] = int(Fate.KEPT)
+        self.trial.go(Phase.HUB)
+        self.records.forget(self.fresh)
+        return [f"{self.records.names[source]} is kept: its episodes earn more than an untrained network's." for source in better]
 
     def _settle_screening(self) -> list[str]:
         enough = 1 if self.done >= self.settings.judged_by else self.settings.episodes

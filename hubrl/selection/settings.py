@@ -21,13 +21,13 @@ class TrustSettings:
     an arm that learns must exceed the best source before it acts in evaluation: that can be taken back."""
     window: int = 5
     """Latest deterministic episodes by which an arm that learns is judged before the end, because it changes."""
-    judging_share: float = 0.15
+    judging_share: float = 0.2
     """Share of the episodes that judge arms, deterministically, and from which the actor does not learn."""
     final_share: float = 0.1
     """Share of the training at its end, at least two rounds of episodes, in which every other episode judges and all of them
     count, so that the choice rests on many episodes of arms as they are."""
     judged_by: float = 0.25
-    """Share of the training by which sources are judged: doubt ends, deferred sources get episodes, a trial may begin."""
+    """Share of the training from which on deferred sources get episodes, and with several sources a trial may begin."""
     most_lag: float = 6.0
     """Nats by which the router starts lower, at most, for a source that earns less than the best: a weight of 1/400."""
     trial_share: float = 0.1

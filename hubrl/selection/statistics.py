@@ -42,15 +42,15 @@ def corrected_lag(one: Sequence[float], other: Sequence[float]) -> float:
     return math.copysign(shrunk, lag)
 
 
-def conservative_lag(one: Sequence[float], other: Sequence[float]) -> float:
-    """`welch_lag` with the greater of the two variances for both samples.
+def conservative_lag(one: Sequence[float], other: Sequence[float], spread: Sequence[float] = ()) -> float:
+    """`welch_lag` with the greatest variance of both samples, and of a third that only spreads, for both.
 
     What does nothing earns the same every time; its small spread says nothing of how much is left to chance.
     """
     if min(len(one), len(other)) < 2:
         return 0.0
     gap = float(np.mean(other) - np.mean(one))
-    variance = max(float(np.var(one, ddof=1)), float(np.var(other, ddof=1)))
+    variance = max(float(np.var(sample, ddof=1)) for sample in (one, other, spread or one))
     error = math.sqrt(variance * (1 / len(one) + 1 / len(other)))
     if error == 0.0:
         return math.copysign(math.inf, gap) if gap else 0.0

@@ -91,12 +91,12 @@ def test_where_no_source_is_better_than_an_untrained_network_the_fresh_pathway_t
     selection, rng = made("a"), np.random.default_rng(0)
     selection.doubt_all()
     played = train(selection, {"a": constant(-1, 1, rng), "fresh": rising(0, 50, 1, rng)})
-    assert selection.trial.at is Phase.ALONE
+    assert selection.trial.at is Phase.DOUBT
     assert "together" not in played
     assert name_of(selection) == "fresh"
 
 
-def test_a_source_that_was_given_up_still_acts_if_it_earns_more():
+def test_a_source_in_doubt_acts_if_it_earns_more():
     selection = made("a")
     selection.doubt_all()
     for own, untrained in ((-30.0, 5.0), (40.0, 4.0), (50.0, 4.0)):
@@ -105,8 +105,22 @@ def test_a_source_that_was_given_up_still_acts_if_it_earns_more():
         for _ in range(2):
             selection.records.add(selection.untrained, untrained)
     selection.update(90, 100, 10.0)
-    assert selection.trial.at is Phase.ALONE
+    assert selection.trial.at is Phase.DOUBT
     assert name_of(selection) == "a"
+
+
+def test_a_source_that_does_nothing_is_not_better_than_an_untrained_network():
+    """Both earn next to nothing every time, and the noise of a training costs the network more."""
+    selection, rng = made("idle"), np.random.default_rng(0)
+    selection.doubt_all()
+    for own, evaluated, noisy in ((0.26, 0.0, -31.0), (0.27, 0.01, -25.0), (0.25, 0.0, -34.0)):
+        selection.records.add(0, own)
+        selection.records.add(selection.untrained, evaluated)
+        selection.records.add(selection.untrained_noisy, noisy)
+    selection.update(90, 100, 10.0)
+    assert selection.trial.at is Phase.DOUBT
+    train(selection, {"idle": constant(0.26, 0.01, rng), "fresh": rising(-10, 50, 5, rng)})
+    assert name_of(selection) == "fresh"
 
 
 def test_no_source_is_given_up_for_want_of_data():
