@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from hubs import trusted
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -36,7 +37,7 @@ class AtStart(BaseCallback):
 
 
 def test_calls_of_one_rollout_each_train_the_actor():
-    model, seen = learner(), AtStart()
+    model, seen = trusted(learner()), AtStart()
     actor = [*model.policy.residual.parameters(), *model.policy.method.router.parameters()]
     before = [part.detach().clone() for part in actor]
     for call in range(8):
@@ -57,11 +58,11 @@ def test_how_much_remains_is_that_of_the_call(tmp_path):
 
 
 def test_a_probe_is_before_the_training_or_not_at_all():
-    model = learner()
+    model, again = learner(), HubCallback(probe_share=0.5)
     model.learn(64, HubCallback())
-    assert model.policy.method.awaits_probe, "two steps in a hundred are too few here"
-    model.learn(4096, HubCallback(probe_share=0.5), reset_num_timesteps=False)
-    assert model.policy.method.awaits_probe, "the fresh pathway is no untrained network any more"
+    assert model.policy.selection.trial.at is Phase.DOUBT, "two steps in a hundred are too few here"
+    model.learn(4096, again, reset_num_timesteps=False)
+    assert again.probe_result is None, "the fresh pathway is no untrained network any more"
 
 
 class Even(Toy):
@@ -145,7 +146,6 @@ def test_a_dqn_predicts_by_who_earns_most_once_its_training_is_over(tmp_path):
 def test_what_has_learned_is_not_probed_in_a_training_that_counts_anew():
     model, again = learner(), HubCallback(probe_share=0.5)
     model.learn(64, HubCallback())
-    assert model.policy.method.awaits_probe
     model.learn(4096, again)
     assert again.probe_result is None
 

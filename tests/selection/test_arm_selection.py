@@ -177,3 +177,18 @@ def test_trust_survives_saving():
     assert other.evaluation_arm == selection.evaluation_arm
     assert other.trial.at is selection.trial.at
     assert other.router_start == selection.router_start
+
+
+def test_without_sources_the_learner_plays():
+    selection = made()
+    selection.begin(2)
+    assert [turn.arm for turn in selection.turns] == [selection.together] * 2
+
+
+def test_nothing_that_is_saved_is_nan():
+    """A file with weights that are no numbers is refused as damaged."""
+    selection = made("a", "b")
+    selection.doubt_all()
+    assert all(bool(tensor.isfinite().all()) for tensor in selection.state_dict().values())
+    assert selection.best_source is None
+    assert selection.trial.forecasts[0] != selection.trial.forecasts[0]
