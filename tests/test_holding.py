@@ -211,11 +211,11 @@ def test_a_mean_holds_nobody():
 
 def test_while_the_critic_warms_up_the_actor_waits():
     env = Toy()
-    model = target(PPO, env, tiny_hub(env).agent(PPO))
+    model = target(PPO, env, tiny_hub(env).agent(PPO, judging_share=0.0))
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
     model.learn(64, callback=HubCallback(probe_share=0, warmup_share=0.9))
     moved = {name for name, tensor in model.policy.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert {name.split(".")[0] for name in moved} == {"mlp_extractor", "value_net", "noise_key", "committed", "warm_until", "selection"}
+    assert {name.split(".")[0] for name in moved} == {"mlp_extractor", "value_net", "noise_key", "committed", "warm_until"}
     assert not any("policy_net" in name for name in moved)
     assert not model.policy.warming, "nobody waits after the training"
     model.learn(64, callback=HubCallback(probe_share=0, warmup_share=0))

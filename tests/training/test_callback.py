@@ -16,12 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny, tiny_hub, toy_for
 
 from hubrl import BadConfig, Hub, HubCallback
-from hubrl.errors import HubrlWarning
 from hubrl.extractor import parts_in, see_through_normalisation
 from hubrl.methods import Method
+from hubrl.pathways import FRESH, SourcePathway
 from hubrl.reading import read_live
-from hubrl.routing.pathways import FRESH
-from hubrl.routing.source_pathway import SourcePathway
 from hubrl.selection.probe_verdict import Fate
 from hubrl.training.metrics import hub_spec
 
@@ -53,18 +51,16 @@ def test_a_probe_that_has_no_room_says_so(capsys):
 
 @pytest.mark.parametrize(("algorithm", "level"), [(PPO, "outputs"), (PPO, "features"), (DQN, "features"), (SAC, "features")])
 def test_who_speaks_is_logged_for_every_pathway(algorithm, level):
-    # Without selection: arms would play alone.
-    options = {"judging_share": 0.0} if level == "outputs" else {}
-    model, memory = watched(algorithm, level, **options)
+    # Without selection, which gives the fresh pathway a trial instead of a weight.
+    model, memory = watched(algorithm, level, **({"judging_share": 0.0} if level == "outputs" else {}))
     names = parts_in(model.policy, Method)[0].pathways.names
     assert names == ["ppo-0", "dqn-1" if algorithm is DQN else "sac-1", FRESH]
     shares = [[memory.values(f"pathway/{what}/{name}")[-1] for name in names] for what in ("weight", "active")]
     assert sum(shares[0]) == pytest.approx(1.0, abs=1e-5)
-    n_active = 2 if level == "outputs" else 3  # there the fresh pathway plays alone, in its trial
-    assert shares[1] == [1.0, 1.0, float(n_active == 3)]
-    assert memory.values("pathway/active_sources")[-1] == n_active
-    assert 0 < memory.values("pathway/entropy_nats")[-1] <= np.log(n_active) + 1e-5
-    assert memory.values("loss/exploration")[-1] == pytest.approx(-0.001 * np.log(n_active), rel=0.05)
+    assert shares[1] == [1.0, 1.0, 1.0]
+    assert memory.values("pathway/active_sources")[-1] == 3.0
+    assert 0 < memory.values("pathway/entropy_nats")[-1] <= np.log(3) + 1e-5
+    assert memory.values("loss/exploration")[-1] == pytest.approx(-0.001 * np.log(3), rel=0.05)
     assert memory.values("router/gradient_norm")[-1] > 0
     assert memory.values(f"pathway/weights/{FRESH}")[-1].ndim == 1
     assert "method: hub-pathway" in memory.values("hub/card")[0]
@@ -75,7 +71,7 @@ def test_counts_start_anew_after_every_record():
     model, memory = watched(PPO, steps=192, callback=HubCallback(log_every=1), judging_share=0.0)
     assert model.policy.method.tally.sums.rows == 0, "an update goes through what was counted in the rollout"
     assert len(memory.values("pathway/entropy_nats")) >= 3
-    assert all(value == pytest.approx(1.0) for value in memory.values("pathway/active/ppo-0"))
+    assert all(value == pytest.approx(1.0) for value in memory.values(f"pathway/active/{FRESH}"))
 
 
 def test_where_all_sources_were_dropped_the_fresh_pathway_carries_all():
@@ -128,13 +124,12 @@ def test_long_similar_names_collide_neither_in_the_table_nor_in_files(tmp_path, 
     assert {f"pathway/weight/{long}-{number}" for number in (1, 2)} <= set(columns)
 
 
-def test_a_model_without_a_hub_is_left_alone_with_a_warning():
+def test_a_model_without_a_hub_is_left_alone():
     env = Toy()
     memory = RecordedScalars()
     model = tiny(PPO, env)
     model.set_logger(Logger(None, [memory]))
-    with pytest.warns(HubrlWarning, match="HubCallback was given to a PPO that learns through no hub, and does nothing"):
-        model.learn(64, callback=HubCallback(log_every=1))
+    model.learn(64, callback=HubCallback(log_every=1))
     assert hub_spec(model.policy) is None
     assert not any(tag.startswith(("pathway", "hub", "loss")) for record in memory.records for tag in record)
 
