@@ -361,7 +361,7 @@ def test_what_a_rollout_says_has_the_gradient_of_what_an_update_says():
     model = target(PPO, env, tiny_hub(env).agent(PPO, judging_share=0.0))
     model.learn(32, callback=HubCallback(probe_share=0))
     policy = model.policy
-    policy.value_net.measure(3.0, 10.0)
+    policy.value_net.rescale(3.0, 10.0)
     policy.commit()
     rows = torch.randn(8, 4)
     found = [torch.autograd.grad(values.sum(), [policy.value_net.bias])[0] for values in (policy(rows)[1], policy.predict_values(rows))]
@@ -370,7 +370,7 @@ def test_what_a_rollout_says_has_the_gradient_of_what_an_update_says():
 
 def test_a_decision_is_forgotten_with_its_loss():
     env = Toy()
-    model = target(PPO, env, tiny_hub(env).agent(PPO))
+    model = target(PPO, env, tiny_hub(env).agent(PPO, judging_share=0.0))
     model.learn(64, callback=HubCallback(probe_share=0))
     policy = model.policy
     policy.set_training_mode(True)
