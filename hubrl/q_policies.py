@@ -227,7 +227,7 @@ class HubDQNPolicy(DQNPolicy):
         """
         self.selection.record(env, value, now, counts=counts)
         self._lesson = self._next_lesson()
-        self.selection.next_turn(env)
+        self.selection.next_turn(env, counts=counts or self._pauses)
 
     def make_q_net(self) -> QNetwork:
         """SB3's network, which can be taught; or the source's that is trained further."""

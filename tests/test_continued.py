@@ -160,7 +160,7 @@ def test_where_no_source_is_better_than_untrained_networks_no_trial_begins(tmp_p
             selection.records.add(source, -50.0 + place / 10)
         selection.records.add(selection.untrained, 50.0 + place / 10)
     model.learn(2560, HubCallback(probe_share=0.0))
-    assert selection.trial.at is Phase.ALONE
+    assert selection.trial.at is Phase.DOUBT
     assert not selection.trial.is_swapped
     model.save(tmp_path / "model.zip")
     rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)

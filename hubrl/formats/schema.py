@@ -118,6 +118,8 @@ def write_yaml(plain: dict[str, Any]) -> str:
 def first_problem(error: ValidationError) -> str:
     """The first of pydantic's complaints, in one phrase."""
     problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])[:200]
+    # pydantic names the branch of a union behind the field; users know fields, items and keys.
+    parts = [str(part) for part in problem["loc"] if not str(part).startswith(("constrained-", "literal["))]
+    where = ".".join(parts)[:200]
     reason = problem["msg"].removeprefix("Value error, ")
     return f"{where}: {reason}" if where else reason

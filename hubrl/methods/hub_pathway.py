@@ -46,7 +46,7 @@ class HubPathway(Weighing):
     """
 
     summary = "noisy router, top-k routes, aggregation, exploration loss (NeurIPS 2022)"
-    judging_share = 0.2
+    judging_share = 0.25
     takes_heard = True
 
     def __init__(

@@ -42,8 +42,8 @@ class ArmSelection(nn.Module):
 
     - *Who plays.* First each source plays `episodes` whole episodes; where no source is known to be better than an
       untrained network, the fresh pathway plays as many. Then the learner plays: the hub, or the fresh pathway (see
-      `Phase`). `judging_share` of the episodes judge, and at the end of the training every other one: a quarter of
-      them the learner, the others one of the two arms that contend for the best.
+      `Phase`). `judging_share` of the episodes judge, and at the end of the training every other one: half of
+      them the learner, half one of the two arms that contend for the best, if two do.
     - *Who acts in evaluation.* The source with the greatest mean return, or an arm that learned once its latest
       deterministic episodes exceed that by half of `episode_errors`.
     - *Who stays.* Segments drop a source that is clearly no better than an untrained network. In doubt, a source stays
@@ -217,10 +217,15 @@ class ArmSelection(nn.Module):
         self.turns = []
         self._refresh()
 
-    def next_turn(self, env: int) -> None:
-        """Choose what an environment plays next."""
+    def next_turn(self, env: int, *, counts: bool = True) -> None:
+        """Choose what an environment plays next.
+
+        Args:
+            env: Position of the environment.
+            counts: Whether episodes say what their arms earn; where not yet, no comparison begins.
+        """
         self.turns[env] = NOTHING
-        self.turns[env] = self._next()
+        self.turns[env] = self._next(compare=counts)
         self._refresh()
 
     @property
@@ -228,16 +233,18 @@ class ArmSelection(nn.Module):
         """The arm from whose episodes the training learns."""
         return self.fresh if self.trial.fresh_claims else self.together
 
-    def _next(self) -> Turn:
+    def _next(self, *, compare: bool = True) -> Turn:
         if not self.candidates:
             return Turn(self.learner, deterministic=False)
         if self.trial.at is not Phase.TRIAL:
-            lacking = self._unscreened()
+            lacking = self._unscreened() if compare else None
             if lacking is not None:
                 evaluated = lacking != self.fresh or self.records.count(self.untrained) <= self.records.count(self.untrained_noisy)
                 return Turn(lacking, deterministic=evaluated)
             if np.random.random() < (0.5 if self._is_final or self._is_promising else self.settings.judging_share):
-                return Turn(self._judged(), deterministic=True)
+                judged = self._judged()
+                if judged is not None:
+                    return Turn(judged, deterministic=True)
         return Turn(self.learner, deterministic=False)
 
     @property
@@ -271,13 +278,13 @@ class ArmSelection(nn.Module):
         means = self._segment_means
         return sorted(first, key=lambda source: math.inf if math.isnan(means[source]) else -means[source])
 
-    def _judged(self) -> int:
-        """The arm of the next judging episode: one in four times the learner, else one of the two contenders.
+    def _judged(self) -> int | None:
+        """The arm of the next judging episode: half of the time the learner, else one of the two contenders.
 
-        Of the contenders the one whose mean is known less; where one is clearly best there are none, and the learner is
-        judged, or a best source explores.
+        Of the contenders the one whose mean is known less. Where one is clearly best there are none, and nothing is
+        judged; or a best source explores.
         """
-        if np.random.random() < 0.25:
+        if np.random.random() < 0.5:
             return self.learner
         arms = [*self._contending_sources, self.learner]
         unknown = [arm for arm in arms if self.records.count(arm) < 2]
@@ -287,7 +294,7 @@ class ArmSelection(nn.Module):
         lags = {arm: self._lag(arm, leader) for arm in arms if arm != leader}
         challenger = min(lags, key=lambda arm: lags[arm], default=leader)
         if challenger == leader or lags[challenger] > self.settings.episode_errors:
-            return leader if self.sources_explore else self.learner
+            return leader if self.sources_explore and leader != self.learner else None
         return max((leader, challenger), key=lambda arm: standard_error(self.records.returns(arm)))
 
     @property

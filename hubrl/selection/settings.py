@@ -21,8 +21,9 @@ class TrustSettings:
     an arm that learns must exceed the best source before it acts in evaluation: that can be taken back."""
     window: int = 5
     """Latest deterministic episodes by which an arm that learns is judged before the end, because it changes."""
-    judging_share: float = 0.2
-    """Share of the episodes that judge arms, deterministically, and from which the actor does not learn."""
+    judging_share: float = 0.25
+    """Share of the episodes that judge arms, deterministically, and from which the actor does not learn; half as many where
+    one arm is clearly best."""
     final_share: float = 0.1
     """Share of the training at its end, at least two rounds of episodes, in which every other episode judges and all of them
     count, so that the choice rests on many episodes of arms as they are."""

@@ -141,7 +141,7 @@ def test_the_training_learns_from_most_episodes():
     selection, rng = made("a", "b"), np.random.default_rng(0)
     arms = {"a": constant(10, 1, rng), "b": constant(9, 1, rng), "together": constant(20, 1, rng), "fresh": constant(0, 1, rng)}
     played = train(selection, arms, rounds=100)
-    assert played.count("together") > 0.85 * len(played)
+    assert played.count("together") > 0.8 * len(played)
 
 
 def test_a_learner_that_rises_beyond_poor_sources_goes_on_alone_and_acts():

@@ -16,10 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny, tiny_hub, toy_for
 
 from hubrl import BadConfig, Hub, HubCallback
+from hubrl.errors import HubrlWarning
 from hubrl.extractor import parts_in, see_through_normalisation
 from hubrl.methods import Method
-from hubrl.pathways import FRESH, SourcePathway
 from hubrl.reading import read_live
+from hubrl.routing.pathways import FRESH
+from hubrl.routing.source_pathway import SourcePathway
 from hubrl.selection.probe_verdict import Fate
 from hubrl.training.metrics import hub_spec
 
@@ -51,8 +53,9 @@ def test_a_probe_that_has_no_room_says_so(capsys):
 
 @pytest.mark.parametrize(("algorithm", "level"), [(PPO, "outputs"), (PPO, "features"), (DQN, "features"), (SAC, "features")])
 def test_who_speaks_is_logged_for_every_pathway(algorithm, level):
-    # Without selection, which gives the fresh pathway a trial instead of a weight.
-    model, memory = watched(algorithm, level, **({"judging_share": 0.0} if level == "outputs" else {}))
+    # Without selection: arms would play alone.
+    options = {"judging_share": 0.0} if level == "outputs" else {}
+    model, memory = watched(algorithm, level, **options)
     names = parts_in(model.policy, Method)[0].pathways.names
     assert names == ["ppo-0", "dqn-1" if algorithm is DQN else "sac-1", FRESH]
     shares = [[memory.values(f"pathway/{what}/{name}")[-1] for name in names] for what in ("weight", "active")]
@@ -124,12 +127,13 @@ def test_long_similar_names_collide_neither_in_the_table_nor_in_files(tmp_path, 
     assert {f"pathway/weight/{long}-{number}" for number in (1, 2)} <= set(columns)
 
 
-def test_a_model_without_a_hub_is_left_alone():
+def test_a_model_without_a_hub_is_left_alone_with_a_warning():
     env = Toy()
     memory = RecordedScalars()
     model = tiny(PPO, env)
     model.set_logger(Logger(None, [memory]))
-    model.learn(64, callback=HubCallback(log_every=1))
+    with pytest.warns(HubrlWarning, match="HubCallback was given to a PPO that learns through no hub, and does nothing"):
+        model.learn(64, callback=HubCallback(log_every=1))
     assert hub_spec(model.policy) is None
     assert not any(tag.startswith(("pathway", "hub", "loss")) for record in memory.records for tag in record)
 

@@ -11,13 +11,11 @@ from stable_baselines3.common.vec_env import VecNormalize
 from toys import SETTINGS, TINY, Toy, target, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback
-from hubrl.pathways import FRESH
+from hubrl.routing.pathways import FRESH
 from hubrl.selection.fresh_trial import Phase
-from hubrl.selection.probe_verdict import DISTRUST, Fate
+from hubrl.selection.probe_verdict import Fate
 from hubrl.selection.settings import TrustSettings
-from hubrl.training.probe import SEGMENT_STEPS, play_segment, probe
-
-SEGMENTS = TrustSettings().segments
+from hubrl.training.probe import SEGMENT_STEPS, SEGMENTS, play_segment, probe
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
@@ -108,7 +106,7 @@ def test_no_share_means_no_probe_and_whole_episodes_decide():
     model.learn(64, callback=watch)
     assert watch.probe_result is None
     assert model.policy.selection.trial.at is Phase.DOUBT
-    assert model.policy.selection.unplayed
+    assert model.policy.selection.unplayed != []
 
 
 def test_a_probe_prints_what_it_measured_if_asked(capsys):
@@ -126,7 +124,7 @@ def test_without_whole_episodes_only_what_is_clear_is_kept():
     fates = probe(model, 1200).fates
     assert fates["level"] in (Fate.DEFERRED, Fate.DOUBTED)
     assert model.policy.method.get_buffer("trusted").tolist() == [False, False, True, True]
-    assert model.policy.method.router.mean.bias.tolist()[2:] == [0.0, -DISTRUST]
+    assert model.policy.method.router.mean.bias.tolist()[2:] == [0.0, -TrustSettings().most_lag]
 
 
 class SameStart(BaseCallback):
