@@ -180,6 +180,12 @@ def test_links_in_the_pages_lead_somewhere():
                 assert anchor in anchors(target), f"{page.name}: {path}#{anchor}"
 
 
+def test_files_named_in_the_pages_exist():
+    for page in [*PAGES, REPOSITORY / "CONTRIBUTING.md"]:
+        for path in re.findall(r"`((?:hubrl|tests|agents|envs|configs|docs|results)/[\w/.-]+)`", page.read_text(encoding="utf-8")):
+            assert (REPOSITORY / path).exists(), f"{page.name}: {path}"
+
+
 def test_every_page_is_reached_from_the_readme():
     reached, waiting = set(), [REPOSITORY / "README.md"]
     while waiting:
