@@ -70,13 +70,13 @@ def test_the_commands_of_a_page_work_in_their_order(page, checkout):
     pytest.importorskip("mujoco")
     for seed, name in enumerate(("ppo", "dqn")):
         PPO("MlpPolicy", "CartPole-v1", seed=seed, device="cpu").save(checkout / f"{name}-CartPole-v1.zip")
-    lines = [line for block in blocks(REPOSITORY / page, "sh") for line in block.splitlines() if line.startswith("hubrl ")]
+    lines = [line.split(" #")[0] for block in blocks(REPOSITORY / page, "sh") for line in block.splitlines() if line.startswith("hubrl ")]
     assert len(lines) > 3
     for line in lines:
         if "hub check" in line or "hubrl study" in line:
             # Twenty whole episodes of each source, and hours of training: `make test` has no time for them.
             line = line + " --help"
-        words = shlex.split(shortened(line.split(" #")[0]), comments=True)
+        words = shlex.split(shortened(line))
         execute([sys.executable, "-m", "hubrl", *words[1:]], checkout)
 
 
