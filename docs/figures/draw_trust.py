@@ -13,10 +13,10 @@ from style import HUB, SOURCE, canvas, write_svg
 OUT = Path(__file__).parents[1] / "concepts" / "trust.svg"
 
 ROWS = [
-    "p a b c L L L L L L L S L L L L L L L S L L J L L L L J L S L J",
-    "p b c L L L L J L L L L L L L L L S L L L L L L L L L L J L S L",
-    "p c a L L L L L L L L L L J L L L L L L L L L L L S L L L J L S",
-    "p a b L L L L S L L L L L L L J L L L L L J L L L L L L S L J L",
+    "p a b c L J L L S L L S L L J L L S L L L J L L J L L L L S L J",
+    "p b c L S L L J L L L L S L L J L L S L L L L J L L L L J L S L",
+    "p c a L L L J L L S L L L J L L L L L J L L L L L L J L L J L S",
+    "p a b L J L L S L J L L L S L L L J L L L L J L L L L L S L J L",
 ]
 """Episodes of each environment: p a probe's segments, a b c the sources, L the learner, J it judged, S a source judged."""
 
@@ -70,7 +70,7 @@ def draw() -> Figure:
     legend(axes)
     phase(axes, 0, 0, "probe:\n2 %", align="right")
     phase(axes, 1, 3, "three episodes\nof each source", align="left")
-    phase(axes, 4, 27, "15 % of the episodes judge, deterministically;\nthe actor learns from the others")
+    phase(axes, 4, 27, "up to a quarter of the episodes judge, deterministically;\nthe actor learns from the others")
     phase(axes, 28, 31, "last tenth:\nevery other one")
     axes.text(LEFT, 0.12, "start of the training", fontsize=9.5, color="#6b7280")
     axes.text(LEFT + 32 * STEP, 0.12, "end", ha="right", fontsize=9.5, color="#6b7280")
