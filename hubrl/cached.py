@@ -178,7 +178,7 @@ class Hearing(BasePolicy):
             obs_as_tensor(rows, self.device), self.observed_space, divides_images(source.card for source in extractor.sources)
         )
         with torch.no_grad():
-            heard = store_features([extractor.method.pathways.side_by_side(seen)])
+            heard = store_features([extractor.method.pathways.concatenated_features(seen)])
         made: Rows = _parts(rows, heard) if isinstance(self.observation_space, spaces.Dict) else heard
         if batched:
             return made

@@ -22,7 +22,7 @@ from hubrl.nn.manual_mlp import ManualMLP, linear_gradients
 from hubrl.nn.parameter_packing import AutogradInputs, ParameterPack
 from hubrl.nn.popart import PopArtLinear
 from hubrl.outputs import Hearing, solo
-from hubrl.routing.weights import at, places
+from hubrl.routing.weights import cached_arange, index_mask
 
 Answer = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch outputs"]]
 """Asked who acts, row by row, says what that source says itself; anything where the fresh pathway acts."""
@@ -186,7 +186,7 @@ class Decider:
         fresh_says, correction, stickiness = (None if layer is None else next(heads) for layer in layers)
         transition, there = log_weights, None
         if stickiness is not None:
-            there = at(hearing.previous, log_weights.shape[1]).float()
+            there = index_mask(hearing.previous, log_weights.shape[1]).float()
             transition = torch.addcmul(log_weights, there, stickiness).log_softmax(dim=1)
         acted = hearing.acted
         if acted is None:
@@ -294,13 +294,13 @@ class Decider:
     def _of_transition(self, made: Trace, outer: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch pathways"]:
         """Gradient of the weights' logarithms, and of what is added to them where a pathway acted before."""
         free = outer.masked_fill(made.alone, 0.0)
-        chosen = at(made.acted, made.transition.shape[1]) * free
+        chosen = index_mask(made.acted, made.transition.shape[1]) * free
         return chosen if made.there is None else chosen.addcmul_(made.transition.exp(), free, value=-1.0)
 
     def _of_stds(self, made: Trace, of_log_stds: Float[Tensor, "batch actions"]) -> list[Tensor]:
         """Gradients of the standard deviations' logarithms, summed up over where each pathway acted."""
         if self.log_stds:
-            who = places(len(self.stds), made.acted.device)[:, None] == made.acted
+            who = cached_arange(len(self.stds), made.acted.device)[:, None] == made.acted
             return list((who.float() @ of_log_stds).unbind())
         return [] if self.log_std is None else [(of_log_stds * made.fresh).sum(dim=0)]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hubrl.errors import BadConfig
-from hubrl.routing.weights import at
+from hubrl.routing.weights import index_mask
 
 
 class PathwayDistribution(Distribution):
@@ -204,7 +204,7 @@ def held(
         previous: Who acted before; below 0 for nobody.
         stickiness: Of each pathway, in nats; none for infinitely much.
     """
-    there = at(previous, log_weights.shape[1])
+    there = index_mask(previous, log_weights.shape[1])
     if stickiness is not None:
         return functional.log_softmax(log_weights + there * stickiness, dim=1)
     there = there & log_weights.isfinite()

@@ -23,7 +23,7 @@ from hubrl.methods.registry import check_cached
 from hubrl.nn.losses import inject
 from hubrl.routing.pathways import Pathways, spec_sources
 from hubrl.routing.source_pathway import SourcePathway
-from hubrl.routing.target import Target
+from hubrl.routing.target import TargetSpec
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 from hubrl.sources.trunks import register_hub_extractor
@@ -53,7 +53,7 @@ class HubExtractor(BaseFeaturesExtractor):
         if spec.cached != (heard is not None):
             raise BadConfig(NOT_HEARD.format(describe(observation_space)) if spec.cached else NOT_CACHED)
         observed = observation_space if heard is None else _observed(observation_space, heard)
-        method = create(spec.method, spec_sources(spec), Target(observed, precision=spec.precision), spec.options)
+        method = create(spec.method, spec_sources(spec), TargetSpec(observed, precision=spec.precision), spec.options)
         flat = isinstance(observed, spaces.Box) and len(observed.shape) == 1
         beside = get_flattened_obs_dim(observed) if flat and method.passes_observations else 0
         super().__init__(observation_space, method.features_dim + beside)
@@ -93,12 +93,11 @@ class HubExtractor(BaseFeaturesExtractor):
         learning = self.training and torch.is_grad_enabled()
         if learning and routed.loss.requires_grad:
             features = inject(features, routed.loss)
-        self.method.tally.count(routed.log_weights, routed.loss if learning else None)
+        self.method.routing_stats.add(routed.log_weights, routed.loss if learning else None)
         return torch.cat([features, observed], dim=1) if self.beside and isinstance(observed, Tensor) else features
 
     def _routed(self, heard: Tensor | None, observed: Observations) -> Routed:
-        with self.method.pathways.reminded(heard):
-            routed: Routed = self.method(observed)
+        routed: Routed = self.method(observed, source_outputs=heard)
         return routed
 
     def _apart(self, observations: Observations) -> tuple[Tensor | None, Observations]:
@@ -175,7 +174,7 @@ def see_through_normalisation(module: nn.Module, env: VecEnv) -> None:
     frames = stack.stacked_obs.n_stack if isinstance(stack, VecFrameStack) and vec.observation_space != env.observation_space else 1
     statistics = {key: (_stacked(rms.mean, frames), _stacked(rms.var, frames)) for key, rms in means.items()}
     for pathways in parts_in(module, Pathways):
-        pathways.see_through(statistics, vec.epsilon)
+        pathways.set_statistics(statistics, vec.epsilon)
 
 
 def _stacked(values: np.ndarray, frames: int) -> np.ndarray:

@@ -114,7 +114,7 @@ def check_selection(aggregation: str, method: Method) -> None:
     """
     if aggregation != "mixture":
         raise BadConfig("judging_share was given where no pathway is drawn; use aggregation='mixture', or leave it out.")
-    if getattr(method, "top_k", len(method.pathways.names)) < len(method.pathways.names):
+    if method.top_k < len(method.pathways.names):
         raise BadConfig("judging_share was given with top_k, under which a pathway may not be computed; leave one of them out.")
 
 

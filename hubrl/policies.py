@@ -24,7 +24,7 @@ from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.formats.hub_spec import HubSpec, parse_spec
 from hubrl.formats.spaces import describe
 from hubrl.methods import create, find
-from hubrl.methods.base import Method, Routed, Weighing
+from hubrl.methods.base import Method, Routed, RoutedMethod
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.nn.freezing import CachedParameters, copy_weights, freeze
 from hubrl.nn.losses import inject
@@ -36,8 +36,8 @@ from hubrl.precision import ReadsBytes
 from hubrl.routing.fresh_pathway import extractor_class
 from hubrl.routing.pathways import FRESH, spec_sources
 from hubrl.routing.router import Router, ZeroLinear
-from hubrl.routing.target import Target, check_meanings
-from hubrl.routing.weights import at
+from hubrl.routing.target import TargetSpec, check_meanings
+from hubrl.routing.weights import index_mask
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.settings import TrustSettings
 from hubrl.sources import action_params
@@ -177,8 +177,8 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         if hearing.only_fresh:
             fresh = cast("Tensor", self._fresh_speech(latent_pi))
             # The router gives the fresh pathway no weight while the hub plays, so that it is not among what was routed.
-            before = cast("Tensor", routed.speech)
-            routed = routed._replace(speech=torch.cat([before[:, :-1], fresh[:, None]], dim=1))
+            before = cast("Tensor", routed.pathway_outputs)
+            routed = routed._replace(pathway_outputs=torch.cat([before[:, :-1], fresh[:, None]], dim=1))
         return routed._replace(whole=routed.features)
 
     def trust_sources(self) -> None:
@@ -190,7 +190,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         if self.method.pathways.names[-1] == FRESH:
             kept.append(not members or self.outputs.fresh_joins)
             start = [*start, -self.selection.settings.most_lag if members else 0.0]
-        self.method.trust(kept, start)
+        self.method.apply_probe(kept, start)
 
     @torch.no_grad()
     def act_as(self, obs: PyTorchObs, pathway: Int[Tensor, " batch"]) -> np.ndarray:
@@ -202,9 +202,9 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         """
         observations = self._preprocessed(obs)
         latent_pi = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
-        racing = self.method.candidates
+        racing = self.method.probe_candidates
         active = nn.functional.one_hot(pathway, len(racing.names)).bool()
-        said = racing.speak(observations, active, self._fresh_speech(latent_pi))
+        said = racing.compute_outputs(observations, active, self._fresh_speech(latent_pi))
         rows = said.gather(1, pathway[:, None, None].expand(-1, 1, said.shape[2])).squeeze(1)
         return action_params.get_actions(rows, self.action_space, deterministic=False)
 
@@ -272,7 +272,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         """Who acts and what it does, drawn."""
         pathways = self.method.pathways
         features, weights = self._features(hearing.observations), self._weights(hearing)
-        answer = lambda asked: pathways.answer(asked, hearing.observations, hearing.heard)  # noqa: E731 - a closure over one step
+        answer = lambda asked: pathways.selected_output(asked, hearing.observations, hearing.heard)  # noqa: E731 - a closure over one step
         return decider.decide(features, weights, answer, hearing, deterministic=deterministic)
 
     def look_again(self) -> None:
@@ -288,7 +288,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
     def _routes(self) -> bool:
         """Whether some pathways are not active, so that not all sources are computed; all together cost little more than one."""
         n_pathways = len(self.method.pathways.names)
-        return bool(getattr(self.method, "top_k", n_pathways) < n_pathways)
+        return self.method.top_k < n_pathways
 
     def _evaluate(self, hearing: Hearing, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """The same for an update."""
@@ -300,7 +300,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
             self._pack(decider)
         said = hearing.said
         if said is None:
-            said = self.method.pathways.answer(hearing.acted, hearing.observations, hearing.heard)
+            said = self.method.pathways.selected_output(hearing.acted, hearing.observations, hearing.heard)
         values, log_prob = decider(self._features(hearing.observations), self._weights(hearing), said, hearing, actions)
         # What SB3 estimates it by if it is none, with a gradient that a coefficient of zero would then be multiplied with.
         return values, log_prob, None if self.bonus else -log_prob.detach()
@@ -308,7 +308,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
     def _pack(self, decider: Decider) -> None:
         """Let autograd and the optimizer take all that is learned by hand for a few parameters."""
         if isinstance(self.optimizer, HubAdam) and not self.optimizer.packs:
-            router = getattr(self.method, "router", None)
+            router = self.method.router
             manual_backward = self.method.noisy and isinstance(router, Router)
             self.optimizer.pack([*decider.parts, *([cast("Router", router).manual_backward()[1].parameters] if manual_backward else [])])
 
@@ -339,8 +339,8 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
 
     def _weights(self, hearing: Hearing) -> Float[Tensor, "batch pathways"]:
         """Logarithms of the pathway weights; what routing loses rides on them."""
-        assert isinstance(self.method, Weighing)
-        (log_weights, _), loss = self.method.weigh(hearing.observations, self._noise(hearing))
+        assert isinstance(self.method, RoutedMethod)
+        (log_weights, _), loss = self.method.compute_weights(hearing.observations, self._noise(hearing))
         logs = self._learning(Routed(None, loss, None, log_weights)).log_weights
         assert logs is not None
         if self.stickiness is not None or self.outputs.hold == 1:
@@ -492,8 +492,8 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
 
     def _build_hub(self) -> None:
         meanings = check_meanings(self.outputs.action_meanings, self.action_space)
-        std = None if find(self.spec.method).own_std else self.outputs.source_std
-        target = Target(self.observation_space, "outputs", self.action_space, std, meanings, self.spec.precision)
+        std = None if find(self.spec.method).keeps_source_std else self.outputs.source_std
+        target = TargetSpec(self.observation_space, "outputs", self.action_space, std, meanings, self.spec.precision)
         self.method: Method = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
         self.register_buffer("noise_key", torch.randint(2**31, ()))
         self.register_buffer("warm_until", torch.zeros((), dtype=torch.float64))
@@ -525,7 +525,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
             self.kept = copy.deepcopy(self._learning_parts())
             freeze(self.kept)
         self.residual = None
-        if self.outputs.residual and self.method.corrects and len(self.method.pathways.sources):
+        if self.outputs.residual and self.method.allows_residual and len(self.method.pathways.sources):
             self.residual = ZeroLinear(self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space))
 
     def _made_decider(self) -> Decider | None:
@@ -534,7 +534,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         pathways = self.method.pathways
         speaks = pathways.names[-1] == FRESH
         heads = (self.action_net if speaks else None, self.residual, self.stickiness)
-        if not isinstance(self.method, Weighing) or any(has_hooks(layer) for layer in heads if layer is not None):
+        if not isinstance(self.method, RoutedMethod) or any(has_hooks(layer) for layer in heads if layer is not None):
             return None
         fresh, residual, stickiness = cast("tuple[nn.Linear | None, ...]", heads)
         # Hidden layers of another kind are torch's, and what they say is what is read here.
@@ -578,7 +578,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
         if not self.remembers or self._only_fresh(hearing):
             return
         if self._recalls and not (self._routes and self._asks_one(hearing) is not None):
-            heard = self.method.pathways.listen(hearing.observations, self.method.trusted_pathways)
+            heard = self.method.pathways.compute_source_outputs(hearing.observations, self.method.trusted_pathways)
             hearing.heard = self.memory["heard"] = heard
         if self.method.noisy:
             hearing.noise = self.memory["noise"] = self._drawn_noise(hearing)
@@ -647,7 +647,7 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
 
     def _count(self, log_weights: Float[Tensor, "batch pathways"] | None, loss: Float[Tensor, ""] | None = None) -> None:
         """Count a batch for the logs; the weights in rollouts alone, whose rows an update goes through again and again."""
-        self.method.tally.count(None if self.training or self._predicting else log_weights, loss)
+        self.method.routing_stats.add(None if self.training or self._predicting else log_weights, loss)
 
     @property
     def _fresh_index(self) -> int:
@@ -675,11 +675,10 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
     def _route(self, hearing: Hearing, latent_pi: Tensor) -> Routed:
         kept = self._as_kept and not hearing.exploring and not hearing.only_fresh
         fresh = self._fresh_speech(self._hub_latent(hearing.observations, latent_pi) if kept else latent_pi, kept=kept)
-        with self.method.pathways.reminded(hearing.heard):
-            routed: Routed = self.method(hearing.observations, fresh=fresh, noise=self._noise(hearing))
-        if routed.speech is None or routed.log_weights is None:
+        routed: Routed = self.method(hearing.observations, fresh=fresh, noise=self._noise(hearing), source_outputs=hearing.heard)
+        if routed.pathway_outputs is None or routed.log_weights is None:
             return routed
-        return routed._replace(speech=self._with_residual(routed.speech, latent_pi, hearing), whole=None)
+        return routed._replace(pathway_outputs=self._with_residual(routed.pathway_outputs, latent_pi, hearing), whole=None)
 
     def _drawn_noise(self, hearing: Hearing) -> Float[Tensor, "batch pathways"]:
         """Noise of a step that is remembered, so that it need not follow from the observations."""
@@ -740,16 +739,16 @@ class HubActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
 
         Where actions are discrete and nobody is held, the log-probabilities of the mixture.
         """
-        if routed.speech is None or routed.log_weights is None or self.aggregation != "mixture":
+        if routed.pathway_outputs is None or routed.log_weights is None or self.aggregation != "mixture":
             return routed.features
         if isinstance(self.action_space, spaces.Discrete) and not self.holds:
-            return mixed_categorical(routed.speech, routed.log_weights).distribution.logits
+            return mixed_categorical(routed.pathway_outputs, routed.log_weights).distribution.logits
         best = routed.log_weights.argmax(dim=1)
-        return routed.speech[torch.arange(len(best), device=best.device), best]
+        return routed.pathway_outputs[torch.arange(len(best), device=best.device), best]
 
     def _distribution(self, routed: Routed, latent_pi: Float[Tensor, "batch latent"], hearing: Hearing) -> Distribution:
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
-        said, logs = routed.speech, routed.log_weights
+        said, logs = routed.pathway_outputs, routed.log_weights
         if said is None or logs is None or self.aggregation != "mixture":
             return self._whole_distribution(routed.features)
         if self.holds:
@@ -799,4 +798,4 @@ def get_action_width(space: spaces.Space[Any]) -> int:
 def _sure(pathway: Int[Tensor, " batch"], n_pathways: int) -> Float[Tensor, "batch pathways"]:
     """Logarithms of pathway weights where one a row has all the say."""
     logs = torch.full((len(pathway), n_pathways), -torch.inf, device=pathway.device)
-    return logs.masked_fill(at(pathway, n_pathways), 0.0)
+    return logs.masked_fill(index_mask(pathway, n_pathways), 0.0)

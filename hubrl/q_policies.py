@@ -23,14 +23,14 @@ from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.formats.cards import SourceCard
 from hubrl.formats.hub_spec import HubSpec, parse_spec
 from hubrl.formats.schema import Schema
-from hubrl.methods import check_options, create, find
-from hubrl.methods.base import Routed
-from hubrl.methods.kickstart import Kickstart
+from hubrl.methods import check_options, create
+from hubrl.methods.base import Routed, TeacherMethod
+from hubrl.methods.registry import check_q_learning, q_learning
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.nn.losses import inject
 from hubrl.routing.fresh_pathway import extractor_class
 from hubrl.routing.pathways import Pathways, spec_sources
-from hubrl.routing.target import Target, check_fit, check_meanings
+from hubrl.routing.target import TargetSpec, check_fit, check_meanings
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.fresh_trial import Phase
 from hubrl.selection.settings import TrustSettings
@@ -104,7 +104,7 @@ class TaughtQNetwork(QNetwork):
 class RoutedQNetwork(QNetwork):
     """Q-values that a method makes of what the sources would do, with SB3's own Q-network where it has a use for it."""
 
-    def __init__(self, *args: Any, spec: HubSpec, target: Target, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, spec: HubSpec, target: TargetSpec, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.method = create(spec.method, spec_sources(spec), target, spec.options)
 
@@ -177,16 +177,9 @@ class HubDQNPolicy(DQNPolicy):
         self.spec = parse_spec(hub)
         self.teaching = teaching if isinstance(teaching, Teaching) else Teaching.model_validate(teaching or {})
         check_options(self.spec.method, self.spec.options)
-        self.tuned_card = _tuned_card(self.spec) if self.spec.method == "finetune" else None
-        whole = find(self.spec.method).serves_q_values
-        plays = self.spec.method == "hub-pathway" and not self.spec.options and not self.spec.tuned
-        if not (whole or plays or self.spec.method in ("finetune", "kickstart")):
-            levels = find(self.spec.method).levels
-            raise BadConfig(
-                f"DQN cannot hear outputs through method {self.spec.method!r} as it was given, but through 'hub-pathway' without "
-                "options and with frozen sources, 'kickstart', 'finetune', 'multipolar' and 'componet'; "
-                + ("use level='features'." if "features" in levels else "use one of these.")
-            )
+        check_q_learning(self.spec.method, self.spec.options, tuned=self.spec.tuned)
+        self.q_learning = q_learning(self.spec.method, self.spec.options, tuned=self.spec.tuned)
+        self.tuned_card = _tuned_card(self.spec) if self.q_learning == "source" else None
         kwargs.setdefault("features_extractor_class", extractor_class(observation_space, self.spec.precision))
         if kwargs["features_extractor_class"] is BF16NatureCNN:
             kwargs.setdefault("net_arch", [])  # as SB3 has it behind NatureCNN
@@ -237,7 +230,7 @@ class HubDQNPolicy(DQNPolicy):
             for parameter in source.parameters():
                 parameter.lr_scale = self.spec.source_lr  # type: ignore[attr-defined]
             return SourceQNetwork(**args, source=source).to(self.device)
-        if find(self.spec.method).serves_q_values:
+        if self.q_learning == "q_values":
             args = self._update_features_extractor(self.net_args, features_extractor=None)
             return RoutedQNetwork(**args, spec=self.spec, target=self._target).to(self.device)
         return TaughtQNetwork(**self._update_features_extractor(self.net_args, features_extractor=None)).to(self.device)
@@ -258,7 +251,7 @@ class HubDQNPolicy(DQNPolicy):
         learnt = torch.zeros(len(pathway), int(self.action_space.n), device=pathway.device)
         if bool(active[:, -1].any()):
             learnt = self.learnt(observations)
-        said = self.pathways.speak(observations, active, learnt)
+        said = self.pathways.compute_outputs(observations, active, learnt)
         return said[torch.arange(len(pathway)), pathway].argmax(dim=1)
 
     def learnt(self, observations: Observations) -> Float[Tensor, "batch actions"]:
@@ -270,16 +263,16 @@ class HubDQNPolicy(DQNPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         meanings = check_meanings(self.teaching.action_meanings, self.action_space)
-        self._target = target = Target(self.observation_space, "outputs", self.action_space, None, meanings, self.spec.precision)
+        self._target = target = TargetSpec(self.observation_space, "outputs", self.action_space, None, meanings, self.spec.precision)
         if self.tuned_card is not None:
             check_fit(shared.get(self.tuned_card), target)
         super()._build(lr_schedule)
-        self.pathways = Pathways(spec_sources(self.spec) if self.spec.method == "hub-pathway" else [], target, fresh=True)
-        self.kickstart: Kickstart | None = None
-        if self.spec.method == "kickstart":
+        self.pathways = Pathways(spec_sources(self.spec) if self.q_learning == "explorers" else [], target, fresh=True)
+        self.teachers: TeacherMethod | None = None
+        if self.q_learning == "teachers":
             made = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
-            assert isinstance(made, Kickstart)
-            self.kickstart = made
+            assert isinstance(made, TeacherMethod)
+            self.teachers = made
         settings = TrustSettings(judging_share=self.teaching.judging_share, window=self.teaching.window)
         self.selection = ArmSelection(self.pathways.names[: self.learner], settings, sources_explore=True)
         self.selection.trial.go(Phase.ALONE)  # off-policy, the learner learns from everybody's episodes
@@ -296,8 +289,8 @@ class HubDQNPolicy(DQNPolicy):
 
     def _taught(self, obs: PyTorchObs, q_values: Tensor) -> Tensor:
         """Q-values that carry the teaching loss of the best source, if it earns more than the learner."""
-        if self.kickstart is not None:
-            return self._kickstarted(obs, q_values, self.kickstart)
+        if self.teachers is not None:
+            return self._taught_by_all(obs, q_values, self.teachers)
         if not self.selection.turns:
             raise BadConfig("A DQN that hears outputs learns from whoever plays its episodes; pass HubCallback() to learn.")
         teacher, weight = self._lesson
@@ -307,16 +300,16 @@ class HubDQNPolicy(DQNPolicy):
             taught = self.act_as(obs, torch.full((len(q_values),), teacher, device=q_values.device))
         return inject(q_values, weight * teaching_loss(q_values, taught, self.teaching.temperature))
 
-    def _kickstarted(self, obs: PyTorchObs, q_values: Tensor, kickstart: Kickstart) -> Tensor:
+    def _taught_by_all(self, obs: PyTorchObs, q_values: Tensor, teachers: TeacherMethod) -> Tensor:
         """Q-values that carry the mean of the teaching losses of all sources."""
-        if kickstart.coef_now == 0:
+        if teachers.coef_now == 0:
             return q_values
         preprocessed: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
         with torch.no_grad():
-            taught = kickstart.teach(preprocessed).argmax(dim=2)
+            taught = teachers.teach(preprocessed).argmax(dim=2)
         losses = [teaching_loss(q_values, column, self.teaching.temperature) for column in taught.unbind(dim=1)]
-        loss = kickstart.coef_now * torch.stack(losses).mean()
-        kickstart.tally.count(None, loss)
+        loss = teachers.coef_now * torch.stack(losses).mean()
+        teachers.routing_stats.add(None, loss)
         return inject(q_values, loss)
 
     def _next_lesson(self) -> tuple[int, float]:
@@ -341,7 +334,7 @@ def _tuned_card(spec: HubSpec) -> SourceCard:
     by_name = {card.name: card for card in spec.sources}
     name = spec.options.get("source") or (next(iter(by_name)) if len(by_name) == 1 else None)
     if name is None:
-        raise BadConfig(f"Method 'finetune' needs source=..., one of {', '.join(by_name)}.")
+        raise BadConfig(f"Method {spec.method!r} needs source=..., one of {', '.join(by_name)}.")
     if name not in by_name:
         raise UnknownName(unknown("source", name, by_name))
     if by_name[name].algorithm != "DQN" or by_name[name].action_map is not None:

@@ -524,7 +524,7 @@ def test_the_router_may_read_features_where_nothing_is_stored_too():
         ({"tuned": True}, "method 'hub-pathway' with sources that are trained further"),
         ({"method": "progressive"}, "method 'progressive', which is not made of frozen sources' features alone; leave it out"),
         ({"method": "scratch"}, "method 'scratch', which is not made of frozen sources' features alone"),
-        ({"level": "outputs"}, "cached=True was given at the level of outputs, where what sources said is stored anyway"),
+        ({"level": "outputs"}, "cached=True was given at the level of outputs, where outputs of the sources are stored anyway"),
         ({"method": "componet"}, "Method 'componet' was asked to work at the level of features"),
         ({"router_reads": "nothing"}, "router_reads='nothing' was given; expected 'observations' or 'features'"),
     ],
@@ -541,7 +541,7 @@ def test_a_router_of_outputs_reads_no_features():
 
 
 def test_no_method_is_served_that_is_not_tested():
-    assert {name for name in available() if find(name).takes_heard and not find(name).tunes and "features" in find(name).levels} == {
+    assert {name for name in available() if find(name).needs_only_features and not find(name).tunes and "features" in find(name).levels} == {
         name for name, _ in SERVED
     }
 

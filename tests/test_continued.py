@@ -29,7 +29,7 @@ class AtStart(BaseCallback):
         self.remaining, self.warming = [], []
 
     def _on_rollout_start(self):
-        self.remaining.append(self.model.policy.method.remaining)
+        self.remaining.append(self.model.policy.method.progress_remaining)
         self.warming.append(self.model.policy.warming)
 
     def _on_step(self):
@@ -124,10 +124,10 @@ def test_a_state_of_other_rows_is_refused():
 def test_what_is_predicted_is_not_counted_among_the_rollouts():
     model = learner()
     model.learn(64, HubCallback(probe_share=0.0))
-    model.policy.method.tally.reset()
+    model.policy.method.routing_stats.reset()
     for _ in range(3):
         model.predict(np.zeros((7, 4), dtype=np.float32))
-    assert model.policy.method.tally.sums.rows == 0
+    assert model.policy.method.routing_stats.sums.rows == 0
 
 
 def test_a_dqn_predicts_by_who_earns_most_once_its_training_is_over(tmp_path):
@@ -153,7 +153,7 @@ def test_what_has_learned_is_not_probed_in_a_training_that_counts_anew():
 def test_where_no_source_is_better_than_untrained_networks_no_trial_begins(tmp_path):
     model = learner(n_envs=8)
     policy, selection = model.policy, model.policy.selection
-    policy.method.trust([True, True, True], [0.0, 0.0, 0.0])
+    policy.method.apply_probe([True, True, True], [0.0, 0.0, 0.0])
     selection.doubt_all()
     for place in range(5):
         for source in range(2):

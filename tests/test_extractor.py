@@ -373,5 +373,5 @@ def test_batch_norm_in_a_source_stays_fixed_in_online_and_target_networks():
 
 
 def test_an_algorithm_without_an_extractor_is_refused():
-    with pytest.raises(BadConfig, match="ARS has no features extractor through which it could hear a hub; choose another algorithm"):
+    with pytest.raises(BadConfig, match="ARS has no features extractor by which it could use a hub; choose another algorithm"):
         tiny_hub(Toy()).agent(ARS)

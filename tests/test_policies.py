@@ -112,7 +112,7 @@ def test_deterministic_predictions_are_without_noise_and_repeat(actions, aggrega
         assert np.array_equal(model.predict(rows, deterministic=True)[0], expected)
     routed = model.policy.route(torch.as_tensor(rows))
     if actions is STEER and aggregation == "mixture":
-        best = routed.speech[torch.arange(50), routed.weights.argmax(dim=1)].chunk(2, dim=1)[0]
+        best = routed.pathway_outputs[torch.arange(50), routed.weights.argmax(dim=1)].chunk(2, dim=1)[0]
         np.testing.assert_allclose(expected, best.detach().clamp(-1, 1), atol=1e-6)
     likeliest = model.policy.distribution_parameters(routed)
     if actions is CHOOSE:
@@ -172,7 +172,7 @@ def test_discrete_pathways_are_mixed_by_their_probabilities_or_averaged_by_their
     for aggregation in ("mixture", "mean"):
         policy = hears(PPO, env, aggregation=aggregation).policy
         routed = policy.route(rows)
-        each = routed.speech.log_softmax(dim=2)
+        each = routed.pathway_outputs.log_softmax(dim=2)
         mixed = (routed.weights[:, :, None] * each.exp()).sum(dim=1)
         averaged = (routed.weights[:, :, None] * each).sum(dim=1).softmax(dim=1)
         probabilities = policy.get_distribution(rows).distribution.probs
@@ -188,7 +188,7 @@ class Rewards(BaseCallback):
 
     def _on_training_start(self):
         if self.drop:
-            self.model.policy.method.trust([False, False, True], [0.0, 0.0, 0.0])
+            self.model.policy.method.apply_probe([False, False, True], [0.0, 0.0, 0.0])
 
     def _on_step(self):
         return True
@@ -279,7 +279,7 @@ def test_a_sources_pathway_starts_with_its_means_and_the_given_deviation():
         routed = target(PPO, env, hub.agent(PPO, source_std=source_std)).policy.route(rows)
         for place, source in enumerate(hub):
             mean, log_std = source.outputs(rows).chunk(2, dim=1)
-            heard_mean, heard_log_std = routed.speech[:, place].chunk(2, dim=1)
+            heard_mean, heard_log_std = routed.pathway_outputs[:, place].chunk(2, dim=1)
             torch.testing.assert_close(heard_mean, mean)
             torch.testing.assert_close(heard_log_std, log_std if source_std is None else torch.full_like(log_std, math.log(0.05)))
 

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from hubrl.errors import BadConfig
 from hubrl.extractor import HubExtractor
 from hubrl.formats.cards import Select
-from hubrl.methods.base import Method
+from hubrl.methods.base import Method, TeacherMethod
 from hubrl.methods.gated_layers import GatedLayer
-from hubrl.methods.kickstart import Kickstart
-from hubrl.methods.single import Alone
+from hubrl.methods.single import SingleSource
 from hubrl.nn.popart import PopArtLinear
 from hubrl.policies import HubActorCriticPolicy
 from hubrl.q_policies import HubDQNPolicy, RoutedQNetwork, SourceQNetwork
-from hubrl.routing.denormalize import Original
+from hubrl.routing.denormalize import Denormalizer
 from hubrl.routing.fresh_pathway import FreshPathway
 from hubrl.routing.source_pathway import SourcePathway
 from hubrl.sources.heads import (
@@ -83,11 +82,11 @@ def _actor_critic_chains(policy: HubActorCriticPolicy) -> Chains:
     extractor = _sb3_extractor(policy.vf_features_extractor)
     critic = [*extractor, *policy.mlp_extractor.value_net, value]
     method = policy.method
-    if policy.fresh_alone or isinstance(method, Kickstart):
+    if policy.fresh_alone or isinstance(method, TeacherMethod):
         extractor = _sb3_extractor(policy.pi_features_extractor)
         actor = [*extractor, *policy.mlp_extractor.policy_net, policy.action_net]
         return Chains(actor, critic, getattr(policy, "log_std", None))
-    if not isinstance(method, Alone):
+    if not isinstance(method, SingleSource):
         raise NotPlainError(f"method {policy.spec.method!r} mixes several pathways")
     if policy.residual is not None:
         raise NotPlainError(f"method {policy.spec.method!r} adds a residual to the output of its source")
@@ -133,7 +132,7 @@ def _reader(reader: nn.Module) -> Chain:
 
 
 def _method_features(method: Method, name: str) -> Chain:
-    if isinstance(method, Alone):
+    if isinstance(method, SingleSource):
         return _pathway_features(cast("SourcePathway", method.pathways.sources[0]))
     fresh = method.pathways.fresh
     if method.fresh_alone and isinstance(fresh, FreshPathway):
@@ -145,7 +144,7 @@ def _pathway_features(pathway: SourcePathway) -> Chain:
     """The layers from the target's observations to a pathway's features."""
     features = _source_features(pathway.source, pathway.target.observation_space)
     projection = [] if pathway.projection is None else [pathway.projection]
-    return [*_denormalizer(pathway.original), *features, *projection]
+    return [*_denormalizer(pathway.denormalizer), *features, *projection]
 
 
 def _source_features(source: Source, space: spaces.Space[Any]) -> Chain:
@@ -187,12 +186,12 @@ def _action_map(source: Source) -> Chain:
     return [linear_layer(torch.eye(size, dtype=torch.float64)[order] * signs[:, None])]
 
 
-def _denormalizer(original: Original) -> Chain:
+def _denormalizer(denormalizer: Denormalizer) -> Chain:
     """The inverse of the target's VecNormalize as a layer."""
-    if not original.keys:
+    if not denormalizer.keys:
         return []
-    mean = original.get_buffer("running_mean_0").flatten()
-    std = original.get_buffer("running_std_0").flatten()
+    mean = denormalizer.get_buffer("running_mean_0").flatten()
+    std = denormalizer.get_buffer("running_std_0").flatten()
     identity = bool((mean == 0).all() and (std == 1).all())
     return [] if identity else [linear_layer(torch.diag(std.double()), mean.double())]
 
@@ -224,7 +223,7 @@ def plain_layer(layer: nn.Module) -> nn.Module:
         NotPlainError: If its gates depend on its input.
     """
     try:
-        return layer.plain() if isinstance(layer, GatedLayer) else layer
+        return layer.to_plain_layer() if isinstance(layer, GatedLayer) else layer
     except BadConfig as error:
         raise NotPlainError(str(error)[0].lower() + str(error)[1:]) from error
 

@@ -24,15 +24,15 @@ HUB_FORMAT = 1
 
 HUB_FILE = "hub.yaml"
 
-TAKEN = {FRESH, TOGETHER, Path(HUB_FILE).stem}
-"""Names that no source may have: those of the fresh pathway, of all together, and of the hub's own file."""
+RESERVED = {FRESH, TOGETHER, Path(HUB_FILE).stem}
+"""Names that no source may have: of the fresh pathway, of all arms together, of the hub's file."""
 
 Agent = str | Path | Source | BaseAlgorithm | BasePolicy | tuple[str | Path, str | Path]
-"""A file or folder, one with its statistics or its card, a model or a policy in memory, or a source."""
+"""A file or folder, a pair of it and its statistics or card, a model or policy, or a source."""
 
 
 class HubCard(Schema):
-    """What a hub's folder says of itself; its sources' cards lie beside."""
+    """The card of a hub's folder, beside the cards of its sources."""
 
     format: int = HUB_FORMAT
     sources: tuple[str, ...] = Field(min_length=1)
@@ -46,7 +46,7 @@ class Hub(AlgorithmKwargs):
         sources: The sources; their names must differ.
 
     Raises:
-        BadConfig: If there is none, two have one name, or one has a name that is taken.
+        BadConfig: If there is none, two have one name, or a name is reserved.
     """
 
     def __init__(self, sources: Iterable[Source]) -> None:
@@ -54,20 +54,31 @@ class Hub(AlgorithmKwargs):
         if not self._sources:
             raise BadConfig("A hub of no sources was given; expected at least one.")
         names = [source.name for source in self._sources]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise BadConfig(f"Two sources are called {twice[0]!r}; give one of them another name.")
-        taken = sorted({*names} & TAKEN)
-        if taken:
-            raise BadConfig(f"A source is called {taken[0]!r}, which has a meaning of its own here; give it another name.")
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise BadConfig(
+                f"Two sources are called {duplicates[0]!r}; give one of them another name."
+            )
+        reserved = sorted({*names} & RESERVED)
+        if reserved:
+            raise BadConfig(
+                f"A source is called {reserved[0]!r}, which has a meaning of its own here; give "
+                "it another name."
+            )
 
     @classmethod
-    def from_agents(cls, agents: Iterable[Agent], names: Sequence[str] | None = None, *, limits: Limits = DEFAULT_LIMITS) -> "Hub":
-        """A hub of agents in whatever form they come; nothing in their files is executed.
+    def from_agents(
+        cls,
+        agents: Iterable[Agent],
+        names: Sequence[str] | None = None,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> "Hub":
+        """A hub of agents of any form; nothing in their files is executed.
 
         Args:
-            agents: SB3 zips, RL Zoo folders, cards, weights with a card, sources, or models in memory; a pair is a zip
-                with its VecNormalize file, or weights with their card.
+            agents: SB3 zips, RL Zoo folders, cards, weights with a card, sources, or models in
+                memory; a pair is a zip with its VecNormalize file, or weights with their card.
             names: Names of the sources; by default those of their files.
             limits: Limits on their files; wider ones for agents that are trusted.
 
@@ -76,12 +87,14 @@ class Hub(AlgorithmKwargs):
             BadConfig: If there is no agent, or two have one name.
         """
         if isinstance(agents, str | Path):
-            raise BadConfig(f"{str(agents)!r} was given; expected a list of agents: [{str(agents)!r}].")
+            raise BadConfig(
+                f"{str(agents)!r} was given; expected a list of agents: [{str(agents)!r}]."
+            )
         listed = list(agents)
-        called: Sequence[str | None] = names if names is not None else [None] * len(listed)
-        if len(called) != len(listed):
-            raise BadConfig(f"{len(called)} names were given for {len(listed)} agents.")
-        named = enumerate(zip(listed, called, strict=True))
+        given: Sequence[str | None] = names if names is not None else [None] * len(listed)
+        if len(given) != len(listed):
+            raise BadConfig(f"{len(given)} names were given for {len(listed)} agents.")
+        named = enumerate(zip(listed, given, strict=True))
         return cls(_source(agent, name, index, limits) for index, (agent, name) in named)
 
     @classmethod
@@ -97,39 +110,50 @@ class Hub(AlgorithmKwargs):
         """
         folder = Path(folder)
         if not is_there(folder / HUB_FILE):
-            raise BadFile(f"{folder} is no hub: it has no {HUB_FILE}; make one with `hubrl hub build`.")
+            raise BadFile(
+                f"{folder} is no hub: it has no {HUB_FILE}; make one with `hubrl hub build`."
+            )
         plain = read_yaml(folder / HUB_FILE, limits)
         check_format(plain, HUB_FORMAT, f"{folder} is a hub")
         try:
             card = HubCard.model_validate(plain)
         except ValidationError as error:
-            raise BadFile(f"{folder / HUB_FILE} is not a hub's card: {first_problem(error)}.") from error
+            raise BadFile(
+                f"{folder / HUB_FILE} is not a hub's card: {first_problem(error)}."
+            ) from error
         if len(card.sources) > limits.sources:
-            raise BadFile(f"{folder} has {len(card.sources)} sources, {limits.sources} are allowed; widen hubrl.Limits if it is trusted.")
+            raise BadFile(
+                f"{folder} has {len(card.sources)} sources, {limits.sources} are allowed; widen "
+                "hubrl.Limits if it is trusted."
+            )
         return cls(read_agent(_inside(folder, name), limits=limits) for name in card.sources)
 
     def save(self, folder: str | Path, *, overwrite: bool = False, half: bool = False) -> None:
-        """Write the hub as a folder: `hub.yaml`, and a card and a `.safetensors` file for each source.
+        """Write a folder: `hub.yaml`, and a card and a `.safetensors` file for each source.
 
         Args:
-            folder: Where; it appears whole or not at all.
-            overwrite: Whether it may replace a hub that is there. Files in its folder that are not the hub's stay.
+            folder: Path of the folder; it appears whole or not at all.
+            overwrite: Whether it may replace an existing hub; other files in its folder stay.
             half: Whether weights are rounded to float16, for half the size.
 
         Raises:
             OutputExists: If the folder exists and may not be replaced, or is no hub.
-            SourcesNotLoaded: If a source's weights never arrived.
+            SourcesNotLoaded: If a source has no weights.
         """
         folder = Path(folder).resolve()
-        foreign = _foreign(folder) if overwrite and folder.exists() else []
+        foreign = _foreign_files(folder) if overwrite and folder.exists() else []
         with new_folder(folder, overwrite=overwrite) as making:
             for source in self._sources:
                 raw = source.to_bytes(half=half)
                 # A source that was trained meanwhile is no longer the one its card was made for.
                 card = source.card.model_copy(update={"sha256": hashlib.sha256(raw).hexdigest()})
                 (making / f"{source.name}.safetensors").write_bytes(raw)
-                (making / f"{source.name}.yaml").write_text(write_yaml(card.to_dict()), encoding="utf-8")
-            (making / HUB_FILE).write_text(write_yaml(HubCard(sources=tuple(self.names)).to_dict()), encoding="utf-8")
+                (making / f"{source.name}.yaml").write_text(
+                    write_yaml(card.to_dict()), encoding="utf-8"
+                )
+            (making / HUB_FILE).write_text(
+                write_yaml(HubCard(sources=tuple(self.names)).to_dict()), encoding="utf-8"
+            )
             for path in foreign:
                 if path.is_dir():
                     shutil.copytree(path, making / path.name, symlinks=True)
@@ -179,27 +203,34 @@ def _source(agent: Agent, name: str | None, index: int, limits: Limits) -> Sourc
     path, companion = agent if isinstance(agent, tuple) and len(agent) == 2 else (agent, None)
     if not all(isinstance(part, str | Path) for part in (path, companion or "")):
         raise BadConfig(
-            f"{agent!r} was given; expected an agent: a file or folder, a file with its statistics or card, a hubrl.Source, or a model."
+            f"{agent!r} was given; expected an agent: a file or folder, a file with its statistics "
+            "or card, a hubrl.Source, or a model."
         )
     return read_agent(path, companion, name=name, limits=limits)
 
 
-def _foreign(folder: Path) -> list[Path]:
-    """What lies in a hub's folder and is not the hub's.
+def _foreign_files(folder: Path) -> list[Path]:
+    """Files in a hub's folder that are not the hub's.
 
     Raises:
         OutputExists: If it is no hub's folder.
     """
     if not (folder / HUB_FILE).is_file():
-        raise OutputExists(f"{folder} exists and is no hub, so it is not replaced; choose another name, or remove it.")
+        raise OutputExists(
+            f"{folder} exists and is no hub, so it is not replaced; choose another name, or remove "
+            "it."
+        )
     plain = read_yaml(folder / HUB_FILE)
     listed = plain.get("sources", []) if isinstance(plain, dict) else []
-    own = {HUB_FILE, *(f"{name}{suffix}" for name in listed for suffix in (".yaml", ".safetensors"))}
+    own = {
+        HUB_FILE,
+        *(f"{name}{suffix}" for name in listed for suffix in (".yaml", ".safetensors")),
+    }
     return [path for path in sorted(folder.iterdir()) if path.name not in own]
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The card of a name in a hub's folder; a name that leads out of it is refused."""
+    """Path of a source's card in a hub's folder; a name that leads out of it is refused."""
     if Path(name).name != name:
         raise BadFile(f"{folder / HUB_FILE} names a source {name!r}, which is not a name.")
     return folder / f"{name}.yaml"

@@ -9,4 +9,13 @@ from hubrl.methods.registry import available, check_options, create, find, optio
 for _file in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_file.name}")
 
-__all__ = ["Method", "Routed", "available", "check_options", "create", "find", "options_of", "register"]
+__all__ = [
+    "Method",
+    "Routed",
+    "available",
+    "check_options",
+    "create",
+    "find",
+    "options_of",
+    "register",
+]

@@ -7,27 +7,34 @@ from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hubrl.methods.routing_stats import Tally
-from hubrl.routing.pathways import Pathways
-from hubrl.routing.weights import Weighted, aggregate
+from hubrl.methods.routing_stats import RoutingStats
+from hubrl.routing.pathways import Pathways, SourceOutputs
+from hubrl.routing.router import Router
+from hubrl.routing.weights import PathwayWeights, aggregate
 from hubrl.sources import action_params
 from hubrl.sources.preprocessing import Observations
 
 Aggregation = Literal["mixture", "mean", "whole"]
-"""What becomes of outputs: one pathway acts, the weighted mean of all acts, or what the method makes of them as a whole."""
+"""Use of the outputs: one pathway acts, their weighted mean acts, or what the method computes."""
+
+QLearning = Literal["explorers", "teachers", "source", "q_values"]
+"""Service of a method to DQN at the level of outputs: sources play whole episodes and teach the
+learner (`explorers`), sources teach alone (`teachers`), one source's Q-network is trained further
+(`source`), or the method computes the learner's Q-values (`q_values`)."""
 
 
 class Routed(NamedTuple):
-    """What a method makes of a batch, at either level."""
+    """Result of routing a batch, at either level."""
 
     whole: Float[Tensor, "batch features"] | None
-    """Features, or the parameters of one action distribution; none where they are the aggregation of `speech` by `weights`."""
+    """Features, or the parameters of one action distribution; None where they are the aggregate of
+    `pathway_outputs` by the weights."""
     loss: Float[Tensor, ""]
-    """What the method adds to the task's loss."""
-    speech: Float[Tensor, "batch speakers width"] | None = None
-    """What every pathway said: features, or the parameters of its action distribution; zeros where it was not active."""
+    """The method's own loss, added to that of the algorithm."""
+    pathway_outputs: Float[Tensor, "batch pathways width"] | None = None
+    """Features or action parameters of every pathway; zeros where it is not active."""
     log_weights: Float[Tensor, "batch pathways"] | None = None
-    """Logarithms of pathway weights, minus infinity where a pathway is not active. None if the method has no weights."""
+    """Logarithms of the pathway weights, minus infinity where not active; None without weights."""
 
     @property
     def weights(self) -> Float[Tensor, "batch pathways"] | None:
@@ -36,88 +43,111 @@ class Routed(NamedTuple):
 
     @property
     def features(self) -> Float[Tensor, "batch features"]:
-        """What was made as a whole, or else of what every pathway said; aggregated when it is asked for."""
+        """`whole`, or the aggregate of the pathways' outputs."""
         if self.whole is not None:
             return self.whole
-        assert self.speech is not None
+        assert self.pathway_outputs is not None
         assert self.weights is not None
-        return aggregate(self.speech, self.weights)
+        return aggregate(self.pathway_outputs, self.weights)
 
 
 @runtime_checkable
-class Speakers(Protocol):
-    """Who can be asked to act, one by one."""
+class Experts(Protocol):
+    """Networks that can act one by one, such as the pathways."""
 
     names: list[str]
 
-    def speak(
-        self, observations: Observations, active: Bool[Tensor, "batch speakers"], fresh: Tensor | None = None
-    ) -> Float[Tensor, "batch speakers width"]:
-        """What the active ones say; zeros for the others."""
+    def compute_outputs(
+        self,
+        observations: Observations,
+        active: Bool[Tensor, "batch experts"],
+        fresh: Tensor | None = None,
+    ) -> Float[Tensor, "batch experts width"]:
+        """Outputs of the active experts; zeros for the others."""
 
 
 class Method(nn.Module, ABC):
-    """How several sources become one: which speak, what each counts, and what is added to the loss.
+    """A way to make one network of several sources.
 
-    A subclass builds its `pathways` and defines `forward`. Its keyword-only arguments are its options, in
-    configs, on the command line and in `Hub.policy_kwargs`; their documentation is the docstring's `Args`.
+    A subclass builds its `pathways` and defines `forward`. Keyword-only arguments of its
+    constructor are its options, in configs, on the command line and in `Hub.policy_kwargs`; `Args`
+    of its docstring are their documentation.
+
+    Args:
+        pathways: The pathways between which it routes.
     """
 
     summary: ClassVar[str] = ""
     method_name: ClassVar[str] = ""
-    """The name under which it is registered."""
+    """Name under which it is registered."""
     levels: ClassVar[tuple[action_params.Level, ...]] = ("features", "outputs")
-    """The levels at which it serves."""
+    """Levels at which it serves."""
     aggregation: ClassVar[Aggregation | None] = None
-    """What becomes of outputs, where the method leaves no choice."""
+    """Use of the outputs, where the method leaves no choice."""
     passes_observations: ClassVar[bool] = True
-    """Whether, at the level of features, flat observations are passed on beside them."""
-    serves_q_values: ClassVar[bool] = False
-    """Whether DQN can learn with it at the level of outputs: what it says as a whole, over discrete actions, is Q-values."""
+    """Whether flat observations are passed on beside its features."""
+    q_learning: ClassVar[QLearning | None] = None
+    """Service to DQN at the level of outputs; None for none."""
     loss_name: ClassVar[str] = "exploration"
-    """What the loss is that it adds, for the logs."""
+    """Name of its loss in logs."""
     tunes: ClassVar[bool] = False
-    """Whether the method's sources are always trained further."""
+    """Whether its sources are always trained further."""
     keeps_frozen: ClassVar[bool] = False
-    """Whether the method's sources cannot be trained further."""
-    takes_heard: ClassVar[bool] = False
-    """Whether the features of its frozen sources are all it asks of them, so that they may have been computed before."""
-    corrects: ClassVar[bool] = True
-    """Whether a learned correction may be added to what its sources say at the level of outputs."""
-    own_std: ClassVar[bool] = False
-    """Whether its sources keep the standard deviations that they learned, because they never act themselves."""
+    """Whether its sources cannot be trained further."""
+    needs_only_features: ClassVar[bool] = False
+    """Whether it can be computed from stored features of frozen sources."""
+    allows_residual: ClassVar[bool] = True
+    """Whether a learned correction may be added to its sources' outputs."""
+    keeps_source_std: ClassVar[bool] = False
+    """Whether sources keep their own standard deviations, because they never act themselves."""
     judging_share: ClassVar[float] = 0.0
-    """Share of the episodes that judge arms where one pathway acts at a time, unless told otherwise (`Outputs.judging_share`)."""
+    """Default of `judging_share`: share of the episodes that one pathway plays to be judged."""
+
+    router: Router | None
+    """Network whose logits give the pathway weights; None for methods without one."""
 
     def __init__(self, pathways: Pathways) -> None:
         super().__init__()
         self.pathways = pathways
+        self.router = None
+        self.top_k = len(pathways.names)
+        """Most pathways that are active for one observation."""
         self.features_dim = pathways.width
-        self.tally = Tally(pathways.names)
-        self.remaining = 1.0
-        """Share of the training that is still to come; a callback sees to it."""
+        self.routing_stats = RoutingStats(pathways.names)
+        self.progress_remaining = 1.0
+        """Share of the training that is still to come, set by a callback."""
 
     @classmethod
     def source_lr(cls, level: action_params.Level) -> float:
-        """Learning rate of sources that are trained further at a level, as a factor on the algorithm's, unless it is said."""
+        """Default learning rate of trained sources, as a factor on the algorithm's."""
         return 1.0 if cls.tunes else 0.1
 
     @abstractmethod
-    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
-        """Route a batch.
+    def forward(
+        self,
+        observations: Observations,
+        *,
+        fresh: Tensor | None = None,
+        noise: Tensor | None = None,
+        source_outputs: SourceOutputs | None = None,
+    ) -> Routed:
+        """Result of routing a batch.
 
         Args:
             observations: As SB3 preprocesses them.
-            fresh: At the level of outputs, what the target's own actor says `(batch, width)`.
-            noise: What `draw_noise` gave for these observations `(batch, pathways)`; none for no noise.
+            fresh: At the level of outputs, the output of the target's own actor `(batch, width)`.
+            noise: Result of `draw_noise` for these observations; None for no noise.
+            source_outputs: Outputs of all sources, if they are known already.
         """
 
-    def draw_noise(self, observations: Observations, key: int) -> Float[Tensor, "batch pathways"] | None:
-        """Standard Gaussian noise of exploration for a batch, always the same under a key; none for methods without any.
+    def draw_noise(
+        self, observations: Observations, key: int
+    ) -> Float[Tensor, "batch pathways"] | None:
+        """Exploration noise, standard Gaussian and replayable; None for methods without any.
 
         Args:
             observations: As SB3 preprocesses them.
-            key: Changes once a rollout.
+            key: Seed of a rollout.
         """
         return None
 
@@ -126,58 +156,75 @@ class Method(nn.Module, ABC):
         """Whether it explores by noise."""
         return False
 
-    def trust(self, kept: Sequence[bool], start: Sequence[float], worth: Sequence[float] = ()) -> None:
-        """Take over what a probe found out of the candidates; methods without a router have nothing to take over.
+    def apply_probe(
+        self, kept: Sequence[bool], start: Sequence[float], returns: Sequence[float] = ()
+    ) -> None:
+        """Use a probe's result, one entry for each of the `probe_candidates`.
 
         Args:
-            kept: For every candidate, whether it may be active at all.
-            start: For every candidate, where the router starts for it; differences count.
-            worth: For every candidate, its mean return in the probe, NaN if it never played; empty if there was none.
+            kept: Whether the candidate may be active at all.
+            start: Initial logit of the router, in nats; only differences matter.
+            returns: Mean return in the probe, NaN if it never played; empty without a probe.
         """
 
     @property
-    def candidates(self) -> Speakers:
-        """Who races in a probe: the pathways, unless the method has other things to choose between."""
+    def probe_candidates(self) -> Experts:
+        """Experts that a probe compares: the pathways, unless the method chooses something else."""
         return self.pathways
 
     @property
     def trusted_pathways(self) -> list[bool]:
-        """For every pathway, whether it may be active at all."""
+        """Whether each pathway may be active at all."""
         return [True] * len(self.pathways.names)
 
     @property
     def awaits_probe(self) -> bool:
-        """Whether a probe should set its trust before training starts."""
+        """Whether a probe is of use to it and has not been applied."""
         return False
 
     @property
     def fresh_alone(self) -> bool:
-        """Whether nothing is left but the fresh pathway, so that training is training from scratch."""
+        """Whether only the fresh pathway is left, so that training is training from scratch."""
         return len(self.pathways.sources) == 0
 
     @property
     def reads_observations(self) -> bool:
-        """Whether it reads observations itself, where its sources' features were computed before."""
+        """Whether it reads observations itself, beside stored features."""
         return self.pathways.fresh is not None
 
     @property
     def reads_bytes(self) -> bool:
-        """Whether images may be given as the bytes they are, for the same features."""
+        """Whether uint8 images may be given undivided, for the same result."""
         return False
 
     def measures(self) -> dict[str, float]:
-        """What the method has to say for the logs beside its tally, by tag."""
+        """Numbers for logs beside its routing statistics, by tag."""
         return {}
 
 
-class Weighing(Method):
-    """A method whose weights are known before anybody speaks, so that one pathway can be drawn and no other be asked."""
+class RoutedMethod(Method):
+    """A method whose weights do not depend on outputs: unselected sources need no computation."""
 
     @abstractmethod
-    def weigh(self, observations: Observations, noise: Tensor | None = None) -> tuple[Weighted, Float[Tensor, ""]]:
-        """The pathways' weights and the loss alone.
+    def compute_weights(
+        self, observations: Observations, noise: Tensor | None = None
+    ) -> tuple[PathwayWeights, Float[Tensor, ""]]:
+        """Pathway weights and the method's loss.
 
         Args:
             observations: As SB3 preprocesses them.
             noise: See `forward`.
         """
+
+
+class TeacherMethod(Method):
+    """A method whose sources teach a student and do not act."""
+
+    @property
+    @abstractmethod
+    def coef_now(self) -> float:
+        """Coefficient of the distillation loss at this point of the training."""
+
+    @abstractmethod
+    def teach(self, observations: Observations) -> Float[Tensor, "batch sources outputs"]:
+        """Outputs of the teachers, without a gradient."""

@@ -1,31 +1,35 @@
-"""The strongest plain rival: one source, trained further as a whole."""
+"""Fine-tuning: one source, trained further as a whole."""
 
 from collections.abc import Sequence
 
 from hubrl.methods.registry import register
-from hubrl.methods.single import Alone, the_one
+from hubrl.methods.single import SingleSource, select_source
 from hubrl.routing.pathways import Pathways
-from hubrl.routing.target import Target
+from hubrl.routing.target import TargetSpec
 from hubrl.sources.source import Source
 
 
 @register("finetune")
-class Finetune(Alone):
-    """One source alone, all of whose weights are trained further, with nothing beside it.
+class Finetune(SingleSource):
+    """One source alone, all of whose weights are trained further.
 
-    At the level of outputs its own head goes on speaking; at the level of features its encoder is trained under a new
-    head. Its learning rate is the algorithm's, unless `source_lr` says otherwise.
+    At the level of outputs its own head is kept; at the level of features its encoder is trained
+    under a new head. Its learning rate is the algorithm's unless `source_lr` is given.
 
     Args:
         sources: The sources, in order.
-        target: What they have to fit.
-        source: The name of the one; needed where there are several.
+        target: The target's spaces and level.
+        source: Name of the one source; needed where there are several.
     """
 
     summary = "one source alone, all of it trained further: the strongest plain rival"
     tunes = True
-    corrects = False
+    allows_residual = False
     passes_observations = False
+    q_learning = "source"
 
-    def __init__(self, sources: Sequence[Source], target: Target, *, source: str | None = None) -> None:
-        super().__init__(Pathways([the_one(sources, source, "finetune")], target, fresh=False, project=False))
+    def __init__(
+        self, sources: Sequence[Source], target: TargetSpec, *, source: str | None = None
+    ) -> None:
+        one = select_source(sources, source, "finetune")
+        super().__init__(Pathways([one], target, fresh=False, project=False))

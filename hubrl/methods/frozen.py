@@ -3,22 +3,22 @@
 from collections.abc import Sequence
 
 from hubrl.methods.registry import register
-from hubrl.methods.single import Alone, the_one
+from hubrl.methods.single import SingleSource, select_source
 from hubrl.routing.pathways import Pathways
-from hubrl.routing.target import Target
+from hubrl.routing.target import TargetSpec
 from hubrl.sources.source import Source
 
 
 @register("frozen")
-class Frozen(Alone):
-    """One source's encoder stays as it is, and a new head learns on its features; nothing else is seen.
+class Frozen(SingleSource):
+    """A new head on the frozen features of one source, and nothing else.
 
-    Progressive Networks (Rusu et al. 2016) have it as their baseline 2, where the output layer alone is trained.
+    Baseline 2 of Progressive Networks (Rusu et al. 2016), where the output layer alone is trained.
 
     Args:
         sources: The sources, in order.
-        target: What they have to fit.
-        source: The name of the one; needed where there are several.
+        target: The target's spaces and level.
+        source: Name of the one source; needed where there are several.
     """
 
     summary = "one source's frozen features under a new head"
@@ -26,5 +26,8 @@ class Frozen(Alone):
     passes_observations = False
     keeps_frozen = True
 
-    def __init__(self, sources: Sequence[Source], target: Target, *, source: str | None = None) -> None:
-        super().__init__(Pathways([the_one(sources, source, "frozen")], target, fresh=False, project=False))
+    def __init__(
+        self, sources: Sequence[Source], target: TargetSpec, *, source: str | None = None
+    ) -> None:
+        one = select_source(sources, source, "frozen")
+        super().__init__(Pathways([one], target, fresh=False, project=False))

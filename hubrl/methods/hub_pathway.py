@@ -1,7 +1,7 @@
-"""Hub-Pathway: a noisy router decides which pathways speak, and how much each counts."""
+"""Hub-Pathway: a noisy router selects pathways and weighs them."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,48 +11,54 @@ from pydantic import Field
 from torch import Tensor
 
 from hubrl.errors import BadConfig
-from hubrl.methods.base import Routed, Weighing
+from hubrl.methods.base import QLearning, Routed, RoutedMethod
 from hubrl.methods.registry import register
 from hubrl.nn.losses import exploration_entropy
-from hubrl.routing.fused import weighed
-from hubrl.routing.pathways import FRESH, Pathways
+from hubrl.routing.fused import fused_weights
+from hubrl.routing.pathways import FRESH, Pathways, SourceOutputs
 from hubrl.routing.router import Router
-from hubrl.routing.target import Target
-from hubrl.routing.weights import Weighted, pathway_weights
+from hubrl.routing.target import TargetSpec
+from hubrl.routing.weights import PathwayWeights, pathway_weights
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 
-NOTHING = torch.zeros(())
-"""A loss that is none, where one is made in every step."""
+ZERO = torch.zeros(())
+"""A loss of zero, made once because every step needs it."""
 
 
 @register("hub-pathway")
-class HubPathway(Weighing):
-    """Data-dependent pathway weights over the sources and a fresh pathway (Shu et al., NeurIPS 2022).
+class HubPathway(RoutedMethod):
+    """Data-dependent weights of the sources and a fresh pathway (Shu et al., NeurIPS 2022).
 
-    The parts are the paper's: a noisy pathway generator, top-k routes at the input, aggregation at the output, an
-    exploration loss. Their equations are our reconstruction (`docs/methods/hub-pathway.md`), and the fresh pathway is ours.
+    The parts are the paper's: a noisy pathway generator, top-k routes at the input, aggregation at
+    the output, an exploration loss. The equations are our reconstruction
+    (`docs/methods/hub-pathway.md`), and the fresh pathway is ours.
 
     Args:
         sources: The sources, in order.
-        target: What they have to fit.
-        top_k: How many pathways are active for an observation, at most as many as there are sources; all if not given.
-        fresh: Whether a fresh pathway is a member.
-        width: Width of the aggregated features; the widest source's if not given, but at most 128.
+        target: The target's spaces and level.
+        top_k: Active pathways for an observation, at most as many as there are sources; by default
+            all.
+        fresh: Whether a fresh pathway is one of them.
+        width: Width of the aggregated features; by default the widest source's, at most 128.
         hidden_dim: Width of the router's two hidden layers.
-        router_reads: What the router reads: `observations` or, at the level of features, all sources' own `features`.
-        noise: Whether the router is noisy in training; if not given, where the noise can be replayed (level of outputs).
+        router_reads: Input of the router: `observations` or, at the level of features, the
+            `features` of all sources.
+        noise: Whether the router is noisy in training; by default at the level of outputs, where
+            noise can be replayed.
         explore_coef: Coefficient of the exploration loss, the negative entropy of the mean weights.
     """
 
     summary = "noisy router, top-k routes, aggregation, exploration loss (NeurIPS 2022)"
     judging_share = 0.25
-    takes_heard = True
+    needs_only_features = True
+    q_learning: ClassVar[QLearning | None] = "explorers"
+    router: Router
 
     def __init__(
         self,
         sources: Sequence[Source],
-        target: Target,
+        target: TargetSpec,
         *,
         top_k: int | None = None,
         fresh: bool = True,
@@ -65,73 +71,97 @@ class HubPathway(Weighing):
         super().__init__(Pathways(sources, target, fresh=fresh, width=width))
         n_pathways = len(self.pathways.names)
         check_top_k(top_k, len(sources))
-        self.top_k = top_k or n_pathways
+        check_router_reads(router_reads, target)
         if noise and target.level == "features":
             raise BadConfig(
-                "noise=True was given at the level of features, where it cannot be replayed; use level='outputs', or leave it out."
+                "noise=True was given at the level of features, where it cannot be replayed; use "
+                "level='outputs', or leave it out."
             )
+        self.top_k = top_k or n_pathways
         self.noise = target.level == "outputs" if noise is None else noise
         self.explore_coef = explore_coef
-        check_router_reads(router_reads, target)
         self.router_reads = router_reads
-        read = target.observation_space
+        space = target.observation_space
         if router_reads == "features":
-            read = spaces.Box(-np.inf, np.inf, (sum(self.pathways.widths),))
-        self.router = Router(read, n_pathways, hidden_dim, target.precision)
+            space = spaces.Box(-np.inf, np.inf, (sum(self.pathways.widths),))
+        self.router = Router(space, n_pathways, hidden_dim, target.precision)
         self.register_buffer("trusted", torch.ones(n_pathways, dtype=torch.bool))
         self.register_buffer("probed", torch.zeros((), dtype=torch.bool))
         self._trusted: list[bool] | None = None
 
-    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
-        """Route, let the active pathways speak, aggregate."""
-        heard = self.pathways.side_by_side(observations) if self.router_reads == "features" else None
-        if heard is not None and noise is None and self._is_plain:
-            made = self.pathways.routed_together(heard, self.router, self.explore_coef)
-            return Routed(made.features, made.loss, None, made.log_weights)
-        (log_weights, active), loss = self.weigh(observations if heard is None else heard, noise)
-        with self.pathways.reminded(heard):
-            speech = self.pathways.speak(observations, active, fresh)
-        return Routed(None, loss, speech, log_weights)
+    def forward(
+        self,
+        observations: Observations,
+        *,
+        fresh: Tensor | None = None,
+        noise: Tensor | None = None,
+        source_outputs: SourceOutputs | None = None,
+    ) -> Routed:
+        """Weights of the router, and outputs of the active pathways."""
+        router_inputs = observations
+        if self.router_reads == "features":
+            features = self.pathways.concatenated_features(observations, source_outputs)
+            if noise is None and self._is_fused:
+                fused = self.pathways.fused_aggregate(features, self.router, self.explore_coef)
+                return Routed(fused.features, fused.loss, None, fused.log_weights)
+            router_inputs = source_outputs = features
+        (log_weights, active), loss = self.compute_weights(router_inputs, noise)
+        outputs = self.pathways.compute_outputs(observations, active, fresh, source_outputs)
+        return Routed(None, loss, outputs, log_weights)
 
     @property
-    def _is_plain(self) -> bool:
-        """Whether all sources and nobody else are weighed alike at the level of features, which is one operation (`hubrl.aggregation`)."""
-        everybody = self.top_k >= len(self.pathways.names) and all(self.trusted_pathways)
-        return self.explore_coef > 0 and everybody and self.pathways.fresh is None and self.pathways.target.level == "features"
+    def _is_fused(self) -> bool:
+        """Whether `Pathways.fused_aggregate` serves: all sources active, no fresh pathway."""
+        every = self.top_k >= len(self.pathways.names) and all(self.trusted_pathways)
+        without_fresh = self.pathways.fresh is None and self.pathways.target.level == "features"
+        return self.explore_coef > 0 and every and without_fresh
 
-    def weigh(self, observations: Observations, noise: Tensor | None = None) -> tuple[Weighted, Float[Tensor, ""]]:
-        """What the router says of what it reads."""
-        # Known without a look at the device.
+    def compute_weights(
+        self, observations: Observations, noise: Tensor | None = None
+    ) -> tuple[PathwayWeights, Float[Tensor, ""]]:
+        """Pathway weights for the router's inputs, and the exploration loss."""
+        # From Python's list, so that the device is not waited for.
         trusted = None if all(self.trusted_pathways) else self.get_buffer("trusted")
         if noise is not None and torch.is_grad_enabled():
             coef = self.explore_coef if self.training else 0.0
-            weighted, loss = weighed(self.router, observations, noise, self.top_k, trusted, coef)
-            return weighted, loss if self.training else self._exploration_loss(weighted.log_weights, trusted)
-        weighted = pathway_weights(self.router(observations, noise), self.top_k, trusted)
-        return weighted, self._exploration_loss(weighted.log_weights, trusted)
+            weights, loss = fused_weights(
+                self.router, observations, noise, self.top_k, trusted, coef
+            )
+            if not self.training:
+                loss = self._exploration_loss(weights.log_weights, trusted)
+            return weights, loss
+        weights = pathway_weights(self.router(observations, noise), self.top_k, trusted)
+        return weights, self._exploration_loss(weights.log_weights, trusted)
 
-    def draw_noise(self, observations: Observations, key: int) -> Float[Tensor, "batch pathways"] | None:
-        """The router's, if it is noisy."""
+    def draw_noise(
+        self, observations: Observations, key: int
+    ) -> Float[Tensor, "batch pathways"] | None:
+        """Noise of the router, if it is noisy."""
         return self.router.draw_noise(observations, key) if self.noise else None
 
     @property
     def noisy(self) -> bool:
-        """Whether the router is."""
+        """Whether the router is noisy."""
         return self.noise
 
     def _exploration_loss(
-        self, log_weights: Float[Tensor, "batch pathways"], trusted: Bool[Tensor, " pathways"] | None
+        self,
+        log_weights: Float[Tensor, "batch pathways"],
+        trusted: Bool[Tensor, " pathways"] | None,
     ) -> Float[Tensor, ""]:
         if self.explore_coef == 0 or not torch.is_grad_enabled():
-            # Not even a zero may be injected where the gradient is differentiated again (TRPO).
-            return NOTHING
+            # Without a gradient, because TRPO differentiates gradients again.
+            return ZERO
         weights = log_weights.exp()
-        loss: Tensor = self.explore_coef * exploration_entropy(weights if trusted is None else weights[:, trusted])
+        entropy = exploration_entropy(weights if trusted is None else weights[:, trusted])
+        loss: Tensor = self.explore_coef * entropy
         return loss
 
     @torch.no_grad()
-    def trust(self, kept: Sequence[bool], start: Sequence[float], worth: Sequence[float] = ()) -> None:
-        """Drop pathways for good, and start the router where a probe says."""
+    def apply_probe(
+        self, kept: Sequence[bool], start: Sequence[float], returns: Sequence[float] = ()
+    ) -> None:
+        """Drop pathways for good, and set the router's initial logits."""
         if not any(kept):
             raise BadConfig("A probe dropped every pathway; at least one must stay.")
         self.get_buffer("trusted").copy_(torch.as_tensor(list(kept)))
@@ -141,9 +171,9 @@ class HubPathway(Weighing):
 
     @property
     def trusted_pathways(self) -> list[bool]:
-        """For every pathway, whether a probe left it in."""
+        """Whether a probe kept each pathway."""
         if self._trusted is None:
-            # Asked several times a step; the buffer changes by `trust` and by loading alone.
+            # Read several times a step; the buffer changes by `apply_probe` and by loading alone.
             self._trusted = self.get_buffer("trusted").tolist()
         return list(self._trusted)
 
@@ -153,18 +183,20 @@ class HubPathway(Weighing):
 
     @property
     def reads_observations(self) -> bool:
-        """Whether the fresh pathway or the router does."""
+        """Whether the fresh pathway or the router reads them."""
         return super().reads_observations or self.router_reads == "observations"
 
     @property
     def reads_bytes(self) -> bool:
-        """Whether its pathways and its router do."""
-        return self.pathways.reads_bytes and (self.router_reads == "features" or self.router.reads_bytes)
+        """Whether its pathways and its router read them."""
+        router_reads_bytes = self.router_reads == "features" or self.router.reads_bytes
+        return self.pathways.reads_bytes and router_reads_bytes
 
     @property
     def awaits_probe(self) -> bool:
-        """Whether there is a fresh pathway to compare the sources with, and no probe has done so."""
-        return FRESH in self.pathways.names and len(self.pathways.names) > 1 and not bool(self.get_buffer("probed"))
+        """Whether it has a fresh pathway to compare sources with, and no probe has been applied."""
+        names = self.pathways.names
+        return FRESH in names and len(names) > 1 and not bool(self.get_buffer("probed"))
 
     @property
     def fresh_alone(self) -> bool:
@@ -173,23 +205,32 @@ class HubPathway(Weighing):
         return self.pathways.names[-1] == FRESH and trusted[-1] and not any(trusted[:-1])
 
 
-def check_router_reads(router_reads: str, target: Target) -> None:
-    """Refuse what the router cannot read.
+def check_router_reads(router_reads: str, target: TargetSpec) -> None:
+    """Refuse an input that the router cannot have.
 
     Raises:
-        BadConfig: If it is neither `observations` nor `features`, or features at the level of outputs.
+        BadConfig: If it is neither `observations` nor `features`, or features at the level of
+            outputs.
     """
     if router_reads not in ("observations", "features"):
-        raise BadConfig(f"router_reads={router_reads!r} was given; expected 'observations' or 'features'.")
+        raise BadConfig(
+            f"router_reads={router_reads!r} was given; expected 'observations' or 'features'."
+        )
     if router_reads == "features" and target.level == "outputs":
-        raise BadConfig("router_reads='features' was given at the level of outputs; use level='features', or leave it out.")
+        raise BadConfig(
+            "router_reads='features' was given at the level of outputs; use level='features', or "
+            "leave it out."
+        )
 
 
 def check_top_k(top_k: int | None, n_sources: int) -> None:
-    """Refuse a number of active pathways that cannot be.
+    """Refuse a number of active pathways below one or above the number of sources.
 
     Raises:
-        BadConfig: If it is below one or above the number of sources.
+        BadConfig: With the range.
     """
     if top_k is not None and not 1 <= top_k <= n_sources:
-        raise BadConfig(f"top_k={top_k} was given for a hub of {n_sources} sources; expected 1 to {n_sources}, or none for all pathways.")
+        raise BadConfig(
+            f"top_k={top_k} was given for a hub of {n_sources} sources; expected 1 to {n_sources}, "
+            "or none for all pathways."
+        )

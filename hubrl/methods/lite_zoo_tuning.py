@@ -1,4 +1,4 @@
-"""Lite Zoo-Tuning: gates that are the same for all that is read, so that one plain network is left in the end."""
+"""Lite Zoo-Tuning: gates that do not depend on the input, so that one plain network is left."""
 
 from collections.abc import Sequence
 
@@ -12,91 +12,107 @@ from hubrl.methods.zoo_tuning import ZooTuning, layer_name, layers_in
 from hubrl.sources.layers import Kernel
 
 DECAY = 0.9
-"""Of the temporal ensemble [Zoo-Tuning's code]."""
+"""Decay of the temporal ensemble [Zoo-Tuning's code]."""
 
 SAMPLE = 1000
-"""Weights that are looked at to see whether an average was written over all of them."""
+"""Weights that are compared to detect an average that was written over all of them."""
 
 
 class LiteLayer(GatedLayer):
     """A layer whose gates are their temporal ensemble `A`, one number a source.
 
-    Forward always goes through `A`; in a gradient step the gradient flows through the batch's mean of the gates
-    (straight-through), and when learning is over for a while `A <- 0.9 A + 0.1 mean` with the mean of all batches since.
-    `A` starts where the gates do, which is their first mean. It is called `running_*`, so that SB3 copies it to target networks.
+    The forward pass always uses `A`; in a gradient step the gradient flows through the batch's mean
+    gates (straight-through), and behind an update `A <- 0.9 A + 0.1 mean` with the mean of all its
+    batches. `A` starts at the initial gates, which are their first mean. Its buffer is called
+    `running_*`, because SB3 copies buffers of that name to target networks.
+
+    Args:
+        layers: As of `GatedLayer`.
+        channels: As of `GatedLayer`.
+        align: As of `GatedLayer`.
+        gate: As of `GatedLayer`.
     """
 
     def __init__(self, layers: Sequence[Kernel], channels: int, *, align: bool, gate: bool) -> None:
         super().__init__(layers, channels, align=align, gate=gate)
         self.register_buffer("running_gates", self.get_buffer("start").clone())
-        self._seen: list[Tensor] = []
-        # What is saved right behind an update must be what will act from then on.
+        self._batch_means: list[Tensor] = []
+        # Weights saved right behind an update must be those that act from then on.
         self.register_state_dict_pre_hook(lambda layer, *_: layer.advance())  # type: ignore[no-untyped-call]
-        self._kept: tuple[list[tuple[int, int]], Tensor, Tensor, Tensor | None] | None = None
+        self._merged: tuple[list[tuple[int, int]], Tensor, Tensor, Tensor | None] | None = None
 
-    def forward(self, read: Float[Tensor, " batch *layer"]) -> Float[Tensor, " batch *next"]:
-        """What the layer says through `A`."""
+    def forward(self, inputs: Float[Tensor, " batch *layer"]) -> Float[Tensor, " batch *next"]:
+        """Output of the layer with the gates `A`."""
         ensemble = self.get_buffer("running_gates")
-        if self.gates is not None and self.training and torch.is_grad_enabled():
-            mean = self.gates(read, self.get_buffer("start")).mean(dim=0)
-            self._seen.append(mean.detach())
-            return self._apply_kernel(read, *self.aggregated(ensemble + (mean - mean.detach())))
-        weight, bias = self.aggregated(ensemble) if torch.is_grad_enabled() else self._merged()
-        return self._apply_kernel(read, weight, bias)
+        if not torch.is_grad_enabled():
+            return self._apply_kernel(inputs, *self._merged_kernel())
+        if self.gates is not None and self.training:
+            mean = self.gates(inputs, self.get_buffer("start")).mean(dim=0)
+            self._batch_means.append(mean.detach())
+            ensemble = ensemble + (mean - mean.detach())
+        return self._apply_kernel(inputs, *self.mixed_kernel(ensemble))
 
     def train(self, mode: bool = True) -> "LiteLayer":
-        """`nn.Module.train`; when an update is over, `A` advances."""
+        """`nn.Module.train`; at the end of an update `A` advances."""
         if not mode:
             self.advance()
         super().train(mode)
         return self
 
     @torch.no_grad()
-    def begin(self, start: Float[Tensor, " sources"]) -> None:
-        """Let the gates and `A` start there."""
-        super().begin(start)
+    def set_start(self, start: Float[Tensor, " sources"]) -> None:
+        """Set the initial gates and `A`."""
+        super().set_start(start)
         self.get_buffer("running_gates").copy_(start)
 
     @torch.no_grad()
     def advance(self) -> None:
-        """Let `A` follow the gates of all batches that were learned since it last did."""
-        if self._seen:
-            mean = torch.stack(self._seen).mean(dim=0)
-            self._seen.clear()
+        """Move `A` towards the mean gates of all batches since the last call."""
+        if self._batch_means:
+            mean = torch.stack(self._batch_means).mean(dim=0)
+            self._batch_means.clear()
             self.get_buffer("running_gates").mul_(DECAY).add_(mean, alpha=1 - DECAY)
 
-    def plain(self) -> Kernel:
-        """An ordinary layer that says the same."""
-        return self._ordinary(*self.aggregated(self.get_buffer("running_gates")))
+    def to_plain_layer(self) -> Kernel:
+        """An ordinary layer with the same output."""
+        return self._plain_layer(*self.mixed_kernel(self.get_buffer("running_gates")))
 
-    def _merged(self) -> tuple[Tensor, Tensor | None]:
-        """Kernel and bias, made anew only if what they are made of has changed."""
-        parts = [part for part in (self.get_buffer("running_gates"), self.weight, self.bias, self.alignment) if part is not None]
+    def _merged_kernel(self) -> tuple[Tensor, Tensor | None]:
+        """Kernel and bias, computed anew only if one of their parts has changed."""
+        gates = self.get_buffer("running_gates")
+        parts = [
+            part for part in (gates, self.weight, self.bias, self.alignment) if part is not None
+        ]
         state = [(part._version, part.data_ptr()) for part in parts]
-        # SB3's Polyak average writes through `.data`, which no version counts; it changes everything, so a sample tells.
-        sample = torch.cat([part.detach().flatten()[:: 1 + part.numel() // SAMPLE] for part in parts])
-        if self._kept is None or self._kept[0] != state or not torch.equal(self._kept[1], sample):
-            self._kept = (state, sample.clone(), *self.aggregated(self.get_buffer("running_gates")))
-        return self._kept[2:]
+        # SB3's Polyak average writes through `.data`, which no version counts; it changes every
+        # weight, so that a sample shows it.
+        sample = torch.cat(
+            [part.detach().flatten()[:: 1 + part.numel() // SAMPLE] for part in parts]
+        )
+        merged = self._merged
+        if merged is None or merged[0] != state or not torch.equal(merged[1], sample):
+            self._merged = merged = (state, sample.clone(), *self.mixed_kernel(gates))
+        return merged[2:]
 
 
 @register("lite-zoo-tuning")
 class LiteZooTuning(ZooTuning):
-    """Zoo-Tuning whose gates do not depend on what is read (Shu et al., ICML 2021, the lite version): it can be exported.
+    """Zoo-Tuning with gates that do not depend on the input (the lite version), for export.
 
-    A departure that reinforcement learning needs: as published, training goes through the batch's mean gates and evaluation
-    through their temporal ensemble, which starts at zero; PPO's ratio would not be 1, and the first rollout would act
-    through kernels of zero. See `LiteLayer` for ours.
+    A departure: as published, training uses the batch's mean gates and evaluation their temporal
+    ensemble, which starts at zero; PPO's ratio would not be 1, and the first rollout would act
+    through kernels of zero. `LiteLayer` is ours.
 
     Args:
         sources: The sources, in order; all of one architecture.
-        target: What they have to fit.
+        target: The target's spaces and level.
         align: Whether output channels are aligned.
-        gate: Whether gates are learned; otherwise they stay where they start.
-        start: `uniform`: every kernel counts the same, as in the paper; `probe`: what a probe finds best of that and of every
-            source alone, whose gates then start at 1 and the others' at 0. Without a probe it is uniform.
-        align_lr: Learning rate of alignments, as a factor on the algorithm's; 0.03 at the level of outputs, 1 at that of
-            features if not given, as `source_lr`.
+        gate: Whether gates are learned; otherwise they stay at their start.
+        start: Initial gates. `uniform`: every kernel counts the same, as in the paper; `probe`: the
+            best in a probe of that and of every source alone, whose gates start at 1 and the
+            others' at 0. Without a probe it is uniform.
+        align_lr: Learning rate of alignments, as a factor on the algorithm's; by default 0.03 at
+            the level of outputs, 1 at that of features, as `source_lr`.
         gate_lr: Learning rate of gates, likewise.
     """
 
@@ -107,6 +123,6 @@ class LiteZooTuning(ZooTuning):
         """Each source's share of the ensemble `A` in each layer."""
         return {
             f"gate/{layer_name(path)}/{name}": float(gate)
-            for path, part in layers_in(self.pathways).items()
-            for name, gate in zip(self.source_names, part.get_buffer("running_gates"), strict=True)
+            for path, layer in layers_in(self.pathways).items()
+            for name, gate in zip(self.source_names, layer.get_buffer("running_gates"), strict=True)
         }

@@ -1,4 +1,4 @@
-"""Statistics of what a method routed, for logs."""
+"""Routing statistics for logs."""
 
 from typing import NamedTuple
 
@@ -9,11 +9,18 @@ from torch import Tensor
 from hubrl.nn.losses import entropy_nats
 
 
-class Tally:
-    """What went through a method since it was last asked, for logs; added up when it is asked, or when much has come together."""
+class RoutingStats:
+    """Weights and losses of the batches since the last reset.
 
-    MOST = 256
-    """Batches that wait to be added up."""
+    Batches are collected and summed when `sums` is read, or when many are waiting: a sum in every
+    step would cost more than the step's routing.
+
+    Args:
+        names: Names of the pathways.
+    """
+
+    MAX_WAITING = 256
+    """Batches that wait to be summed."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
@@ -23,25 +30,32 @@ class Tally:
         """Start anew."""
         self._waiting: list[Tensor] = []
         self._losses: list[Tensor] = []
-        self._sums = Sums(0, 0, torch.zeros(len(self.names)), torch.zeros(len(self.names)), 0.0, 0.0, torch.zeros(0, len(self.names)))
+        zeros = torch.zeros(len(self.names))
+        empty = torch.zeros(0, len(self.names))
+        self._sums = RoutingSums(0, 0, zeros, zeros.clone(), 0.0, 0.0, empty)
 
-    def count(self, log_weights: Float[Tensor, "batch pathways"] | None, loss: Float[Tensor, ""] | None = None) -> None:
-        """Add a batch, by the logarithms of its weights; without them only its loss."""
+    def add(
+        self,
+        log_weights: Float[Tensor, "batch pathways"] | None,
+        loss: Float[Tensor, ""] | None = None,
+    ) -> None:
+        """Add a batch's weights, by their logarithms, and its loss; None for either if unknown."""
         if log_weights is not None:
-            self._waiting.append(log_weights.detach() if log_weights.requires_grad else log_weights)
+            weights = log_weights.detach() if log_weights.requires_grad else log_weights
+            self._waiting.append(weights)
         if loss is not None:
             self._losses.append(loss.detach())
-        if max(len(self._waiting), len(self._losses)) >= self.MOST:
-            self._add_up()
+        if max(len(self._waiting), len(self._losses)) >= self.MAX_WAITING:
+            self._sum_up()
 
     @property
-    def sums(self) -> "Sums":
-        """All that was counted."""
-        self._add_up()
+    def sums(self) -> "RoutingSums":
+        """Sums over all batches."""
+        self._sum_up()
         return self._sums
 
     @torch.no_grad()
-    def _add_up(self) -> None:
+    def _sum_up(self) -> None:
         sums = self._sums
         if self._waiting:
             weights = torch.cat(self._waiting).exp().cpu()
@@ -58,16 +72,17 @@ class Tally:
         self._waiting, self._losses = [], []
 
 
-class Sums(NamedTuple):
-    """What a tally added up."""
+class RoutingSums(NamedTuple):
+    """Sums of routing statistics."""
 
     rows: int
     passes: int
-    """Batches whose loss was counted."""
+    """Batches with a loss."""
     weight: Float[Tensor, " pathways"]
     active: Float[Tensor, " pathways"]
-    """In how many rows each pathway was active."""
+    """Rows in which each pathway was active."""
     entropy: float
+    """Of each row's weights, in nats."""
     loss: float
     last: Float[Tensor, "batch pathways"]
     """Weights of the last batch."""

@@ -1,58 +1,61 @@
-"""The control: no source at all."""
+"""The control without sources."""
 
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from gymnasium import spaces
-from torch import Tensor
 
 from hubrl.errors import BadConfig
-from hubrl.methods.base import Method, Routed
 from hubrl.methods.registry import register
+from hubrl.methods.single import OnePathway
 from hubrl.routing.fresh_pathway import FreshPathway
 from hubrl.routing.pathways import Pathways
-from hubrl.routing.target import Target
-from hubrl.sources.preprocessing import Observations
+from hubrl.routing.target import TargetSpec
 from hubrl.sources.source import Source
 
 
-def sized(space: spaces.Space[Any], width: int, wanted: int) -> FreshPathway:
-    """The narrowest fresh pathway with at least so many parameters."""
-    for scale in itertools.count(1):
-        made = FreshPathway(space, width, scale)
-        if sum(parameter.numel() for parameter in made.parameters()) >= wanted:
-            break
-    return made
-
-
 @register("scratch")
-class Scratch(Method):
+class Scratch(OnePathway):
     """The fresh pathway alone, as if there were no hub.
 
     Args:
-        sources: Left aside, but for their size.
-        target: What the fresh pathway has to fit.
-        width: Width of the features; 64 if not given.
-        hub_sized: Whether it has about as many parameters as the sources' encoders have together, so that what a hub gains is
-            not what more parameters gain; at the level of features, where hidden layers or convolutions are made wider.
+        sources: Not used, but for their size.
+        target: The target's spaces and level.
+        width: Width of the features; by default 64.
+        hub_sized: Whether it has about as many parameters as the sources' encoders together, so
+            that the gain of a hub is not that of more parameters; at the level of features, where
+            hidden layers or convolutions are made wider.
     """
 
     summary = "no source, a new network: a control"
     passes_observations = False
 
-    def __init__(self, sources: Sequence[Source], target: Target, *, width: int | None = None, hub_sized: bool = False) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        target: TargetSpec,
+        *,
+        width: int | None = None,
+        hub_sized: bool = False,
+    ) -> None:
         if hub_sized and target.level == "outputs":
-            raise BadConfig("hub_sized=True was given at the level of outputs, where SB3 builds the network; use level='features'.")
+            raise BadConfig(
+                "hub_sized=True was given at the level of outputs, where SB3 builds the network; "
+                "use level='features'."
+            )
         super().__init__(Pathways([], target, fresh=True, width=width))
         if hub_sized:
-            wanted = sum(tensor.numel() for source in sources for tensor in source.encoder.state_dict().values())
-            self.pathways.fresh = sized(target.observation_space, self.pathways.width, wanted)
+            encoders = [source.encoder.state_dict().values() for source in sources]
+            size = sum(tensor.numel() for tensors in encoders for tensor in tensors)
+            space = target.observation_space
+            self.pathways.fresh = sized_pathway(space, self.pathways.width, size)
 
-    def forward(self, observations: Observations, *, fresh: Tensor | None = None, noise: Tensor | None = None) -> Routed:
-        """What the fresh pathway says."""
-        rows = next(iter(observations.values())) if isinstance(observations, dict) else observations
-        all_say = torch.zeros(len(rows), 1, device=rows.device)
-        speech = self.pathways.speak(observations, all_say == 0, fresh)
-        return Routed(speech[:, 0], speech.new_zeros(()), speech, all_say)
+
+def sized_pathway(space: spaces.Space[Any], width: int, size: int) -> FreshPathway:
+    """The narrowest fresh pathway with at least `size` parameters."""
+    for scale in itertools.count(1):
+        made = FreshPathway(space, width, scale)
+        if sum(parameter.numel() for parameter in made.parameters()) >= size:
+            break
+    return made

@@ -1,1 +1,1 @@
-"""The members of routing, and how much each of them counts."""
+"""The pathways of a hub, the router's weights, and how outputs are computed and aggregated."""

@@ -1,11 +1,16 @@
-"""A new network as a member of routing."""
+"""The fresh pathway: a new network beside the sources, at the level of features."""
 
 from typing import Any
 
 from gymnasium import spaces
 from jaxtyping import Float
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+)
 from torch import Tensor, nn
 
 from hubrl.formats.cards import Conv, Layers, Trunk
@@ -19,20 +24,29 @@ SMALLEST_NATURE = 36
 
 
 class FreshPathway(nn.Module):
-    """A new network at the level of features: NatureCNN for images, SB3's combined extractor for Dict, else an MLP.
+    """A new network: NatureCNN for images, SB3's combined extractor for Dict, else an MLP.
 
     Args:
         space: The target's observations.
         width: Width of its features.
-        scale: How many times wider its hidden layers are than usual: 64 units each, or NatureCNN's channels.
-        precision: In what NatureCNN is computed, if it is no wider than usual.
+        scale: Factor on the width of its hidden layers: 64 units each, or NatureCNN's channels.
+        precision: Precision of NatureCNN at scale 1.
     """
 
-    def __init__(self, space: spaces.Space[Any], width: int, scale: int = 1, precision: Precision = "float32") -> None:
+    def __init__(
+        self,
+        space: spaces.Space[Any],
+        width: int,
+        scale: int = 1,
+        precision: Precision = "float32",
+    ) -> None:
         super().__init__()
         kind = extractor_class(space)
         if kind is NatureCNN and scale > 1:
-            convs = tuple(Conv(channels=scale * channels, kernel=kernel, stride=stride) for channels, kernel, stride in NATURE)
+            convs = tuple(
+                Conv(channels=scale * channels, kernel=kernel, stride=stride)
+                for channels, kernel, stride in NATURE
+            )
             self.reader: nn.Module = Reader(space, Trunk(convs=convs, linear=512))
             inputs = 512
         elif kind is not FlattenExtractor:
@@ -41,20 +55,24 @@ class FreshPathway(nn.Module):
             inputs = extractor.features_dim
         else:
             layers = Layers(widths=(64 * scale, 64 * scale))
-            self.reader = nn.Sequential(nn.Flatten(), *mlp(int(get_flattened_obs_dim(space)), layers))
+            hidden = mlp(int(get_flattened_obs_dim(space)), layers)
+            self.reader = nn.Sequential(nn.Flatten(), *hidden)
             inputs = layers.widths[-1]
         self.projection = nn.Linear(inputs, width)
 
     def forward(self, observations: Observations) -> Float[Tensor, "batch width"]:
-        """Features of a network that began as nothing."""
+        """Features of the new network."""
         features: Tensor = self.projection(self.reader(observations))
         return features
 
 
-def extractor_class(space: spaces.Space[Any], precision: Precision = "float32") -> type[BaseFeaturesExtractor]:
-    """The features extractor that SB3's own policies have for such observations; small images are flattened."""
+def extractor_class(
+    space: spaces.Space[Any], precision: Precision = "float32"
+) -> type[BaseFeaturesExtractor]:
+    """The features extractor of SB3's own policies for a space; small images are flattened."""
     if isinstance(space, spaces.Dict):
         return CombinedExtractor
-    if isinstance(space, spaces.Box) and is_image_space(space) and min(space.shape[1:]) >= SMALLEST_NATURE:
+    large = isinstance(space, spaces.Box) and is_image_space(space)
+    if large and space.shape is not None and min(space.shape[1:]) >= SMALLEST_NATURE:
         return BF16NatureCNN if precision == "bfloat16" else NatureCNN
     return FlattenExtractor

@@ -1,4 +1,4 @@
-"""The router: from an observation to one number for every pathway."""
+"""The router: from an observation to one logit for every pathway."""
 
 from typing import Any
 
@@ -18,16 +18,17 @@ from hubrl.routing.replayable_noise import replayable_noise
 from hubrl.sources.preprocessing import Observations
 
 NOISE_FLOOR = 1e-2
+"""Least scale of the router's noise."""
 
 SMALLEST_IMAGE = 20
 """Pixels a side that the router's two convolutions need."""
 
 
 class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero and that SB3's orthogonal initialisation leaves there."""
+    """A linear layer that starts at zero, also behind SB3's orthogonal initialisation."""
 
     def reset_parameters(self) -> None:
-        """Start at zero."""
+        """Set weight and bias to zero."""
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
@@ -39,51 +40,78 @@ class ZeroLinear(nn.Linear):
 
 
 class Router(nn.Module):
-    """The pathway generator: from an observation to one number for every pathway, all zero at the start.
+    """The pathway generator: a logit for every pathway, all zero at the start.
 
-    Flat observations are squashed by a symmetric logarithm, so that none of them saturates it whatever its unit;
-    images go through two small convolutions.
+    Flat observations go through a symmetric logarithm, so that no unit saturates it; images go
+    through two small convolutions.
+
+    Args:
+        space: Observations that it reads.
+        n_pathways: Number of logits.
+        hidden_dim: Width of its two hidden layers.
+        precision: Precision of the convolutions.
     """
 
-    def __init__(self, space: spaces.Space[Any], n_pathways: int, hidden_dim: int, precision: Precision = "float32") -> None:
+    def __init__(
+        self,
+        space: spaces.Space[Any],
+        n_pathways: int,
+        hidden_dim: int,
+        precision: Precision = "float32",
+    ) -> None:
         super().__init__()
         self.keys = list(space.spaces) if isinstance(space, spaces.Dict) else [""]
         parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
-        self.readers = nn.ModuleList(_image_reader(part, precision) if _is_image(part) else SymLog() for part in parts)
+        self.readers = nn.ModuleList(
+            _image_reader(part, precision) if _is_image(part) else SymLog() for part in parts
+        )
         self.reads_bytes = all(isinstance(reader, BF16Convolutions) for reader in self.readers)
-        """Whether images may be given as the bytes they are, for the same numbers."""
-        inputs = sum(_read_width(part, reader) for part, reader in zip(parts, self.readers, strict=True))
-        self.hidden = nn.Sequential(nn.Linear(inputs, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh())
+        """Whether uint8 images may be given undivided, for the same logits."""
+        inputs = sum(
+            _reader_width(part, reader) for part, reader in zip(parts, self.readers, strict=True)
+        )
+        self.hidden = nn.Sequential(
+            nn.Linear(inputs, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh()
+        )
         self._packed: tuple[ParameterPack, tuple[ManualMLP, AutogradInputs]] | None = None
         self.mean = ZeroLinear(hidden_dim, n_pathways)
         self.spread = ZeroLinear(hidden_dim, n_pathways)
 
-    def forward(self, observations: Observations, noise: Float[Tensor, "batch pathways"] | None = None) -> Float[Tensor, "batch pathways"]:
-        """The router's numbers, with noise as wide as it says, if any is given."""
+    def forward(
+        self, observations: Observations, noise: Float[Tensor, "batch pathways"] | None = None
+    ) -> Float[Tensor, "batch pathways"]:
+        """Logits; with noise scaled by a learned function of the observation, if any is given."""
         latent = self.hidden(self.read(observations))
         z: Tensor = self.mean(latent)
-        return z if noise is None else torch.addcmul(z, noise, functional.softplus(self.spread(latent)) + NOISE_FLOOR)
+        if noise is None:
+            return z
+        return torch.addcmul(z, noise, functional.softplus(self.spread(latent)) + NOISE_FLOOR)
 
     def read(self, observations: Observations) -> Float[Tensor, "batch inputs"]:
-        """What its hidden layers read."""
-        given = self._by_key(observations)
-        read = [reader(given[key]) for key, reader in zip(self.keys, self.readers, strict=True)]
+        """Inputs of the hidden layers."""
+        parts = self._by_key(observations)
+        read = [reader(parts[key]) for key, reader in zip(self.keys, self.readers, strict=True)]
         return read[0] if len(read) == 1 else torch.cat(read, dim=1)
 
     def manual_backward(self) -> tuple[ManualMLP, AutogradInputs]:
-        """Its hidden layers, and all else but what reads images too, as autograd is told of it; the same while that is packed."""
+        """Hidden layers and parameters (not the readers') for `hubrl.routing.fused`.
+
+        The same objects as long as the parameters are packed.
+        """
         pack = getattr(self.mean.weight, "pack", None)
         if pack is None or self._packed is None or self._packed[0] is not pack:
             layers = ManualMLP(self.hidden)
-            found = layers, AutogradInputs([*layers.parameters, self.mean.weight, self.mean.bias, self.spread.weight, self.spread.bias])
-            self._packed = None if pack is None else (pack, found)
-            return found
+            heads = [self.mean.weight, self.mean.bias, self.spread.weight, self.spread.bias]
+            made = layers, AutogradInputs([*layers.parameters, *heads])
+            self._packed = None if pack is None else (pack, made)
+            return made
         return self._packed[1]
 
     def draw_noise(self, observations: Observations, key: int) -> Float[Tensor, "batch pathways"]:
-        """Standard Gaussian noise, replayable: the same for the same observations under the same key."""
-        given = self._by_key(observations)
-        return replayable_noise(torch.cat([given[name].flatten(1) for name in self.keys], dim=1), key, self.mean.out_features)
+        """Replayable noise: equal for equal observations under an equal key."""
+        parts = self._by_key(observations)
+        rows = torch.cat([parts[name].flatten(1) for name in self.keys], dim=1)
+        return replayable_noise(rows, key, self.mean.out_features)
 
     def _by_key(self, observations: Observations) -> dict[str, Tensor]:
         return observations if isinstance(observations, dict) else {"": observations}
@@ -93,25 +121,29 @@ class SymLog(nn.Module):
     """sign(x) log(1 + |x|), flat."""
 
     def forward(self, observations: Float[Tensor, " batch *obs"]) -> Float[Tensor, "batch width"]:
-        """Squash and flatten."""
+        """Flat observations behind the symmetric logarithm."""
         flat = observations.flatten(1)
         return flat.abs().log1p().copysign(flat)
 
 
 def _is_image(space: spaces.Space[Any]) -> bool:
-    """Whether a part is an image large enough for the router's convolutions; smaller ones are read flat."""
-    return isinstance(space, spaces.Box) and is_image_space(space, check_channels=False) and min(space.shape[1:]) >= SMALLEST_IMAGE
+    """Whether a part is an image large enough for the router's convolutions."""
+    return (
+        isinstance(space, spaces.Box)
+        and is_image_space(space, check_channels=False)
+        and min(space.shape[1:]) >= SMALLEST_IMAGE
+    )
 
 
 def _image_reader(space: spaces.Space[Any], precision: Precision) -> nn.Module:
     assert space.shape is not None
-    channels = space.shape[0]
+    first, second = nn.Conv2d(space.shape[0], 16, 8, stride=4), nn.Conv2d(16, 16, 4, stride=4)
     kind = BF16Convolutions if precision == "bfloat16" else nn.Sequential
-    return kind(nn.Conv2d(channels, 16, 8, stride=4), nn.ReLU(), nn.Conv2d(16, 16, 4, stride=4), nn.ReLU(), nn.Flatten())
+    return kind(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten())
 
 
 @torch.no_grad()
-def _read_width(space: spaces.Space[Any], reader: nn.Module) -> int:
+def _reader_width(space: spaces.Space[Any], reader: nn.Module) -> int:
     if isinstance(reader, SymLog):
         return int(get_flattened_obs_dim(space))
     assert space.shape is not None

@@ -1,4 +1,4 @@
-"""One source as a member of routing."""
+"""A source as a pathway: its features or outputs, as the target uses them."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -9,8 +9,8 @@ from jaxtyping import Float
 from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor, nn
 
-from hubrl.routing.denormalize import Original
-from hubrl.routing.target import Target
+from hubrl.routing.denormalize import Denormalizer
+from hubrl.routing.target import TargetSpec
 from hubrl.sources import action_params, shared
 from hubrl.sources.batched import BatchedSources
 from hubrl.sources.heads import GaussianAction
@@ -18,14 +18,15 @@ from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 
 STD_RANGE = (0.05, 0.1)
-"""Least and greatest standard deviation at which a source's pathway starts by itself, in units of the action [ours]."""
+"""Least and greatest `initial_std`, in units of the action [ours]."""
 
 
-def starting_std(source: Source) -> float:
-    """Standard deviation at which a source's pathway starts: the one it was trained with, within `STD_RANGE` [ours].
+def initial_std(source: Source) -> float:
+    """Initial standard deviation of a source's pathway: its own, within `STD_RANGE` [ours].
 
-    Agents of on-policy algorithms learned one standard deviation for all states and stand it. Those of SAC, TQC and TD3
-    did not, and start at the least: at twice as much, good ones earn a sixth less while training.
+    Agents of on-policy algorithms learned one standard deviation for all states and bear it. Those
+    of SAC, TQC and TD3 did not, and start at the least: at twice as much, good ones earn a sixth
+    less in training.
     """
     action = source.action
     if not isinstance(action, GaussianAction) or action.head.log_std != "parameter":
@@ -35,53 +36,63 @@ def starting_std(source: Source) -> float:
 
 
 class SourcePathway(nn.Module):
-    """One source, heard by the target at one level."""
+    """One source, its projection (features) or its standard deviation (outputs).
 
-    def __init__(self, source: Source, target: Target, width: int | None) -> None:
+    Args:
+        source: The source; a frozen one is shared with other models.
+        target: The target's spaces and level.
+        width: Width of the projection; None for features as they are.
+    """
+
+    def __init__(self, source: Source, target: TargetSpec, width: int | None) -> None:
         super().__init__()
         self.source = source
         self.target = target
-        self.projection = nn.Linear(source.width, width) if target.level == "features" and width is not None else None
+        projects = target.level == "features" and width is not None
+        self.projection = nn.Linear(source.width, cast("int", width)) if projects else None
         self.log_std: nn.Parameter | None = None
-        if target.level == "outputs" and isinstance(target.action_space, spaces.Box) and target.source_std is not None:
-            std = starting_std(source) if target.source_std == "auto" else target.source_std
-            start = torch.full((get_action_dim(target.action_space),), std).log()
-            self.log_std = nn.Parameter(start)
-        self.original = Original(target.observation_space)
+        continuous = target.level == "outputs" and isinstance(target.action_space, spaces.Box)
+        if continuous and target.source_std is not None:
+            std = initial_std(source) if target.source_std == "auto" else target.source_std
+            n_actions = get_action_dim(cast("spaces.Box", target.action_space))
+            self.log_std = nn.Parameter(torch.full((n_actions,), std).log())
+        self.denormalizer = Denormalizer(target.observation_space)
         self._encoders: BatchedSources | None = None
 
     def forward(self, observations: Observations) -> Float[Tensor, "batch width"]:
-        """What the source says of the target's observations."""
-        return self.voiced(self.listen(observations))
+        """Output of the pathway: that of its source, projected or with a learned deviation."""
+        return self.project(self.compute_source_outputs(observations))
 
-    def listen(self, observations: Observations) -> Float[Tensor, "batch said"]:
-        """What the source itself says; if it is frozen, the same for the same observations for ever."""
+    def compute_source_outputs(self, observations: Observations) -> Float[Tensor, "batch own"]:
+        """Output of the source itself; a frozen one's depends on the observations alone."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.source.frozen):
-            if self._encoders is None or self._encoders.sources != [self.source]:  # a frozen source changes with the device
+            # A frozen source is replaced when the model moves to another device.
+            if self._encoders is None or self._encoders.sources != [self.source]:
                 self._encoders = BatchedSources([self.source], self.target.precision)
-            return told([self], self._encoders, self.original(observations))[0]
+            return batched_outputs([self], self._encoders, self.denormalizer(observations))[0]
 
-    def in_target(self, said: Float[Tensor, "batch own_outputs"]) -> Float[Tensor, "batch outputs"]:
-        """What the source says at the level of outputs, in the target's actions."""
+    def match_actions(self, outputs: Float[Tensor, "batch own"]) -> Float[Tensor, "batch outputs"]:
+        """Outputs of the source over the target's actions, by the names of both."""
         own, wanted = self.source.card.action_meanings, self.target.action_meanings
-        return said if own is None or wanted is None or own == wanted else action_params.match_meanings(said, own, wanted)
+        if own is None or wanted is None or own == wanted:
+            return outputs
+        return action_params.match_meanings(outputs, own, wanted)
 
-    def voiced(self, said: Float[Tensor, "batch said"]) -> Float[Tensor, "batch width"]:
-        """What the pathway makes of it: projected features, or outputs with the pathway's own standard deviation."""
+    def project(self, outputs: Float[Tensor, "batch own"]) -> Float[Tensor, "batch width"]:
+        """Projected features, or outputs with the pathway's own standard deviation."""
         if self.projection is not None:
-            projected: Tensor = self.projection(said)
+            projected: Tensor = self.projection(outputs)
             return projected
-        if self.log_std is None:  # features as they are, too
-            return said
-        mean, _ = said.chunk(2, dim=1)
+        if self.log_std is None:
+            return outputs
+        mean, _ = outputs.chunk(2, dim=1)
         return torch.cat([mean, self.log_std.expand_as(mean)], dim=1)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "SourcePathway":
-        """Move everything but a frozen source, which others share; take the copy that is where we go."""
+        """`nn.Module._apply`; a frozen source is replaced by the shared copy on the device."""
         if self.source.frozen:
-            like = fn(torch.empty(0))
-            self.source = shared.on_device(self.source, like)
-            for module in (self.projection, self.original):
+            self.source = shared.on_device(self.source, fn(torch.empty(0)))
+            for module in (self.projection, self.denormalizer):
                 if module is not None:
                     module._apply(fn)  # type: ignore[no-untyped-call]
             super()._apply(fn, recurse=False)  # type: ignore[no-untyped-call]
@@ -90,8 +101,17 @@ class SourcePathway(nn.Module):
         return self
 
 
-def told(pathways: Sequence[SourcePathway], encoders: BatchedSources, observations: Observations) -> list[Tensor]:
-    """What the sources of some pathways themselves say of observations as they see them, at the target's level."""
+def batched_outputs(
+    pathways: Sequence[SourcePathway], encoders: BatchedSources, observations: Observations
+) -> list[Tensor]:
+    """Features or outputs of several sources, by the target's level.
+
+    Args:
+        pathways: The pathways of the sources.
+        encoders: The same sources.
+        observations: Observations before the target's VecNormalize.
+    """
     if pathways[0].target.level == "features":
         return encoders(observations)
-    return [pathway.in_target(said) for pathway, said in zip(pathways, encoders.outputs(observations), strict=True)]
+    each = zip(pathways, encoders.outputs(observations), strict=True)
+    return [pathway.match_actions(outputs) for pathway, outputs in each]

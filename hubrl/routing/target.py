@@ -1,4 +1,4 @@
-"""What the sources have to fit: the target's spaces, and the level at which they are used."""
+"""The target's side of a hub: its spaces, and whether a source fits them."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,71 +14,86 @@ from hubrl.sources.source import Source
 
 
 @dataclass(frozen=True)
-class Target:
-    """What the sources have to fit: the target's spaces, and the level at which they speak to it."""
+class TargetSpec:
+    """Spaces of the target, and the level at which it uses the sources."""
 
     observation_space: spaces.Space[Any]
     level: action_params.Level = "features"
     action_space: spaces.Space[Any] | None = None
+    """Action space; needed at the level of outputs."""
     source_std: float | Literal["auto"] | None = None
-    """At the level of outputs, the standard deviation at which a source's pathway starts (`starting_std`); none: as the
-    source has it."""
+    """Initial standard deviation of each source's pathway at the level of outputs, learned from
+    there; `auto`: by `initial_std`; None: the source's own, not learned."""
     action_meanings: tuple[str, ...] | None = None
-    """At the level of outputs, what the discrete actions mean; sources that know what theirs mean need not have the same."""
+    """Names of the discrete actions at the level of outputs, which match those of sources."""
     precision: Precision = "float32"
-    """In what encoders are computed."""
+    """Precision of NatureCNNs."""
 
 
-def check_meanings(meanings: tuple[str, ...] | None, space: spaces.Space[Any]) -> tuple[str, ...] | None:
-    """Refuse meanings that are not one for each discrete action.
+def check_meanings(
+    meanings: tuple[str, ...] | None, space: spaces.Space[Any]
+) -> tuple[str, ...] | None:
+    """Action names, refused if they are not one for each discrete action.
 
     Raises:
-        SpaceMismatch: Saying how many there are.
+        SpaceMismatch: If their number differs.
     """
-    if meanings is not None and (not isinstance(space, spaces.Discrete) or len(meanings) != space.n):
-        raise SpaceMismatch(f"{len(meanings)} action_meanings were given, the target acts in {describe(space)}.")
+    if meanings is not None and (
+        not isinstance(space, spaces.Discrete) or len(meanings) != space.n
+    ):
+        raise SpaceMismatch(
+            f"{len(meanings)} action_meanings were given, the target acts in {describe(space)}."
+        )
     return meanings
 
 
-def check_fit(source: Source, target: Target) -> None:
-    """Refuse a source that cannot read the target's observations or, at the level of outputs, act in its actions.
+def check_fit(source: Source, target: TargetSpec) -> None:
+    """Refuse a source that cannot read the target's observations or act in its actions.
 
     Raises:
-        SpaceMismatch: Saying both spaces, and what to do.
+        SpaceMismatch: With both spaces, and what to do.
     """
     if not source.accepts(target.observation_space):
         raise SpaceMismatch(
-            f"The target observes {describe(target.observation_space)}, source {source.name!r} observes {describe(source.space)}; "
-            "leave it out, or give its card a preprocessing step that selects what it reads."
+            f"The target observes {describe(target.observation_space)}, source {source.name!r} "
+            f"observes {describe(source.space)}; leave it out, or give its card a preprocessing "
+            "step that selects what it reads."
         )
     if leaves_images_undivided(source.card, target.observation_space):
         raise SpaceMismatch(
-            f"Source {source.name!r} learned from uint8 images, which SB3 divides by 255; those of the target are of another dtype and "
-            "are not divided. Let the target observe uint8."
+            f"Source {source.name!r} learned from uint8 images, which SB3 divides by 255; those "
+            "of the target are of another dtype and are not divided. Let the target observe uint8."
         )
     if target.level == "outputs":
         _check_actions(source, target)
 
 
-def _check_actions(source: Source, target: Target) -> None:
+def _check_actions(source: Source, target: TargetSpec) -> None:
     assert target.action_space is not None
     if source.actions is None:
-        raise SpaceMismatch(f"Source {source.name!r} is an encoder alone and has no outputs; use level='features'.")
+        raise SpaceMismatch(
+            f"Source {source.name!r} is an encoder alone and has no outputs; use level='features'."
+        )
     own, wanted = source.card.action_meanings, target.action_meanings
     if own is not None and wanted is not None:
         if not set(own) & set(wanted) - {"NOOP"}:
-            raise SpaceMismatch(f"Source {source.name!r} knows none of the target's actions {', '.join(wanted)}; use level='features'.")
+            raise SpaceMismatch(
+                f"Source {source.name!r} knows none of the target's actions {', '.join(wanted)}; "
+                "use level='features'."
+            )
         return
     if not fits(source.actions, target.action_space):
-        discrete = isinstance(source.actions, spaces.Discrete) and isinstance(target.action_space, spaces.Discrete)
+        pair = (source.actions, target.action_space)
+        discrete = all(isinstance(space, spaces.Discrete) for space in pair)
         hint = ", or say what the actions of both mean (action_meanings)" if discrete else ""
         raise SpaceMismatch(
-            f"The target acts in {describe(target.action_space)}, source {source.name!r} in {describe(source.actions)}; "
-            f"use level='features'{hint}."
+            f"The target acts in {describe(target.action_space)}, source {source.name!r} in "
+            f"{describe(source.actions)}; use level='features'{hint}."
         )
     bounds = differing_bounds(target.action_space, source.actions)
     if bounds is not None:
         raise SpaceMismatch(
-            f"The target's actions go from {bounds[0]}, those of source {source.name!r} from {bounds[1]}; "
-            "put the target under gymnasium.wrappers.RescaleAction, or use level='features'."
+            f"The target's actions go from {bounds[0]}, those of source {source.name!r} from "
+            f"{bounds[1]}; put the target under gymnasium.wrappers.RescaleAction, or use "
+            "level='features'."
         )

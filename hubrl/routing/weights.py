@@ -1,4 +1,9 @@
-"""Pathway weights, and what is computed and aggregated by them."""
+"""Pathway weights by a top-k softmax, and outputs dispatched and aggregated by them.
+
+Equations [ours, after Hub-Pathway, NeurIPS 2022]: the router has a logit `z` for every pathway; in
+training `z + noise * (softplus(N(x)) + 0.01)` with Gaussian noise; the `k` greatest are active, and
+a softmax over them gives the pathway weights.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -12,11 +17,11 @@ from torch.nn import functional
 from hubrl.sources.preprocessing import Observations
 
 
-class Weighted(NamedTuple):
-    """Who is active, and how much each contributes."""
+class PathwayWeights(NamedTuple):
+    """Weights of the pathways, and which of them are active."""
 
     log_weights: Float[Tensor, "batch pathways"]
-    """Minus infinity where not active."""
+    """Logarithms of the weights; minus infinity where not active."""
     active: Bool[Tensor, "batch pathways"]
 
 
@@ -26,61 +31,80 @@ def stable_top_k(z: Float[Tensor, "batch pathways"], k: int) -> Bool[Tensor, "ba
     return torch.zeros_like(z, dtype=torch.bool).scatter(1, order[:, :k], True)
 
 
-def pathway_weights(z: Float[Tensor, "batch pathways"], k: int, trusted: Bool[Tensor, " pathways"] | None) -> Weighted:
-    """Pathway weights: a softmax over the `k` greatest among the trusted.
+def pathway_weights(
+    z: Float[Tensor, "batch pathways"], k: int, trusted: Bool[Tensor, " pathways"] | None
+) -> PathwayWeights:
+    """A softmax over the `k` greatest logits among the trusted pathways.
 
-    A softmax over all that is masked and renormalised gives the same weights, so there is no option for it.
+    A softmax over all logits, masked and renormalised, gives the same weights.
 
     Args:
-        z: The router's numbers.
-        k: How many are active in a row; fewer where fewer are trusted.
-        trusted: Who may be active at all; none for everybody.
+        z: The router's logits.
+        k: Active pathways a row; fewer where fewer are trusted.
+        trusted: Pathways that may be active; None for all.
     """
     if trusted is not None:
         z = z.masked_fill(~trusted, -torch.inf)
     active = stable_top_k(z, k) if k < z.shape[1] else torch.ones_like(z, dtype=torch.bool)
     if trusted is not None:
         active = active & trusted
-    if k >= z.shape[1]:
-        return Weighted(functional.log_softmax(z, dim=1), active)
-    return Weighted(functional.log_softmax(z.masked_fill(~active, -torch.inf), dim=1), active)
+    if k < z.shape[1]:
+        z = z.masked_fill(~active, -torch.inf)
+    return PathwayWeights(functional.log_softmax(z, dim=1), active)
 
 
 def dispatch(
-    speakers: Sequence[Callable[[Observations], Tensor]],
+    pathways: Sequence[Callable[[Observations], Tensor]],
     observations: Observations,
     active: Bool[Tensor, "batch pathways"],
     width: int,
 ) -> Float[Tensor, "batch pathways width"]:
-    """What every active pathway says; only they are computed, row by row. Zeros for the others."""
+    """Outputs of the active pathways, computed for their rows alone; zeros for the others."""
     columns = []
-    for index, speak in enumerate(speakers):
+    for index, pathway in enumerate(pathways):
         rows = active[:, index].nonzero().squeeze(1)
         if len(rows) == len(active):
-            columns.append(speak(observations))
-        else:
-            silence = torch.zeros(len(active), width, device=active.device)
-            columns.append(silence.index_copy(0, rows, speak(_rows(observations, rows))) if len(rows) else silence)
+            columns.append(pathway(observations))
+            continue
+        column = torch.zeros(len(active), width, device=active.device)
+        if len(rows):
+            column = column.index_copy(0, rows, pathway(_rows(observations, rows)))
+        columns.append(column)
     return torch.stack(columns, dim=1)
 
 
-def aggregate(speech: Float[Tensor, "batch pathways width"], weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, "batch width"]:
-    """The weighted sum of what the pathways say."""
-    return torch.bmm(weights[:, None], speech).squeeze(1)
+def aggregate(
+    outputs: Float[Tensor, "batch pathways width"], weights: Float[Tensor, "batch pathways"]
+) -> Float[Tensor, "batch width"]:
+    """Weighted sum of the pathways' outputs."""
+    return torch.bmm(weights[:, None], outputs).squeeze(1)
+
+
+def n_rows(observations: Observations) -> int:
+    """Batch size of observations."""
+    if isinstance(observations, dict):
+        return len(next(iter(observations.values())))
+    return len(observations)
+
+
+def device_of(observations: Observations) -> torch.device:
+    """Device of observations."""
+    rows = next(iter(observations.values())) if isinstance(observations, dict) else observations
+    return rows.device
+
+
+def index_mask(index: Int[Tensor, " batch"], n: int) -> Bool[Tensor, "batch n"]:
+    """True at the index of every row, of `n`; nowhere in rows whose index is not among them."""
+    return cached_arange(n, index.device) == index[:, None]
+
+
+@lru_cache(maxsize=64)
+def cached_arange(n: int, device: torch.device) -> Int[Tensor, " n"]:
+    """`torch.arange(n)`, made once because every step needs it; not to be written to."""
+    return torch.arange(n, device=device)
 
 
 def _rows(observations: Observations, rows: Tensor) -> Observations:
     if isinstance(observations, dict):
         return {key: values[rows] for key, values in observations.items()}
     return observations[rows]
-
-
-def at(place: Int[Tensor, " batch"], n: int) -> Bool[Tensor, "batch n"]:
-    """Where the place of every row is, of `n`; nowhere where it is not among them."""
-    return places(n, place.device) == place[:, None]
-
-
-@lru_cache(maxsize=64)
-def places(n: int, device: torch.device) -> Int[Tensor, " n"]:
-    """The numbers from 0, which nobody may write to: asked for in every step and every minibatch."""
-    return torch.arange(n, device=device)

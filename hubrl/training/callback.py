@@ -133,7 +133,7 @@ class HubCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         for method in self._methods:
-            method.remaining = self.model._current_progress_remaining
+            method.progress_remaining = self.model._current_progress_remaining
         policy = self.model.policy
         if isinstance(policy, HubActorCriticPolicy):
             self._follow_selection(policy)

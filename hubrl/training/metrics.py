@@ -25,11 +25,11 @@ def record_method(logger: Logger, method: Method) -> None:
     """Record a method's own measures, its loss and its pathway weights since the last record."""
     for tag, value in method.measures().items():
         logger.record(tag, value, exclude=NO_TABLE)
-    sums = method.tally.sums
+    sums = method.routing_stats.sums
     if sums.passes:
         logger.record(f"loss/{method.loss_name}", sums.loss / sums.passes)
     if sums.rows:  # none with methods without weights, and while off-policy algorithms act at random
-        for index, name in enumerate(method.tally.names):
+        for index, name in enumerate(method.routing_stats.names):
             logger.record(f"pathway/weight/{name}", float(sums.weight[index]) / sums.rows, exclude=NO_TABLE)
             logger.record(f"pathway/active/{name}", float(sums.active[index]) / sums.rows, exclude=NO_TABLE)
             if len(sums.last):
@@ -37,12 +37,12 @@ def record_method(logger: Logger, method: Method) -> None:
         logger.record("pathway/entropy_nats", sums.entropy / sums.rows)
         logger.record("pathway/active_sources", float(sums.active.sum()) / sums.rows)
     _record_gradient(logger, method)
-    method.tally.reset()
+    method.routing_stats.reset()
 
 
 def _record_gradient(logger: Logger, method: Method) -> None:
     """Record the router's gradient of the last update; SB3 clears it before the next."""
-    router = getattr(method, "router", None)
+    router = method.router
     norms = [] if router is None else [p.grad.norm() for p in router.parameters() if p.grad is not None]
     if norms:
         logger.record("router/gradient_norm", float(torch.stack(norms).norm()))

@@ -75,7 +75,7 @@ def probe(model: OnPolicyAlgorithm, budget: int) -> ProbeResult | None:
     if not isinstance(policy, HubActorCriticPolicy) or env is None:
         raise BadConfig("A probe needs a model that aggregates the sources' outputs and has an environment.")
     settings = TrustSettings()
-    names = policy.method.candidates.names
+    names = policy.method.probe_candidates.names
     rounds = math.ceil(SEGMENTS * len(names) / env.num_envs)
     segment = min(budget // (rounds * env.num_envs), SEGMENT_STEPS[1])
     if segment < SEGMENT_STEPS[0]:
@@ -111,7 +111,7 @@ def _trust(policy: HubActorCriticPolicy, result: ProbeResult, settings: TrustSet
         policy.trust_sources()
         return
     fresh = [-settings.most_lag if kept else 0.0] * (FRESH in result.returns)
-    policy.method.trust([name in (*kept, FRESH) for name in result.returns], [*start, *fresh], means)
+    policy.method.apply_probe([name in (*kept, FRESH) for name in result.returns], [*start, *fresh], means)
 
 
 @torch.no_grad()
@@ -121,7 +121,7 @@ def play_segment(policy: HubActorCriticPolicy, env: VecEnv, players: list[str], 
     Where the fresh pathway is to play, an untrained network does, drawn by the seed and the environment's position.
     """
     untrained = {row: Untrained(policy, seed + row) for row, name in enumerate(players) if name == FRESH}
-    names = policy.method.candidates.names
+    names = policy.method.probe_candidates.names
     pathway = torch.tensor([names.index(name) for name in players], device=policy.device)
     policy.set_training_mode(False)
     observations = env.reset()

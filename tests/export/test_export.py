@@ -117,7 +117,7 @@ def test_a_dqn_that_was_fine_tuned_is_plain_but_for_its_policy():
 def test_a_hub_whose_sources_were_dropped_is_plain():
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO))
-    model.policy.method.trust([False, False, True], [0.0, 0.0, 0.0])
+    model.policy.method.apply_probe([False, False, True], [0.0, 0.0, 0.0])
     model.learn(64)
     np.testing.assert_allclose(merged(model).predict(ROWS, deterministic=True)[0], model.predict(ROWS, deterministic=True)[0], atol=1e-5)
 
@@ -135,7 +135,7 @@ def test_what_a_target_normalises_is_turned_back_in_the_first_layer():
     hub = alike(Toy(), PPO, PPO)
     model = target(PPO, env, hub.agent(PPO, "finetune", source="ppo-0"))
     model.learn(96, callback=HubCallback(probe_share=0.0))
-    assert not torch.equal(model.policy.method.pathways.sources[0].original.running_std_0, torch.ones(4))
+    assert not torch.equal(model.policy.method.pathways.sources[0].denormalizer.running_std_0, torch.ones(4))
     np.testing.assert_allclose(merged(model).predict(ROWS, deterministic=True)[0], model.predict(ROWS, deterministic=True)[0], atol=1e-4)
 
 

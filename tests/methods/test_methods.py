@@ -19,8 +19,9 @@ from hubrl import BadConfig, HubCallback, SourcesNotLoaded, SpaceMismatch, Unkno
 from hubrl.extractor import parts_in
 from hubrl.methods import create, options_of, register
 from hubrl.methods.base import Method
+from hubrl.methods.registry import q_learning
 from hubrl.routing.pathways import FRESH
-from hubrl.routing.target import Target
+from hubrl.routing.target import TargetSpec
 from hubrl.sources import shared
 
 OPTIONS = {"single": {"source": "ppo-0"}, "finetune": {"source": "ppo-0"}, "frozen": {"source": "ppo-0"}}
@@ -106,7 +107,7 @@ def trained(run, steps=64, seed=0):
     memory = RecordedScalars()
     model.set_logger(Logger(None, [memory]))
     ratios = [Ratios()] if (run.algorithm, run.level) == (PPO, "outputs") else []
-    model.learn(steps, callback=[HubCallback(probe_share=0, warmup_share=0, log_every=1), *ratios], log_interval=1)
+    model.learn(steps, callback=[HubCallback(probe_share=0.0, warmup_share=0.0, log_every=1), *ratios], log_interval=1)
     return Learned(hub, held, before, state_of(model), model, memory, *ratios)
 
 
@@ -133,7 +134,7 @@ def no_source_at_hand(monkeypatch):
 
 
 def built(name, level="features", hub=None, **options):
-    target_of = Target(VECTOR, level, STEER, 0.05)
+    target_of = TargetSpec(VECTOR, level, STEER, 0.05)
     return create(name, list(hub or hub_for(name)), target_of, OPTIONS.get(name, {}) | options)
 
 
@@ -170,10 +171,10 @@ def test_every_method_reads_images_and_dicts(name, level, observations):
     space = tiny(PPO, env).observation_space
     sources = list(tiny_hub(env, (PPO, PPO)))
     if name in CHAINS and observations is PARTS:
-        with pytest.raises(SpaceMismatch, match=rf"Method '{name}' hears chains of layers, and source 'ppo-0' is not one; leave it out\."):
-            create(name, sources, Target(space, level, STEER), {})
+        with pytest.raises(SpaceMismatch, match=rf"Method '{name}' reads chains of layers, and source 'ppo-0' is not one; leave it out\."):
+            create(name, sources, TargetSpec(space, level, STEER), {})
         return
-    method = create(name, sources, Target(space, level, STEER, 0.05), OPTIONS.get(name, {}))
+    method = create(name, sources, TargetSpec(space, level, STEER, 0.05), OPTIONS.get(name, {}))
     parts = space.spaces if observations is PARTS else {"": space}
     rows = {key: torch.rand(3, *part.shape) for key, part in parts.items()}
     fresh = torch.ones(3, method.pathways.width) if level == "outputs" and method.pathways.names[-1] == FRESH else None
@@ -255,7 +256,7 @@ def test_every_method_is_logged(run):
         assert "pathway/weight/fresh" in tags
     for method in parts_in(done.model.policy, Method)[:1]:
         assert set(method.measures()) <= tags
-        weighs = method.tally.names if has_weights(run) else []
+        weighs = method.routing_stats.names if has_weights(run) else []
         assert {f"pathway/{what}/{name}" for what in ("weight", "active") for name in weighs} <= tags
         assert ("pathway/entropy_nats" in tags) == has_weights(run)
 
@@ -297,13 +298,13 @@ def test_a_level_at_which_a_method_does_not_serve_is_refused(name, level):
 def test_dqn_refuses_the_outputs_of_methods_that_it_cannot_follow(name):
     env = Toy(actions=CHOOSE)
     otherwise = r"use level='features'\." if "features" in methods.find(name).levels else r"use one of these\."
-    with pytest.raises(BadConfig, match=rf"DQN cannot hear outputs through method '{name}' as it was given, .*{otherwise}"):
+    with pytest.raises(BadConfig, match=rf"DQN cannot use outputs through method '{name}' as it was given, .*{otherwise}"):
         target(DQN, env, hub_for(name, "discrete").agent(DQN, name, level="outputs", **OPTIONS.get(name, {})))
 
 
 @pytest.mark.parametrize("name", [name for name in methods.available() if methods.find(name).levels == ("outputs",)])
 def test_other_algorithms_are_refused_where_outputs_are_needed(name):
-    with pytest.raises(BadConfig, match=rf"SAC cannot hear outputs; PPO, A2C and DQN can, method '{name}' needs them\."):
+    with pytest.raises(BadConfig, match=rf"SAC cannot use outputs; PPO, A2C and DQN can, method '{name}' needs them\."):
         hub_for(name).agent(SAC, name)
 
 
@@ -355,11 +356,35 @@ def test_width_is_that_of_the_features(name):
 @LEVELS
 def test_a_probe_may_tell_any_method_what_it_found_out(name, level):
     method = built(name, level)
-    n_racing = len(method.candidates.names)
-    method.trust([True] * n_racing, [0.0] * n_racing)
+    n_racing = len(method.probe_candidates.names)
+    method.apply_probe([True] * n_racing, [0.0] * n_racing)
     assert not method.awaits_probe
     assert method.fresh_alone == (name == "scratch")
     assert routed(method, torch.randn(3, 4)).features.shape == (3, method.features_dim)
+
+
+@LEVELS
+def test_router_and_top_k_are_members_of_every_method(name, level):
+    method = built(name, level)
+    assert 1 <= method.top_k <= len(method.pathways.names)
+    assert (method.router is not None) == (name in ("hub-pathway", "probe-commit"))
+    parts = dict(method.named_children())
+    assert ("router" in parts) == (method.router is not None)
+
+
+def test_top_k_is_the_option():
+    assert built("hub-pathway", "features", top_k=1).top_k == 1
+
+
+@pytest.mark.parametrize("name", methods.available())
+def test_methods_that_serve_q_learning_work_on_outputs(name):
+    assert methods.find(name).q_learning is None or "outputs" in methods.find(name).levels
+
+
+@pytest.mark.parametrize(("options", "tuned", "served"), [({}, False, True), ({"top_k": 1}, False, False), ({}, True, False)])
+def test_sources_explore_for_dqn_if_frozen_and_without_options(options, tuned, served):
+    assert (q_learning("hub-pathway", options, tuned=tuned) == "explorers") == served
+    assert q_learning("probe-commit", {}, tuned=False) is None
 
 
 def test_there_are_the_methods_that_the_documentation_speaks_of():
@@ -394,9 +419,9 @@ def test_scratch_of_the_hubs_size_has_about_as_many_parameters():
     sources = list(tiny_hub(Toy()))
     wide = [source.adapted(name) for source in sources for name in ("one", "two")] * 64
     wanted = sum(tensor.numel() for source in wide for tensor in source.encoder.state_dict().values())
-    made = create("scratch", wide, Target(VECTOR), {"hub_sized": True})
+    made = create("scratch", wide, TargetSpec(VECTOR), {"hub_sized": True})
     own = sum(parameter.numel() for parameter in made.pathways.fresh.reader.parameters())
-    usual = sum(parameter.numel() for parameter in create("scratch", wide, Target(VECTOR), {}).pathways.fresh.reader.parameters())
+    usual = sum(parameter.numel() for parameter in create("scratch", wide, TargetSpec(VECTOR), {}).pathways.fresh.reader.parameters())
     assert wanted > 2 * usual, "or nothing would have to be made wider"
     assert 0.5 * wanted < own < 2 * wanted
 
@@ -412,9 +437,9 @@ def test_sources_that_never_act_keep_their_standard_deviations(name):
 
 def test_single_names_its_source_or_has_but_one():
     assert built("single", source="sac-1").pathways.names == ["sac-1"]
-    assert create("single", list(tiny_hub(Toy()))[:1], Target(VECTOR), {}).pathways.names == ["ppo-0"]
+    assert create("single", list(tiny_hub(Toy()))[:1], TargetSpec(VECTOR), {}).pathways.names == ["ppo-0"]
     with pytest.raises(BadConfig, match="Method 'single' needs source=..., one of ppo-0, sac-1"):
-        create("single", list(tiny_hub(Toy())), Target(VECTOR), {})
+        create("single", list(tiny_hub(Toy())), TargetSpec(VECTOR), {})
     with pytest.raises(UnknownName, match="Unknown source 'sac1'. Did you mean 'sac-1'"):
         built("single", source="sac1")
 
@@ -453,7 +478,7 @@ def test_the_exploration_loss_is_the_coefficient_times_the_negative_entropy():
 def test_what_a_probe_dropped_is_never_active_and_not_explored():
     method = built("hub-pathway", "outputs", explore_coef=1.0)
     assert method.awaits_probe
-    method.trust([True, False, True], [0.0, 0.0, -4.0])
+    method.apply_probe([True, False, True], [0.0, 0.0, -4.0])
     assert not method.awaits_probe
     assert not method.fresh_alone
     said = routed(method, torch.randn(50, 4))
@@ -462,17 +487,17 @@ def test_what_a_probe_dropped_is_never_active_and_not_explored():
     torch.testing.assert_close(said.weights[:, [0, 2]], share.expand(50, 2))
     torch.testing.assert_close(said.loss, (share * share.log()).sum())
     with pytest.raises(BadConfig, match="A probe dropped every pathway"):
-        method.trust([False, False, False], [0.0, 0.0, 0.0])
+        method.apply_probe([False, False, False], [0.0, 0.0, 0.0])
 
 
 def test_hubs_without_a_fresh_pathway_await_no_probe():
     assert not built("hub-pathway", "outputs", fresh=False).awaits_probe
     with pytest.raises(BadConfig, match="A hub without sources was given"):
-        create("hub-pathway", [], Target(VECTOR), {"fresh": False})
+        create("hub-pathway", [], TargetSpec(VECTOR), {"fresh": False})
 
 
 def test_the_tally_adds_batches_up():
-    tally = built("uniform").tally
+    tally = built("uniform").routing_stats
     for times in (1, 200):
         tally.reset()
         for _ in range(times):

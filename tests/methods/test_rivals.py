@@ -15,18 +15,18 @@ from toys import CHOOSE, IMAGE, PARTS, SETTINGS, STEER, VECTOR, Toy, target, tin
 
 from hubrl import BadConfig, Hub, HubCallback, Source, SpaceMismatch, UnknownName
 from hubrl.methods import create
-from hubrl.methods.componet import attention, place_encodings
+from hubrl.methods.componet import attention, position_encodings
 from hubrl.methods.kickstart import annealed, cross_entropy
 from hubrl.methods.multipolar import aggregate_actions
 from hubrl.reading import read_live
-from hubrl.routing.target import Target
+from hubrl.routing.target import TargetSpec
 
 ROWS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 ACTIONS = pytest.mark.parametrize("actions", [STEER, CHOOSE], ids=["box", "discrete"])
 
 
 def method_of(name, sources, level="outputs", actions=STEER, space=VECTOR, **options):
-    return create(name, list(sources), Target(space, level, actions), options)
+    return create(name, list(sources), TargetSpec(space, level, actions), options)
 
 
 def stirred(method):
@@ -122,9 +122,9 @@ def test_attention_by_hand():
     assert weights[0].tolist() == pytest.approx([score / sum(scores) for score in scores])
 
 
-def test_place_encodings_by_hand():
+def test_position_encodings_by_hand():
     expected = [[math.sin(p), math.cos(p), math.sin(p / 10_000 ** (2 / 3))] for p in (0.0, 1.0)]
-    torch.testing.assert_close(place_encodings(2, 3), torch.tensor(expected))
+    torch.testing.assert_close(position_encodings(2, 3), torch.tensor(expected))
 
 
 def componet_by_hand(method, state, said):
@@ -302,7 +302,7 @@ def test_a_schedule_that_cannot_be_is_refused(options):
 def test_the_students_loss_is_the_mean_over_teachers_and_states(actions):
     hub = two(actions)
     method = method_of("kickstart", hub, actions=actions, coef=3.0, anneal=0.5)
-    method.remaining = 0.75
+    method.progress_remaining = 0.75
     fresh = torch.randn(6, method.pathways.width, requires_grad=True)
     routed = method.train()(ROWS, fresh=fresh)
     assert routed.features is fresh
@@ -318,7 +318,7 @@ def test_there_is_no_lesson_outside_of_gradient_steps_or_when_it_is_over():
     with torch.no_grad():
         assert method(ROWS, fresh=fresh).loss.item() == 0
     assert method.eval()(ROWS, fresh=fresh).loss.item() == 0
-    method.train().remaining = 0.5
+    method.train().progress_remaining = 0.5
     over = method(ROWS, fresh=fresh).loss
     assert over.item() == 0
     assert not over.requires_grad

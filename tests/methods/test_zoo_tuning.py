@@ -15,7 +15,7 @@ from hubrl.methods import create
 from hubrl.methods.gated_layers import GatedLayer, Gates
 from hubrl.methods.lite_zoo_tuning import LiteLayer
 from hubrl.reading import read_live
-from hubrl.routing.target import Target
+from hubrl.routing.target import TargetSpec
 
 KINDS = pytest.mark.parametrize("kind", ["linear", "conv"])
 ZOO = ("zoo-tuning", "lite-zoo-tuning")
@@ -74,7 +74,7 @@ def test_gates_start_at_equal_shares(kind, count):
 def test_a_layer_that_starts_at_one_source_says_what_that_source_says(kind, layer, gate):
     made, rows = layer_of(kind, layer, gate=gate, moved=False), rows_of(kind)
     for index, source in enumerate(layers_of(kind)):
-        made.begin(torch.eye(3)[index])
+        made.set_start(torch.eye(3)[index])
         torch.testing.assert_close(made(rows), source(rows))
         torch.testing.assert_close(made.mean_gates, torch.eye(3)[index])
 
@@ -83,7 +83,7 @@ def test_a_layer_that_starts_at_one_source_says_what_that_source_says(kind, laye
 def test_gates_move_about_where_they_start(kind):
     made, rows = layer_of(kind), rows_of(kind)
     start = torch.tensor([1.0, 0.0, 0.0])
-    made.begin(start)
+    made.set_start(start)
     gates = gates_by_hand(made.gates, rows, start)
     torch.testing.assert_close(made(rows), one_by_one(made, rows, gates), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(made.mean_gates, gates.mean(dim=0))
@@ -133,7 +133,7 @@ def test_a_convolution_keeps_its_geometry():
         for layer in (GatedLayer, LiteLayer):
             made = layer(layers, 2, align=True, gate=False)
             torch.testing.assert_close(made(rows), layers[0](rows), atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(made.plain()(rows), layers[0](rows), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(made.to_plain_layer()(rows), layers[0](rows), atol=1e-5, rtol=1e-5)
 
 
 def test_pointwise_convolutions_are_not_aligned():
@@ -156,7 +156,7 @@ def test_what_was_flattened_behind_convolutions_is_pooled_by_channel():
 def test_the_layers_of_an_image_encoder_count_channels():
     env = Toy(spaces.Box(0, 255, (44, 44, 3), np.uint8))
     space = tiny(PPO, env).observation_space
-    method = create("zoo-tuning", list(tiny_hub(env, (PPO, PPO))), Target(space, "outputs", STEER), {})
+    method = create("zoo-tuning", list(tiny_hub(env, (PPO, PPO))), TargetSpec(space, "outputs", STEER), {})
     found = {path.split(".source.")[1]: part for path, part in method.named_modules() if isinstance(part, GatedLayer)}
     reader = "encoder.trunks.readers.0"
     assert {name: layer.gates.channels for name, layer in found.items()} == {
@@ -209,7 +209,7 @@ def test_of_one_source_without_gates_and_alignment_it_is_fine_tuning(name, algor
 @WAYS
 def test_one_source_says_at_the_start_what_it_said(name, algorithm, level, actions):
     hub = tiny_hub(Toy(actions=actions), (PPO,))
-    method = create(name, list(hub), Target(VECTOR, level, actions), {})
+    method = create(name, list(hub), TargetSpec(VECTOR, level, actions), {})
     rows = torch.randn(20, 4)
     expected = hub[0].outputs(rows) if level == "outputs" else hub[0].features(rows)
     torch.testing.assert_close(method(rows).features, expected)
@@ -220,7 +220,7 @@ def test_one_source_says_at_the_start_what_it_said(name, algorithm, level, actio
 def test_several_sources_start_at_the_mean_of_their_kernels(name, algorithm, level, actions):
     sources = list(tiny_hub(Toy(actions=actions), (PPO, PPO)))
     rows = torch.randn(20, 4)
-    made, soup = (create(method, sources, Target(VECTOR, level, actions), {}) for method in (name, "soup"))
+    made, soup = (create(method, sources, TargetSpec(VECTOR, level, actions), {}) for method in (name, "soup"))
     torch.testing.assert_close(made(rows).features, soup(rows).features)
 
 
@@ -359,7 +359,7 @@ def test_lite_learns_to_the_end_before_it_is_saved(algorithm, tmp_path):
 def test_a_lite_layer_merges_to_a_plain_one(kind, align):
     made, rows = layer_of(kind, LiteLayer, align=align), rows_of(kind, 1000)
     made.running_gates.copy_(torch.tensor([0.5, 0.1, 0.6]))
-    plain = made.plain()
+    plain = made.to_plain_layer()
     assert type(plain) is (nn.Linear if kind == "linear" else nn.Conv2d)
     torch.testing.assert_close(plain(rows), made.eval()(rows), atol=1e-5, rtol=1e-5)
 
@@ -368,13 +368,13 @@ def test_a_lite_layer_merges_to_a_plain_one(kind, align):
 def test_only_gates_that_depend_on_nothing_merge(kind):
     rows = rows_of(kind, 1000)
     ungated = layer_of(kind, gate=False)
-    torch.testing.assert_close(ungated.plain()(rows), ungated(rows), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ungated.to_plain_layer()(rows), ungated(rows), atol=1e-5, rtol=1e-5)
     with pytest.raises(BadConfig, match="The gates of zoo-tuning depend on what each layer reads"):
-        layer_of(kind).plain()
+        layer_of(kind).to_plain_layer()
 
 
 def test_gates_are_logged_by_layer_and_source():
-    method = create("zoo-tuning", list(tiny_hub(Toy(), (PPO, PPO))), Target(VECTOR, "outputs", STEER), {})
+    method = create("zoo-tuning", list(tiny_hub(Toy(), (PPO, PPO))), TargetSpec(VECTOR, "outputs", STEER), {})
     found = method.measures()
     assert found == {f"gate/{layer}/{name}": 0.5 for layer in ("encoder.hidden.0", "action.mean") for name in ("ppo-0", "ppo-1")}
     layer = method.pathways.sources[0].source.encoder.hidden[0]
@@ -419,7 +419,7 @@ UNLIKE = [
 def test_sources_that_differ_are_refused_in_one_sentence(name, makes, level, difference):
     does = "averages layers" if name == "soup" else "aggregates layers of one shape"
     with pytest.raises(SpaceMismatch, match=rf"^Method '{name}' {does}, and {difference}.*; leave it out, or use method 'hub-pathway'\.$"):
-        create(name, list(agents(*makes)), Target(VECTOR, level, STEER), {})
+        create(name, list(agents(*makes)), TargetSpec(VECTOR, level, STEER), {})
 
 
 @pytest.mark.parametrize("name", [*ZOO, "soup"])
@@ -427,13 +427,13 @@ def test_sources_of_other_observations_are_refused(name):
     here = agents((PPO, {}))[0]
     there = Hub.from_agents([tiny(PPO, Toy(spaces.Box(-1.0, 1.0, (6,))))], ["other"])[0]
     with pytest.raises(SpaceMismatch, match=r"and source 'other' reads .*\(6,\).* where 'ppo-0' reads .*\(4,\)"):
-        create(name, [here, there], Target(VECTOR), {})
+        create(name, [here, there], TargetSpec(VECTOR), {})
     adapted = there.adapted("selects", observes=[0, 1, 2, 3, 0, 1])
     with pytest.raises(SpaceMismatch, match=r"and source 'selects' reads "):
-        create(name, [here, adapted], Target(VECTOR), {})
+        create(name, [here, adapted], TargetSpec(VECTOR), {})
     other_way = here.adapted("mirrored", signs=[-1, 1])
     with pytest.raises(SpaceMismatch, match=r"and source 'mirrored' has another action_map than 'ppo-0'"):
-        create(name, [here, other_way], Target(VECTOR, "outputs", STEER), {})
+        create(name, [here, other_way], TargetSpec(VECTOR, "outputs", STEER), {})
 
 
 @pytest.mark.parametrize("name", [*ZOO, "soup"])
@@ -441,22 +441,22 @@ def test_sources_of_other_observations_are_refused(name):
 def test_greedy_heads_are_refused_at_the_outputs(name, count):
     sources = list(agents(*[(DQN, {})] * count, actions=CHOOSE))
     with pytest.raises(SpaceMismatch, match="'dqn-0' acts by the greatest of its Q-values, which has no gradient; use level='features'"):
-        create(name, sources, Target(VECTOR, "outputs", CHOOSE), {})
-    assert create(name, sources, Target(VECTOR), {}).features_dim == 8
+        create(name, sources, TargetSpec(VECTOR, "outputs", CHOOSE), {})
+    assert create(name, sources, TargetSpec(VECTOR), {}).features_dim == 8
 
 
 @pytest.mark.parametrize("name", [*ZOO, "soup"])
 def test_a_hub_of_nobody_is_refused(name):
     with pytest.raises(BadConfig, match=rf"Method '{name}' needs a source; the hub has none\."):
-        create(name, [], Target(VECTOR), {})
+        create(name, [], TargetSpec(VECTOR), {})
 
 
 @pytest.mark.parametrize("name", [*ZOO, "soup"])
 def test_heads_with_a_spread_that_depends_on_what_is_seen_become_one_too(name):
     sources = list(agents((SAC, {}), (SAC, {})))
     for method in (
-        create(name, sources, Target(VECTOR, "outputs", STEER), {}),
-        create(name, sources[:1], Target(VECTOR, "outputs", STEER), {}),
+        create(name, sources, TargetSpec(VECTOR, "outputs", STEER), {}),
+        create(name, sources[:1], TargetSpec(VECTOR, "outputs", STEER), {}),
     ):
         rows = torch.randn(5, 4)
         said = method(rows).features
@@ -483,7 +483,7 @@ def test_sources_that_normalise_otherwise_say_what_they_said(name, level, first)
     rows = torch.randn(50, 4)
     for pair in pairs:
         sources = [pair[first], pair[1 - first]]
-        method = create(name, sources, Target(VECTOR, level, STEER), {})
+        method = create(name, sources, TargetSpec(VECTOR, level, STEER), {})
         for index, source in enumerate(sources):
             for part in method.modules():
                 if isinstance(part, LiteLayer):
@@ -508,7 +508,7 @@ def learned_through_a_hub(name):
 @pytest.mark.parametrize("make", [with_layer_norm, learned_through_a_hub])
 def test_sources_that_hold_more_than_layers_are_refused_and_not_half_averaged(name, make):
     with pytest.raises(SpaceMismatch, match="and source 'one' holds"):
-        create(name, [make("one"), make("other")], Target(VECTOR, "outputs", STEER), {})
+        create(name, [make("one"), make("other")], TargetSpec(VECTOR, "outputs", STEER), {})
 
 
 def test_sources_of_images_that_normalise_are_refused():
@@ -520,7 +520,7 @@ def test_sources_of_images_that_normalise_are_refused():
         return Source(encoder=encoder, name=name, observation_space=space, statistics=given)
 
     with pytest.raises(SpaceMismatch, match="and source 'one' normalises its .*; only flat observations can be"):
-        create("zoo-tuning", [reads("plain", None), reads("one", statistics)], Target(space), {})
+        create("zoo-tuning", [reads("plain", None), reads("one", statistics)], TargetSpec(space), {})
 
 
 @BOTH
@@ -550,18 +550,18 @@ def test_what_acts_well_already_learns_gently_unless_told_otherwise(name):
 @pytest.mark.parametrize("actions", [STEER, CHOOSE])
 def test_a_probe_lets_the_mean_kernel_and_every_source_race(name, actions):
     sources = list(tiny_hub(Toy(actions=actions), (PPO, PPO)))
-    method = create(name, sources, Target(VECTOR, "outputs", actions), {})
+    method = create(name, sources, TargetSpec(VECTOR, "outputs", actions), {})
     rows = torch.randn(12, 4)
     mean = method(rows).features
-    assert method.candidates.names == ["uniform", "ppo-0", "ppo-1"]
+    assert method.probe_candidates.names == ["uniform", "ppo-0", "ppo-1"]
     assert method.awaits_probe
     active = torch.eye(3, dtype=torch.bool)[torch.arange(12) % 3]
-    said = method.candidates.speak(rows, active)
+    said = method.probe_candidates.compute_outputs(rows, active)
     for index, expected in enumerate([mean, *(source.outputs(rows) for source in sources)]):
         torch.testing.assert_close(said[index::3, index], expected[index::3])
         assert not said[index::3, [other for other in range(3) if other != index]].any()
     torch.testing.assert_close(method(rows).features, mean, msg="racing leaves no trace")
-    method.trust([True, True, True], [0.0, -1.0, 0.0], [1.0, 2.0, 3.0])
+    method.apply_probe([True, True, True], [0.0, -1.0, 0.0], [1.0, 2.0, 3.0])
     assert not method.awaits_probe
     torch.testing.assert_close(method(rows).features, sources[1].outputs(rows))
     assert method.measures()["gate/encoder.hidden.0/ppo-1"] == 1.0
@@ -577,21 +577,21 @@ def test_a_probe_lets_the_mean_kernel_and_every_source_race(name, actions):
     ],
 )
 def test_the_best_that_was_kept_is_the_start(name, kept, worth, best):
-    method = create(name, list(tiny_hub(Toy(), (PPO, PPO))), Target(VECTOR, "outputs", STEER), {})
-    method.trust(kept, [0.0] * 3, worth)
+    method = create(name, list(tiny_hub(Toy(), (PPO, PPO))), TargetSpec(VECTOR, "outputs", STEER), {})
+    method.apply_probe(kept, [0.0] * 3, worth)
     assert list(method.measures().values()) == best * 2
 
 
 @BOTH
 def test_who_starts_as_the_paper_does_awaits_no_probe(name):
     sources = list(tiny_hub(Toy(), (PPO, PPO)))
-    assert not create(name, sources, Target(VECTOR, "outputs", STEER), {"start": "uniform"}).awaits_probe
-    assert not create(name, sources[:1], Target(VECTOR, "outputs", STEER), {}).awaits_probe
+    assert not create(name, sources, TargetSpec(VECTOR, "outputs", STEER), {"start": "uniform"}).awaits_probe
+    assert not create(name, sources[:1], TargetSpec(VECTOR, "outputs", STEER), {}).awaits_probe
     with pytest.raises(BadConfig, match=r"^start='probes' was given; expected 'probe' or 'uniform'\.$"):
-        create(name, sources, Target(VECTOR), {"start": "probes"})
+        create(name, sources, TargetSpec(VECTOR), {"start": "probes"})
     for rate in ("align_lr", "gate_lr"):
         with pytest.raises(BadConfig, match=rf"^{rate}=-1 was given; a learning rate's factor must be above 0\.$"):
-            create(name, sources, Target(VECTOR), {rate: -1.0})
+            create(name, sources, TargetSpec(VECTOR), {rate: -1.0})
 
 
 @BOTH
@@ -664,4 +664,4 @@ def test_convolutions_of_another_kind_are_refused(name, how):
     encoders = [nn.Sequential(nn.Conv2d(2, 4, 3, **how), nn.ReLU(), nn.Flatten()) for _ in range(2)]
     sources = [Source(encoder=encoder, name=f"odd-{index}", observation_space=space) for index, encoder in enumerate(encoders)]
     with pytest.raises(SpaceMismatch, match=f"Method '{name}' aggregates convolutions of one group padded by zeros, and source 'odd-0'"):
-        create(name, sources, Target(space), {})
+        create(name, sources, TargetSpec(space), {})

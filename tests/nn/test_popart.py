@@ -140,7 +140,7 @@ def test_a_critic_knows_the_size_of_returns_from_the_first_rollout_on(algorithm,
 def test_a_hub_whose_sources_were_dropped_is_not_rescaled():
     env = make_vec_env(lambda: Rich(VECTOR, STEER), n_envs=2, seed=0)
     model = target(PPO, env, tiny_hub(Toy()).agent(PPO))
-    model.policy.method.trust([False, False, True], [0.0] * 3)
+    model.policy.method.apply_probe([False, False, True], [0.0] * 3)
     model.learn(64, callback=HubCallback(probe_share=0))
     assert not model.policy.value_net.rescaled
 

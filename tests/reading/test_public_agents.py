@@ -13,7 +13,7 @@ from gymnasium import spaces
 from hubrl import Hub
 from hubrl.errors import SpaceMismatch
 from hubrl.reading import read_agent
-from hubrl.routing.target import Target, check_fit
+from hubrl.routing.target import TargetSpec, check_fit
 
 ZIPS = sorted((CHECKPOINTS / "sb3-zoo").glob("*.zip"))
 
@@ -155,5 +155,5 @@ def test_an_agent_that_saw_the_time_is_refused_by_a_task_without_it(checkpoints)
         r"The target observes Box\(17,\), source 'ppo-Walker2d-v3' observes Box\(18,\); leave it out, or give its card a preprocessing"
     )
     with pytest.raises(SpaceMismatch, match=sentence):
-        check_fit(source, Target(spaces.Box(-np.inf, np.inf, (17,))))
-    check_fit(source, Target(spaces.Box(-np.inf, np.inf, (18,), np.float64), "outputs", spaces.Box(-1.0, 1.0, (6,))))
+        check_fit(source, TargetSpec(spaces.Box(-np.inf, np.inf, (17,))))
+    check_fit(source, TargetSpec(spaces.Box(-np.inf, np.inf, (18,), np.float64), "outputs", spaces.Box(-1.0, 1.0, (6,))))

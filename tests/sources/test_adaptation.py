@@ -61,7 +61,7 @@ def test_a_source_of_several_parts_reads_its_own_of_a_target_that_has_more(obser
     np.testing.assert_allclose(adapted.predict(one, deterministic=True)[0], expected, atol=1e-6)
     Hub([adapted]).save(tmp_path / "hub")
     np.testing.assert_allclose(Hub.load(tmp_path / "hub")[0].predict(one, deterministic=True)[0], expected, atol=1e-6)
-    heard = model.policy.method.pathways.sources[0].listen(
+    heard = model.policy.method.pathways.sources[0].compute_source_outputs(
         {key: torch.as_tensor(np.asarray(part)[None]) for key, part in _as_seen(one, wider)}
     )
     np.testing.assert_allclose(heard[0, :2].numpy(), expected, atol=1e-5)

@@ -12,7 +12,7 @@ from hubrl.errors import SourcesNotLoaded
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.reading import read_live
 from hubrl.routing.pathways import Pathways
-from hubrl.routing.target import Target
+from hubrl.routing.target import TargetSpec
 from hubrl.sources.batched import BatchedSources, Group, MLPs, NatureCNNs
 from hubrl.sources.preprocessing import Normaliser
 
@@ -138,12 +138,12 @@ def test_a_tuned_source_gets_its_gradient():
 @pytest.mark.parametrize("observed", [VECTOR, CAMERA])
 def test_pathways_that_all_speak_say_what_each_says_alone(observed):
     sources = [perceptron(1), perceptron(2)] if observed is VECTOR else [eye(1), eye(2)]
-    pathways = Pathways(sources, Target(observed, precision="bfloat16"), fresh=True)
+    pathways = Pathways(sources, TargetSpec(observed, precision="bfloat16"), fresh=True)
     seen = flat() if observed is VECTOR else images().float() / 255
-    together = pathways.speak(seen, torch.ones(8, 3, dtype=torch.bool))
+    together = pathways.compute_outputs(seen, torch.ones(8, 3, dtype=torch.bool))
     some = torch.ones(8, 3, dtype=torch.bool)
     some[0, 0] = some[1, 1] = False
-    apart = pathways.speak(seen, some)
+    apart = pathways.compute_outputs(seen, some)
     torch.testing.assert_close(together[2:], apart[2:], atol=0.01 * together.std().item(), rtol=0.01)
     assert (apart[0, 0] == 0).all()
     assert (apart[0, 1] != 0).any()
@@ -152,12 +152,12 @@ def test_pathways_that_all_speak_say_what_each_says_alone(observed):
 def test_outputs_of_perceptrons_together_are_their_own():
     sources = Hub([perceptron(1), perceptron(2)])
     exact, together = (
-        Pathways(sources, Target(VECTOR, "outputs", STEER, precision=precision), fresh=False) for precision in ("float32", "bfloat16")
+        Pathways(sources, TargetSpec(VECTOR, "outputs", STEER, precision=precision), fresh=False) for precision in ("float32", "bfloat16")
     )
     wanted = [True, True]
-    torch.testing.assert_close(exact.listen(flat(), wanted)[:, 1], sources[1].outputs(flat()), atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(together.listen(flat(), wanted), exact.listen(flat(), wanted), atol=1e-5, rtol=1e-5)
-    assert (together.listen(flat(), [True, False])[:, 1] == 0).all()
+    torch.testing.assert_close(exact.compute_source_outputs(flat(), wanted)[:, 1], sources[1].outputs(flat()), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(together.compute_source_outputs(flat(), wanted), exact.compute_source_outputs(flat(), wanted), atol=1e-5, rtol=1e-5)
+    assert (together.compute_source_outputs(flat(), [True, False])[:, 1] == 0).all()
 
 
 def steering(algorithm, seed, **kwargs):

@@ -72,7 +72,7 @@ def test_who_speaks_is_logged_for_every_pathway(algorithm, level):
 
 def test_counts_start_anew_after_every_record():
     model, memory = watched(PPO, steps=192, callback=HubCallback(log_every=1), judging_share=0.0)
-    assert model.policy.method.tally.sums.rows == 0, "an update goes through what was counted in the rollout"
+    assert model.policy.method.routing_stats.sums.rows == 0, "an update goes through what was counted in the rollout"
     assert len(memory.values("pathway/entropy_nats")) >= 3
     assert all(value == pytest.approx(1.0) for value in memory.values(f"pathway/active/{FRESH}"))
 
@@ -81,7 +81,7 @@ def test_where_all_sources_were_dropped_the_fresh_pathway_carries_all():
     env = toy_for(PPO)
     memory = RecordedScalars()
     model = target(PPO, env, tiny_hub(env).agent(PPO))
-    model.policy.method.trust([False, False, True], [0.0, 0.0, 0.0])
+    model.policy.method.apply_probe([False, False, True], [0.0, 0.0, 0.0])
     model.set_logger(Logger(None, [memory]))
     model.learn(64, callback=HubCallback(log_every=1))
     assert memory.values(f"pathway/weight/{FRESH}")[-1] == 1.0
@@ -211,7 +211,7 @@ def test_observations_may_be_stacked_after_they_were_normalised():
     normalize = env.venv
     rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     seen = torch.as_tensor(np.tile(normalize.normalize_obs(rows), 3), dtype=torch.float32)
-    np.testing.assert_allclose(model.policy.method.pathways.sources[0].original(seen), np.tile(rows, 3), atol=1e-4)
+    np.testing.assert_allclose(model.policy.method.pathways.sources[0].denormalizer(seen), np.tile(rows, 3), atol=1e-4)
 
 
 class Halved(VecEnvWrapper):
@@ -237,7 +237,7 @@ def test_other_observations_than_were_normalised_are_refused():
 
 def test_without_vecnormalize_nothing_is_undone():
     model = target(PPO, Toy(), tiny_hub(Toy()).agent(PPO)).learn(32, callback=HubCallback(probe_share=0.0))
-    original = model.policy.method.pathways.sources[0].original
+    original = model.policy.method.pathways.sources[0].denormalizer
     rows = torch.randn(5, 4)
     assert torch.equal(original(rows), rows)
 
@@ -263,6 +263,6 @@ def test_statistics_of_a_dict_are_undone_key_by_key():
     see_through_normalisation(model.policy, env)
     rows = {key: np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32) for key in ("near", "far")}
     seen = {key: torch.as_tensor(values, dtype=torch.float32) for key, values in env.normalize_obs(rows).items()}
-    original = model.policy.method.pathways.sources[0].original(seen)
+    original = model.policy.method.pathways.sources[0].denormalizer(seen)
     for key, values in rows.items():
         np.testing.assert_allclose(original[key], values, atol=1e-5)
