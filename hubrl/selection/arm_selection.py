@@ -32,6 +32,9 @@ class Turn(NamedTuple):
 
 
 IN_DOUBT = "No source earns clearly more than an untrained network so far: the fresh pathway trains, and sources are judged beside it."
+CONTEST = 6
+"""Episodes of a source, in `episodes`, after which its mean is known well enough beside another's."""
+
 NOTHING = Turn(-2, deterministic=False)
 
 
@@ -42,7 +45,7 @@ class ArmSelection(nn.Module):
 
     - *Who plays.* First each source plays `episodes` whole episodes; where no source is known to be better than an
       untrained network, the fresh pathway plays as many. Then the learner plays: the hub, or the fresh pathway (see
-      `Phase`). `judging_share` of the episodes judge, and at the end of the training every other one: half of
+      `Phase`). While two sources contend for being the best one, they play every other episode. `judging_share` of the episodes judge, and at the end of the training every other one: half of
       them the learner, half one of the two arms that contend for the best, if two do.
     - *Who acts in evaluation.* The source with the greatest mean return, or an arm that learned once its latest
       deterministic episodes exceed that by half of `episode_errors`.
@@ -241,6 +244,9 @@ class ArmSelection(nn.Module):
             if lacking is not None:
                 evaluated = lacking != self.fresh or self.records.count(self.untrained) <= self.records.count(self.untrained_noisy)
                 return Turn(lacking, deterministic=evaluated)
+            contested = self._contested()
+            if contested is not None and np.random.random() < 0.5:
+                return Turn(contested, deterministic=True)
             if np.random.random() < (0.5 if self._is_final or self._is_promising else self.settings.judging_share):
                 judged = self._judged()
                 if judged is not None:
@@ -296,6 +302,23 @@ class ArmSelection(nn.Module):
         if challenger == leader or lags[challenger] > self.settings.episode_errors:
             return leader if self.sources_explore and leader != self.learner else None
         return max((leader, challenger), key=lambda arm: standard_error(self.records.returns(arm)))
+
+    def _contested(self) -> int | None:
+        """Of the two sources that contend for being the best one, the one to play; None where that is known, or known enough.
+
+        Where returns vary much, the best of several sources by a few episodes is the luckiest of them. None either where
+        the learner is clearly better than both.
+        """
+        sources, known = self._contending_sources, self.records
+        if len(sources) < 2 or min(known.count(source) for source in sources) < 2:
+            return None
+        best = max(sources, key=known.mean_return)
+        rival = min((source for source in sources if source != best), key=lambda source: self._lag(source, best))
+        decided = self._lag(rival, best) > self.settings.episode_errors
+        if decided or self._lag(best, self.learner) > self.settings.episode_errors:
+            return None
+        source = max((best, rival), key=lambda source: standard_error(known.returns(source)))
+        return source if known.count(source) < CONTEST * self.settings.episodes else None
 
     @property
     def _contending_sources(self) -> list[int]:

@@ -137,6 +137,18 @@ def test_the_contenders_are_played_until_one_is_clearly_best():
     assert min(played.count("a"), played.count("b")) > 2 * played.count("c")
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_the_best_of_sources_that_vary_much_is_found(seed):
+    """LunarLander: three sources that earn 195, 150 and 116, each episode a hundred more or less."""
+    np.random.seed(seed)
+    rng = np.random.default_rng(seed)
+    arms = {"ppo": constant(195, 100, rng), "a2c": constant(150, 100, rng), "dqn": constant(116, 100, rng)}
+    selection = made(*arms)
+    train(selection, {**arms, "together": constant(50, 100, rng), "fresh": constant(-200, 100, rng)}, rounds=35)
+    assert name_of(selection) != "dqn"
+    assert selection.records.count(0) >= 10
+
+
 def test_the_training_learns_from_most_episodes():
     selection, rng = made("a", "b"), np.random.default_rng(0)
     arms = {"a": constant(10, 1, rng), "b": constant(9, 1, rng), "together": constant(20, 1, rng), "fresh": constant(0, 1, rng)}
