@@ -2,21 +2,22 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from hubrl.cached import CachedVecEnv
 from hubrl.errors import BadConfig, BadFile, HubrlError, OutputExists, SourcesNotLoaded, SpaceMismatch, UnknownName
-from hubrl.extractor import HubExtractor
 from hubrl.formats.cached_space import CachedFeaturesSpace
 from hubrl.formats.limits import Limits
 from hubrl.hub import Hub, pathway_weights
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.nn.optimizers import HubAdam, HubRMSprop
-from hubrl.policies import HubActorCriticPolicy
-from hubrl.precision import BF16CnnPolicy, BF16DQNPolicy
-from hubrl.q_policies import HubDQNPolicy
+from hubrl.policies.as_source import HubActor
+from hubrl.policies.bf16 import BF16CnnPolicy, BF16DQNPolicy, ByteActorCriticPolicy, ByteDQNPolicy
+from hubrl.policies.cached import CachedActorCriticPolicy, CachedDQNPolicy, CachedVecEnv
+from hubrl.policies.dqn import HubDQNPolicy
+from hubrl.policies.extractor import HubExtractor
+from hubrl.policies.on_policy.policy import HubActorCriticPolicy
+from hubrl.policies.on_policy.rollout_buffer import HubDictRolloutBuffer, HubRolloutBuffer
 from hubrl.reading import read_agent as load_agent
 from hubrl.sources.networks import Networks, register_network
 from hubrl.sources.source import Source
-from hubrl.trained import HubActor
 from hubrl.training.callback import HubCallback
 
 try:
@@ -30,6 +31,10 @@ __all__ = [
     "BF16NatureCNN",
     "BadConfig",
     "BadFile",
+    "ByteActorCriticPolicy",
+    "ByteDQNPolicy",
+    "CachedActorCriticPolicy",
+    "CachedDQNPolicy",
     "CachedFeaturesSpace",
     "CachedVecEnv",
     "Hub",
@@ -38,8 +43,10 @@ __all__ = [
     "HubAdam",
     "HubCallback",
     "HubDQNPolicy",
+    "HubDictRolloutBuffer",
     "HubExtractor",
     "HubRMSprop",
+    "HubRolloutBuffer",
     "HubrlError",
     "Limits",
     "Networks",

@@ -66,7 +66,7 @@ def trusted(model: BaseAlgorithm, *fates: Fate) -> BaseAlgorithm:
     """The model as behind a probe with these fates; without any, one that keeps every source."""
     selection = model.policy.selection
     selection.judge(fates or [Fate.KEPT] * selection.n_sources, [torch.nan] * selection.n_sources)
-    model.policy.trust_sources()
+    model.policy.follow_selection()
     return model
 
 

@@ -69,12 +69,13 @@ def test_a_minibatch_without_its_record_is_refused_in_training(options):
     """A copy has the same numbers and no record: without its noise its log-probabilities would be wrong by more than a nat."""
     model = recorded(**options)
     policy = model.policy
+    policy.set_training_mode(True)
     batch = next(model.rollout_buffer.get(8))
     policy.evaluate_actions(batch.observations, batch.actions)
     with pytest.raises(
         BadConfig, match="observations without a record of who acted .* pass the observations that the rollout buffer yields"
     ):
-        policy.evaluate_actions(batch.observations.clone(), batch.actions)
+        policy.evaluate_actions(batch.observations.observations.clone(), batch.actions)
 
 
 @pytest.mark.parametrize("actions", ["box", "discrete"])

@@ -24,12 +24,12 @@ from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 from torch import Tensor
 
-from hubrl.cached import CachedVecEnv
 from hubrl.experiments.build_model import build_model, sb3_policy
 from hubrl.experiments.config import RunConfig, load_hub
 from hubrl.experiments.run_envs import cached_env
 from hubrl.export import export
 from hubrl.hub import Hub
+from hubrl.policies.cached import CachedVecEnv
 from hubrl.reading import read_live
 from hubrl.tasks.atari_vec_env import STACK
 from hubrl.tasks.make_env import make_env

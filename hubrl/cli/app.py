@@ -40,8 +40,8 @@ from hubrl.export.merge import OBSERVATIONS
 from hubrl.formats.cards import Preprocessing
 from hubrl.hub.algorithm_kwargs import RECOMMENDED
 from hubrl.methods import available, find, options_of
-from hubrl.outputs import Outputs
-from hubrl.q_policies import Teaching
+from hubrl.policies.dqn import TeachingOptions
+from hubrl.policies.on_policy.options import OutputOptions
 from hubrl.reading import read_agent
 from hubrl.sources.source import Source
 from hubrl.tasks.make_env import make_env
@@ -252,7 +252,7 @@ def methods() -> None:
             print_option(option, annotations[option], parameter.default)
     recommended = ", ".join(f"{option}={value}" for option, value in RECOMMENDED.items())
     print_line(f"Options at the level of outputs; where pathways are sampled, defaults are {recommended}:")
-    for title, kind in (("PPO and A2C", Outputs), ("DQN", Teaching)):
+    for title, kind in (("PPO and A2C", OutputOptions), ("DQN", TeachingOptions)):
         print_line(f"{title}:")
         for option, field in kind.model_fields.items():
             print_option(option, field.annotation, field.default)

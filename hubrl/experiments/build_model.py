@@ -13,7 +13,7 @@ from hubrl.errors import BadConfig
 from hubrl.experiments.config import RunConfig
 from hubrl.hub import Hub
 from hubrl.hub.algorithm_kwargs import policy_name
-from hubrl.precision import precise
+from hubrl.policies.bf16 import precise
 from hubrl.sources.trunks import ACTIVATIONS
 
 SB3_CLASSES = {"ppo": "PPO", "a2c": "A2C", "dqn": "DQN", "sac": "SAC", "td3": "TD3", "ddpg": "DDPG"}

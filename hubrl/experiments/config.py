@@ -14,8 +14,8 @@ from hubrl.formats.schema import Schema, first_problem, parse_yaml, read_yaml
 from hubrl.hub import Hub
 from hubrl.methods import check_options, find
 from hubrl.methods.registry import check_cached
-from hubrl.outputs import Outputs
-from hubrl.q_policies import Teaching
+from hubrl.policies.dqn import TeachingOptions
+from hubrl.policies.on_policy.options import OutputOptions
 from hubrl.reading import HUGGING_FACE
 
 Algorithm = Literal[
@@ -172,7 +172,7 @@ def parse_config(fields: dict[str, Any], where: str) -> RunConfig:
     except ValidationError as error:
         raise BadConfig(f"{where}: {first_problem(error)}.") from error
     find(config.method)
-    check_options(config.method, config.options, also={**Outputs.model_fields, **Teaching.model_fields})
+    check_options(config.method, config.options, also={**OutputOptions.model_fields, **TeachingOptions.model_fields})
     if config.needs_hub and config.hub is None and not config.agents:
         raise BadConfig(f"{where}: method {config.method!r} learns from sources; name a hub or agents.")
     if config.cached:

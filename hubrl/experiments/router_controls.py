@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hubrl.errors import BadConfig
 from hubrl.experiments.evaluation import Played, play
 from hubrl.methods.hub_pathway import HubPathway
-from hubrl.policies import HubActorCriticPolicy
+from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 
 MEAN_WEIGHTS, SHUFFLED_INPUT = "mean-weights", "shuffled-input"
 
@@ -51,8 +51,8 @@ def play_controls(model: BaseAlgorithm, env: VecEnv, episodes: int, seed: int) -
         # Its sources were dropped: no router is left to be blinded.
         fresh = run("fresh", None)
         return {name: fresh._replace(name=name) for name in (MEAN_WEIGHTS, SHUFFLED_INPUT)}
-    if policy.stickiness is not None:
-        parts["stickiness"] = policy.stickiness
+    if policy.stay_logit is not None:
+        parts["stickiness"] = policy.stay_logit
     means = _mean_outputs(policy.method, parts, run)
     generator = torch.Generator().manual_seed(seed)
     return {

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from stable_baselines3.common.vec_env import VecEnv
 
-from hubrl.cached import CachedVecEnv
 from hubrl.errors import HubrlError
 from hubrl.experiments.config import RunConfig
 from hubrl.experiments.evaluation import MAX_ENVS
 from hubrl.hub import Hub
+from hubrl.policies.cached import CachedVecEnv
 from hubrl.tasks.make_env import make_env, normalized_env
 
 EVALUATION_SEED = 10_000

@@ -10,14 +10,13 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from torch import Tensor, nn
 
 from hubrl.errors import BadConfig
-from hubrl.extractor import HubExtractor
 from hubrl.formats.cards import Select
 from hubrl.methods.base import Method, TeacherMethod
 from hubrl.methods.gated_layers import GatedLayer
 from hubrl.methods.single import SingleSource
 from hubrl.nn.popart import PopArtLinear
-from hubrl.policies import HubActorCriticPolicy
-from hubrl.q_policies import HubDQNPolicy, RoutedQNetwork, SourceQNetwork
+from hubrl.policies.dqn import HubDQNPolicy, RoutedQNetwork, SourceQNetwork
+from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.routing.denormalize import Denormalizer
 from hubrl.routing.fresh_pathway import FreshPathway
 from hubrl.routing.source_pathway import SourcePathway
@@ -30,7 +29,6 @@ from hubrl.sources.heads import (
 )
 from hubrl.sources.source import Source
 from hubrl.sources.trunks import Encoder, HubTrunk, Reader, Trunks
-from hubrl.trained import HubActor, HubGreedyActor
 
 Chain = list[nn.Module]
 

@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from hubrl.errors import SpaceMismatch
 from hubrl.formats.spaces import describe
-from hubrl.q_policies import HubDQNPolicy, teaching_loss
+from hubrl.policies.dqn import HubDQNPolicy
+from hubrl.policies.dqn_networks import teaching_loss
 
 EPOCHS = (5, 5, 5, 5, 40)
 """Passes over all data after each round; the learning rate falls to zero in the last."""
@@ -31,7 +32,7 @@ EPOCHS = (5, 5, 5, 5, 40)
 BATCH = 256
 LEARNING_RATE = 1e-3
 TEMPERATURE = 0.3
-"""Temperature of a Q-learning student's action probabilities, as in `Teaching`."""
+"""Temperature of a Q-learning student's action probabilities, as in `TeachingOptions`."""
 
 MIN_STD = 0.01
 """Least standard deviation of a student, which otherwise is its error."""

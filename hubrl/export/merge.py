@@ -20,13 +20,13 @@ from torch import Tensor
 
 from hubrl.export.chains import NotPlainError, read_chains
 from hubrl.export.plain_model import build_plain_model
-from hubrl.extractor import HubExtractor
 from hubrl.formats.hub_spec import Precision
 from hubrl.formats.spaces import describe
+from hubrl.policies.as_source import HubActor, HubGreedyActor
+from hubrl.policies.extractor import HubExtractor
 from hubrl.sources.heads import GreedyAction
 from hubrl.sources.source import Source
 from hubrl.sources.trunks import HubTrunk
-from hubrl.trained import HubActor, HubGreedyActor
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"PPO": PPO, "A2C": A2C, "DQN": DQN}
 

@@ -12,19 +12,19 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 
-from hubrl.cached import cached_policy
 from hubrl.errors import BadConfig
-from hubrl.extractor import HubExtractor
 from hubrl.formats.hub_spec import HubSpec, Precision
 from hubrl.formats.schema import first_problem
 from hubrl.methods import check_options, find
 from hubrl.methods.hub_pathway import check_top_k
 from hubrl.methods.registry import check_cached, check_level, plain_values, q_learning
 from hubrl.nn.optimizers import HubAdam, HubRMSprop
-from hubrl.outputs import Outputs, check_effect
-from hubrl.policies import HubActorCriticPolicy
-from hubrl.precision import byte_policy
-from hubrl.q_policies import HubDQNPolicy, Teaching
+from hubrl.policies.bf16 import byte_policy
+from hubrl.policies.cached import cached_policy
+from hubrl.policies.dqn import HubDQNPolicy, TeachingOptions
+from hubrl.policies.extractor import HubExtractor
+from hubrl.policies.on_policy.options import OutputOptions, check_effect
+from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.sources import action_params, shared
 from hubrl.sources.observation_batch import divides_images
 from hubrl.sources.source import Source
@@ -105,8 +105,8 @@ class AlgorithmKwargs(Sequence[Source]):
                 computed once a step; the level is then that of features.
             precision: Precision of NatureCNNs, of sources and of the fresh pathway
                 (docs/speed.md).
-            options: Options of the method and, at the level of outputs, of the policy (`Outputs`,
-                for DQN `Teaching`).
+            options: Options of the method and, at the level of outputs, of the policy (`OutputOptions`,
+                for DQN `TeachingOptions`).
 
         Raises:
             UnknownName: If there is no such method or option.
@@ -168,7 +168,7 @@ class AlgorithmKwargs(Sequence[Source]):
             )
         check_level(method, "outputs")
         for_dqn = issubclass(algorithm, DQN)
-        kind = Teaching if for_dqn else Outputs
+        kind = TeachingOptions if for_dqn else OutputOptions
         given = {name: options.pop(name) for name in list(options) if name in kind.model_fields}
         own = _own_options(kind, method, given, options)
         fields = tuple(kind.model_fields)
@@ -284,8 +284,8 @@ def _optimizer(
 
 
 def _own_options(
-    kind: type[Outputs | Teaching], method: str, given: dict[str, Any], options: dict[str, Any]
-) -> Outputs | Teaching:
+    kind: type[OutputOptions | TeachingOptions], method: str, given: dict[str, Any], options: dict[str, Any]
+) -> OutputOptions | TeachingOptions:
     """Options of the policy: those given, else those recommended, else the defaults.
 
     Args:
@@ -304,7 +304,7 @@ def _own_options(
         )
     aggregation = find(method).aggregation or given.get("aggregation", "mixture")
     recommended: dict[str, Any] = {}
-    if kind is Outputs and aggregation == "mixture":
+    if kind is OutputOptions and aggregation == "mixture":
         # One source plays alone only where all are computed.
         judging_share = 0.0 if options.get("top_k") else find(method).judging_share
         recommended = {**RECOMMENDED, "judging_share": judging_share}
@@ -312,6 +312,6 @@ def _own_options(
         own = kind.model_validate({**recommended, **given})
     except ValidationError as error:
         raise BadConfig(f"An option of the outputs cannot be: {first_problem(error)}.") from error
-    if isinstance(own, Outputs):
+    if isinstance(own, OutputOptions):
         check_effect(given, own, options)
     return own

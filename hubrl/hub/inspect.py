@@ -8,10 +8,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import preprocess_obs
 
 from hubrl.errors import BadConfig
-from hubrl.extractor import HubExtractor, parts_in
 from hubrl.methods.base import Method
-from hubrl.policies import HubActorCriticPolicy
-from hubrl.q_policies import HubDQNPolicy
+from hubrl.policies.dqn import HubDQNPolicy
+from hubrl.policies.extractor import HubExtractor, parts_in
+from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 
 
 @torch.no_grad()

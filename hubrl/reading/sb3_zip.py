@@ -34,14 +34,11 @@ FAMILIES = {
     "sb3_contrib.tqc.policies": "TQC",
 }
 
-HUB_POLICY, HUB_DQN = "hubrl.policies", "hubrl.q_policies"
-"""Modules of the policies over a hub's outputs."""
+HUB_POLICY, HUB_DQN = "hubrl.HubActorCriticPolicy", "hubrl.HubDQNPolicy"
+"""Names of the policies over a hub's outputs, as they have them in `plain_module`."""
 
-CACHED = "hubrl.cached"
-"""Module of SB3's policies over cached features."""
-
-PRECISE = "hubrl.precision"
-"""Module of SB3's policies whose NatureCNN is computed in bfloat16."""
+OWN_MODULE = "hubrl"
+"""Module of hubrl's own policies, which say in `plain_module` what they are read as."""
 
 ACTIVATION_NAMES = {
     "Tanh": "tanh",
@@ -61,7 +58,7 @@ KNOWN_EXTRACTORS = (
     "stable_baselines3.common.torch_layers.FlattenExtractor",
     "stable_baselines3.common.torch_layers.NatureCNN",
     "stable_baselines3.common.torch_layers.CombinedExtractor",
-    "hubrl.extractor.HubExtractor",
+    "hubrl.HubExtractor",
     "hubrl.BF16NatureCNN",
 )
 
@@ -116,7 +113,7 @@ class Archive:
         if not isinstance(policy, dict):
             return ""
         module = str(policy.get("__module__") or _module_in_type(policy))[:200]
-        return str(policy.get("plain_module")) if module in (CACHED, PRECISE) else module
+        return str(policy.get("plain_module")) if module == OWN_MODULE else module
 
     @property
     def algorithm(self) -> str:

@@ -9,12 +9,13 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 
-from hubrl.buffers import remember_steps
 from hubrl.errors import BadConfig, HubrlWarning
-from hubrl.extractor import parts_in, see_through_normalisation
 from hubrl.methods.base import Method
-from hubrl.policies import HubActorCriticPolicy
-from hubrl.q_policies import HubDQNPolicy, PausedExploration
+from hubrl.policies.dqn import HubDQNPolicy, PausedExploration, RunningLearn
+from hubrl.policies.extractor import parts_in, see_through_normalisation
+from hubrl.policies.on_policy.policy import HubActorCriticPolicy
+from hubrl.policies.on_policy.rollout_buffer import install_rollout_buffer
+from hubrl.policies.on_policy.step import TrainingState
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.training import metrics
 from hubrl.training.critic_scaling import CriticScaling
@@ -58,6 +59,7 @@ class HubCallback(BaseCallback):
         self._selection: SourceSelection | None = None
         self._scaling: CriticScaling | None = None
         self._episodes: EpisodeReturns | None = None
+        self._records_steps = False
 
     def _on_training_start(self) -> None:
         model, policy = self.model, self.model.policy
@@ -80,11 +82,10 @@ class HubCallback(BaseCallback):
             self._start_dqn(model, policy)
 
     def _start_on_policy(self, model: OnPolicyAlgorithm, policy: HubActorCriticPolicy) -> None:
-        if remember_steps(model, policy):
-            policy.commit()
-            policy.quick = isinstance(model, PPO)
-            policy.bonus = model.ent_coef != 0
-        policy.release(np.ones(self.training_env.num_envs, dtype=bool))
+        self._records_steps = install_rollout_buffer(model, policy)
+        if self._records_steps:
+            policy.enable_commitment()
+        policy.end_commitments(np.ones(self.training_env.num_envs, dtype=bool))
         if policy.method.awaits_probe and not self._goes_on and model._n_updates == 0:  # what has learned is not probed
             self._probe(model, policy)
         if policy.selection is not None:
@@ -95,7 +96,7 @@ class HubCallback(BaseCallback):
             self._warm_up(policy)
 
     def _start_dqn(self, model: DQN, policy: HubDQNPolicy) -> None:
-        policy.begin(self.training_env.num_envs)
+        policy.begin(self.training_env.num_envs, RunningLearn(model))
         self._episodes = EpisodeReturns(self.training_env, model.num_timesteps, whole=not self._goes_on)
         _explore_as_before(model)
         schedule = PausedExploration(model.exploration_schedule, lambda: policy.deterministic_episode)
@@ -109,7 +110,7 @@ class HubCallback(BaseCallback):
         if result is None:
             if policy.selection is not None:
                 policy.selection.doubt_all()
-                policy.trust_sources()
+                policy.follow_selection()
             if budget:
                 self._tell([f"No probe: {budget} steps are too few for it; whole episodes decide whom to trust."])
             return
@@ -136,13 +137,25 @@ class HubCallback(BaseCallback):
             method.progress_remaining = self.model._current_progress_remaining
         policy = self.model.policy
         if isinstance(policy, HubActorCriticPolicy):
+            assert isinstance(self.model, OnPolicyAlgorithm)
             self._follow_selection(policy)
-            policy.look_again()
-            fresh_trains = policy.selection is not None and policy.selection.trial.fresh_claims
-            policy.warming = self.model.num_timesteps < float(policy.get_buffer("warm_until")) and not fresh_trains
-        if isinstance(policy, HubDQNPolicy):
-            policy.selection.done = 1.0 - self.model._current_progress_remaining
+            policy.training_state = self._training_state(self.model, policy)
+        elif isinstance(policy, HubDQNPolicy):
+            policy.update_progress(self.model._current_progress_remaining)
+        else:
+            for method in self._methods:
+                method.update_progress(self.model._current_progress_remaining)
         see_through_normalisation(policy, self.training_env)
+
+    def _training_state(self, model: OnPolicyAlgorithm, policy: HubActorCriticPolicy) -> TrainingState:
+        fresh_trains = policy.selection is not None and policy.selection.trial.fresh_claims
+        return TrainingState(
+            progress_remaining=model._current_progress_remaining,
+            records_steps=self._records_steps,
+            critic_only=model.num_timesteps < float(policy.get_buffer("warm_until")) and not fresh_trains,
+            fused_update=self._records_steps and isinstance(model, PPO),
+            entropy_gradient=not self._records_steps or model.ent_coef != 0,
+        )
 
     def _follow_selection(self, policy: HubActorCriticPolicy) -> None:
         """Let the policy follow what is decided between an update and the next rollout."""
@@ -160,7 +173,7 @@ class HubCallback(BaseCallback):
         policy, rewards, dones = self.model.policy, self.locals["rewards"], self.locals["dones"]
         if isinstance(policy, HubActorCriticPolicy) and self._scaling is not None:
             if dones.any():
-                policy.release(dones)
+                policy.end_commitments(dones)
             self._scaling.step(rewards, dones)
             if self._selection is not None:
                 self._selection.step(rewards, dones, self.locals["infos"])
@@ -200,10 +213,8 @@ class HubCallback(BaseCallback):
             self._warn_if_too_short(self._selection.selection)
             self._selection.end()
         if isinstance(policy, HubActorCriticPolicy):
-            # A training without the callback, later, must not find the actor still waiting, or act as if steps were recorded.
-            policy.warming = policy.remembers = policy.quick = False
-            policy.bonus = True
-            policy.unpack()
+            policy.training_state = TrainingState()
+            policy.end_update()
 
     def _warn_if_too_short(self, selection: ArmSelection) -> None:
         """Warn where sources have not played a whole episode, so that segments alone say who acts."""

@@ -8,7 +8,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 
 from hubrl.nn.popart import DiscountedReturns, PopArtLinear
-from hubrl.policies import HubActorCriticPolicy
+from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 
 
 class CriticScaling:

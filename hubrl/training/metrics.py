@@ -7,12 +7,12 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import HParam, Logger
 
-from hubrl.extractor import HubExtractor
 from hubrl.formats.hub_spec import HubSpec
 from hubrl.formats.schema import write_yaml
 from hubrl.methods.base import Method
-from hubrl.policies import HubActorCriticPolicy
-from hubrl.q_policies import HubDQNPolicy
+from hubrl.policies.dqn import HubDQNPolicy
+from hubrl.policies.extractor import HubExtractor
+from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.training.probe import ProbeResult
 

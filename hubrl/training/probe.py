@@ -19,8 +19,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from hubrl.errors import BadConfig
-from hubrl.extractor import see_through_normalisation
-from hubrl.policies import HubActorCriticPolicy
+from hubrl.policies.extractor import see_through_normalisation
+from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.routing.pathways import FRESH
 from hubrl.selection.probe_verdict import Fate, judge_segments, starting_points, still_racing
 from hubrl.selection.settings import TrustSettings
@@ -108,7 +108,7 @@ def _trust(policy: HubActorCriticPolicy, result: ProbeResult, settings: TrustSet
     start = list(starting_points({name: result.returns[name] for name in result.fates}, kept, settings).values())
     if policy.selection is not None:
         policy.selection.judge(list(result.fates.values()), means[: len(start)], start)
-        policy.trust_sources()
+        policy.follow_selection()
         return
     fresh = [-settings.most_lag if kept else 0.0] * (FRESH in result.returns)
     policy.method.apply_probe([name in (*kept, FRESH) for name in result.returns], [*start, *fresh], means)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from hubrl.policies import HubActorCriticPolicy
+from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.training.episodes import EpisodeReturns
 
@@ -32,7 +32,7 @@ class SourceSelection:
             selection.trial.begin()
             selection.records.restore_windows()
         if selection.trial.is_swapped != was_swapped:
-            policy.exchange()
+            policy.swap_actor()
         selection.done = model.num_timesteps / total
         self.acted = np.zeros(selection.n_sources + 2)
         """Environment steps that each arm has played since they were last read."""
@@ -40,12 +40,12 @@ class SourceSelection:
 
     def _begin(self, *, whole: bool) -> None:
         self.episodes = EpisodeReturns(self.env, self.model.num_timesteps, whole=whole)
-        if self.policy.holds:
+        if self.policy.commits:
             self.selection.begin(self.env.num_envs)
 
     def step(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """Count one step; record the episodes that ended and choose what their environments play next."""
-        if not self.policy.holds:
+        if not self.policy.commits:
             return
         playing = self.selection.playing
         np.add.at(self.acted, np.where(playing < 0, self.selection.together, playing), 1)
@@ -56,15 +56,15 @@ class SourceSelection:
 
     def rollout_start(self) -> list[str]:
         """Let trust follow the records between an update and the next rollout; what changed and why, in sentences."""
-        if not self.policy.holds:
+        if not self.policy.commits:
             return []
         selection = self.selection
         was_swapped, was_screened = selection.trial.is_swapped, selection.is_screened
         changes = selection.update(self.model.num_timesteps, self.total, self.episodes.round_steps)
         if selection.is_screened and not was_screened:
-            self.policy.trust_sources()
+            self.policy.follow_selection()
         if selection.trial.is_swapped != was_swapped:
-            self.policy.exchange()
+            self.policy.swap_actor()
             self._restart_episodes()
         return changes
 
@@ -72,11 +72,11 @@ class SourceSelection:
         """Begin new episodes: other parameters train, and a critic that saw what others earn takes long to forget it."""
         self.model._last_obs = self.env.reset()  # type: ignore[assignment]
         self.model._last_episode_starts = np.ones(self.env.num_envs, dtype=bool)
-        self.policy.release(np.ones(self.env.num_envs, dtype=bool))
+        self.policy.end_commitments(np.ones(self.env.num_envs, dtype=bool))
         self._begin(whole=True)
 
     def end(self) -> None:
         """Record what is going on where nothing else is known of its arm, and stop."""
-        if self.policy.holds:
+        if self.policy.commits:
             self.selection.note_unfinished(self.episodes.sums, self.episodes.lengths)
         self.selection.end()

@@ -48,9 +48,9 @@ def test_a_router_that_is_blind_earns_what_chance_earns(hold):
     env = make_vec_env(Turning, n_envs=10, seed=0)
     model = target(PPO, env, Hub(sources).agent(PPO, hold=hold, residual=False))
     model.policy.method.router = Seeing()
-    if model.policy.stickiness is not None:
-        model.policy.commit()
-        nn.init.constant_(model.policy.stickiness.bias, 0.0)
+    if model.policy.stay_logit is not None:
+        model.policy.enable_commitment()
+        nn.init.constant_(model.policy.stay_logit.bias, 0.0)
     found = play_controls(model, env, 40, seed=3)
     assert set(found) == {MEAN_WEIGHTS, SHUFFLED_INPUT}
     for played in found.values():

@@ -8,15 +8,13 @@ from weakref import WeakValueDictionary
 import numpy as np
 import pytest
 import torch
+from checks import Ratios, never_offered
 from recorded import RecordedScalars
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.logger import Logger
-from test_extractor import never_offered
-from test_holding import Ratios
 from toys import CHOOSE, IMAGE, PARTS, STEER, VECTOR, Toy, target, tiny, tiny_hub
 
 from hubrl import BadConfig, HubCallback, SourcesNotLoaded, SpaceMismatch, UnknownName, load_agent, methods
-from hubrl.extractor import parts_in
 from hubrl.methods import create, options_of, register
 from hubrl.methods.base import Method
 from hubrl.methods.registry import q_learning

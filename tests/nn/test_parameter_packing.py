@@ -10,6 +10,7 @@ from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny_hub
 
 from hubrl.nn.optimizers import HubAdam
 from hubrl.nn.parameter_packing import AutogradInputs, ParameterPack
+from hubrl.policies.on_policy.step import RecordedBatch, StepRecord, TrainingState
 from hubrl.training.callback import HubCallback
 
 
@@ -168,7 +169,7 @@ def test_parameters_are_packed_while_ppo_updates_and_at_no_other_time(algorithm,
     model = target(algorithm, env, tiny_hub(env).agent(algorithm))
     model.learn(128, callback=[HubCallback(probe_share=0), watch])
     assert set(watch.seen) == ({3} if algorithm is PPO else {0}), "the critic's, who acts and what it does, the router's"
-    assert not model.policy.quick
+    assert model.policy.training_state == TrainingState()
     assert all(parameter.untyped_storage().nbytes() == 4 * parameter.numel() for parameter in nn.Module.parameters(model.policy))
     del model.policy.evaluate_actions
     model.save(tmp_path / "model")
@@ -208,12 +209,12 @@ def test_who_learns_alone_is_not_packed():
     policy = model.policy
     model.learn(64, callback=HubCallback(probe_share=0))
     rows, fresh = torch.randn(4, 4), len(policy.method.pathways.sources)
-    policy.quick, policy._some_fresh = True, True
+    policy.training_state, policy._some_fresh = TrainingState(records_steps=True, fused_update=True), True
     policy.set_training_mode(True)
     before = policy.action_net.weight.detach().clone()
     for previous in (-1, -2 - fresh):
-        policy.recall(rows, {"choice": torch.tensor([[previous, fresh]] * 4), "noise": torch.zeros(4, fresh + 1)})
-        values, log_prob, _ = policy.evaluate_actions(rows, torch.zeros(4, 2))
+        record = StepRecord(torch.full((4,), previous), torch.full((4,), fresh), torch.zeros(4, fresh + 1))
+        values, log_prob, _ = policy.evaluate_actions(RecordedBatch(rows, record), torch.zeros(4, 2))
         assert bool(policy.optimizer.packs) == (previous == -1)
         policy.optimizer.zero_grad()
         (values.sum() + log_prob.sum()).backward()

@@ -17,8 +17,8 @@ from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny, tiny_hub, toy_for
 
 from hubrl import BadConfig, Hub, HubCallback
 from hubrl.errors import HubrlWarning
-from hubrl.extractor import parts_in, see_through_normalisation
 from hubrl.methods import Method
+from hubrl.policies.extractor import parts_in, see_through_normalisation
 from hubrl.reading import read_live
 from hubrl.routing.pathways import FRESH
 from hubrl.routing.source_pathway import SourcePathway

@@ -5,17 +5,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from checks import Ratios
 from hubs import Turns, aiming, always, overtaken, steers, trusted, up_and_down
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from test_holding import Ratios
 from torch import nn
 from toys import CHOOSE, IMAGE, STEER, VECTOR, Toy, target, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, pathway_weights
 from hubrl.errors import HubrlWarning
-from hubrl.outputs import ALONE
+from hubrl.policies.on_policy.step import SOLO_CODE, RecordedBatch, StepRecord, TrainingState
 from hubrl.reading import read_agent
 from hubrl.selection.arm_selection import Turn
 from hubrl.selection.fresh_trial import Phase
@@ -59,9 +59,9 @@ def test_ratios_are_one_and_an_episode_has_one_player(algorithm, actions, hold):
     model.learn(256, callback=[turns, quiet(), ratios])
     assert ratios.greatest < 1e-4
     before, after = np.concatenate(ratios.pathways).reshape(-1, 2).T
-    alone = before <= ALONE
+    alone = before <= SOLO_CODE
     assert 0.2 < alone.mean() < 0.8
-    assert np.array_equal(after[alone], ALONE - before[alone])
+    assert np.array_equal(after[alone], SOLO_CODE - before[alone])
     for (one, done), (other, _) in pairwise(zip(turns.playing, turns.dones, strict=True)):
         assert np.array_equal(one[~done], other[~done])
     assert sum(model.policy.selection.records.count(arm) for arm in range(4)) > 3
@@ -127,7 +127,7 @@ def test_an_episode_that_was_going_on_is_no_record():
 def test_an_evaluation_in_the_middle_of_training_is_not_disturbed_by_who_plays(algorithm):
     model = learner(algorithm, judging_share=0.9, residual=False)
     policy = model.policy
-    policy.commit()
+    policy.enable_commitment()
     policy.selection.turns = [Turn(1, deterministic=True)] * 2
     policy.selection._refresh()
     acts_best(policy.selection, 0)
@@ -160,11 +160,11 @@ def test_a_training_is_not_disturbed_by_evaluations(algorithm):
 def test_a_source_that_acts_in_evaluation_does_so_as_it_is(algorithm, tmp_path):
     model = learner(algorithm)
     policy = model.policy
-    policy.commit()
+    policy.enable_commitment()
     nn.init.normal_(policy.residual.weight)
     assert (model.predict(ROWS, deterministic=True)[0] != 1.0).any(), "corrected, as all play together"
     acts_best(policy.selection, 0)
-    assert policy.lead == 0
+    assert policy.evaluation_pathway == 0
     model.save(tmp_path / "model.zip")
     for agent in (model, algorithm.load(tmp_path / "model.zip", device="cpu"), read_agent(tmp_path / "model.zip")):
         assert (agent.predict(ROWS, deterministic=True)[0] == 1.0).all()
@@ -175,22 +175,22 @@ def test_after_a_training_the_agent_is_the_best_source_until_a_learned_arm_excee
     """The floor: however short the training was."""
     model = learner()
     model.learn(256, callback=quiet())
-    assert model.policy.lead == 0
+    assert model.policy.evaluation_pathway == 0
     model.save(tmp_path / "model.zip")
     assert (PPO.load(tmp_path / "model.zip", device="cpu").predict(ROWS, deterministic=True)[0] == 1.0).all()
     selection = model.policy.selection
     selection.records.forget(selection.together)
     for _ in range(3):
         selection.records.add(selection.together, 21.0)
-    assert model.policy.lead == -1
+    assert model.policy.evaluation_pathway == -1
 
 
 def test_the_fresh_pathway_acts_as_it_learns_where_it_earns_most():
     model = learner()
     policy, selection = model.policy, model.policy.selection
-    policy.commit()
+    policy.enable_commitment()
     selection.trial.go(Phase.TRIAL)
-    policy.exchange()
+    policy.swap_actor()
     nn.init.normal_(policy.action_net.weight)
     acts_best(selection, 0)
     for _ in range(3):
@@ -207,12 +207,12 @@ def test_the_fresh_pathway_acts_as_it_learns_where_it_earns_most():
 def test_the_actor_learns_nothing_from_deterministic_episodes():
     model = learner(explore_coef=0.0)
     policy = model.policy
-    policy.commit()
+    policy.enable_commitment()
     policy.set_training_mode(True)
     rows = torch.randn(6, 4)
     calm = torch.tensor([True, False, True, False, True, True])
-    policy.recall(rows, {"choice": torch.tensor([[-1, 0]] * 6), "calm": calm})
-    log_prob = policy.evaluate_actions(rows, torch.zeros(6, 2))[1]
+    record = StepRecord(torch.full((6,), -1), torch.zeros(6, dtype=torch.int64), deterministic=calm)
+    log_prob = policy.evaluate_actions(RecordedBatch(rows, record), torch.zeros(6, 2))[1]
     assert log_prob.shape == (6,)
     actor = [*policy.residual.parameters(), *policy.method.router.parameters()]
     for which, learns in ((calm, False), (~calm, True)):
@@ -239,22 +239,24 @@ def test_a_deterministic_episode_of_a_source_is_as_it_is():
 def test_the_noise_of_a_rollout_is_kept_for_its_update_and_none_is_in_deterministic_rows():
     model = learner(n_envs=4)
     policy, selection = model.policy, model.policy.selection
-    policy.commit()
+    policy.enable_commitment()
     policy.set_training_mode(False)
+    policy.training_state = TrainingState(records_steps=True)
     selection.turns = [Turn(selection.together, deterministic=env % 2 == 0) for env in range(4)]
     selection._refresh()
     rows = torch.randn(4, 4)
     policy(rows)
-    noise = policy.memory["noise"]
+    noise = policy.last_record.noise
     assert (noise[::2] == 0).all()
     assert (noise[1::2] != 0).all()
     policy(rows)
-    assert (policy.memory["noise"][1::2] != noise[1::2]).all(), "every step has its own"
+    assert (policy.last_record.noise[1::2] != noise[1::2]).all(), "every step has its own"
     policy.set_training_mode(True)
     policy.set_training_mode(False)
     policy.get_buffer("noise_key").sub_(1)
+    policy.training_state = TrainingState(records_steps=True)
     policy(rows)
-    assert torch.equal(policy.memory["noise"], noise), "it follows from the key of the rollout"
+    assert torch.equal(policy.last_record.noise, noise), "it follows from the key of the rollout"
 
 
 def test_games_of_images_are_judged_as_they_are_played():
@@ -265,7 +267,7 @@ def test_games_of_images_are_judged_as_they_are_played():
     model = trusted(target(PPO, env, made))
     assert model.policy.selection.every_episode_counts
     model.learn(64, callback=quiet())
-    assert "calm" not in model.rollout_buffer.memories
+    assert "deterministic" not in model.rollout_buffer.records
 
 
 # The trial of the fresh pathway
@@ -284,7 +286,7 @@ def test_a_fresh_pathway_that_comes_further_than_a_poor_source_goes_on_alone_and
     model.learn(12_800, callback=[turns, quiet(), ratios])
     assert list(dict.fromkeys(turns.phases)) == [Phase.HUB, Phase.TRIAL, Phase.ALONE]
     assert ratios.greatest < 1e-4
-    assert model.policy.lead == 1
+    assert model.policy.evaluation_pathway == 1
     assert (model.predict(ROWS, deterministic=True)[0] > 0.3).all(), "it earns more than the source's 0.1"
     model.save(tmp_path / "model.zip")
     for agent in (PPO.load(tmp_path / "model.zip", device="cpu"), read_agent(tmp_path / "model.zip")):
@@ -313,22 +315,22 @@ def test_what_acts_for_the_hub_does_not_change_while_the_fresh_pathway_trains_al
     model = trusted(target(PPO, env, Hub([steers("one", 0.1)]).agent(PPO, fresh_joins=joins), learning_rate=1e-2))
     policy, selection = model.policy, model.policy.selection
     nn.init.normal_(policy.residual.weight)
-    policy.commit()
+    policy.enable_commitment()
     for _ in range(selection.settings.window):
         selection.records.add(selection.together, 50.0)
     hubs = outputs_of(policy)
     before = model.predict(ROWS, deterministic=True)[0]
     selection.trial.go(Phase.TRIAL)
     selection.trial.go(Phase.ALONE)
-    policy.exchange()
+    policy.swap_actor()
     np.testing.assert_allclose(model.predict(ROWS, deterministic=True)[0], before, atol=1e-6)
     begun = outputs_of(policy)
     model.learn(256, callback=quiet())
-    assert policy.lead == -1, "fifty is more than can be earned"
+    assert policy.evaluation_pathway == -1, "fifty is more than can be earned"
     assert not torch.equal(outputs_of(policy), begun)
     np.testing.assert_allclose(model.predict(ROWS, deterministic=True)[0], before, atol=1e-6)
     selection.trial.go(Phase.SETTLED)
-    policy.exchange()
+    policy.swap_actor()
     assert torch.equal(outputs_of(policy), hubs)
     np.testing.assert_allclose(model.predict(ROWS, deterministic=True)[0], before, atol=1e-6)
 
@@ -343,7 +345,7 @@ def test_the_fresh_pathway_begins_its_trial_as_sb3_would_have_begun(algorithm, t
     hubs = outputs_of(policy)
     assert policy.value_net.rescaled
     assert (hubs - new).abs().max() > 1e-3
-    policy.exchange()
+    policy.swap_actor()
     assert torch.equal(outputs_of(policy), new)
     assert not policy.value_net.rescaled
     assert policy.action_net.weight not in policy.optimizer.state
@@ -378,10 +380,10 @@ def test_the_critics_own_extractor_is_exchanged_too():
     learn()
     learned = value()
     assert begun != learned
-    policy.exchange()
+    policy.swap_actor()
     assert value() == pytest.approx(begun)
     learn()
-    policy.exchange()
+    policy.swap_actor()
     assert value() == pytest.approx(learned)
 
 
@@ -409,7 +411,7 @@ def test_a_trial_that_was_not_finished_is_held_anew_by_the_hub_and_the_fresh_pat
     model.learn(6_400, callback=[quiet(), Stops(Phase.TRIAL, interrupts=False)])
     selection = model.policy.selection
     assert selection.trial.at is Phase.TRIAL
-    kept = {name: part.clone() for name, part in model.policy.kept.state_dict().items()}
+    kept = {name: part.clone() for name, part in model.policy.actor_snapshot.state_dict().items()}
     if saved:
         model.save(tmp_path / "model.zip")
         model = PPO.load(tmp_path / "model.zip", model.get_env(), device="cpu")

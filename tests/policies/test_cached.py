@@ -24,10 +24,10 @@ import hubrl
 from hubrl import BadConfig, CachedVecEnv, Hub, HubCallback, SpaceMismatch, UnknownName, load_agent, pathway_weights
 from hubrl.experiments.finished_run import distill_run, evaluate_run, run_agent
 from hubrl.experiments.run import start_run, train
-from hubrl.extractor import HubExtractor, parts_in, see_through_normalisation
 from hubrl.formats.cached_space import CACHED_FEATURES, FLOAT16_MAX, OBSERVATION, CachedFeaturesSpace, find_cached_space, store_features
 from hubrl.formats.schema import write_yaml
 from hubrl.methods import Method, available, find
+from hubrl.policies.extractor import HubExtractor, parts_in, see_through_normalisation
 from hubrl.sources.observation_batch import to_batch
 
 FEATURES_ALONE = {"fresh": False, "router_reads": "features"}

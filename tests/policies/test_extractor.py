@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from checks import never_offered
 from gymnasium import spaces
 from sb3_contrib import ARS, TRPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
@@ -167,16 +168,6 @@ def test_an_algorithm_that_differentiates_its_gradient_is_refused_an_exploration
     model = target(TRPO, env, {"policy": "MlpPolicy", "policy_kwargs": tiny_hub(env).policy_kwargs(explore_coef=0.01)})
     with pytest.raises(BadConfig, match=r"TRPO does.*set explore_coef=0"):
         model.learn(32)
-
-
-def never_offered(made):
-    """The same hub by another digest, so that nobody has its weights."""
-    made = copy.deepcopy(made)
-    kwargs = made["policy_kwargs"]
-    spec = kwargs.get("features_extractor_kwargs", kwargs)["hub"]
-    for number, card in enumerate(spec["sources"]):
-        card["sha256"] = f"{number:064x}"
-    return made
 
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C, DQN, SAC, TD3], ids=lambda algorithm: algorithm.__name__)

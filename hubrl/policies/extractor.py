@@ -47,6 +47,8 @@ class HubExtractor(BaseFeaturesExtractor):
         BadConfig: If the hub is not one, an option cannot be, or the observations are not what `cached` says.
     """
 
+    __module__ = "hubrl"  # saved files name the class by this
+
     def __init__(self, observation_space: spaces.Space[Any], hub: HubSpec | dict[str, Any]) -> None:
         spec = parse_spec(hub)
         heard = find_cached_space(observation_space)

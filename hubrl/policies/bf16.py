@@ -33,6 +33,8 @@ class ReadsBytes(BaseModel):
 class ByteActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
     """SB3's policy of PPO and A2C, reading bytes."""
 
+    __module__ = "hubrl"  # saved files name the class by this
+
     plain_module: ClassVar[str] = ActorCriticPolicy.__module__
 
 
@@ -42,6 +44,8 @@ class BF16CnnPolicy(ActorCriticCnnPolicy, ReadsBytes):
     Raises:
         BadConfig: If the target does not observe images.
     """
+
+    __module__ = "hubrl"  # saved files name the class by this
 
     plain_module: ClassVar[str] = ActorCriticPolicy.__module__
     """The module of SB3's policy that this is, by which its zip is read without unpickling."""
@@ -58,6 +62,8 @@ class ByteQNetwork(QNetwork, ReadsBytes):
 class ByteDQNPolicy(CachedParameters, DQNPolicy):
     """SB3's policy of DQN, reading bytes."""
 
+    __module__ = "hubrl"  # saved files name the class by this
+
     plain_module: ClassVar[str] = DQNPolicy.__module__
 
     def make_q_net(self) -> QNetwork:
@@ -71,6 +77,8 @@ class BF16DQNPolicy(ByteDQNPolicy, CnnPolicy):
     Raises:
         BadConfig: If the target does not observe images.
     """
+
+    __module__ = "hubrl"  # saved files name the class by this
 
     plain_module: ClassVar[str] = DQNPolicy.__module__
     """The module of SB3's policy that this is, by which its zip is read without unpickling."""

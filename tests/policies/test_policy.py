@@ -13,7 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from toys import CHOOSE, IMAGE, PARTS, SETTINGS, STEER, TINY, Toy, target, tiny, tiny_hub
 
 from hubrl import BadConfig, Hub, HubActorCriticPolicy, HubCallback, SpaceMismatch, UnknownName
-from hubrl.distributions import MixtureDistribution
+from hubrl.policies.on_policy.distributions import MixtureDistribution
 
 ACTIONS = pytest.mark.parametrize("actions", [STEER, CHOOSE], ids=["box", "discrete"])
 AGGREGATIONS = pytest.mark.parametrize("aggregation", ["mixture", "mean"])
@@ -146,7 +146,7 @@ def test_samples_come_from_pathways_by_their_weights():
     torch.manual_seed(0)
     one = mixture()
     many = MixtureDistribution(spaces.Box(-1.0, 1.0, (2,)))
-    many.speech = one.speech.expand(20_000, -1, -1)
+    many.action_params = one.action_params.expand(20_000, -1, -1)
     many.log_weights = one.log_weights.expand(20_000, -1)
     drawn = many.sample()
     torch.testing.assert_close(drawn.mean(dim=0), torch.tensor([0.5, 0.5]), atol=0.03, rtol=0)

@@ -5,14 +5,17 @@ taught what they would do, less and less), and RPI (the learner is a member of t
 different agents are never compared: what counts is what each pathway earns on the target.
 """
 
+import sys
+import weakref
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Float, Int
 from pydantic import Field
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
@@ -24,10 +27,11 @@ from hubrl.formats.cards import SourceCard
 from hubrl.formats.hub_spec import HubSpec, parse_spec
 from hubrl.formats.schema import Schema
 from hubrl.methods import check_options, create
-from hubrl.methods.base import Routed, TeacherMethod
+from hubrl.methods.base import TeacherMethod
 from hubrl.methods.registry import check_q_learning, q_learning
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.nn.losses import inject
+from hubrl.policies.dqn_networks import RoutedQNetwork, SourceQNetwork, TaughtQNetwork, teaching_loss
 from hubrl.routing.fresh_pathway import extractor_class
 from hubrl.routing.pathways import Pathways, spec_sources
 from hubrl.routing.target import TargetSpec, check_fit, check_meanings
@@ -35,12 +39,10 @@ from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.fresh_trial import Phase
 from hubrl.selection.settings import TrustSettings
 from hubrl.sources import shared
-from hubrl.sources.heads import GreedyAction
 from hubrl.sources.preprocessing import Observations
-from hubrl.sources.source import Source
 
 
-class Teaching(Schema):
+class TeachingOptions(Schema):
     """Options of DQN at the level of outputs."""
 
     teach_coef: Annotated[float, Field(ge=0)] = 1.0
@@ -77,66 +79,34 @@ class PausedExploration:
         return _itself, (self.schedule,)
 
 
+class RunningLearn:
+    """Tells whether a call of `learn` still runs: SB3 tells no callback when Ctrl-C, or a callback that raises, ends one.
+
+    Args:
+        model: The model whose `learn` is running now.
+    """
+
+    def __init__(self, model: BaseAlgorithm) -> None:
+        self._model, self._start_time = weakref.ref(model), model.start_time
+
+    def __call__(self) -> bool:
+        """Whether it is this very call that leads here."""
+        model, frame = self._model(), sys._getframe(1)
+        if model is None or model.start_time != self._start_time:
+            return False
+        while frame.f_code.co_name != "learn" or frame.f_locals.get("self") is not model:
+            if frame.f_back is None:
+                return False
+            frame = frame.f_back
+        return True
+
+
+def _never() -> bool:
+    return False
+
+
 def _itself(schedule: Schedule) -> Schedule:
     return schedule
-
-
-def teaching_loss(q_values: Float[Tensor, "batch actions"], taught: Int[Tensor, " batch"], temperature: float) -> Float[Tensor, ""]:
-    """Cross-entropy between what a teacher would do and a softmax over the learner's Q-values [ours].
-
-    The temperature is in units of the Q-values' spread over actions, so that the scale of returns does not matter.
-    """
-    spread = q_values.detach().std(dim=1).mean().clamp_min(1e-6)
-    return functional.cross_entropy(q_values / (temperature * spread), taught)
-
-
-class TaughtQNetwork(QNetwork):
-    """SB3's Q-network, on whose loss a second one rides."""
-
-    teach: Callable[[PyTorchObs, Tensor], Tensor] | None = None
-
-    def forward(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
-        """Q-values; in a gradient step the teaching loss rides on them."""
-        q_values = super().forward(obs)
-        return self.teach(obs, q_values) if self.teach is not None and self.training and torch.is_grad_enabled() else q_values
-
-
-class RoutedQNetwork(QNetwork):
-    """Q-values that a method makes of what the sources would do, with SB3's own Q-network where it has a use for it."""
-
-    def __init__(self, *args: Any, spec: HubSpec, target: TargetSpec, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.method = create(spec.method, spec_sources(spec), target, spec.options)
-
-    def forward(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
-        """Q-values as the method says them."""
-        preprocessed: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
-        return self.values(preprocessed)
-
-    def values(self, observations: Observations) -> Float[Tensor, "batch actions"]:
-        """The same for observations as SB3 preprocesses them."""
-        own: Tensor = self.q_net(self.features_extractor(observations))
-        routed: Routed = self.method(observations, fresh=own)
-        return routed.features
-
-
-class SourceQNetwork(QNetwork):
-    """A source's own Q-values, all of whose weights are trained further."""
-
-    def __init__(self, *args: Any, source: Source, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.source = source
-        del self.q_net, self.features_extractor
-
-    def forward(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
-        """The source's Q-values as they are by now."""
-        preprocessed: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
-        return self.values(preprocessed)
-
-    def values(self, observations: Observations) -> Float[Tensor, "batch actions"]:
-        """The same for observations as SB3 preprocesses them."""
-        assert isinstance(self.source.action, GreedyAction)
-        return self.source.action.q_values(self.source.features(observations))
 
 
 class HubDQNPolicy(DQNPolicy):
@@ -152,7 +122,7 @@ class HubDQNPolicy(DQNPolicy):
         lr_schedule: SB3's learning rate schedule.
         args: SB3's positional arguments.
         hub: What `Hub.agent` makes: the sources' cards, the method and its options, as plain data.
-        teaching: Options, see `Teaching`.
+        teaching: Options, see `TeachingOptions`.
         kwargs: SB3's keyword arguments; they shape the learner's network.
 
     Raises:
@@ -160,7 +130,12 @@ class HubDQNPolicy(DQNPolicy):
         BadConfig: If the method is not one that DQN can follow at this level.
     """
 
+    __module__ = "hubrl"  # saved files name the class by this
+    plain_module: ClassVar[str] = "hubrl.HubDQNPolicy"
+    """The name by which a zip of it is read without unpickling."""
+
     action_space: spaces.Discrete
+    _is_learning: Callable[[], bool]
 
     def __init__(
         self,
@@ -169,13 +144,13 @@ class HubDQNPolicy(DQNPolicy):
         lr_schedule: Schedule,
         *args: Any,
         hub: HubSpec | dict[str, Any],
-        teaching: Teaching | dict[str, Any] | None = None,
+        teaching: TeachingOptions | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if "use_sde" in kwargs:
             raise BadConfig("What hub.agent makes for DQN was given to another algorithm; use hub.agent with that algorithm's class.")
         self.spec = parse_spec(hub)
-        self.teaching = teaching if isinstance(teaching, Teaching) else Teaching.model_validate(teaching or {})
+        self.teaching = teaching if isinstance(teaching, TeachingOptions) else TeachingOptions.model_validate(teaching or {})
         check_options(self.spec.method, self.spec.options)
         check_q_learning(self.spec.method, self.spec.options, tuned=self.spec.tuned)
         self.q_learning = q_learning(self.spec.method, self.spec.options, tuned=self.spec.tuned)
@@ -196,18 +171,30 @@ class HubDQNPolicy(DQNPolicy):
 
         Never in several environments, because SB3 draws once for all of them.
         """
-        return self._pauses and bool(self.selection.deterministic[0])
+        return self._pauses and bool(self.selection.deterministic[0]) and self._is_learning()
 
-    def begin(self, n_envs: int) -> None:
-        """Choose what is played in each of some environments, whose episodes begin."""
+    def begin(self, n_envs: int, is_learning: Callable[[], bool]) -> None:
+        """Choose what is played in each of some environments, whose episodes begin.
+
+        Args:
+            n_envs: How many environments there are.
+            is_learning: Tells whether the training that begins still runs; when it does not, nothing of it counts any more.
+        """
+        self._is_learning = is_learning
         self._pauses = n_envs == 1 and self.learner > 0
         self.selection.begin(n_envs)
         self._lesson = self._next_lesson()
 
+    def update_progress(self, progress_remaining: float) -> None:
+        """Take over the share of the training that is still to come."""
+        self.selection.done = 1.0 - progress_remaining
+        if self.teachers is not None:
+            self.teachers.update_progress(progress_remaining)
+
     def end(self) -> None:
         """Stop: from now on `predict` acts as the best arm."""
         self.selection.end()
-        self._pauses = False
+        self._pauses, self._is_learning = False, _never
 
     def ended(self, env: int, value: float, now: int, *, counts: bool = True) -> None:
         """Record an episode's return, and choose what its environment plays next.
@@ -277,13 +264,14 @@ class HubDQNPolicy(DQNPolicy):
         self.selection = ArmSelection(self.pathways.names[: self.learner], settings, sources_explore=True)
         self.selection.trial.go(Phase.ALONE)  # off-policy, the learner learns from everybody's episodes
         self._pauses = False
+        self._is_learning = _never
         self._lesson = (self.learner, 0.0)
         if isinstance(self.q_net, TaughtQNetwork):
             self.q_net.teach = self._taught
 
     def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
         n_rows = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-        training = not deterministic and len(self.selection.playing) == n_rows
+        training = not deterministic and len(self.selection.playing) == n_rows and self._is_learning()
         acting = self.selection.playing if training else np.full(n_rows, self.selection.evaluation_arm)
         return self.act_as(obs, torch.as_tensor(acting, device=self.device))
 
@@ -291,7 +279,7 @@ class HubDQNPolicy(DQNPolicy):
         """Q-values that carry the teaching loss of the best source, if it earns more than the learner."""
         if self.teachers is not None:
             return self._taught_by_all(obs, q_values, self.teachers)
-        if not self.selection.turns:
+        if not self.selection.turns or not self._is_learning():
             raise BadConfig("A DQN that hears outputs learns from whoever plays its episodes; pass HubCallback() to learn.")
         teacher, weight = self._lesson
         if weight == 0:

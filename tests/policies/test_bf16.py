@@ -17,7 +17,7 @@ from hubrl.errors import BadConfig
 from hubrl.experiments.build_model import build_model
 from hubrl.experiments.config import parse_config
 from hubrl.nn.bf16 import BF16NatureCNN, fold_blocks
-from hubrl.precision import BF16CnnPolicy, BF16DQNPolicy
+from hubrl.policies.bf16 import BF16CnnPolicy, BF16DQNPolicy
 from hubrl.reading import read_live
 from hubrl.routing.fresh_pathway import FreshPathway
 from hubrl.tasks.make_env import make_env

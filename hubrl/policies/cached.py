@@ -17,11 +17,11 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from hubrl.errors import BadConfig, SpaceMismatch
-from hubrl.extractor import HubExtractor, check_left_alone, parts_in
 from hubrl.formats.cached_space import CACHED_FEATURES, OBSERVATION, CachedFeaturesSpace, find_cached_space, store_features
 from hubrl.formats.hub_spec import parse_spec
 from hubrl.formats.spaces import describe
-from hubrl.precision import ByteActorCriticPolicy, ByteDQNPolicy, serving
+from hubrl.policies.bf16 import ByteActorCriticPolicy, ByteDQNPolicy, serving
+from hubrl.policies.extractor import HubExtractor, check_left_alone, parts_in
 from hubrl.sources import shared
 from hubrl.sources.batched import BatchedSources
 from hubrl.sources.observation_batch import divides_images
@@ -127,7 +127,7 @@ def _joined(rows: Rows, last: Rows) -> Rows:
     return np.concatenate([rows, last])
 
 
-class Hearing(BasePolicy):
+class CachesOwnFeatures(BasePolicy):
     """What lets a policy that learned under CachedVecEnv take observations as the environment inside gives them: it hears for itself.
 
     Under a VecNormalize these are normalised observations, as for a policy that learned without the wrapper, and
@@ -199,8 +199,10 @@ def _rows(observation: np.ndarray, space: spaces.Space[Any]) -> tuple[np.ndarray
     return turned.reshape(-1, *(space.shape or ())), bool(batched)
 
 
-class CachedActorCriticPolicy(Hearing, ByteActorCriticPolicy):
+class CachedActorCriticPolicy(CachesOwnFeatures, ByteActorCriticPolicy):
     """SB3's policy of PPO, A2C and TRPO."""
+
+    __module__ = "hubrl"  # saved files name the class by this
 
     plain_module = ActorCriticPolicy.__module__
 
@@ -215,8 +217,10 @@ class CachedActorCriticPolicy(Hearing, ByteActorCriticPolicy):
         return super().extract_features(obs, features_extractor)
 
 
-class CachedDQNPolicy(Hearing, ByteDQNPolicy):
+class CachedDQNPolicy(CachesOwnFeatures, ByteDQNPolicy):
     """SB3's policy of DQN."""
+
+    __module__ = "hubrl"  # saved files name the class by this
 
     plain_module = DQNPolicy.__module__
 

@@ -84,7 +84,7 @@ def test_one_that_held_pathways_is_read_as_it_acts_where_nobody_is_held(actions,
     model = target(PPO, env, tiny_hub(env).agent(PPO))
     torch.nn.init.normal_(model.policy.method.router.mean.weight)
     model.learn(32, HubCallback(probe_share=0.0))
-    assert model.policy.holds
+    assert model.policy.commits
     model.save(tmp_path / "model.zip")
     assert_alike(load_agent(tmp_path / "model.zip"), model)
 

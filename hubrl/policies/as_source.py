@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hubrl.formats.cards import SourceCard
-from hubrl.policies import HubActorCriticPolicy
-from hubrl.q_policies import HubDQNPolicy
+from hubrl.policies.dqn import HubDQNPolicy
+from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.sources.action_params import greedy, width
 from hubrl.sources.networks import Networks, register_network
 from hubrl.sources.preprocessing import Observations
@@ -83,5 +83,5 @@ def build_hub_actor(card: SourceCard, **policy_kwargs: Any) -> Networks:
     return Networks(HubActor(policy), LastColumns(width(actions)))
 
 
-register_network(HubActorCriticPolicy.__module__, build_hub_actor)
-register_network(HubDQNPolicy.__module__, build_hub_q_actor)
+register_network(HubActorCriticPolicy.plain_module, build_hub_actor)
+register_network(HubDQNPolicy.plain_module, build_hub_q_actor)

@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from checks import Ratios
 from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -16,8 +17,10 @@ from torch import nn
 from toys import CHOOSE, IMAGE, PARTS, STEER, VECTOR, Toy, target, tiny, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback
-from hubrl.buffers import HubRolloutBuffer
-from hubrl.distributions import CommittedDistribution, draw_pathway, held
+from hubrl.policies.on_policy.commitment import transition_log_probs
+from hubrl.policies.on_policy.distributions import CommittedDistribution, draw_pathway
+from hubrl.policies.on_policy.rollout_buffer import HubRolloutBuffer
+from hubrl.policies.on_policy.step import TrainingState
 from hubrl.sources.batched import GaussianHeads
 from hubrl.sources.source import Source
 
@@ -25,7 +28,7 @@ WEIGHTS = torch.tensor([[0.5, 0.3, 0.2]])
 
 
 def transition(previous, stickiness=None):
-    return held(WEIGHTS.log(), torch.tensor([previous]), stickiness)[0].exp().tolist()
+    return transition_log_probs(WEIGHTS.log(), torch.tensor([previous]), stickiness)[0].exp().tolist()
 
 
 def test_without_a_stickiness_who_acted_acts_again():
@@ -43,53 +46,27 @@ def test_stickiness_is_added_where_a_pathway_acted():
 def test_who_is_not_active_any_more_lets_go():
     weights = torch.tensor([[0.6, 0.0, 0.4]])
     for stickiness in (None, torch.full((1, 3), 5.0)):
-        assert held(weights.log(), torch.tensor([1]), stickiness)[0].exp().tolist() == pytest.approx([0.6, 0.0, 0.4])
+        assert transition_log_probs(weights.log(), torch.tensor([1]), stickiness)[0].exp().tolist() == pytest.approx([0.6, 0.0, 0.4])
 
 
 def test_equal_weights_let_go_once_in_hold_steps_at_the_start():
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO, hold=8, release="learned"))
     thirds = torch.full((1, 3), 1 / 3)
-    sticky = model.policy.stickiness(torch.zeros(1, model.policy.mlp_extractor.latent_dim_pi))
-    assert held(thirds.log(), torch.tensor([2]), sticky)[0, 2].exp().item() == pytest.approx(7 / 8)
+    sticky = model.policy.stay_logit(torch.zeros(1, model.policy.mlp_extractor.latent_dim_pi))
+    assert transition_log_probs(thirds.log(), torch.tensor([2]), sticky)[0, 2].exp().item() == pytest.approx(7 / 8)
 
 
 def test_the_likelihood_is_of_pathway_and_action():
     speech = torch.tensor([[[0.0, math.log(1.0)], [2.0, math.log(0.5)]]])
-    one = CommittedDistribution(spaces.Box(-1.0, 1.0, (1,))).of(torch.tensor([1]))
+    one = CommittedDistribution(spaces.Box(-1.0, 1.0, (1,))).given(torch.tensor([1]))
     one.proba_distribution(speech, torch.tensor([[0.75, 0.25]]).log())
     density = math.exp(-((1.8 - 2.0) ** 2) / (2 * 0.25)) / (0.5 * math.sqrt(2 * math.pi))
     assert one.log_prob(torch.tensor([[1.8]])).item() == pytest.approx(math.log(0.25 * density), rel=1e-5)
     choices = torch.tensor([[[0.9, 0.1], [0.3, 0.7]]]).log()
-    other = CommittedDistribution(spaces.Discrete(2)).of(torch.tensor([1]))
+    other = CommittedDistribution(spaces.Discrete(2)).given(torch.tensor([1]))
     other.proba_distribution(choices, torch.tensor([[0.75, 0.25]]).log())
     assert other.log_prob(torch.tensor([0])).item() == pytest.approx(math.log(0.25 * 0.3), rel=1e-5)
-
-
-class Ratios(BaseCallback):
-    """Checks, before every update, that the policy finds the rollout as likely as the rollout did."""
-
-    def __init__(self):
-        super().__init__()
-        self.greatest, self.rollouts, self.pathways = 0.0, 0, []
-
-    def _on_rollout_end(self):
-        buffer, policy = self.model.rollout_buffer, self.model.policy
-        state = np.random.get_state()
-        policy.set_training_mode(True)
-        key = policy.noise_key.clone()
-        for batch in buffer.get(8):
-            actions = batch.actions.long().flatten() if isinstance(self.model.action_space, spaces.Discrete) else batch.actions
-            log_prob = policy.evaluate_actions(batch.observations, actions)[1]
-            self.greatest = max(self.greatest, float((log_prob - batch.old_log_prob).abs().max().detach()))
-            assert log_prob.exp().max() > 0
-        assert torch.equal(key, policy.noise_key)
-        np.random.set_state(state)
-        self.rollouts += 1
-        self.pathways.append(buffer.memories["choice"].copy() if "choice" in buffer.memories else None)
-
-    def _on_step(self):
-        return True
 
 
 @pytest.mark.parametrize("observations", [Toy().observation_space, PARTS])
@@ -149,7 +126,7 @@ def test_without_a_callback_pathways_are_drawn_anew():
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO))
     model.learn(64)
-    assert not model.policy.holds
+    assert not model.policy.commits
     assert type(model.rollout_buffer) is RolloutBuffer
     assert model.predict(np.zeros(4, np.float32))[1] is None
 
@@ -158,11 +135,11 @@ def test_a_model_that_held_goes_on_only_with_a_callback(tmp_path):
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO))
     model.learn(64, callback=HubCallback(probe_share=0))
-    assert model.policy.holds
+    assert model.policy.commits
     assert isinstance(model.rollout_buffer, HubRolloutBuffer)
     model.save(tmp_path / "model.zip")
     loaded = PPO.load(tmp_path / "model.zip", env=env, device="cpu")
-    assert loaded.policy.holds
+    assert loaded.policy.commits
     with pytest.raises(BadConfig, match=r"pass HubCallback\(\) to go on"):
         loaded.learn(64)
     loaded.learn(64, callback=HubCallback(probe_share=0))
@@ -217,7 +194,7 @@ def test_while_the_critic_warms_up_the_actor_waits():
     moved = {name for name, tensor in model.policy.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {name.split(".")[0] for name in moved} == {"mlp_extractor", "value_net", "noise_key", "committed", "warm_until"}
     assert not any("policy_net" in name for name in moved)
-    assert not model.policy.warming, "nobody waits after the training"
+    assert not model.policy.training_state.critic_only, "nobody waits after the training"
     model.learn(64, callback=HubCallback(probe_share=0, warmup_share=0))
     assert not torch.equal(model.policy.state_dict()["method.router.mean.bias"], before["method.router.mean.bias"])
 
@@ -231,7 +208,7 @@ def test_a_buffer_of_the_users_own_is_left_alone():
     model = target(PPO, env, tiny_hub(env).agent(PPO), rollout_buffer_class=OwnBuffer)
     model.learn(64, callback=HubCallback(probe_share=0))
     assert type(model.rollout_buffer) is OwnBuffer
-    assert not model.policy.holds, "nothing stores who acts, so nobody is held"
+    assert not model.policy.commits, "nothing stores who acts, so nobody is held"
 
 
 def gradients_of(policy, loss):
@@ -269,7 +246,7 @@ def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, mo
     made["policy_kwargs"]["activation_fn"] = options.get("activation_fn", nn.Tanh)
     model = target(PPO, make_vec_env(lambda: Toy(seen, actions), n_envs=4, seed=0), made, learning_rate=1e-2)
     policy, compared = model.policy, []
-    asks_one = policy._asks_one
+    asks_one = policy._current_head
 
     class Compare(BaseCallback):
         """Evaluates every rollout both ways."""
@@ -284,9 +261,9 @@ def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, mo
                 done = batch.actions.long().flatten() if actions is CHOOSE else batch.actions
                 found = []
                 for weighs in (True, False):
-                    monkeypatch.setattr(policy, "_asks_one", asks_one if weighs else lambda hearing: None)
+                    monkeypatch.setattr(policy, "_current_head", asks_one if weighs else lambda hearing: None)
                     values, log_prob, _ = policy.evaluate_actions(batch.observations, done)
-                    assert not weighs or policy._decider[0] is not None
+                    assert not weighs or policy._head[0] is not None
                     assert policy.optimizer.packs or not weighs
                     loss = (log_prob * torch.arange(len(log_prob))).mean() + values.sum()
                     found.append([log_prob, values, *gradients_of(policy, loss)])
@@ -294,7 +271,7 @@ def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, mo
                     torch.testing.assert_close(*torch.broadcast_tensors(one, other), atol=1e-4, rtol=1e-4)
                 torch.testing.assert_close(found[0][0], batch.old_log_prob, atol=1e-4, rtol=1e-4)
                 compared.append(int(sum(each.abs().sum() > 0 for each in found[0][2:])))
-            monkeypatch.setattr(policy, "_asks_one", asks_one)
+            monkeypatch.setattr(policy, "_current_head", asks_one)
             np.random.set_state(state)
 
     model.learn(256, callback=[HubCallback(probe_share=0.0, warmup_share=0.0), Compare()])
@@ -314,7 +291,7 @@ def test_in_an_update_tuned_sources_are_computed_for_their_own_rows_alone(option
         monkeypatch.setattr(pathway, "forward", lambda seen, said=pathway.forward: (rows.append(len(seen)), said(seen))[1])
     for batch in model.rollout_buffer.get(16):
         rows.clear()
-        acted = policy._recalled[1]["choice"][:, 1]
+        acted = batch.observations.record.acted
         policy.evaluate_actions(batch.observations, batch.actions)
         assert sum(rows) == int((acted < 2).sum())
 
@@ -362,7 +339,8 @@ def test_what_a_rollout_says_has_the_gradient_of_what_an_update_says():
     model.learn(32, callback=HubCallback(probe_share=0))
     policy = model.policy
     policy.value_net.rescale(3.0, 10.0)
-    policy.commit()
+    policy.enable_commitment()
+    policy.training_state = TrainingState(records_steps=True)
     rows = torch.randn(8, 4)
     found = [torch.autograd.grad(values.sum(), [policy.value_net.bias])[0] for values in (policy(rows)[1], policy.predict_values(rows))]
     torch.testing.assert_close(*found)
@@ -414,4 +392,4 @@ def test_the_entropy_has_a_gradient_where_the_algorithm_asks_for_it(ent_coef):
         assert all(entropy is None for _, entropy in seen), "SB3 then estimates it with a gradient"
     else:
         assert all(torch.equal(entropy, -log_prob) and not entropy.requires_grad for log_prob, entropy in seen)
-    assert model.policy.bonus
+    assert model.policy.training_state.entropy_gradient

@@ -1,0 +1,1 @@
+"""SB3's policies over a hub of sources."""

@@ -1,0 +1,250 @@
+"""The head of a policy that draws one pathway: everything behind the features, under plain autograd.
+
+It is the reference. `hubrl.policies.on_policy.fused_head` makes one operation of it, with its gradients by hand.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple, cast
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hubrl.nn.manual_mlp import ManualMLP
+from hubrl.nn.parameter_packing import AutogradInputs, ParameterPack
+from hubrl.policies.on_policy.distributions import draw_gaussian, draw_pathway
+from hubrl.policies.on_policy.step import StepContext, encode_solo
+from hubrl.routing.weights import index_mask
+
+SelectOutput = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch outputs"]]
+"""From the pathway that acts in each row to that source's own output; anything where the fresh pathway acts."""
+
+
+class BackwardCache(NamedTuple):
+    """Intermediate results of a step, of which its gradients are made."""
+
+    acted: Int[Tensor, " batch"]
+    actor: list[Float[Tensor, "batch _"]]
+    critic: list[Float[Tensor, "batch _"]]
+    transition: Float[Tensor, "batch pathways"]
+    """Log-probabilities of the next pathway."""
+    stayed: Float[Tensor, "batch pathways"] | None
+    """One at the pathway that acted before; none where no commitment is learned."""
+    scaled: Float[Tensor, "batch _"]
+    """Distances of actions from their means, in standard deviations; or log-probabilities of the choices."""
+    precision: Float[Tensor, "batch actions"] | None
+    """One over the standard deviations; none where actions are choices."""
+    actions: Tensor
+    fresh: Bool[Tensor, "batch 1"]
+    """Where the fresh pathway acts."""
+    solo: Bool[Tensor, "batch 1"]
+    """Where a pathway plays its episode alone, is sure to act and, if it is a source, is not corrected."""
+
+
+class FusedHeads(NamedTuple):
+    """The heads behind the actor's hidden layers as one layer, and all standard deviations as one matrix; none where there are none."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    stds: Float[Tensor, "pathways actions"] | None
+
+
+class ActingParams(NamedTuple):
+    """Action parameters of the pathway that acts, after its correction."""
+
+    params: Float[Tensor, "batch _"]
+    """Means, or log-probabilities of the choices, up to a constant."""
+    log_std: Float[Tensor, "batch actions"] | None = None
+    """Logarithms of the standard deviations; none where actions are choices."""
+    std: Float[Tensor, "batch actions"] | None = None
+
+    def draw(self, at_mode: Bool[Tensor, " batch"] | None, *, deterministic: bool) -> Tensor:
+        """Actions; the likeliest in some rows, or everywhere."""
+        draw = draw_pathway if self.std is None else partial(draw_gaussian, std=self.std)
+        return draw(self.params, at_mode=at_mode, deterministic=deterministic)
+
+
+class PolicyStep(NamedTuple):
+    """A step of the policy, row by row."""
+
+    acted: Int[Tensor, " batch"]
+    selected_output: Float[Tensor, "batch outputs"]
+    """The own output of the source that acts; anything where the fresh pathway acts."""
+    actions: Tensor
+    values: Float[Tensor, "batch 1"]
+    log_prob: Float[Tensor, " batch"]
+    cache: BackwardCache
+
+
+@dataclass(frozen=True)
+class CommittedHead:
+    """Layers behind the features of a policy that draws one pathway, as references to the policy's own."""
+
+    space: spaces.Box | spaces.Discrete
+    n_sources: int
+    actor: ManualMLP
+    critic: ManualMLP
+    value: nn.Linear
+    fresh: nn.Linear | None
+    """The actor's last layer, which is the fresh pathway's; none if there is no such pathway."""
+    residual: nn.Linear | None
+    """The learned correction of the sources, if there is one."""
+    stay_logit: nn.Linear | None
+    """The learned commitment to the previous pathway, if there is one."""
+    log_stds: Sequence[Tensor]
+    """Logarithms of the standard deviations of the sources' pathways; empty where they are the sources' own."""
+    log_std: Tensor | None
+    """That of the fresh pathway, where it has one."""
+    reads_features: bool = True
+    """Whether `actor` and `critic` are the policy's hidden layers; else it reads what those of another kind give."""
+
+    @property
+    def heads(self) -> list[nn.Linear]:
+        """Layers that read the actor's last hidden layer."""
+        return [layer for layer in (self.fresh, self.residual, self.stay_logit) if layer is not None]
+
+    @property
+    def stds(self) -> list[Tensor]:
+        """Logarithms of all standard deviations that are learned here, in the order of the pathways."""
+        return [*self.log_stds, *([] if self.log_std is None else [self.log_std])]
+
+    @property
+    def parts(self) -> list[list[Tensor]]:
+        """Parameters whose gradients come together: the critic's, and those of the pathway and its action."""
+        heads = [*(layer.weight for layer in self.heads), *(layer.bias for layer in self.heads), *self.stds]
+        critic = [*self.critic.parameters, self.value.weight, self.value.bias]
+        return [critic, [*(self.actor.parameters if self.heads else []), *heads]]
+
+    @cached_property
+    def op_inputs(self) -> AutogradInputs:
+        """Everything that is learned here, in the form that autograd is given."""
+        return AutogradInputs([parameter for part in self.parts for parameter in part])
+
+    @cached_property
+    def _views(self) -> FusedHeads:
+        """Views of packed parameters, which the optimizer writes to."""
+        return self._stack_heads()
+
+    @property
+    def fused(self) -> FusedHeads:
+        """All heads as one layer, and all standard deviations as one matrix."""
+        return self._views if self.op_inputs.packs else self._stack_heads()
+
+    def _stack_heads(self) -> FusedHeads:
+        weights, biases = [layer.weight for layer in self.heads], [layer.bias for layer in self.heads]
+        stds = stack_parameters(self.stds, new=True) if self.stds else None
+        if not weights:
+            return FusedHeads(None, None, stds)
+        return FusedHeads(stack_parameters(weights), stack_parameters(biases), stds)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Width of each head."""
+        return [layer.out_features for layer in self.heads]
+
+    def decide(
+        self,
+        features: tuple[Float[Tensor, "batch _"], Float[Tensor, "batch _"]],
+        log_weights: Float[Tensor, "batch pathways"],
+        select_output: SelectOutput,
+        context: StepContext,
+        actions: Tensor | None = None,
+        *,
+        deterministic: bool = False,
+    ) -> PolicyStep:
+        """A step; the pathway and its action are drawn where they are not known.
+
+        Args:
+            features: What the actor and the critic read.
+            log_weights: Logarithms of the pathway weights.
+            select_output: Gives the output of the source that acts.
+            context: The step's inputs; `previous` must be known.
+            actions: Known actions; none to draw them.
+            deterministic: Whether the likeliest are taken instead of drawn ones.
+        """
+        assert context.previous is not None
+        solo = cast("Tensor", context.solo)
+        actor, critic = self.actor.forward(features[0]), self.critic.forward(features[1])
+        fused = self.fused
+        fresh_params, correction, stay_logit = self._head_outputs(actor[-1], fused)
+        transition, stayed = log_weights, None
+        if stay_logit is not None:
+            stayed = index_mask(context.previous, log_weights.shape[1]).float()
+            transition = torch.addcmul(log_weights, stayed, stay_logit).log_softmax(dim=1)
+        acted = context.acted
+        if acted is None:
+            drawn = draw_pathway(transition, context.deterministic, deterministic=deterministic)
+            acted = torch.where(solo, encode_solo(context.previous), drawn)
+        chosen = transition.gather(1, acted[:, None]).squeeze(1).masked_fill(solo, 0.0)
+        fresh = (acted == self.n_sources)[:, None]
+        solo = solo[:, None]
+        selected = select_output(acted)
+        correction = None if correction is None else correction.masked_fill(solo, 0.0)
+        learned = fused.stds[acted] if self.log_stds and fused.stds is not None else None
+        acting = self._acting_params(selected, fresh, fresh_params, correction, learned)
+        if actions is None:
+            actions = acting.draw(context.deterministic, deterministic=deterministic)
+        likelihood, scaled, precision = self._likelihood(acting, actions)
+        cache = BackwardCache(acted, actor, critic, transition, stayed, scaled, precision, actions, fresh, solo)
+        return PolicyStep(acted, selected, actions, self.value(critic[-1]), chosen + likelihood, cache)
+
+    def _head_outputs(self, latent: Float[Tensor, "batch latent"], fused: FusedHeads) -> tuple[Tensor | None, ...]:
+        """Outputs of the fresh pathway's layer, the correction and the commitment; none where there is no such layer."""
+        outputs: Sequence[Tensor] = ()
+        if fused.weight is not None:
+            outputs = functional.linear(latent, fused.weight, fused.bias).split(self.sizes, dim=1)
+        each = iter(outputs)
+        return tuple(None if layer is None else next(each) for layer in (self.fresh, self.residual, self.stay_logit))
+
+    def _acting_params(
+        self,
+        params: Float[Tensor, "batch outputs"],
+        fresh: Bool[Tensor, "batch 1"],
+        own: Float[Tensor, "batch _"] | None,
+        correction: Float[Tensor, "batch _"] | None,
+        learned: Float[Tensor, "batch actions"] | None,
+    ) -> ActingParams:
+        """Action parameters of a corrected source or the fresh pathway, perhaps with learned standard deviations."""
+        if isinstance(self.space, spaces.Discrete):
+            corrected = params if correction is None else params + correction
+            return ActingParams(corrected if own is None else torch.where(fresh, own, corrected))
+        mean, log_std = params.chunk(2, dim=1)
+        if learned is not None:
+            log_std = learned
+        elif self.log_std is not None:
+            log_std = torch.where(fresh, self.log_std, log_std)
+        std = log_std.exp()
+        # In units of the standard deviation, so that a sharp source is moved gently.
+        corrected = mean if correction is None else torch.addcmul(mean, correction, std.detach())
+        return ActingParams(corrected if own is None else torch.where(fresh, own, corrected), log_std, std)
+
+    def _likelihood(
+        self, acting: ActingParams, actions: Tensor
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch _"], Float[Tensor, "batch actions"] | None]:
+        """Log-likelihoods (as of `distributions.log_likelihood`), and two results of which their derivatives are made."""
+        if acting.log_std is None or acting.std is None:
+            normal = acting.params.log_softmax(dim=1)
+            return normal.gather(1, actions.long().reshape(-1, 1)).squeeze(1), normal, None
+        precision = acting.std.reciprocal()
+        scaled = (actions - acting.params) * precision
+        squares = torch.addcmul(acting.log_std, scaled, scaled, value=0.5).sum(dim=1)
+        return -0.5 * math.log(2 * math.pi) * scaled.shape[1] - squares, scaled, precision
+
+
+def stack_parameters(parameters: Sequence[Tensor], *, new: bool = False) -> Tensor:
+    """Parameters one below the other: a view where they lie so in a pack.
+
+    Args:
+        parameters: Alike but for their length.
+        new: Whether each becomes a row.
+    """
+    pack: ParameterPack | None = getattr(parameters[0], "pack", None)
+    block = None if pack is None else pack.block(parameters)
+    if block is None:
+        return torch.stack(list(parameters)) if new else torch.cat(list(parameters))
+    return block.view(len(parameters), -1) if new else block

@@ -1,0 +1,261 @@
+"""The actor of the policy over sources' outputs: routing, commitment and correction make an action distribution."""
+
+from typing import cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Float, Int
+from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import Tensor, nn
+
+from hubrl.methods.base import Routed, RoutedMethod
+from hubrl.nn.losses import inject
+from hubrl.policies.on_policy.commitment import certain_log_weights, transition_log_probs
+from hubrl.policies.on_policy.distributions import (
+    CommittedDistribution,
+    MixtureDistribution,
+    PathwayDistribution,
+    mixed_categorical,
+)
+from hubrl.policies.on_policy.head import CommittedHead, PolicyStep
+from hubrl.policies.on_policy.pathway_networks import PathwayNetworks
+from hubrl.policies.on_policy.step import StepContext, encode_solo
+from hubrl.routing.pathways import FRESH
+from hubrl.sources import action_params
+from hubrl.sources.preprocessing import Observations
+
+
+class PathwayActor(PathwayNetworks):
+    """The networks with what is computed from them: pathway weights, action parameters and action distributions."""
+
+    _noise_generator: np.random.Generator | None = None
+
+    def route(self, observations: Observations) -> Routed:
+        """The routing of observations as SB3 preprocesses them, without noise, as `predict` acts by it."""
+        latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
+        pathway = self.evaluation_pathway
+        if pathway < 0:
+            routed = self._route(StepContext(observations, exploring=False), latent)
+            return routed._replace(whole=routed.features)
+        alone = torch.full((len(latent),), pathway, device=latent.device)
+        only_fresh = pathway == self.fresh_index
+        context = StepContext(observations, exploring=False, previous=encode_solo(alone), only_fresh=only_fresh)
+        routed = self._route(context, latent)
+        routed = routed._replace(log_weights=certain_log_weights(alone, len(self.method.pathways.names)))
+        if only_fresh:
+            fresh = cast("Tensor", self.fresh_params(latent))
+            # The router gives the fresh pathway no weight while the hub plays, so that it is not among what was routed.
+            before = cast("Tensor", routed.pathway_outputs)
+            routed = routed._replace(pathway_outputs=torch.cat([before[:, :-1], fresh[:, None]], dim=1))
+        return routed._replace(whole=routed.features)
+
+    def distribution_parameters(self, routed: Routed) -> Float[Tensor, "batch outputs"]:
+        """Action parameters whose mode is what `predict` does: those of the heaviest pathway.
+
+        Where actions are discrete and no pathway is committed, the log-probabilities of the mixture.
+        """
+        if routed.pathway_outputs is None or routed.log_weights is None or self.aggregation != "mixture":
+            return routed.features
+        if isinstance(self.action_space, spaces.Discrete) and not self.commits:
+            return mixed_categorical(routed.pathway_outputs, routed.log_weights).distribution.logits
+        best = routed.log_weights.argmax(dim=1)
+        return routed.pathway_outputs[torch.arange(len(best), device=best.device), best]
+
+    @torch.no_grad()
+    def act_as(self, obs: PyTorchObs, pathway: Int[Tensor, " batch"]) -> np.ndarray:
+        """Actions that one candidate a row would take, not corrected, drawn with its own standard deviation.
+
+        Args:
+            obs: Observations as tensors, not yet preprocessed.
+            pathway: Position among the method's candidates, which are its pathways unless it says otherwise, row by row.
+        """
+        observations = self.preprocess(obs)
+        latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
+        racing = self.method.probe_candidates
+        active = nn.functional.one_hot(pathway, len(racing.names)).bool()
+        params = racing.compute_outputs(observations, active, self.fresh_params(latent))
+        rows = params.gather(1, pathway[:, None, None].expand(-1, 1, params.shape[2])).squeeze(1)
+        return action_params.get_actions(rows, self.action_space, deterministic=False)
+
+    def follow_selection(self) -> None:
+        """Let the router follow what is known of the sources: which are pathways of the hub, and where it starts for each."""
+        assert self.selection is not None
+        members = self.selection.candidates
+        kept = [index in members for index in range(self.selection.n_sources)]
+        start = self.selection.router_start
+        if self.method.pathways.names[-1] == FRESH:
+            kept.append(not members or self.outputs.fresh_joins)
+            start = [*start, -self.selection.settings.most_lag if members else 0.0]
+        self.method.apply_probe(kept, start)
+
+    def decide(self, head: CommittedHead, context: StepContext, deterministic: bool) -> PolicyStep:
+        """The pathway and its action, drawn."""
+        pathways = self.method.pathways
+        features, weights = self.head_features(head, context), self.weigh(context)
+        select = lambda acted: pathways.selected_output(acted, context.observations, context.source_outputs)  # noqa: E731 - a closure over one step
+        return head.decide(features, weights, select, context, deterministic=deterministic)
+
+    def head_features(self, head: CommittedHead, context: StepContext) -> tuple[Tensor, Tensor]:
+        """Inputs of the head: features, or last hidden layers where those are of another kind."""
+        extract = self.extract_both if head.reads_features else self.extract_latents
+        return extract(context.observations)
+
+    def weigh(self, context: StepContext) -> Float[Tensor, "batch pathways"]:
+        """Logarithms of the pathway weights, or of a fixed commitment's; the loss of routing rides on them."""
+        assert isinstance(self.method, RoutedMethod)
+        (log_weights, _), loss = self.method.compute_weights(context.observations, self._noise(context))
+        logs = self._with_loss(Routed(None, loss, None, log_weights), context).log_weights
+        assert logs is not None
+        if self.stay_logit is not None or self.outputs.hold == 1:
+            return logs
+        assert context.previous is not None
+        return transition_log_probs(logs, context.previous)
+
+    def make_distribution(self, context: StepContext, latent: Float[Tensor, "batch latent"]) -> Distribution:
+        """The action distribution, from all pathways or, where it plays alone in all rows, from the fresh one.
+
+        Args:
+            context: The step's inputs.
+            latent: The actor's last hidden layer.
+        """
+        assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
+        if context.only_fresh:
+            return self._fresh_distribution(context, latent)
+        routed = self._with_loss(self._route(context, latent), context)
+        params, logs = routed.pathway_outputs, routed.log_weights
+        if params is None or logs is None or self.aggregation != "mixture":
+            return self._whole_distribution(routed.features)
+        if self.commits:
+            transition = self._transition(logs, context, latent)
+            committed: PathwayDistribution = CommittedDistribution(self.action_space)
+            assert isinstance(committed, CommittedDistribution)
+            return committed.given(context.acted, context.deterministic).proba_distribution(params, transition)
+        if isinstance(self.action_space, spaces.Discrete):
+            return mixed_categorical(params, logs)
+        return MixtureDistribution(self.action_space).proba_distribution(params, logs)
+
+    def fresh_params(self, latent: Float[Tensor, "batch latent"], *, of_snapshot: bool = False) -> Float[Tensor, "batch outputs"] | None:
+        """Action parameters of the fresh pathway, or those by the actor's snapshot; none where there is no such pathway."""
+        if self.method.pathways.names[-1] != FRESH:
+            return None
+        owner = self.actor_snapshot if of_snapshot and self.actor_snapshot is not None else self
+        params: Tensor = owner.action_net(latent)
+        if isinstance(self.action_space, spaces.Discrete):
+            return nn.functional.log_softmax(params, dim=1)
+        return torch.cat([params, owner.log_std.expand_as(params)], dim=1)
+
+    def draw_noise(self, context: StepContext) -> Float[Tensor, "batch pathways"]:
+        """Noise of a step that is recorded, so that it need not follow from the observations."""
+        if self._noise_generator is None:
+            self._noise_generator = np.random.default_rng(int(self.get_buffer("noise_key")))
+        shape = context.n_rows, len(self.method.pathways.names)
+        noise = torch.as_tensor(self._noise_generator.standard_normal(shape, dtype=np.float32), device=self.device)
+        return noise if context.deterministic is None else noise.masked_fill(context.deterministic[:, None], 0.0)
+
+    def count_fresh(self, n_rows: int, device: torch.device, context: StepContext) -> Float[Tensor, "batch pathways"]:
+        """Logarithms of the pathway weights where the fresh pathway acts alone, counted for the logs."""
+        n_pathways = len(self.method.pathways.names)
+        logs = certain_log_weights(torch.full((n_rows,), n_pathways - 1, device=device), n_pathways)
+        self._count(logs, context)
+        return logs
+
+    def _route(self, context: StepContext, latent: Float[Tensor, "batch latent"]) -> Routed:
+        by_snapshot = self.acts_by_snapshot and not context.exploring and not context.only_fresh
+        read = self._hub_latent(context.observations, latent) if by_snapshot else latent
+        fresh = self.fresh_params(read, of_snapshot=by_snapshot)
+        routed: Routed = self.method(
+            context.observations, fresh=fresh, noise=self._noise(context), source_outputs=context.source_outputs
+        )
+        if routed.pathway_outputs is None or routed.log_weights is None:
+            return routed
+        return routed._replace(pathway_outputs=self._with_residual(routed.pathway_outputs, context, latent), whole=None)
+
+    def _noise(self, context: StepContext) -> Float[Tensor, "batch pathways"] | None:
+        """The router's noise: as recorded, or by the rollout's key; none where it is off."""
+        if not context.exploring or context.noise is not None:
+            return context.noise
+        noise = self.method.draw_noise(context.observations, int(self.get_buffer("noise_key")))
+        if noise is None or context.deterministic is None:
+            return noise
+        return noise.masked_fill(context.deterministic[:, None], 0.0)
+
+    def _hub_latent(self, observations: Observations, latent: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch latent"]:
+        """Last hidden layer for the correction and the commitment: the snapshot's while the fresh pathway trains alone."""
+        if not self.acts_by_snapshot or self.actor_snapshot is None:
+            return latent
+        return self.actor_snapshot.latent(observations)
+
+    def _with_residual(
+        self, params: Float[Tensor, "batch pathways outputs"], context: StepContext, latent: Tensor
+    ) -> Float[Tensor, "batch pathways outputs"]:
+        if self.residual is None:
+            return params
+        n_sources = len(self.method.pathways.sources)
+        correction = self.residual(self._hub_latent(context.observations, latent))
+        if self.selection is not None and context.solo is not None:
+            # A pathway that plays alone is judged as it is.
+            correction = correction.masked_fill(context.solo[:, None], 0.0)
+        own, correction = params[:, :n_sources], correction[:, None]
+        if isinstance(self.action_space, spaces.Discrete):
+            return torch.cat([own + correction, params[:, n_sources:]], dim=1)
+        mean, log_std = own.chunk(2, dim=2)
+        # In units of the standard deviation, so that a sharp source is moved gently.
+        corrected = torch.cat([mean + correction * log_std.detach().exp(), log_std], dim=2)
+        return torch.cat([corrected, params[:, n_sources:]], dim=1)
+
+    def _transition(
+        self, logs: Float[Tensor, "batch pathways"], context: StepContext, latent: Float[Tensor, "batch latent"]
+    ) -> Float[Tensor, "batch pathways"]:
+        """Log-probabilities of the pathway given the previous one; without a record of it, as if none was committed."""
+        if context.previous is None:
+            return logs
+        if self.stay_logit is not None or self.outputs.hold > 1:
+            read = self._hub_latent(context.observations, latent)
+            stay = None if self.stay_logit is None else self.stay_logit(read)
+            logs = transition_log_probs(logs, context.previous, stay)
+        if self.selection is None or context.solo is None:
+            return logs
+        if context.acted is not None:
+            # A pathway that played alone and acted was sure to.
+            return logs.masked_fill(context.solo[:, None], 0.0)
+        if not bool(context.solo.any()):
+            return logs
+        certain = certain_log_weights(encode_solo(context.previous), logs.shape[1])
+        return torch.where(context.solo[:, None], certain, logs)
+
+    def _fresh_distribution(self, context: StepContext, latent: Float[Tensor, "batch latent"]) -> Distribution:
+        fresh = self.fresh_params(latent)
+        assert fresh is not None
+        assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
+        logs = self.count_fresh(len(fresh), fresh.device, context)
+        committed = CommittedDistribution(self.action_space).given(context.acted, context.deterministic)
+        return committed.proba_distribution(fresh[:, None], logs)
+
+    def _whole_distribution(self, params: Float[Tensor, "batch outputs"]) -> Distribution:
+        if isinstance(self.action_space, spaces.Discrete):
+            return CategoricalDistribution(params.shape[1]).proba_distribution(params)
+        mean, log_std = params.chunk(2, dim=1)
+        return DiagGaussianDistribution(get_action_dim(self.action_space)).proba_distribution(mean, log_std)
+
+    def _with_loss(self, routed: Routed, context: StepContext) -> Routed:
+        """The same, counted for the logs; where it learns, the loss of routing rides on what the distribution is made of."""
+        learning = self.training and torch.is_grad_enabled() and not context.critic_only
+        self._count(routed.log_weights, context, routed.loss if learning else None)
+        if not learning or not routed.loss.requires_grad:
+            return routed
+        if routed.log_weights is None:
+            return routed._replace(whole=inject(routed.features, routed.loss))
+        return routed._replace(log_weights=inject(routed.log_weights, routed.loss))
+
+    def _count(
+        self,
+        log_weights: Float[Tensor, "batch pathways"] | None,
+        context: StepContext,
+        loss: Float[Tensor, ""] | None = None,
+    ) -> None:
+        # Weights in rollouts alone: an update goes through their rows again and again.
+        counts = context.exploring and not self.training
+        self.method.routing_stats.add(log_weights if counts else None, loss)

@@ -1,0 +1,238 @@
+"""The networks of the policy over sources' outputs, and the action distributions that they make."""
+
+import math
+from typing import Any, cast
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
+from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor, nn
+
+from hubrl.errors import BadConfig, SpaceMismatch
+from hubrl.formats.hub_spec import HubSpec, parse_spec
+from hubrl.formats.spaces import describe
+from hubrl.methods import create, find
+from hubrl.methods.base import Method, RoutedMethod
+from hubrl.nn.bf16 import BF16NatureCNN
+from hubrl.nn.freezing import CachedParameters
+from hubrl.nn.manual_mlp import ManualMLP, has_hooks
+from hubrl.nn.optimizers import HubAdam
+from hubrl.nn.popart import PopArtLinear
+from hubrl.policies.bf16 import ReadsBytes
+from hubrl.policies.on_policy.actor_snapshot import ActorSnapshot
+from hubrl.policies.on_policy.head import CommittedHead
+from hubrl.policies.on_policy.options import OutputOptions, check_selection
+from hubrl.routing.fresh_pathway import extractor_class
+from hubrl.routing.pathways import FRESH, spec_sources
+from hubrl.routing.router import Router, ZeroLinear
+from hubrl.routing.target import TargetSpec, check_meanings
+from hubrl.selection.arm_selection import ArmSelection
+from hubrl.selection.settings import TrustSettings
+from hubrl.sources.preprocessing import Observations
+
+
+class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
+    """SB3's actor and critic, a method over the sources, and what stands between them and an action distribution.
+
+    Everything that SB3's policy builds is built first and unchanged: it is the fresh pathway and the critic. The hub
+    is added behind it and draws on no random number of the surrounding generator, so that with every source dropped
+    what is left is SB3's policy, bit for bit. Arguments as of `HubActorCriticPolicy`.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *args: Any,
+        hub: HubSpec | dict[str, Any],
+        outputs: OutputOptions | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("use_sde"):
+            raise BadConfig("use_sde=True was given; pathways have standard deviations of their own, leave it out.")
+        if not isinstance(action_space, spaces.Box | spaces.Discrete):
+            raise SpaceMismatch(
+                f"The target acts in {describe(action_space)}; outputs are mixed for Box and Discrete, use level='features'."
+            )
+        self.spec = parse_spec(hub)
+        self.outputs = outputs if isinstance(outputs, OutputOptions) else OutputOptions.model_validate(outputs or {})
+        self.aggregation = find(self.spec.method).aggregation or self.outputs.aggregation
+        if self.outputs.hold > 1 and self.aggregation != "mixture":
+            by_method = self.outputs.aggregation == "mixture"
+            given = f"method {self.spec.method!r}" if by_method else "aggregation='mean'"
+            raise BadConfig(f"hold={self.outputs.hold:g} was given for {given}, which holds nobody; leave it out.")
+        kwargs.setdefault("features_extractor_class", extractor_class(observation_space, self.spec.precision))
+        if kwargs["features_extractor_class"] is BF16NatureCNN:
+            kwargs.setdefault("net_arch", [])  # as SB3 has it behind NatureCNN
+        super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        own = {"hub": self.spec.to_dict(), "outputs": self.outputs.to_dict()}
+        return {**super()._get_constructor_parameters(), **own}
+
+    @property
+    def q_net(self) -> nn.Module:
+        """There is none.
+
+        Raises:
+            BadConfig: An algorithm asks for it that the policy was not made for.
+        """
+        raise BadConfig("What hub.agent makes for PPO or A2C was given to another algorithm; use hub.agent with that algorithm's class.")
+
+    actor = lstm_actor = q_net
+    """As of `q_net`; SAC, TD3 and RecurrentPPO ask for them."""
+
+    @property
+    def fresh_alone(self) -> bool:
+        """Whether every source was dropped, so that this is SB3's policy and nothing else."""
+        return self.method.fresh_alone
+
+    @property
+    def commits(self) -> bool:
+        """Whether the pathway that was drawn binds the next steps: if asked for, once a training has recorded steps."""
+        return self.committed is not None and bool(self.committed) and not self.fresh_alone
+
+    @property
+    def evaluation_pathway(self) -> int:
+        """The pathway that acts alone outside training, because it earns most; -1 where all act together."""
+        if self.selection is None or not self.commits:
+            return -1
+        arm = self.selection.evaluation_arm
+        return -1 if arm == self.selection.together else arm
+
+    @property
+    def draws_in_evaluation(self) -> bool:
+        """Whether evaluations draw actions, as in Atari games: a deterministic agent may play one game for ever."""
+        return isinstance(self.action_space, spaces.Discrete) and is_image_space(self.observation_space)
+
+    @property
+    def acts_by_snapshot(self) -> bool:
+        """Whether the hub acts by the snapshot of its actor, because the fresh pathway trains alone."""
+        swapped = self.selection is not None and self.selection.trial.is_swapped
+        return self.actor_snapshot is not None and swapped and not self.fresh_alone
+
+    @property
+    def fresh_index(self) -> int:
+        """Position of the fresh pathway, behind the sources."""
+        return len(self.method.pathways.sources)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        with torch.random.fork_rng(devices=[]):
+            self._build_hub()
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _build_hub(self) -> None:
+        meanings = check_meanings(self.outputs.action_meanings, self.action_space)
+        std = None if find(self.spec.method).keeps_source_std else self.outputs.source_std
+        target = TargetSpec(self.observation_space, "outputs", self.action_space, std, meanings, self.spec.precision)
+        self.method: Method = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
+        self.register_buffer("noise_key", torch.randint(2**31, ()))
+        self.register_buffer("warm_until", torch.zeros((), dtype=torch.float64))
+        self.selection: ArmSelection | None = self._make_selection()
+        self._build_commitment()
+        if self.outputs.scale_values and len(self.method.pathways.sources):
+            self.value_net: nn.Linear = PopArtLinear(self.value_net)
+        self.actor_snapshot: ActorSnapshot | None = None
+        if self.selection is not None and self.outputs.trial_share > 0:
+            self.actor_snapshot = ActorSnapshot(self)
+        self.residual = None
+        if self.outputs.residual and self.method.allows_residual and len(self.method.pathways.sources):
+            self.residual = ZeroLinear(self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space))
+
+    def _make_selection(self) -> ArmSelection | None:
+        names = self.method.pathways.names
+        if self.outputs.judging_share == 0 or len(names) == 1:
+            return None
+        check_selection(self.aggregation, self.method)
+        settings = TrustSettings(judging_share=self.outputs.judging_share, trial_share=self.outputs.trial_share)
+        return ArmSelection(
+            [name for name in names if name != FRESH],
+            settings,
+            fresh=names[-1] == FRESH,
+            tuned=self.spec.tuned,
+            every_episode_counts=self.draws_in_evaluation,
+        )
+
+    def _build_commitment(self) -> None:
+        n_pathways, hold = len(self.method.pathways.names), self.outputs.hold
+        may_commit = (hold > 1 or self.selection is not None) and n_pathways > 1
+        self.committed: Tensor | None
+        self.register_buffer("committed", torch.zeros((), dtype=torch.bool) if may_commit else None)
+        self.stay_logit = None
+        if may_commit and hold > 1 and self.outputs.release == "learned":
+            self.stay_logit = ZeroLinear(self.mlp_extractor.latent_dim_pi, n_pathways)
+            # Equal weights then end a commitment once in `hold` steps.
+            nn.init.constant_(self.stay_logit.bias, math.log((hold - 1) * (n_pathways - 1)))
+
+    def preprocess(self, obs: PyTorchObs) -> Observations:
+        """Observations as SB3 preprocesses them; images stay bytes where everything that reads them takes bytes."""
+        seen: Any = obs
+        if self.method.reads_bytes and isinstance(self.pi_features_extractor, BF16NatureCNN) and self.normalize_images:
+            return cast("Observations", seen)
+        return preprocess_obs(seen, self.observation_space, normalize_images=self.normalize_images)
+
+    def extract_both(self, observations: Observations) -> tuple[Tensor, Tensor]:
+        """Features of the actor and of the critic."""
+        actor = self.pi_features_extractor(observations)
+        return actor, actor if self.share_features_extractor else self.vf_features_extractor(observations)
+
+    def extract_latents(self, observations: Observations) -> tuple[Tensor, Tensor]:
+        """Last hidden layers of the actor and of the critic."""
+        actor, critic = self.extract_both(observations)
+        return self.mlp_extractor.forward_actor(actor), self.mlp_extractor.forward_critic(critic)
+
+    def make_head(self) -> CommittedHead | None:
+        """The head that asks one pathway a row; none where all pathways must be asked, or somebody hooked a layer."""
+        assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
+        pathways, extractor = self.method.pathways, self.mlp_extractor
+        fresh = pathways.names[-1] == FRESH
+        heads = (self.action_net if fresh else None, self.residual, self.stay_logit)
+        hooked = any(has_hooks(layer) for layer in heads if layer is not None)
+        if self.acts_by_snapshot or hooked or not isinstance(self.method, RoutedMethod):
+            return None
+        hidden = (extractor.policy_net, extractor.value_net)
+        # Hidden layers of another kind stay torch's, and what they give is what the head reads.
+        reads_features = type(extractor) is MlpExtractor and all(ManualMLP.supports(layers) for layers in hidden)
+        actor, critic = (ManualMLP(layers if reads_features else nn.Sequential()) for layers in hidden)
+        fresh_net, residual, stay_logit = cast("tuple[nn.Linear | None, ...]", heads)
+        return CommittedHead(
+            self.action_space,
+            len(pathways.sources),
+            actor,
+            critic,
+            self.value_net,
+            fresh=fresh_net,
+            residual=residual,
+            stay_logit=stay_logit,
+            log_stds=pathways.log_stds,
+            log_std=self.log_std if fresh and isinstance(self.action_space, spaces.Box) else None,
+            reads_features=reads_features,
+        )
+
+    def swap_actor(self) -> None:
+        """Exchange actor and critic with their snapshot: new ones for the fresh pathway alone, or the hub's as they were."""
+        if self.actor_snapshot is not None:
+            self.actor_snapshot.swap(self)
+
+    @property
+    def most_steps(self) -> float | None:
+        """Steps after which a commitment ends for certain; none where that is learned."""
+        return self.outputs.hold if self.outputs.release == "fixed" else None
+
+    def pack_parameters(self, head: CommittedHead) -> None:
+        """Let autograd and the optimizer take all that is learned by hand for a few parameters."""
+        if isinstance(self.optimizer, HubAdam) and not self.optimizer.packs:
+            router = self.method.router
+            by_hand = self.method.noisy and isinstance(router, Router)
+            routers = [cast("Router", router).manual_backward()[1].parameters] if by_hand else []
+            self.optimizer.pack([*head.parts, *routers])
+
+
+def get_action_width(space: spaces.Space[Any]) -> int:
+    """Width of a correction of a source's output: one number an action dimension, or one a choice."""
+    return int(space.n) if isinstance(space, spaces.Discrete) else get_action_dim(space)

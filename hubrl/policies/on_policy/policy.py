@@ -1,0 +1,319 @@
+"""The policy for PPO and A2C over the outputs of sources."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import Tensor, nn
+
+from hubrl.errors import BadConfig
+from hubrl.nn.optimizers import HubAdam
+from hubrl.policies.on_policy.commitment import CommitmentState, PredictState
+from hubrl.policies.on_policy.distributions import CommittedDistribution
+from hubrl.policies.on_policy.fused_head import evaluate_fused
+from hubrl.policies.on_policy.head import CommittedHead
+from hubrl.policies.on_policy.pathway_actor import PathwayActor
+from hubrl.policies.on_policy.step import RecordedBatch, StepContext, StepRecord, TrainingState, encode_solo
+
+
+class HubActorCriticPolicy(PathwayActor):
+    """SB3's actor-critic policy, whose actor is one pathway among the sources.
+
+    Args:
+        observation_space: The target's observations.
+        action_space: The target's actions: Box or Discrete.
+        lr_schedule: SB3's learning rate schedule.
+        args: SB3's positional arguments.
+        hub: What `Hub.agent` makes: the sources' cards, the method and its options, as plain data.
+        outputs: Options of the level of outputs, see `OutputOptions`.
+        kwargs: SB3's keyword arguments (`net_arch`, `activation_fn`, ...); they shape the fresh pathway and the critic.
+
+    Raises:
+        SpaceMismatch: If a source does not fit the target's observations or actions.
+        BadConfig: If the hub or an option cannot be, or state-dependent exploration is asked for.
+    """
+
+    __module__ = "hubrl"  # saved files name the class by this
+    plain_module: ClassVar[str] = "hubrl.HubActorCriticPolicy"
+    """The name by which a zip of it is read without unpickling."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._training_state = TrainingState()
+        self.last_record = StepRecord()
+        """The record of the last rollout step; the rollout buffer reads it right behind `forward`."""
+        self._commitment: CommitmentState | None = None
+        self._evaluated: CommitmentState | None = None
+        """The commitments of the `predict` that is running."""
+        self._some_fresh = False
+        """Whether the fresh pathway played alone somewhere in this rollout."""
+        self._head: tuple[CommittedHead | None] | None = None
+        super().__init__(*args, **kwargs)
+
+    @property
+    def training_state(self) -> TrainingState:
+        """What the training that is running told the policy when the rollout began; the default where none is running."""
+        return self._training_state
+
+    @training_state.setter
+    def training_state(self, state: TrainingState) -> None:
+        self._training_state = state
+        self.method.update_progress(state.progress_remaining)
+
+    def enable_commitment(self) -> None:
+        """Let pathways be committed from now on, because a rollout buffer records which act."""
+        if self.committed is not None:
+            self.committed.fill_(True)
+
+    def end_commitments(self, ended: np.ndarray) -> None:
+        """End the commitments of environments whose episode ended."""
+        if self._commitment is not None:
+            self._commitment.end(np.asarray(ended, dtype=bool))
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions, values and log-probabilities for a rollout.
+
+        Raises:
+            BadConfig: If pathways were committed so far and no buffer records which act.
+        """
+        self.last_record = StepRecord()
+        if self.fresh_alone:
+            context = StepContext(self.preprocess(obs), exploring=True)
+            self.count_fresh(context.n_rows, self.device, context)
+            return super().forward(cast("Tensor", obs), deterministic)
+        context = self._rollout_context(obs)
+        head = self._current_head(context)
+        if head is not None:
+            step = self.decide(head, context, deterministic)
+            context.acted = step.acted
+            if self._keeps_outputs:
+                context.source_outputs, context.selected_output = None, step.selected_output
+            actions, values, log_prob = step.actions, step.values, step.log_prob
+        else:
+            latent, critic_latent = self.extract_latents(context.observations)
+            values = self.value_net(critic_latent)
+            distribution = self.make_distribution(context, latent)
+            actions = distribution.get_actions(deterministic=deterministic)
+            log_prob = distribution.log_prob(actions)
+            if isinstance(distribution, CommittedDistribution):
+                context.acted = distribution.acted
+        if self._commitment is not None and context.acted is not None and context.previous is not None:
+            self._commitment.advance(context.acted, context.previous.cpu().numpy())
+        if self.training_state.records_steps:
+            self.last_record = context.record()
+        return actions.reshape((-1, *self.action_space.shape)), values, log_prob  # type: ignore[misc]
+
+    def evaluate_actions(self, obs: PyTorchObs | RecordedBatch, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values, log-probabilities and entropy for an update, under the rollout's noise.
+
+        Outside a training whose steps are recorded, log-probabilities are those of `get_distribution`: of the mixture,
+        whichever pathway acted.
+
+        Raises:
+            BadConfig: If steps of the training are recorded and these observations have no record.
+        """
+        obs, record = self._split(obs)
+        if self.fresh_alone:
+            self.end_update()
+            return super().evaluate_actions(cast("Tensor", obs), actions)
+        exploring, critic_only = record.acted is not None or not self.commits, self.training_state.critic_only
+        context = StepContext.of_record(self.preprocess(obs), record, exploring=exploring, critic_only=critic_only)
+        values, log_prob, entropy = self._evaluate(context, actions)
+        if record.deterministic is not None:
+            # An action without noise says nothing of what its distribution should be.
+            log_prob = torch.where(record.deterministic, log_prob.detach(), log_prob)
+        if critic_only:
+            # The ratio is 1 and has no gradient: only the critic learns.
+            return values, log_prob.detach(), None if entropy is None else entropy.detach()
+        return values, log_prob, entropy
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        """The action distribution without the router's noise, of all pathways."""
+        if self.fresh_alone:
+            return super().get_distribution(cast("Tensor", obs))
+        context = StepContext(self.preprocess(obs), exploring=False)
+        latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(context.observations))
+        return self.make_distribution(context, latent)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: PredictState | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, PredictState | None]:
+        """SB3's `predict`; where pathways are committed, the state says which, and for how many steps.
+
+        Args:
+            observation: One observation, or a batch.
+            state: What the last call returned; none at the start.
+            episode_start: Where an episode begins and no pathway is committed.
+            deterministic: Whether to take the likeliest action of the likeliest pathway.
+
+        Raises:
+            BadConfig: If the state is that of another number of observations.
+        """
+        if not self.commits:
+            return super().predict(observation, state, episode_start, deterministic)
+        if state is None:
+            self._head = None  # layers may have been replaced or hooked since
+        tensor, _ = self.obs_to_tensor(observation)
+        n_rows = len(next(iter(tensor.values())) if isinstance(tensor, dict) else tensor)
+        commitment = self._evaluated = CommitmentState.restored(n_rows, state, episode_start)
+        try:
+            actions, _ = super().predict(observation, state, episode_start, deterministic)
+        finally:
+            self._evaluated = None
+        return actions, (commitment.pathway, commitment.steps)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        """SB3's; where pathways are committed, only the one that acts is computed."""
+        if self._evaluated is None:
+            return super()._predict(observation, deterministic)
+        bound, pathway = self._evaluated.binding(self.most_steps), self.evaluation_pathway
+        if pathway >= 0:
+            bound = encode_solo(np.full_like(bound, pathway))
+        previous, only_fresh = torch.as_tensor(bound, device=self.device), pathway == self.fresh_index
+        context = StepContext(self.preprocess(observation), exploring=False, previous=previous, only_fresh=only_fresh)
+        head = self._current_head(context)
+        if head is not None:
+            step = self.decide(head, context, deterministic)
+            actions, acted = step.actions, cast("Tensor | None", step.acted)
+        else:
+            latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(context.observations))
+            distribution = self.make_distribution(context, latent)
+            actions = distribution.get_actions(deterministic=deterministic)
+            acted = distribution.acted if isinstance(distribution, CommittedDistribution) else None
+        if acted is not None:
+            self._evaluated.advance(acted, bound)
+        return actions
+
+    def begin_rollout(self) -> None:
+        """Forget the last rollout and what was told of it: weights, and the trusted sources, may be others by now.
+
+        A rollout buffer that records calls it when SB3 empties it, so that a training that was interrupted leaves nothing
+        to the next.
+        """
+        self._head = None
+        self.last_record = StepRecord()
+        self.training_state = TrainingState()
+
+    def end_update(self) -> None:
+        """Let each parameter be by itself again, before anybody else's gradients, or eyes, are for it."""
+        optimizer = self.__dict__.get("optimizer")
+        if isinstance(optimizer, HubAdam) and optimizer.packs:
+            optimizer.unpack()
+            self._head = None
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """`nn.Module.parameters`; in an update what stands for them in the optimizer, so that SB3 clips that."""
+        optimizer = self.__dict__.get("optimizer")
+        if recurse and isinstance(optimizer, HubAdam) and optimizer.packs:
+            return (parameter for group in optimizer.param_groups for parameter in group["params"])
+        return super().parameters(recurse)
+
+    def train(self, mode: bool = True) -> "HubActorCriticPolicy":
+        """`nn.Module.train`; going back to a rollout after an update draws new noise."""
+        if self.training == mode:
+            # SB3 asks before every step; going through all parts of all sources would take as long as they do.
+            return self
+        self._head = None
+        if self.training:
+            self.end_update()
+            self.training_state = TrainingState()  # of the rollout whose update is over, or was interrupted
+            self._some_fresh = False
+        if self.training and hasattr(self, "noise_key"):
+            self.get_buffer("noise_key").add_(1)
+            self._noise_generator = None
+        if mode and self.fresh_alone and isinstance(self.optimizer, HubAdam):
+            self.optimizer.use_torch_kernel()
+        return super().train(mode)
+
+    @property
+    def _keeps_outputs(self) -> bool:
+        """Whether sources' outputs in a rollout are recorded, and not computed again in its update."""
+        return self.training_state.records_steps and self.outputs.recall and not self.spec.tuned
+
+    def _split(self, obs: PyTorchObs | RecordedBatch) -> tuple[PyTorchObs, StepRecord]:
+        """Observations, and the record of their steps, which is empty outside a training whose steps are recorded."""
+        if isinstance(obs, RecordedBatch):
+            return obs.observations, obs.record
+        in_update = self.training and self.training_state.records_steps
+        if in_update and not self.fresh_alone and (self.commits or self.method.noisy):
+            raise BadConfig(
+                "evaluate_actions was given observations without a record of who acted and under which noise; during a "
+                "training with HubCallback pass the observations that the rollout buffer yields, not a copy, and after one "
+                "that was interrupted call policy.set_training_mode(False)."
+            )
+        return obs, StepRecord()
+
+    def _rollout_context(self, obs: PyTorchObs) -> StepContext:
+        """A rollout step's inputs: the binding pathways, the sources' outputs where they are recorded, the noise."""
+        context = StepContext(self.preprocess(obs), exploring=True)
+        if self.commits:
+            self._bind(context)
+        if not self.training_state.records_steps or self._is_only_fresh(context):
+            return context
+        top_k = self.method.top_k
+        # All sources together cost little more than one, unless some are not active.
+        selects = top_k < len(self.method.pathways.names) and self._current_head(context) is not None
+        if self._keeps_outputs and not selects:
+            trusted = self.method.trusted_pathways
+            context.source_outputs = self.method.pathways.compute_source_outputs(context.observations, trusted)
+        if self.method.noisy:
+            context.noise = self.draw_noise(context)
+        return context
+
+    def _bind(self, context: StepContext) -> None:
+        """Complete a rollout step's inputs with the pathways that bind it: committed ones, and those of solo episodes."""
+        if not self.training_state.records_steps:
+            raise BadConfig("This model was trained with pathways held and nothing stores who acts; pass HubCallback() to go on.")
+        if self._commitment is None or len(self._commitment.pathway) != context.n_rows:
+            self._commitment = CommitmentState(context.n_rows)
+        bound, selection = self._commitment.binding(self.most_steps), self.selection
+        if selection is not None and len(selection.playing) == len(bound):
+            bound = np.where(selection.playing >= 0, encode_solo(selection.playing), bound)
+        context.previous = torch.as_tensor(bound, device=self.device)
+        fresh = bound == encode_solo(self.fresh_index)
+        context.only_fresh = bool(fresh.all())
+        self._some_fresh |= bool(fresh.any())
+        if selection is not None and not self.draws_in_evaluation and selection.deterministic.any():
+            # Arrays are made anew for every turn: before the step is stored, the next episodes have begun.
+            context.deterministic = torch.as_tensor(selection.deterministic, device=self.device)
+
+    def _is_only_fresh(self, context: StepContext) -> bool:
+        """Whether the fresh pathway plays alone in all rows, so that no other need be computed, nor learn."""
+        if context.only_fresh is None:
+            possible = self.commits and (self._some_fresh or not self.training_state.fused_update)
+            codes = context.previous if possible else None
+            context.only_fresh = codes is not None and not bool((codes != encode_solo(self.fresh_index)).any())
+        return context.only_fresh
+
+    def _current_head(self, context: StepContext) -> CommittedHead | None:
+        """The head that asks one pathway a row; none where the previous pathway is not known, or all must be asked."""
+        if context.previous is None or self._is_only_fresh(context):
+            return None
+        if self._head is None:
+            # Once a rollout and once an update, so that it knows layers that were replaced, or hooked, in between.
+            self._head = (self.make_head(),)
+        return self._head[0]
+
+    def _evaluate(self, context: StepContext, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values, log-probabilities and entropy, by the head where the pathways that acted are known."""
+        head = self._current_head(context)
+        if head is None or context.acted is None:
+            self.end_update()
+            latent, critic_latent = self.extract_latents(context.observations)
+            distribution = self.make_distribution(context, latent)
+            return self.value_net(critic_latent), distribution.log_prob(actions), distribution.entropy()
+        if self.training_state.fused_update:
+            self.pack_parameters(head)
+        selected = context.selected_output
+        if selected is None:
+            selected = self.method.pathways.selected_output(context.acted, context.observations, context.source_outputs)
+        features, weights = self.head_features(head, context), self.weigh(context)
+        values, log_prob = evaluate_fused(head, features, weights, selected, context, actions)
+        # What SB3 estimates it by if it is none, with a gradient that a coefficient of zero would then be multiplied with.
+        return values, log_prob, None if self.training_state.entropy_gradient else -log_prob.detach()
