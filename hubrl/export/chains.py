@@ -15,7 +15,10 @@ from hubrl.methods.base import Method, TeacherMethod
 from hubrl.methods.gated_layers import GatedLayer
 from hubrl.methods.single import SingleSource
 from hubrl.nn.popart import PopArtLinear
-from hubrl.policies.dqn import HubDQNPolicy, RoutedQNetwork, SourceQNetwork
+from hubrl.policies.as_source import HubActor, HubGreedyActor
+from hubrl.policies.dqn import HubDQNPolicy
+from hubrl.policies.dqn_networks import RoutedQNetwork, SourceQNetwork
+from hubrl.policies.extractor import HubExtractor
 from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.routing.denormalize import Denormalizer
 from hubrl.routing.fresh_pathway import FreshPathway

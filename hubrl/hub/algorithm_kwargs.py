@@ -105,8 +105,8 @@ class AlgorithmKwargs(Sequence[Source]):
                 computed once a step; the level is then that of features.
             precision: Precision of NatureCNNs, of sources and of the fresh pathway
                 (docs/speed.md).
-            options: Options of the method and, at the level of outputs, of the policy (`OutputOptions`,
-                for DQN `TeachingOptions`).
+            options: Options of the method and, at the level of outputs, of the policy
+                (`OutputOptions`, for DQN `TeachingOptions`).
 
         Raises:
             UnknownName: If there is no such method or option.
@@ -284,7 +284,10 @@ def _optimizer(
 
 
 def _own_options(
-    kind: type[OutputOptions | TeachingOptions], method: str, given: dict[str, Any], options: dict[str, Any]
+    kind: type[OutputOptions | TeachingOptions],
+    method: str,
+    given: dict[str, Any],
+    options: dict[str, Any],
 ) -> OutputOptions | TeachingOptions:
     """Options of the policy: those given, else those recommended, else the defaults.
 

@@ -63,7 +63,7 @@ class Experts(Protocol):
         active: Bool[Tensor, "batch experts"],
         fresh: Tensor | None = None,
     ) -> Float[Tensor, "batch experts width"]:
-        """OutputOptions of the active experts; zeros for the others."""
+        """Outputs of the active experts; zeros for the others."""
 
 
 class Method(nn.Module, ABC):
@@ -137,7 +137,7 @@ class Method(nn.Module, ABC):
             observations: As SB3 preprocesses them.
             fresh: At the level of outputs, the output of the target's own actor `(batch, width)`.
             noise: Result of `draw_noise` for these observations; None for no noise.
-            source_outputs: OutputOptions of all sources, if they are known already.
+            source_outputs: Outputs of all sources, if they are known already.
         """
 
     def draw_noise(
@@ -231,4 +231,4 @@ class TeacherMethod(Method):
 
     @abstractmethod
     def teach(self, observations: Observations) -> Float[Tensor, "batch sources outputs"]:
-        """OutputOptions of the teachers, without a gradient."""
+        """Outputs of the teachers, without a gradient."""

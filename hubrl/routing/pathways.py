@@ -29,7 +29,7 @@ MAX_WIDTH = 128
 """Width of projected features, at most, unless given: SB3's next layer has 64 units."""
 
 SourceOutputs = Float[Tensor, "batch *own"]
-"""OutputOptions of sources that were computed before for the same observations: `(batch, sources, width)`
+"""Outputs of sources that were computed before for the same observations: `(batch, sources, width)`
 at the level of outputs, at that of features side by side `(batch, sum of widths)`."""
 
 
@@ -92,7 +92,7 @@ class Pathways(nn.Module):
     def compute_source_outputs(
         self, observations: Observations, wanted: Sequence[bool]
     ) -> Float[Tensor, "batch sources own"]:
-        """OutputOptions of the wanted sources themselves, to be stored; zeros for the others.
+        """Outputs of the wanted sources themselves, to be stored; zeros for the others.
 
         Args:
             observations: As SB3 preprocesses them.
@@ -115,7 +115,7 @@ class Pathways(nn.Module):
         fresh: Float[Tensor, "batch width"] | None = None,
         source_outputs: SourceOutputs | None = None,
     ) -> Float[Tensor, "batch pathways width"]:
-        """OutputOptions of the active pathways; the others are not computed and zero.
+        """Outputs of the active pathways; the others are not computed and zero.
 
         Args:
             observations: As SB3 preprocesses them.
@@ -166,7 +166,7 @@ class Pathways(nn.Module):
     def projected(
         self, observations: Observations, source_outputs: SourceOutputs | None = None
     ) -> list[Float[Tensor, "batch _"]]:
-        """OutputOptions of all sources' pathways, each in its own width."""
+        """Outputs of all sources' pathways, each in its own width."""
         each = zip(self.sources, self._each(observations, source_outputs), strict=True)
         return [cast("SourcePathway", pathway).project(outputs) for pathway, outputs in each]
 
@@ -210,7 +210,7 @@ class Pathways(nn.Module):
     def _each(
         self, observations: Observations, source_outputs: SourceOutputs | None
     ) -> list[Tensor]:
-        """OutputOptions of all sources themselves."""
+        """Outputs of all sources themselves."""
         if source_outputs is None:
             return self._batched(list(range(len(self.sources))), observations)
         if source_outputs.ndim == 3:
@@ -218,7 +218,7 @@ class Pathways(nn.Module):
         return list(source_outputs.split(self.widths, dim=1))
 
     def _batched(self, members: list[int], observations: Observations) -> list[Tensor]:
-        """OutputOptions of some sources themselves, computed together."""
+        """Outputs of some sources themselves, computed together."""
         if not members:
             return []
         every: list[Any] = list(self.sources)
@@ -237,7 +237,7 @@ class Pathways(nn.Module):
     def _projected_stack(
         self, observations: Observations, source_outputs: SourceOutputs | None
     ) -> Float[Tensor, "batch sources width"]:
-        """OutputOptions of all sources' pathways, all of one width."""
+        """Outputs of all sources' pathways, all of one width."""
         stored = source_outputs is not None and source_outputs.ndim == 3
         if not stored or self.target.level == "features":
             return torch.stack(self.projected(observations, source_outputs), dim=1)

@@ -72,7 +72,7 @@ class SourcePathway(nn.Module):
             return batched_outputs([self], self._encoders, self.denormalizer(observations))[0]
 
     def match_actions(self, outputs: Float[Tensor, "batch own"]) -> Float[Tensor, "batch outputs"]:
-        """OutputOptions of the source over the target's actions, by the names of both."""
+        """Outputs of the source over the target's actions, by the names of both."""
         own, wanted = self.source.card.action_meanings, self.target.action_meanings
         if own is None or wanted is None or own == wanted:
             return outputs

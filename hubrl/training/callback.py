@@ -133,8 +133,6 @@ class HubCallback(BaseCallback):
         policy.get_buffer("warm_until").fill_(now + self.warmup_share * (self.locals["total_timesteps"] - now))
 
     def _on_rollout_start(self) -> None:
-        for method in self._methods:
-            method.progress_remaining = self.model._current_progress_remaining
         policy = self.model.policy
         if isinstance(policy, HubActorCriticPolicy):
             assert isinstance(self.model, OnPolicyAlgorithm)

@@ -18,6 +18,7 @@ from hubrl import BadConfig, HubCallback, SourcesNotLoaded, SpaceMismatch, Unkno
 from hubrl.methods import create, options_of, register
 from hubrl.methods.base import Method
 from hubrl.methods.registry import q_learning
+from hubrl.policies.extractor import parts_in
 from hubrl.routing.pathways import FRESH
 from hubrl.routing.target import TargetSpec
 from hubrl.sources import shared

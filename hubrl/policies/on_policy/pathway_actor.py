@@ -166,9 +166,7 @@ class PathwayActor(PathwayNetworks):
         by_snapshot = self.acts_by_snapshot and not context.exploring and not context.only_fresh
         read = self._hub_latent(context.observations, latent) if by_snapshot else latent
         fresh = self.fresh_params(read, of_snapshot=by_snapshot)
-        routed: Routed = self.method(
-            context.observations, fresh=fresh, noise=self._noise(context), source_outputs=context.source_outputs
-        )
+        routed: Routed = self.method(context.observations, fresh=fresh, noise=self._noise(context), source_outputs=context.source_outputs)
         if routed.pathway_outputs is None or routed.log_weights is None:
             return routed
         return routed._replace(pathway_outputs=self._with_residual(routed.pathway_outputs, context, latent), whole=None)
