@@ -3,7 +3,8 @@
     python -m agents.bundle cheetah low-gravity heavy weak-front
     python -m agents.bundle atari pong riverraid seaquest spaceinvaders --episodes 30 --half
 
-writes `agents/sources/cheetah`; `hubrl hub check agents/sources/cheetah` plays every source again and compares.
+writes `agents/sources/cheetah`; `hubrl hub check agents/sources/cheetah` plays every source again
+and compares.
 """
 
 import json
@@ -57,12 +58,26 @@ def completed(here: Path, name: str, episodes: int, *, half: bool) -> Source:
     assert card.task is not None
     seed = (card.seed or 0) + 1000
     preprocessing = card.task_preprocessing or "none"
-    with closing(make_env(card.task, card.task_kwargs, n_envs=min(episodes, 10), seed=seed, preprocessing=preprocessing)) as env:
+    with closing(
+        make_env(
+            card.task,
+            card.task_kwargs,
+            n_envs=min(episodes, 10),
+            seed=seed,
+            preprocessing=preprocessing,
+        )
+    ) as env:
         played = play(source, env, episodes, name=name)
         game = env.get_attr("unwrapped")[0]
-        meanings = tuple(game.get_action_meanings()) if hasattr(game, "get_action_meanings") else None
+        meanings = (
+            tuple(game.get_action_meanings()) if hasattr(game, "get_action_meanings") else None
+        )
     print(f"{name}: {played.mean:.1f} ± {played.std:.1f} over {episodes} episodes")
-    measured = {"episodes": episodes, "return_mean": round(played.mean, 1), "return_std": round(played.std, 1)}
+    measured = {
+        "episodes": episodes,
+        "return_mean": round(played.mean, 1),
+        "return_std": round(played.std, 1),
+    }
     card = card.model_copy(update={**measured, "licence": "MIT", "action_meanings": meanings})
     return Source.from_card(card, tensors)
 
@@ -80,7 +95,9 @@ def _of_script(here: Path) -> Source:
     source = load_agent(here / "agent.zip")
     training: dict[str, Any] = json.loads((here / "training.json").read_text(encoding="utf-8"))
     trained = {key: training[key] for key in ("task", "task_kwargs", "seed")}
-    source.card = source.card.model_copy(update={**trained, "task_preprocessing": "none", "origin": training["command"]})
+    source.card = source.card.model_copy(
+        update={**trained, "task_preprocessing": "none", "origin": training["command"]}
+    )
     return source
 
 

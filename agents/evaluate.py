@@ -14,7 +14,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from hubrl import load_agent
 
 
-def main(agent: Path, task: str = "envs.mujoco:hubrl/HalfCheetah-v5", kwargs: str = "{}", episodes: int = 10, seed: int = 0) -> None:
+def main(
+    agent: Path,
+    task: str = "envs.mujoco:hubrl/HalfCheetah-v5",
+    kwargs: str = "{}",
+    episodes: int = 10,
+    seed: int = 0,
+) -> None:
     """Play some episodes and print their mean return."""
     torch.set_num_threads(1)  # fastest for small networks
     env = make_vec_env(task, seed=seed, env_kwargs=json.loads(kwargs))

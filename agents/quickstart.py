@@ -52,7 +52,11 @@ class Report(BaseCallback):
         self.done[self.name] = self.model.num_timesteps
 
 
-def main(config: Path = Path("configs/quickstart.yaml"), steps: int | None = None, folder: Path = Path("runs/quickstart")) -> None:
+def main(
+    config: Path = Path("configs/quickstart.yaml"),
+    steps: int | None = None,
+    folder: Path = Path("runs/quickstart"),
+) -> None:
     """Compare, print, draw, and write the summary.
 
     Args:
@@ -72,23 +76,38 @@ def main(config: Path = Path("configs/quickstart.yaml"), steps: int | None = Non
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     draw(untouched, folder, settings)
     console.print(table(summary))
-    console.print(f"One seed: a first look, and no claim. Curves: {folder / 'curves.png'}. Numbers: {folder / 'summary.json'}.")
+    console.print(
+        f"One seed: a first look, and no claim. Curves: {folder / 'curves.png'}. Numbers: {folder / 'summary.json'}."
+    )
     console.print(f"Look further: tensorboard --logdir {folder}")
 
 
-def train_side_by_side(config: Path, settings: RunConfig, folder: Path) -> dict[str, dict[str, Any]]:
+def train_side_by_side(
+    config: Path, settings: RunConfig, folder: Path
+) -> dict[str, dict[str, Any]]:
     """Train every method in a process of its own, with live progress."""
     with multiprocessing.Manager() as manager:
         done: DictProxy[str, int] = manager.dict()
-        with ProcessPoolExecutor(len(METHODS), mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = {name: pool.submit(train_one, config, name, settings.steps, folder, done) for name in METHODS}
+        with ProcessPoolExecutor(
+            len(METHODS), mp_context=multiprocessing.get_context("spawn")
+        ) as pool:
+            futures = {
+                name: pool.submit(train_one, config, name, settings.steps, folder, done)
+                for name in METHODS
+            }
             watch(futures, done, settings.steps)
             return {name: future.result() for name, future in futures.items()}
 
 
-def watch(futures: "dict[str, Future[dict[str, Any]]]", done: "DictProxy[str, int]", steps: int) -> None:
+def watch(
+    futures: "dict[str, Future[dict[str, Any]]]", done: "DictProxy[str, int]", steps: int
+) -> None:
     """Show bars until every training is done."""
-    columns = (*Progress.get_default_columns(), TimeElapsedColumn(), TextColumn("{task.completed:.0f} steps"))
+    columns = (
+        *Progress.get_default_columns(),
+        TimeElapsedColumn(),
+        TextColumn("{task.completed:.0f} steps"),
+    )
     with Progress(*columns) as bars:
         tasks = {name: bars.add_task(name, total=steps) for name in futures}
         while not all(future.done() for future in futures.values()):
@@ -99,9 +118,16 @@ def watch(futures: "dict[str, Future[dict[str, Any]]]", done: "DictProxy[str, in
             bars.update(task, completed=steps)
 
 
-def train_one(config: Path, method: str, steps: int, folder: Path, done: "DictProxy[str, int]") -> dict[str, Any]:
+def train_one(
+    config: Path, method: str, steps: int, folder: Path, done: "DictProxy[str, int]"
+) -> dict[str, Any]:
     """One training, in its own process."""
-    run = start_run(config, [f"method={method}", f"steps={steps}", *(["options={}"] if method == "scratch" else [])], folder, method)
+    run = start_run(
+        config,
+        [f"method={method}", f"steps={steps}", *(["options={}"] if method == "scratch" else [])],
+        folder,
+        method,
+    )
     return train(run, [Report(done, method)])
 
 
@@ -114,7 +140,11 @@ def untouched_play(name: str, hub: Hub, settings: RunConfig) -> Played:
 
 
 def summarise(
-    untouched: list[Played], results: dict[str, dict[str, Any]], folder: Path, settings: RunConfig, wall: float
+    untouched: list[Played],
+    results: dict[str, dict[str, Any]],
+    folder: Path,
+    settings: RunConfig,
+    wall: float,
 ) -> dict[str, Any]:
     """Everything the table shows, as plain data."""
     return {
@@ -122,7 +152,14 @@ def summarise(
         "task_kwargs": settings.task_kwargs,
         "steps": settings.steps,
         "seed": settings.seed,
-        "untouched": {one.name: {"mean": round(one.mean, 1), "std": round(one.std, 1), "episodes": len(one.returns)} for one in untouched},
+        "untouched": {
+            one.name: {
+                "mean": round(one.mean, 1),
+                "std": round(one.std, 1),
+                "episodes": len(one.returns),
+            }
+            for one in untouched
+        },
         "trained": {
             name: {
                 "curve_mean": round(float(np.mean(evaluations(folder / name)[1])), 1),
@@ -141,13 +178,26 @@ def summarise(
 def table(summary: dict[str, Any]) -> Table:
     """The summary for people."""
     made = Table(
-        "", "steps", "mean of the curve", "return at the end", "± std", "steps/s", title=f"{summary['task']} {summary['task_kwargs']}"
+        "",
+        "steps",
+        "mean of the curve",
+        "return at the end",
+        "± std",
+        "steps/s",
+        title=f"{summary['task']} {summary['task_kwargs']}",
     )
     for name, one in summary["untouched"].items():
         made.add_row(f"{name}, untouched", "0", "", f"{one['mean']:.0f}", f"{one['std']:.0f}", "")
     for name, one in summary["trained"].items():
         steps, speed = str(summary["steps"]), f"{one['steps_per_s']:.0f}"
-        made.add_row(name, steps, f"{one['curve_mean']:.0f}", f"{one['final_mean']:.0f}", f"{one['final_std']:.0f}", speed)
+        made.add_row(
+            name,
+            steps,
+            f"{one['curve_mean']:.0f}",
+            f"{one['final_mean']:.0f}",
+            f"{one['final_std']:.0f}",
+            speed,
+        )
     return made
 
 
@@ -159,27 +209,48 @@ def evaluations(run: Path) -> Curve:
 
 def weights(run: Path) -> dict[str, Curve]:
     """Mean pathway weights over training, from the run's TensorBoard log."""
-    events = EventAccumulator(str(next((run).glob("tensorboard_*"))), size_guidance={"scalars": 0}).Reload()
+    events = EventAccumulator(
+        str(next((run).glob("tensorboard_*"))), size_guidance={"scalars": 0}
+    ).Reload()
     tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("pathway/weight/")]
     curves = {tag.removeprefix("pathway/weight/"): events.Scalars(tag) for tag in tags}
-    return {name: (np.array([e.step for e in curve]), np.array([e.value for e in curve])) for name, curve in curves.items()}
+    return {
+        name: (np.array([e.step for e in curve]), np.array([e.value for e in curve]))
+        for name, curve in curves.items()
+    }
 
 
 def draw(untouched: list[Played], folder: Path, settings: RunConfig) -> None:
     """The curves, and under them who spoke; a source has one colour in both."""
-    colours = {name: f"C{index}" for index, name in enumerate([*METHODS, *(one.name for one in untouched), "fresh"])}
-    figure, (above, below) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, height_ratios=(3, 2), layout="constrained")
+    colours = {
+        name: f"C{index}"
+        for index, name in enumerate([*METHODS, *(one.name for one in untouched), "fresh"])
+    }
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(8, 7), sharex=True, height_ratios=(3, 2), layout="constrained"
+    )
     for name in METHODS:
         steps, returns = evaluations(folder / name)
         above.plot(steps, returns, color=colours[name], marker="o", markersize=3, label=name)
     for one in untouched:
-        above.axhline(one.mean, color=colours[one.name], linestyle=":", label=f"{one.name}, untouched")
-    above.set(ylabel="return (deterministic)", title=f"{settings.task.split(':')[-1]} {settings.task_kwargs}, seed {settings.seed}")
+        above.axhline(
+            one.mean, color=colours[one.name], linestyle=":", label=f"{one.name}, untouched"
+        )
+    above.set(
+        ylabel="return (deterministic)",
+        title=f"{settings.task.split(':')[-1]} {settings.task_kwargs}, seed {settings.seed}",
+    )
     above.legend(fontsize="small")
     spoken = weights(folder / "hub-pathway")
     names = [name for name in colours if name in spoken]
     curves = [spoken[name][1] for name in names]
-    below.stackplot(spoken[names[0]][0], *curves, labels=names, colors=[colours[name] for name in names], alpha=0.8)
+    below.stackplot(
+        spoken[names[0]][0],
+        *curves,
+        labels=names,
+        colors=[colours[name] for name in names],
+        alpha=0.8,
+    )
     below.set(xlabel="environment steps", ylabel="mean pathway weight", ylim=(0, 1))
     below.legend(fontsize="small", loc="center right")
     figure.savefig(folder / "curves.png", dpi=150)

@@ -2,8 +2,9 @@
 
     python -m agents.train_source low-gravity --kwargs '{"gravity": 0.6}' --seed 1
 
-writes `runs/sources/low-gravity/agent.zip`, `vecnormalize.pkl` beside it, and `training.json`, from which
-`python -m agents.bundle` makes the source's card. The hyperparameters are the RL Zoo's for PPO on HalfCheetah.
+writes `runs/sources/low-gravity/agent.zip`, `vecnormalize.pkl` beside it, and `training.json`, from
+which `python -m agents.bundle` makes the source's card. The hyperparameters are the RL Zoo's for
+PPO on HalfCheetah.
 """
 
 import json
@@ -61,25 +62,47 @@ def main(
     here = folder / name
     here.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", "agents.train_source", *sys.argv[1:]])
-    training = {"name": name, "task": task, "task_kwargs": json.loads(kwargs), "seed": seed, "command": command}
+    training = {
+        "name": name,
+        "task": task,
+        "task_kwargs": json.loads(kwargs),
+        "seed": seed,
+        "command": command,
+    }
     (here / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
-    env = make_vec_env(task, n_envs=1, seed=seed, env_kwargs=training["task_kwargs"], monitor_dir=str(here))
+    env = make_vec_env(
+        task, n_envs=1, seed=seed, env_kwargs=training["task_kwargs"], monitor_dir=str(here)
+    )
     model, vec_env = resume(here, env, seed)
-    checkpoint = CheckpointCallback(50_000, str(here / "checkpoints"), name_prefix="agent", save_vecnormalize=True)
+    checkpoint = CheckpointCallback(
+        50_000, str(here / "checkpoints"), name_prefix="agent", save_vecnormalize=True
+    )
     if model.num_timesteps < steps:
-        model.learn(steps - model.num_timesteps, callback=checkpoint, reset_num_timesteps=False, tb_log_name="tensorboard")
+        model.learn(
+            steps - model.num_timesteps,
+            callback=checkpoint,
+            reset_num_timesteps=False,
+            tb_log_name="tensorboard",
+        )
     model.save(here / "agent.zip")
     vec_env.save(str(here / "vecnormalize.pkl"))
 
 
 def resume(here: Path, env: VecEnv, seed: int) -> tuple[PPO, VecNormalize]:
     """The last checkpoint in `here`, or a new agent."""
-    saved = sorted((here / "checkpoints").glob("agent_*_steps.zip"), key=lambda path: int(path.stem.split("_")[1]))
+    saved = sorted(
+        (here / "checkpoints").glob("agent_*_steps.zip"),
+        key=lambda path: int(path.stem.split("_")[1]),
+    )
     if not saved:
         vec_env = VecNormalize(env, gamma=PPO_KWARGS["gamma"])
-        return PPO("MlpPolicy", vec_env, seed=seed, device="cpu", tensorboard_log=str(here), **PPO_KWARGS), vec_env
+        return PPO(
+            "MlpPolicy", vec_env, seed=seed, device="cpu", tensorboard_log=str(here), **PPO_KWARGS
+        ), vec_env
     count = saved[-1].stem.split("_")[1]
-    vec_env = VecNormalize.load(str(here / "checkpoints" / f"agent_vecnormalize_{count}_steps.pkl"), env)
+    vec_env = VecNormalize.load(
+        str(here / "checkpoints" / f"agent_vecnormalize_{count}_steps.pkl"), env
+    )
     return PPO.load(saved[-1], env=vec_env, device="cpu"), vec_env
 
 

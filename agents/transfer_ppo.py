@@ -16,16 +16,25 @@ from hubrl import Hub, HubCallback, pathway_weights
 
 
 def main(
-    hub: Path = Path("agents/sources/cheetah"), steps: int = 50_000, seed: int = 1, save: Path = Path("runs/transfer_ppo.zip")
+    hub: Path = Path("agents/sources/cheetah"),
+    steps: int = 50_000,
+    seed: int = 1,
+    save: Path = Path("runs/transfer_ppo.zip"),
 ) -> None:
     """Train, evaluate, save; what is saved needs the sources' files no more."""
     torch.set_num_threads(1)  # fastest for small networks
     sources = Hub.load(hub)
-    env = make_vec_env("envs.mujoco:hubrl/HalfCheetah-v5", n_envs=8, seed=seed, env_kwargs={"gravity": 1.5})
-    model = PPO(env=env, **sources.agent(PPO, "hub-pathway"), n_steps=256, seed=seed, tensorboard_log="runs")
+    env = make_vec_env(
+        "envs.mujoco:hubrl/HalfCheetah-v5", n_envs=8, seed=seed, env_kwargs={"gravity": 1.5}
+    )
+    model = PPO(
+        env=env, **sources.agent(PPO, "hub-pathway"), n_steps=256, seed=seed, tensorboard_log="runs"
+    )
     model.learn(steps, callback=HubCallback(verbose=1), progress_bar=True)
     mean, std = evaluate_policy(model, env, n_eval_episodes=8)
-    print(f"Return {mean} ± {std}; at the start speaks: {pathway_weights(model, np.asarray(env.reset())[0])}")
+    print(
+        f"Return {mean} ± {std}; at the start speaks: {pathway_weights(model, np.asarray(env.reset())[0])}"
+    )
     model.save(save)
 
 

@@ -1,9 +1,10 @@
 """Atari games whose mode and difficulty are keyword arguments.
 
-Importing this module registers `hubrl/<Game>-v0` for every game of ale-py that one can play alone; through Gymnasium's
-own notation one line does both: `gym.make("envs.atari:hubrl/Pong-v0", mode=0, difficulty=1, full_action_space=True)`.
-The ids are the bare game, one frame a step and no sticky actions: skipping, scaling and stacking are SB3's
-(`preprocessing: atari` in a config), which would skip 16 frames a step on top of ale-py's own `ALE/<Game>-v5`.
+Importing this module registers `hubrl/<Game>-v0` for every game of ale-py that one can play alone;
+through Gymnasium's own notation one line does both: `gym.make("envs.atari:hubrl/Pong-v0", mode=0,
+difficulty=1, full_action_space=True)`. The ids are the bare game, one frame a step and no sticky
+actions: skipping, scaling and stacking are SB3's (`preprocessing: atari` in a config), which would
+    skip 16 frames a step on top of ale-py's own `ALE/<Game>-v5`.
 """
 
 from typing import Any
@@ -16,14 +17,17 @@ except ImportError as error:
     raise ImportError("Atari games need ale-py: install hubrl[atari].") from error
 
 
-def atari(game: str, mode: int | None = None, difficulty: int | None = None, **kwargs: Any) -> AtariEnv:
+def atari(
+    game: str, mode: int | None = None, difficulty: int | None = None, **kwargs: Any
+) -> AtariEnv:
     """A game of ale-py.
 
     Args:
         game: Its name in snake case, as ale-py has it.
         mode: One of the game's modes; its own default if not given.
         difficulty: One of the game's difficulties; its own default if not given.
-        kwargs: The rest goes to ale-py's class; `full_action_space=True` gives every game the same 18 actions.
+        kwargs: The rest goes to ale-py's class; `full_action_space=True` gives every game the same
+            18 actions.
 
     Raises:
         ValueError: If the game has no such mode or difficulty.
@@ -33,7 +37,9 @@ def atari(game: str, mode: int | None = None, difficulty: int | None = None, **k
     except RuntimeError as error:
         ale = AtariEnv(game).ale
         known = f"modes are {ale.getAvailableModes()}, its difficulties {ale.getAvailableDifficulties()}"
-        raise ValueError(f"mode={mode}, difficulty={difficulty} was given for {game}; its {known}.") from error
+        raise ValueError(
+            f"mode={mode}, difficulty={difficulty} was given for {game}; its {known}."
+        ) from error
 
 
 for _spec in [spec for spec in gym.registry.values() if spec.namespace == "ALE"]:

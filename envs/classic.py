@@ -1,11 +1,11 @@
 """Acrobot and CartPole whose physics are keyword arguments.
 
-Importing this module registers `hubrl/Acrobot-v1` and `hubrl/CartPole-v1`; through Gymnasium's own notation one line
-does both: `gym.make("envs.classic:hubrl/Acrobot-v1", link_mass_1=1.5)`. With every argument at its default the task is
-Gymnasium's, bit for bit.
+Importing this module registers `hubrl/Acrobot-v1` and `hubrl/CartPole-v1`; through Gymnasium's own
+notation one line does both: `gym.make("envs.classic:hubrl/Acrobot-v1", link_mass_1=1.5)`. With
+every argument at its default the task is Gymnasium's, bit for bit.
 
-`acrobot_physics` and `cartpole_physics` draw an instance of the physics from the ranges of MULTIPOLAR (Barekatain et
-al. 2020), as the authors' code has them.
+`acrobot_physics` and `cartpole_physics` draw an instance of the physics from the ranges of
+MULTIPOLAR (Barekatain et al. 2020), as the authors' code has them.
 """
 
 from collections.abc import Mapping
@@ -51,24 +51,28 @@ def acrobot(
 ) -> AcrobotEnv:
     """An Acrobot-v1 with other physics.
 
-    The episode ends at Gymnasium's angles whatever the lengths are. The second link's length is drawn and moves its
-    centre of mass, and nothing else depends on it.
+    The episode ends at Gymnasium's angles whatever the lengths are. The second link's length is
+    drawn and moves its centre of mass, and nothing else depends on it.
 
     Args:
         link_length_1: Length of the first link, in metres.
         link_length_2: Length of the second link, in metres.
         link_mass_1: Mass of the first link, in kilograms.
         link_mass_2: Mass of the second link, in kilograms.
-        link_com_1: Where the first link's centre of mass lies, as a share of its length: 0 at its joint, 1 at its end.
+        link_com_1: Where the first link's centre of mass lies, as a share of its length: 0 at its
+            joint, 1 at its end.
         link_com_2: Where the second link's centre of mass lies, as a share of its length.
         link_moi: Moment of inertia of each link, in kilograms times square metres.
         kwargs: The rest goes to Gymnasium's class.
 
     Raises:
-        ValueError: If a length, a mass or the moment is not positive, or a centre of mass lies outside its link.
+        ValueError: If a length, a mass or the moment is not positive, or a centre of mass lies
+            outside its link.
     """
     lengths = {"link_length_1": link_length_1, "link_length_2": link_length_2}
-    _check_positive({**lengths, "link_mass_1": link_mass_1, "link_mass_2": link_mass_2, "link_moi": link_moi})
+    _check_positive(
+        {**lengths, "link_mass_1": link_mass_1, "link_mass_2": link_mass_2, "link_moi": link_moi}
+    )
     for name, share in {"link_com_1": link_com_1, "link_com_2": link_com_2}.items():
         if not 0 <= share <= 1:
             raise ValueError(f"{name}={share} is no share of the link's length, from 0 to 1.")
@@ -102,7 +106,15 @@ def cartpole(
     Raises:
         ValueError: If one of them is not positive.
     """
-    _check_positive({"masscart": masscart, "masspole": masspole, "length": length, "force_mag": force_mag, "gravity": gravity})
+    _check_positive(
+        {
+            "masscart": masscart,
+            "masspole": masspole,
+            "length": length,
+            "force_mag": force_mag,
+            "gravity": gravity,
+        }
+    )
     env = CartPoleEnv(**kwargs)
     env.masscart, env.masspole, env.length = masscart, masspole, length
     env.force_mag, env.gravity = force_mag, gravity
@@ -119,7 +131,8 @@ def acrobot_physics(seed: int) -> dict[str, float]:
         seed: One seed gives one Acrobot.
 
     Returns:
-        Values rounded to two decimals, as MULTIPOLAR truncates them, so that they can be written in a config.
+        Values rounded to two decimals, as MULTIPOLAR truncates them, so that they can be written in
+        a config.
     """
     return _drawn(ACROBOT_RANGES, seed)
 
@@ -140,5 +153,9 @@ def _check_positive(values: Mapping[str, float]) -> None:
             raise ValueError(f"{name}={value} is not positive.")
 
 
-gym.register("hubrl/Acrobot-v1", entry_point=acrobot, max_episode_steps=500, reward_threshold=-100.0)
-gym.register("hubrl/CartPole-v1", entry_point=cartpole, max_episode_steps=500, reward_threshold=475.0)
+gym.register(
+    "hubrl/Acrobot-v1", entry_point=acrobot, max_episode_steps=500, reward_threshold=-100.0
+)
+gym.register(
+    "hubrl/CartPole-v1", entry_point=cartpole, max_episode_steps=500, reward_threshold=475.0
+)

@@ -1,11 +1,11 @@
 """HalfCheetah, Walker2d and Hopper whose physics and direction are keyword arguments.
 
-Importing this module registers `hubrl/HalfCheetah-v5`, `hubrl/Walker2d-v5` and `hubrl/Hopper-v5`; through
-Gymnasium's own notation one line does both: `gym.make("envs.mujoco:hubrl/HalfCheetah-v5", gravity=1.5)`.
-With every argument at its default the task is Gymnasium's, bit for bit.
+Importing this module registers `hubrl/HalfCheetah-v5`, `hubrl/Walker2d-v5` and `hubrl/Hopper-v5`;
+through Gymnasium's own notation one line does both: `gym.make("envs.mujoco:hubrl/HalfCheetah-v5",
+gravity=1.5)`. With every argument at its default the task is Gymnasium's, bit for bit.
 
-`hubrl/<robot>Reversing-v5` and `hubrl/<robot>Shuttle-v5` are tasks that no single gait masters: a motor, or the
-direction that pays, changes its sign at random times.
+`hubrl/<robot>Reversing-v5` and `hubrl/<robot>Shuttle-v5` are tasks that no single gait masters: a
+motor, or the direction that pays, changes its sign at random times.
 """
 
 import sys
@@ -22,10 +22,13 @@ from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 
-# Gymnasium's own HalfCheetah uses an attribute that MuJoCo 4 deprecates, and MuJoCo would print a line and write a log
+# Gymnasium's own HalfCheetah uses an attribute that MuJoCo 4 deprecates, and MuJoCo would print a
+# line and write a log
 # file for every environment made. Its other warnings are printed as before.
 if hasattr(mujoco, "set_mju_user_warning") and mujoco.get_mju_user_warning() is None:
-    mujoco.set_mju_user_warning(lambda message: None if "settotalmass" in message else sys.stderr.write(f"{message}\n"))
+    mujoco.set_mju_user_warning(
+        lambda message: None if "settotalmass" in message else sys.stderr.write(f"{message}\n")
+    )
 
 Direction = Literal["forward", "backward"]
 Hint = Literal["sign", "history", "none"]
@@ -61,17 +64,21 @@ def with_physics(
         gravity: Factor on gravity.
         mass: Factor on every body's mass and inertia.
         friction: Factor on the sliding friction of every geometry.
-        motors: Factor on the strength of all motors, or one factor for each; 0 is a dead motor, -1 a reversed one.
+        motors: Factor on the strength of all motors, or one factor for each; 0 is a dead motor, -1
+            a reversed one.
 
     Raises:
-        ValueError: If there are not as many factors as motors, or a factor but a motor's is not positive.
+        ValueError: If there are not as many factors as motors, or a factor but a motor's is not
+            positive.
     """
     for name, factor in {"gravity": gravity, "mass": mass, "friction": friction}.items():
         if not factor > 0:
             raise ValueError(f"{name}={factor} is not a positive factor.")
     strengths = np.asarray(motors, dtype=float)
     if strengths.ndim and strengths.shape != (env.model.nu,):
-        raise ValueError(f"motors={motors!r} gives {strengths.size} factors, the robot has {env.model.nu} motors.")
+        raise ValueError(
+            f"motors={motors!r} gives {strengths.size} factors, the robot has {env.model.nu} motors."
+        )
     env.model.opt.gravity[:] *= gravity
     env.model.body_mass[:] *= mass
     env.model.body_inertia[:] *= mass
@@ -83,13 +90,14 @@ def with_physics(
 class Alternating(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray], ABC):
     """A robot for which something changes its sign every so many steps, at random.
 
-    The sign of the coming step, 1 or -1, is the attribute `sign`; it stands in `info["sign"]` too. The first is drawn.
+    The sign of the coming step, 1 or -1, is the attribute `sign`; it stands in `info["sign"]` too.
+    The first is drawn.
 
     Args:
         env: The robot.
         every: Fewest and most steps between two changes, both included.
-        hint: What is observed beside the robot's own observation: the `sign`; the last observation and action, from
-            which it can be inferred (`history`); or nothing (`none`).
+        hint: What is observed beside the robot's own observation: the `sign`; the last observation
+            and action, from which it can be inferred (`history`); or nothing (`none`).
 
     Raises:
         ValueError: If a hint or a range cannot be.
@@ -104,11 +112,19 @@ class Alternating(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray], A
         self.every, self.hint, self.sign = (int(every[0]), int(every[1])), hint, 1
         assert env.observation_space.shape is not None
         assert env.action_space.shape is not None
-        more = {"sign": 1, "none": 0, "history": env.observation_space.shape[0] + env.action_space.shape[0]}[hint]
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (env.observation_space.shape[0] + more,), np.float64)
+        more = {
+            "sign": 1,
+            "none": 0,
+            "history": env.observation_space.shape[0] + env.action_space.shape[0],
+        }[hint]
+        self.observation_space = gym.spaces.Box(
+            -np.inf, np.inf, (env.observation_space.shape[0] + more,), np.float64
+        )
         self._more = np.zeros(more)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin an episode with a sign drawn at random."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._turn(1 if self.unwrapped.np_random.random() < 0.5 else -1)
@@ -182,13 +198,20 @@ class Shuttle(Alternating):
 
 
 def reversing(
-    robot: type[MujocoEnv], *, motor: int = 3, every: Sequence[int] = (150, 350), hint: Hint = "sign", **kwargs: Any
+    robot: type[MujocoEnv],
+    *,
+    motor: int = 3,
+    every: Sequence[int] = (150, 350),
+    hint: Hint = "sign",
+    **kwargs: Any,
 ) -> Reversing:
     """A robot with a motor that changes its sign; see `Reversing`, the rest goes to the robot."""
     return Reversing(_build(robot, "forward", kwargs), motor, _range(every), hint)
 
 
-def shuttle(robot: type[MujocoEnv], *, every: Sequence[int] = (150, 250), hint: Hint = "sign", **kwargs: Any) -> Shuttle:
+def shuttle(
+    robot: type[MujocoEnv], *, every: Sequence[int] = (150, 250), hint: Hint = "sign", **kwargs: Any
+) -> Shuttle:
     """A robot that is sent forward and back; see `Shuttle`, the rest goes to the robot."""
     return Shuttle(_build(robot, "forward", kwargs), _range(every), hint)
 
@@ -202,9 +225,15 @@ def _range(every: Sequence[int]) -> tuple[int, int]:
 def _build(robot: type[MujocoEnv], direction: Direction, kwargs: dict[str, Any]) -> MujocoEnv:
     if direction not in ("forward", "backward"):
         raise ValueError(f"direction={direction!r} is neither 'forward' nor 'backward'.")
-    physics = {name: kwargs.pop(name) for name in ("gravity", "mass", "friction", "motors") if name in kwargs}
+    physics = {
+        name: kwargs.pop(name)
+        for name in ("gravity", "mass", "friction", "motors")
+        if name in kwargs
+    }
     sign = 1.0 if direction == "forward" else -1.0
-    env = robot(**{**kwargs, "forward_reward_weight": sign * kwargs.get("forward_reward_weight", 1.0)})
+    env = robot(
+        **{**kwargs, "forward_reward_weight": sign * kwargs.get("forward_reward_weight", 1.0)}
+    )
     return with_physics(env, **physics)
 
 
@@ -214,5 +243,9 @@ for _name, _builder, _robot in (
     ("Hopper", hopper, HopperEnv),
 ):
     gym.register(f"hubrl/{_name}-v5", entry_point=_builder, max_episode_steps=1000)
-    gym.register(f"hubrl/{_name}Reversing-v5", entry_point=partial(reversing, _robot), max_episode_steps=1000)
-    gym.register(f"hubrl/{_name}Shuttle-v5", entry_point=partial(shuttle, _robot), max_episode_steps=1000)
+    gym.register(
+        f"hubrl/{_name}Reversing-v5", entry_point=partial(reversing, _robot), max_episode_steps=1000
+    )
+    gym.register(
+        f"hubrl/{_name}Shuttle-v5", entry_point=partial(shuttle, _robot), max_episode_steps=1000
+    )

@@ -2,7 +2,15 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from hubrl.errors import BadConfig, BadFile, HubrlError, OutputExists, SourcesNotLoaded, SpaceMismatch, UnknownName
+from hubrl.errors import (
+    BadConfig,
+    BadFile,
+    HubrlError,
+    OutputExists,
+    SourcesNotLoaded,
+    SpaceMismatch,
+    UnknownName,
+)
 from hubrl.formats.cached_space import CachedFeaturesSpace
 from hubrl.formats.limits import Limits
 from hubrl.hub import Hub, pathway_weights

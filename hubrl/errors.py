@@ -8,8 +8,8 @@
     ├── SourcesNotLoaded   sources whose weights never arrived
     └── OutputExists       something is there already, and nothing was overwritten
 
-Each message is one sentence or two: what was given, what was expected, what to do. `HubrlWarning` is the category of
-what is no mistake yet, and seen at `verbose=0`.
+Each message is one sentence or two: what was given, what was expected, what to do. `HubrlWarning`
+is the category of what is no mistake yet, and seen at `verbose=0`.
 """
 
 import difflib
@@ -74,4 +74,6 @@ def check_format(plain: object, known: int, what: str) -> None:
         BadFile: Saying both formats.
     """
     if isinstance(plain, dict) and isinstance(plain.get("format"), int) and plain["format"] > known:
-        raise BadFile(f"{what} of format {plain['format']}, this hubrl reads up to {known}; update hubrl.")
+        raise BadFile(
+            f"{what} of format {plain['format']}, this hubrl reads up to {known}; update hubrl."
+        )

@@ -21,15 +21,25 @@ class Ratios(BaseCallback):
         policy.set_training_mode(True)
         key = policy.noise_key.clone()
         for batch in buffer.get(8):
-            actions = batch.actions.long().flatten() if isinstance(self.model.action_space, spaces.Discrete) else batch.actions
+            actions = (
+                batch.actions.long().flatten()
+                if isinstance(self.model.action_space, spaces.Discrete)
+                else batch.actions
+            )
             log_prob = policy.evaluate_actions(batch.observations, actions)[1]
-            self.greatest = max(self.greatest, float((log_prob - batch.old_log_prob).abs().max().detach()))
+            self.greatest = max(
+                self.greatest, float((log_prob - batch.old_log_prob).abs().max().detach())
+            )
             assert log_prob.exp().max() > 0
         assert torch.equal(key, policy.noise_key)
         np.random.set_state(state)
         self.rollouts += 1
         records = buffer.records
-        both = np.stack([records["previous"], records["acted"]], axis=-1) if "acted" in records else None
+        both = (
+            np.stack([records["previous"], records["acted"]], axis=-1)
+            if "acted" in records
+            else None
+        )
         self.pathways.append(both)
 
     def _on_step(self):

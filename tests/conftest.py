@@ -10,7 +10,9 @@ import torch
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).parents[1]
-CHECKPOINTS = Path(os.environ.get("HUBRL_CHECKPOINTS", REPOSITORY.parent / "shared" / "checkpoints"))
+CHECKPOINTS = Path(
+    os.environ.get("HUBRL_CHECKPOINTS", REPOSITORY.parent / "shared" / "checkpoints")
+)
 
 
 def pytest_configure(config):
@@ -22,7 +24,9 @@ def pytest_configure(config):
 def checkpoints():
     """The folder of public agents."""
     if not CHECKPOINTS.is_dir():
-        pytest.skip(f"{CHECKPOINTS} is not there; HUBRL_CHECKPOINTS names the folder with sb3-zoo/ and baby-a3c/")
+        pytest.skip(
+            f"{CHECKPOINTS} is not there; HUBRL_CHECKPOINTS names the folder with sb3-zoo/ and baby-a3c/"
+        )
     return CHECKPOINTS
 
 

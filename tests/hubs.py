@@ -27,7 +27,9 @@ class Aim(gym.Env[Any, Any]):
     action_space = LEVER
     total = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self.played = 0
         return self.np_random.normal(size=4).astype(np.float32), {}
@@ -35,7 +37,13 @@ class Aim(gym.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.played += 1
         self.total += 1
-        return self.np_random.normal(size=4).astype(np.float32), 1 - abs(float(action[0]) - AIM), False, self.played >= 40, {}
+        return (
+            self.np_random.normal(size=4).astype(np.float32),
+            1 - abs(float(action[0]) - AIM),
+            False,
+            self.played >= 40,
+            {},
+        )
 
 
 def always(name: str, action: float) -> Source:
@@ -43,10 +51,14 @@ def always(name: str, action: float) -> Source:
     head = nn.Linear(4, 1)
     nn.init.zeros_(head.weight)
     nn.init.constant_(head.bias, action)
-    return Source(encoder=nn.Flatten(), head=head, name=name, observation_space=VECTOR, action_space=LEVER)
+    return Source(
+        encoder=nn.Flatten(), head=head, name=name, observation_space=VECTOR, action_space=LEVER
+    )
 
 
-def aiming(*sources: Source, algorithm: type[BaseAlgorithm] = PPO, n_envs: int = 1, **options: Any) -> BaseAlgorithm:
+def aiming(
+    *sources: Source, algorithm: type[BaseAlgorithm] = PPO, n_envs: int = 1, **options: Any
+) -> BaseAlgorithm:
     """A model that learns `Aim` through some sources."""
     env = make_vec_env(Aim, n_envs=n_envs, seed=0)
     return target(algorithm, env, Hub(sources).agent(algorithm, **options))
@@ -54,7 +66,13 @@ def aiming(*sources: Source, algorithm: type[BaseAlgorithm] = PPO, n_envs: int =
 
 def steers(name: str, value: float) -> Source:
     """A source that earns twice its value a step in the toy task, where the most is two."""
-    return Source(encoder=nn.Flatten(), head=Constant(value), name=name, observation_space=VECTOR, action_space=STEER)
+    return Source(
+        encoder=nn.Flatten(),
+        head=Constant(value),
+        name=name,
+        observation_space=VECTOR,
+        action_space=STEER,
+    )
 
 
 def up_and_down() -> Hub:
@@ -75,7 +93,9 @@ def overtaken(worth: float = 0.1, **options: Any) -> BaseAlgorithm:
     env = make_vec_env(Toy, n_envs=4, seed=0)
     made = Hub([steers("one", worth)]).agent(PPO, **{"trial_share": 0.3, **options})
     np.random.seed(0)
-    return trusted(target(PPO, env, made, learning_rate=1e-2, n_steps=64, batch_size=64, n_epochs=4, seed=0))
+    return trusted(
+        target(PPO, env, made, learning_rate=1e-2, n_steps=64, batch_size=64, n_epochs=4, seed=0)
+    )
 
 
 class Turns(BaseCallback):

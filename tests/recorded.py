@@ -11,7 +11,9 @@ class RecordedScalars(KVWriter):
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
 
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+    def write(
+        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
+    ) -> None:
         self.records.append(dict(key_values))
 
     def close(self) -> None:

@@ -19,7 +19,13 @@ CARD = Path(__file__).parents[1] / "agents" / "cards" / "baby-a3c.yaml"
 
 TINY = {
     PPO: {"n_steps": 16, "batch_size": 16, "n_epochs": 1},
-    DQN: {"buffer_size": 64, "learning_starts": 8, "train_freq": 4, "batch_size": 8, "target_update_interval": 16},
+    DQN: {
+        "buffer_size": 64,
+        "learning_starts": 8,
+        "train_freq": 4,
+        "batch_size": 8,
+        "target_update_interval": 16,
+    },
 }
 
 
@@ -29,7 +35,9 @@ def weights(request, tmp_path):
     if request.param == "made-here":
         torch.save(random_weights(), tmp_path / "made-here.tar")
         return tmp_path / "made-here.tar"
-    return request.getfixturevalue("checkpoints") / "baby-a3c" / f"babya3c-{request.param}-v4-80.tar"
+    return (
+        request.getfixturevalue("checkpoints") / "baby-a3c" / f"babya3c-{request.param}-v4-80.tar"
+    )
 
 
 @pytest.fixture
@@ -52,7 +60,11 @@ def random_weights():
 def published_encoder(weights, images):
     """The convolutions of baby-a3c, as its own code has them."""
     for n in range(1, 5):
-        images = functional.elu(functional.conv2d(images, weights[f"conv{n}.weight"], weights[f"conv{n}.bias"], stride=2, padding=1))
+        images = functional.elu(
+            functional.conv2d(
+                images, weights[f"conv{n}.weight"], weights[f"conv{n}.bias"], stride=2, padding=1
+            )
+        )
     return images.flatten(1)
 
 
@@ -107,7 +119,10 @@ def test_the_encoder_refuses_an_image_that_ends_before_its_crop(weights):
 def test_weights_of_another_network_are_refused(tmp_path):
     other = random_weights() | {"conv4.weight": torch.zeros(16, 32, 3, 3)}
     torch.save(other, tmp_path / "other.tar")
-    with pytest.raises(BadFile, match=r"convs\.6\.weight has shape \(16, 32, 3, 3\), the card says \(32, 32, 3, 3\)"):
+    with pytest.raises(
+        BadFile,
+        match=r"convs\.6\.weight has shape \(16, 32, 3, 3\), the card says \(32, 32, 3, 3\)",
+    ):
         read_agent(tmp_path / "other.tar", CARD)
     del other["conv4.weight"]
     torch.save(other, tmp_path / "fewer.tar")
@@ -116,12 +131,20 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", [PPO, DQN])
-def test_a_hub_with_a_nature_cnn_trains_and_leaves_the_sources_as_they_were(weights, env, algorithm, tmp_path):
+def test_a_hub_with_a_nature_cnn_trains_and_leaves_the_sources_as_they_were(
+    weights, env, algorithm, tmp_path
+):
     other = DQN if algorithm is PPO else PPO
     nature = other("CnnPolicy", env, seed=0, device="cpu", **TINY[other])
     hub = Hub.from_agents([nature, (weights, CARD)], names=["nature", "baby-a3c"])
     before = {name: hub[name].tensors() for name in hub.names}
-    model = algorithm(env=env, seed=0, device="cpu", **TINY[algorithm], **hub.agent(algorithm, level="features", width=32))
+    model = algorithm(
+        env=env,
+        seed=0,
+        device="cpu",
+        **TINY[algorithm],
+        **hub.agent(algorithm, level="features", width=32),
+    )
     model.learn(32)
     assert model.num_timesteps >= 32
     for name in hub.names:
@@ -130,11 +153,20 @@ def test_a_hub_with_a_nature_cnn_trains_and_leaves_the_sources_as_they_were(weig
     observation = env.reset()
     model.save(tmp_path / "target.zip")
     again = algorithm.load(tmp_path / "target.zip", device="cpu")
-    np.testing.assert_array_equal(again.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0])
+    np.testing.assert_array_equal(
+        again.predict(observation, deterministic=True)[0],
+        model.predict(observation, deterministic=True)[0],
+    )
 
 
 def test_a_hub_with_an_encoder_alone_is_heard_through_its_features(weights, env):
-    hub = Hub.from_agents([PPO("CnnPolicy", env, device="cpu", **TINY[PPO]), (weights, CARD)], names=["nature", "baby-a3c"])
+    hub = Hub.from_agents(
+        [PPO("CnnPolicy", env, device="cpu", **TINY[PPO]), (weights, CARD)],
+        names=["nature", "baby-a3c"],
+    )
     assert "features_extractor_kwargs" in hub.agent(PPO)["policy_kwargs"]
-    with pytest.raises(SpaceMismatch, match="'baby-a3c' is an encoder alone and has no outputs; use level='features'"):
+    with pytest.raises(
+        SpaceMismatch,
+        match="'baby-a3c' is an encoder alone and has no outputs; use level='features'",
+    ):
         PPO(env=env, device="cpu", **hub.agent(PPO, level="outputs"))

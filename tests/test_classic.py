@@ -33,8 +33,24 @@ PHYSICS = {
 }
 
 CONSTANTS = {
-    "Acrobot": ("LINK_LENGTH_1", "LINK_LENGTH_2", "LINK_MASS_1", "LINK_MASS_2", "LINK_COM_POS_1", "LINK_COM_POS_2", "LINK_MOI"),
-    "CartPole": ("masscart", "masspole", "total_mass", "length", "polemass_length", "force_mag", "gravity"),
+    "Acrobot": (
+        "LINK_LENGTH_1",
+        "LINK_LENGTH_2",
+        "LINK_MASS_1",
+        "LINK_MASS_2",
+        "LINK_COM_POS_1",
+        "LINK_COM_POS_2",
+        "LINK_MOI",
+    ),
+    "CartPole": (
+        "masscart",
+        "masspole",
+        "total_mass",
+        "length",
+        "polemass_length",
+        "force_mag",
+        "gravity",
+    ),
 }
 
 
@@ -70,14 +86,18 @@ def test_default_physics_are_gymnasiums_bit_for_bit(task):
 
 
 @pytest.mark.filterwarnings("ignore:.*infinity:UserWarning")
-@pytest.mark.parametrize(("task", "draw"), [("Acrobot", acrobot_physics), ("CartPole", cartpole_physics)])
+@pytest.mark.parametrize(
+    ("task", "draw"), [("Acrobot", acrobot_physics), ("CartPole", cartpole_physics)]
+)
 def test_drawn_instances_pass_gymnasiums_checker(task, draw):
     check_env(make(task, **draw(1)).unwrapped, skip_render_check=True)
 
 
 @pytest.mark.parametrize(("task", "name", "value"), PHYSICS)
 def test_an_argument_changes_its_own_physics_and_no_other(task, name, value):
-    assert constants(task, **{name: value}) == pytest.approx({**constants(task), **PHYSICS[task, name, value]})
+    assert constants(task, **{name: value}) == pytest.approx(
+        {**constants(task), **PHYSICS[task, name, value]}
+    )
 
 
 @pytest.mark.parametrize(("task", "name", "value"), PHYSICS)
@@ -87,7 +107,9 @@ def test_other_physics_are_felt(task, name, value):
 
 def test_one_acrobot_does_not_change_the_next():
     make("Acrobot", link_mass_1=1.5)
-    assert gym.make("Acrobot-v1").unwrapped.LINK_MASS_1 == make("Acrobot").unwrapped.LINK_MASS_1 == 1.0
+    assert (
+        gym.make("Acrobot-v1").unwrapped.LINK_MASS_1 == make("Acrobot").unwrapped.LINK_MASS_1 == 1.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,7 +118,11 @@ def test_one_acrobot_does_not_change_the_next():
         ("Acrobot", {"link_length_1": 0}, r"link_length_1=0 is not positive\."),
         ("Acrobot", {"link_mass_2": -1.0}, r"link_mass_2=-1\.0 is not positive\."),
         ("Acrobot", {"link_moi": float("nan")}, r"link_moi=nan is not positive\."),
-        ("Acrobot", {"link_com_1": 1.2}, r"link_com_1=1\.2 is no share of the link's length, from 0 to 1\."),
+        (
+            "Acrobot",
+            {"link_com_1": 1.2},
+            r"link_com_1=1\.2 is no share of the link's length, from 0 to 1\.",
+        ),
         ("CartPole", {"gravity": 0.0}, r"gravity=0\.0 is not positive\."),
         ("CartPole", {"link_moi": 1.0}, "unexpected keyword argument 'link_moi'"),
     ],
@@ -106,7 +132,9 @@ def test_wrong_physics_are_answered_with_a_sentence(task, arguments, sentence):
         make_env(f"envs.classic:hubrl/{task}-v1", arguments)
 
 
-@pytest.mark.parametrize(("draw", "ranges"), [(acrobot_physics, ACROBOT_RANGES), (cartpole_physics, CARTPOLE_RANGES)])
+@pytest.mark.parametrize(
+    ("draw", "ranges"), [(acrobot_physics, ACROBOT_RANGES), (cartpole_physics, CARTPOLE_RANGES)]
+)
 def test_drawn_instances_are_reproducible_and_within_their_ranges(draw, ranges):
     drawn = [draw(seed) for seed in range(200)]
     assert drawn == [draw(seed) for seed in range(200)]
@@ -123,7 +151,9 @@ def test_an_instance_survives_yaml():
 
 
 def test_the_studys_targets_are_the_first_ten_instances():
-    study = yaml.safe_load((REPOSITORY / "configs" / "studies" / "acrobot.yaml").read_text(encoding="utf-8"))
+    study = yaml.safe_load(
+        (REPOSITORY / "configs" / "studies" / "acrobot.yaml").read_text(encoding="utf-8")
+    )
     targets = {name: case["set"]["task_kwargs"] for name, case in study["cases"].items()}
     assert targets == {f"instance-{seed:02}": acrobot_physics(seed) for seed in range(1, 11)}
 

@@ -18,7 +18,13 @@ from hubrl.selection.fresh_trial import Phase
 
 def learner(n_envs=2, **options):
     """A PPO that hears outputs, whose rollouts are 32 steps."""
-    return target(PPO, make_vec_env(Toy, n_envs=n_envs, seed=0), tiny_hub(Toy()).agent(PPO, **options), n_steps=32, learning_rate=1e-2)
+    return target(
+        PPO,
+        make_vec_env(Toy, n_envs=n_envs, seed=0),
+        tiny_hub(Toy()).agent(PPO, **options),
+        n_steps=32,
+        learning_rate=1e-2,
+    )
 
 
 class AtStart(BaseCallback):
@@ -52,7 +58,10 @@ def test_how_much_remains_is_that_of_the_call(tmp_path):
     model.learn(128, [HubCallback(probe_share=0.0), seen])
     assert seen.remaining == [1.0, 0.5]
     model.save(tmp_path / "model.zip")
-    loaded, again = PPO.load(tmp_path / "model.zip", make_vec_env(Toy, n_envs=2, seed=0), device="cpu"), AtStart()
+    loaded, again = (
+        PPO.load(tmp_path / "model.zip", make_vec_env(Toy, n_envs=2, seed=0), device="cpu"),
+        AtStart(),
+    )
     loaded.learn(128, [HubCallback(probe_share=0.0), again], reset_num_timesteps=False)
     assert again.remaining == [0.5, 0.25]
 
@@ -88,18 +97,24 @@ def test_the_critic_measures_returns_once_they_were_seen_and_keeps_their_units()
 def test_without_the_callback_a_training_does_not_go_on_as_if_nobody_was_held():
     model = learner()
     model.learn(64, HubCallback(probe_share=0.0))
-    with pytest.raises(BadConfig, match=r"pathways held and nothing stores who acts; pass HubCallback\(\) to go on"):
+    with pytest.raises(
+        BadConfig, match=r"pathways held and nothing stores who acts; pass HubCallback\(\) to go on"
+    ):
         model.learn(64)
     model.learn(64, HubCallback(probe_share=0.0))
 
 
-@pytest.mark.parametrize("options", [{}, {"hold": 1.0, "judging_share": 0.0}, {"method": "uniform"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"hold": 1.0, "judging_share": 0.0}, {"method": "uniform"}], ids=str
+)
 def test_a_policy_that_learned_can_be_copied(options):
     model = learner(**options)
     model.learn(64, HubCallback(probe_share=0.0))
     rows = np.zeros((3, 4), dtype=np.float32)
     copied = copy.deepcopy(model.policy)
-    assert np.array_equal(copied.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0])
+    assert np.array_equal(
+        copied.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0]
+    )
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
@@ -117,7 +132,9 @@ def test_a_state_of_other_rows_is_refused():
     model = learner()
     model.learn(64, HubCallback(probe_share=0.0))
     _, state = model.predict(np.zeros((2, 4), dtype=np.float32))
-    with pytest.raises(BadConfig, match="A state for 2 observations was given with 3; pass state=None"):
+    with pytest.raises(
+        BadConfig, match="A state for 2 observations was given with 3; pass state=None"
+    ):
         model.predict(np.zeros((3, 4), dtype=np.float32), state)
 
 
@@ -133,7 +150,9 @@ def test_what_is_predicted_is_not_counted_among_the_rollouts():
 def test_a_dqn_predicts_by_who_earns_most_once_its_training_is_over(tmp_path):
     env = toy_for(DQN)
     made = tiny_hub(env).agent(DQN)
-    model = target(DQN, env, made, learning_starts=0, exploration_fraction=0.01, exploration_final_eps=0.0)
+    model = target(
+        DQN, env, made, learning_starts=0, exploration_fraction=0.01, exploration_final_eps=0.0
+    )
     rows = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     for call in range(3):
         model.learn(30, HubCallback(), reset_num_timesteps=call == 0)
@@ -165,4 +184,6 @@ def test_where_no_source_is_better_than_untrained_networks_no_trial_begins(tmp_p
     model.save(tmp_path / "model.zip")
     rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     read = read_agent(tmp_path / "model.zip").predict(rows, deterministic=True)[0]
-    np.testing.assert_allclose(read, model.predict(rows, deterministic=True)[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        read, model.predict(rows, deterministic=True)[0], rtol=1e-5, atol=1e-6
+    )

@@ -32,14 +32,25 @@ BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 
 def blocks(page, language):
-    return [code for kind, code in BLOCK.findall(page.read_text(encoding="utf-8")) if kind == language]
+    return [
+        code for kind, code in BLOCK.findall(page.read_text(encoding="utf-8")) if kind == language
+    ]
 
 
 def shortened(text):
     """The same trainings and evaluations, over in a moment."""
     text = re.sub(r"learn\([\d_]+", "learn(256", text)
-    text = re.sub(r"^(hubrl train .*)$", r"\1 --set steps=512 --set eval_every=512 --set eval_episodes=1", text, flags=re.MULTILINE)
-    return re.sub(r"--(steps|source-steps|episodes) [\d_]+", lambda found: f"--{found[1]} {1 if found[1] == 'episodes' else 512}", text)
+    text = re.sub(
+        r"^(hubrl train .*)$",
+        r"\1 --set steps=512 --set eval_every=512 --set eval_episodes=1",
+        text,
+        flags=re.MULTILINE,
+    )
+    return re.sub(
+        r"--(steps|source-steps|episodes) [\d_]+",
+        lambda found: f"--{found[1]} {1 if found[1] == 'episodes' else 512}",
+        text,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +64,22 @@ def checkout(tmp_path_factory):
 
 def execute(command, folder):
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=one_thread, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=one_thread,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done.stdout
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
+)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, checkout):
     pytest.importorskip("mujoco")
     code = "import torch; torch.set_num_threads(1)\n" + shortened("\n".join(blocks(page, "python")))
@@ -69,8 +90,15 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, checkout):
 def test_the_commands_of_a_page_work_in_their_order(page, checkout):
     pytest.importorskip("mujoco")
     for seed, name in enumerate(("ppo", "dqn")):
-        PPO("MlpPolicy", "CartPole-v1", seed=seed, device="cpu").save(checkout / f"{name}-CartPole-v1.zip")
-    lines = [line.split(" #")[0] for block in blocks(REPOSITORY / page, "sh") for line in block.splitlines() if line.startswith("hubrl ")]
+        PPO("MlpPolicy", "CartPole-v1", seed=seed, device="cpu").save(
+            checkout / f"{name}-CartPole-v1.zip"
+        )
+    lines = [
+        line.split(" #")[0]
+        for block in blocks(REPOSITORY / page, "sh")
+        for line in block.splitlines()
+        if line.startswith("hubrl ")
+    ]
     assert len(lines) > 3
     for line in lines:
         if "hub check" in line or "hubrl study" in line:
@@ -80,10 +108,15 @@ def test_the_commands_of_a_page_work_in_their_order(page, checkout):
         execute([sys.executable, "-m", "hubrl", *words[1:]], checkout)
 
 
-@pytest.mark.parametrize(("script", "arguments"), [("transfer_ppo", "--steps 512"), ("transfer_dqn", "--steps 512 --source-steps 256")])
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [("transfer_ppo", "--steps 512"), ("transfer_dqn", "--steps 512 --source-steps 256")],
+)
 def test_the_scripts_to_copy_run(checkout, script, arguments):
     pytest.importorskip("mujoco")
-    assert "Return" in execute([sys.executable, "-W", "ignore", "-m", f"agents.{script}", *arguments.split()], checkout)
+    assert "Return" in execute(
+        [sys.executable, "-W", "ignore", "-m", f"agents.{script}", *arguments.split()], checkout
+    )
 
 
 def test_the_metrics_page_names_exactly_the_tags_that_a_run_writes():
@@ -94,22 +127,40 @@ def test_the_metrics_page_names_exactly_the_tags_that_a_run_writes():
     tags = RecordedScalars()
     # A probe may drop these untrained sources, and with them the router's gradient: one training with it, one without.
     for probe_share in (0.2, 0.0):
-        model = PPO(env="CartPole-v1", **hub.agent(PPO), n_steps=256, n_epochs=1, device="cpu", seed=0)
+        model = PPO(
+            env="CartPole-v1", **hub.agent(PPO), n_steps=256, n_epochs=1, device="cpu", seed=0
+        )
         model.set_logger(Logger(None, [tags]))
         model.learn(2_000, callback=HubCallback(probe_share=probe_share, log_every=100))
     model = overtaken(trial_share=0.1)
     model.set_logger(Logger(None, [tags]))
     model.learn(5_000, callback=HubCallback(probe_share=0.0, warmup_share=0.0, log_every=100))
     made = hub.agent(DQN)
-    model = DQN(made["policy"], "CartPole-v1", policy_kwargs=made["policy_kwargs"], learning_starts=50, device="cpu", seed=0)
+    model = DQN(
+        made["policy"],
+        "CartPole-v1",
+        policy_kwargs=made["policy_kwargs"],
+        learning_starts=50,
+        device="cpu",
+        seed=0,
+    )
     model.set_logger(Logger(None, [tags]))
     model.learn(1_000, callback=HubCallback(log_every=100))
     for method in ("zoo-tuning", "kickstart", "multipolar", "componet", "progressive"):
-        model = PPO(env="CartPole-v1", **hub.agent(PPO, method), n_steps=64, n_epochs=1, device="cpu", seed=0)
+        model = PPO(
+            env="CartPole-v1",
+            **hub.agent(PPO, method),
+            n_steps=64,
+            n_epochs=1,
+            device="cpu",
+            seed=0,
+        )
         model.set_logger(Logger(None, [tags]))
         model.learn(200, callback=HubCallback(warmup_share=0.0, log_every=1))
     sb3s = ("rollout", "train", "time", "eval")
-    assert {named(tag) for record in tags.records for tag in record if tag.split("/")[0] not in sb3s} == documented
+    assert {
+        named(tag) for record in tags.records for tag in record if tag.split("/")[0] not in sb3s
+    } == documented
 
 
 def named(tag):
@@ -117,8 +168,16 @@ def named(tag):
     tag = re.sub(r"^(gate|progressive/scale)/.+/(one|two)$", r"\1/<layer>/<source>", tag)
     tag = re.sub(r"^(multipolar/theta|componet/attention)/(one|two)$", r"\1/<source>", tag)
     tag = re.sub(r"^probe/fate/(one|two)$", "probe/fate/<source>", tag)
-    tag = re.sub(r"^trust/(return|episodes|evaluates|played)/(one|two|fresh|together)$", r"trust/\1/<arm>", tag)
-    return tag if tag.startswith("trust/") else re.sub(r"/(one|two|fresh|zoo-tuning)$", "/<pathway>", tag)
+    tag = re.sub(
+        r"^trust/(return|episodes|evaluates|played)/(one|two|fresh|together)$",
+        r"trust/\1/<arm>",
+        tag,
+    )
+    return (
+        tag
+        if tag.startswith("trust/")
+        else re.sub(r"/(one|two|fresh|zoo-tuning)$", "/<pathway>", tag)
+    )
 
 
 def test_every_method_has_a_page_and_a_row_in_the_table_of_all():
@@ -144,8 +203,15 @@ def test_a_methods_page_names_the_studies_that_it_stands_in(name):
     assert "methods" in documented
     for study in documented:
         spec = read_study(REPOSITORY / "configs" / "studies" / f"{study}.yaml")
-        named = {method for case in spec.cases.values() for method in case.methods if method in spec.methods}
-        assert name in {spec.methods[method].set.get("method", "hub-pathway") for method in named}, f"{study}.yaml does not train {name}"
+        named = {
+            method
+            for case in spec.cases.values()
+            for method in case.methods
+            if method in spec.methods
+        }
+        assert name in {
+            spec.methods[method].set.get("method", "hub-pathway") for method in named
+        }, f"{study}.yaml does not train {name}"
 
 
 @pytest.mark.parametrize("name", available())
@@ -161,13 +227,22 @@ def test_the_config_of_a_methods_page_makes_a_model(name, checkout):
 
 def links(page):
     """Targets of a page's links and pictures within the repository, with what follows `#`."""
-    found = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL))
-    return [target.partition("#")[::2] for target in found if not target.startswith(("http:", "https:"))]
+    found = re.findall(
+        r"\]\(([^)\s]+)\)",
+        re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL),
+    )
+    return [
+        target.partition("#")[::2] for target in found if not target.startswith(("http:", "https:"))
+    ]
 
 
 def anchors(page):
     """The names that GitHub gives a page's headings."""
-    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL), re.MULTILINE)
+    headings = re.findall(
+        r"^#+ (.+)$",
+        re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL),
+        re.MULTILINE,
+    )
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -182,7 +257,10 @@ def test_links_in_the_pages_lead_somewhere():
 
 def test_files_named_in_the_pages_exist():
     for page in [*PAGES, REPOSITORY / "CONTRIBUTING.md"]:
-        for path in re.findall(r"`((?:hubrl|tests|agents|envs|configs|docs|results)/[\w/.-]+)`", page.read_text(encoding="utf-8")):
+        for path in re.findall(
+            r"`((?:hubrl|tests|agents|envs|configs|docs|results)/[\w/.-]+)`",
+            page.read_text(encoding="utf-8"),
+        ):
             assert (REPOSITORY / path).exists(), f"{page.name}: {path}"
 
 
@@ -191,7 +269,9 @@ def test_every_page_is_reached_from_the_readme():
     while waiting:
         page = waiting.pop()
         reached.add(page)
-        waiting += {(page.parent / path).resolve() for path, _ in links(page) if path.endswith(".md")} - reached
+        waiting += {
+            (page.parent / path).resolve() for path, _ in links(page) if path.endswith(".md")
+        } - reached
     assert set(PAGES) <= reached
 
 
@@ -199,9 +279,15 @@ def test_the_first_screen_is_short():
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 150
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    paragraphs = [part for part in re.split(r"\n\s*\n", prose) if not part.lstrip().startswith(("|", "-", "<!--", "!"))]
+    paragraphs = [
+        part
+        for part in re.split(r"\n\s*\n", prose)
+        if not part.lstrip().startswith(("|", "-", "<!--", "!"))
+    ]
     assert max(len(part.strip().splitlines()) for part in paragraphs) <= 5
-    (table,) = re.findall(r"<!-- table: first-screen -->\n(.*?)<!-- /table -->", text, flags=re.DOTALL)
+    (table,) = re.findall(
+        r"<!-- table: first-screen -->\n(.*?)<!-- /table -->", text, flags=re.DOTALL
+    )
     assert len(table.splitlines()) <= 2 + 6
 
 
@@ -212,4 +298,6 @@ def test_the_tables_of_results_are_those_of_the_studies(monkeypatch):
     assert len(tables.marked_pages()) > 3
     for page in tables.marked_pages():
         text = page.read_text(encoding="utf-8")
-        assert tables.with_tables(text) == text, f"{page.name} is older than results/: run `python docs/figures/write_tables.py`"
+        assert tables.with_tables(text) == text, (
+            f"{page.name} is older than results/: run `python docs/figures/write_tables.py`"
+        )

@@ -58,7 +58,10 @@ def screen(game, n_steps=60, **kwargs):
 @pytest.mark.filterwarnings("ignore:.*infinity:UserWarning")
 @pytest.mark.parametrize("robot", ROBOTS)
 def test_robots_pass_gymnasiums_checker(robot):
-    check_env(make_robot(robot, gravity=1.5, motors=0.5, direction="backward").unwrapped, skip_render_check=True)
+    check_env(
+        make_robot(robot, gravity=1.5, motors=0.5, direction="backward").unwrapped,
+        skip_render_check=True,
+    )
 
 
 @pytest.mark.parametrize("robot", ROBOTS)
@@ -81,7 +84,9 @@ def test_every_motor_can_have_a_factor_of_its_own():
 
 @pytest.mark.parametrize("changed", PHYSICS)
 def test_other_physics_are_felt(changed):
-    assert not np.array_equal(played(make_robot(**{changed: 0.5}), n_steps=50), played(make_robot(), n_steps=50))
+    assert not np.array_equal(
+        played(make_robot(**{changed: 0.5}), n_steps=50), played(make_robot(), n_steps=50)
+    )
 
 
 @pytest.mark.parametrize("robot", ROBOTS)
@@ -113,7 +118,10 @@ def test_wrong_physics_are_answered_with_a_sentence(arguments, sentence):
         make_robot(**arguments)
 
 
-@pytest.mark.parametrize(("game", "arguments"), [("Pong", {"mode": 1, "difficulty": 3}), ("Freeway", {"full_action_space": True})])
+@pytest.mark.parametrize(
+    ("game", "arguments"),
+    [("Pong", {"mode": 1, "difficulty": 3}), ("Freeway", {"full_action_space": True})],
+)
 def test_games_pass_gymnasiums_checker(game, arguments):
     check_env(make_game(game, **arguments).unwrapped, skip_render_check=True)
 
@@ -126,7 +134,10 @@ def test_every_game_for_one_player_has_an_id_of_ours():
     assert all(f"hubrl/{game}-v0" in gym.registry for game in games)
 
 
-@pytest.mark.parametrize(("game", "arguments"), [("Freeway", {"mode": 3}), ("SpaceInvaders", {"mode": 9}), ("Pong", {"difficulty": 1})])
+@pytest.mark.parametrize(
+    ("game", "arguments"),
+    [("Freeway", {"mode": 3}), ("SpaceInvaders", {"mode": 9}), ("Pong", {"difficulty": 1})],
+)
 def test_modes_and_difficulties_reach_the_emulator(game, arguments):
     default = screen(game)
     np.testing.assert_array_equal(default, screen(game, mode=0, difficulty=0))
@@ -152,7 +163,9 @@ def test_a_step_of_the_bare_game_is_one_frame_without_sticky_actions():
 
 @pytest.mark.parametrize("arguments", [{"mode": 99}, {"difficulty": 9}])
 def test_a_mode_that_a_game_does_not_have_is_answered_with_those_it_has(arguments):
-    with pytest.raises(ValueError, match=r"for freeway; its modes are \[0, 1, .*its difficulties \[0, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"for freeway; its modes are \[0, 1, .*its difficulties \[0, 1\]"
+    ):
         make_game("Freeway", **arguments)
 
 
@@ -167,7 +180,9 @@ def test_atari_vec_env_is_sb3s_stack_of_four_small_grey_frames():
     assert env.action_space == gym.spaces.Discrete(18)
     before = [ale.getFrameNumber() for ale in env.get_attr("ale")]
     observations, *_ = env.step(np.zeros(2, dtype=int))
-    assert [ale.getFrameNumber() for ale in env.get_attr("ale")] == [frames + 4 for frames in before]
+    assert [ale.getFrameNumber() for ale in env.get_attr("ale")] == [
+        frames + 4 for frames in before
+    ]
     assert observations[..., -1].any()
     env.close()
 
@@ -187,7 +202,9 @@ def signs_of(env, n_steps):
     return np.array(seen)
 
 
-@pytest.mark.filterwarnings("ignore:.*infinity:UserWarning", "ignore:.*different from the unwrapped:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*infinity:UserWarning", "ignore:.*different from the unwrapped:UserWarning"
+)
 @pytest.mark.parametrize("hint", ["sign", "history", "none"])
 @pytest.mark.parametrize("kind", ["Reversing", "Shuttle"])
 def test_tasks_whose_sign_changes_pass_gymnasiums_checker(kind, hint):
@@ -251,7 +268,11 @@ def test_a_shuttle_pays_for_moving_as_commanded():
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
-    [({"hint": "loud"}, "hint='loud' is none of"), ({"every": [9, 3]}, "is no range"), ({"every": [3]}, "is no range")],
+    [
+        ({"hint": "loud"}, "hint='loud' is none of"),
+        ({"every": [9, 3]}, "is no range"),
+        ({"every": [3]}, "is no range"),
+    ],
 )
 def test_what_an_alternating_task_cannot_be_is_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):

@@ -21,8 +21,12 @@ def test_a_training_is_the_one_whose_digest_is_stored(name):
     found = digest(trained(BY_NAME[name]))
     if known is None:
         assert digest(trained(BY_NAME[name])) == found, "the same seed trains to the same bits"
-        pytest.skip(f"No digest is stored for this machine ({HERE}); two trainings were compared with each other.")
-    assert found == known, "numbers changed; where they are meant to, run `python tests/training_digests.py`"
+        pytest.skip(
+            f"No digest is stored for this machine ({HERE}); two trainings were compared with each other."
+        )
+    assert found == known, (
+        "numbers changed; where they are meant to, run `python tests/training_digests.py`"
+    )
 
 
 LOAD = """
@@ -37,7 +41,11 @@ for path in sys.argv[2:]:
 """
 SAVED = {
     PPO: ["ppo-hub-pathway-outputs-box", "ppo-hub-pathway-features-box", "ppo-uniform-outputs-box"],
-    DQN: ["dqn-hub-pathway-outputs-discrete", "dqn-finetune-outputs-discrete", "dqn-multipolar-outputs-discrete"],
+    DQN: [
+        "dqn-hub-pathway-outputs-discrete",
+        "dqn-finetune-outputs-discrete",
+        "dqn-multipolar-outputs-discrete",
+    ],
 }
 
 
@@ -51,7 +59,9 @@ def test_a_saved_model_acts_the_same_in_a_fresh_process(tmp_path):
             models[path].save(path)
     subprocess.run([sys.executable, "-c", LOAD, tmp_path / "rows.npy", *models], check=True)
     for path, model in models.items():
-        np.testing.assert_allclose(np.load(f"{path}.npy"), model.predict(rows, deterministic=True)[0], atol=1e-6)
+        np.testing.assert_allclose(
+            np.load(f"{path}.npy"), model.predict(rows, deterministic=True)[0], atol=1e-6
+        )
 
 
 def recorded(**options):
@@ -64,7 +74,9 @@ def recorded(**options):
     return model
 
 
-@pytest.mark.parametrize("options", [{}, {"hold": 1, "judging_share": 0.0}], ids=["held", "drawn-anew"])
+@pytest.mark.parametrize(
+    "options", [{}, {"hold": 1, "judging_share": 0.0}], ids=["held", "drawn-anew"]
+)
 def test_a_minibatch_without_its_record_is_refused_in_training(options):
     """A copy has the same numbers and no record: without its noise its log-probabilities would be wrong by more than a nat."""
     model = recorded(**options)
@@ -73,7 +85,8 @@ def test_a_minibatch_without_its_record_is_refused_in_training(options):
     batch = next(model.rollout_buffer.get(8))
     policy.evaluate_actions(batch.observations, batch.actions)
     with pytest.raises(
-        BadConfig, match="observations without a record of who acted .* pass the observations that the rollout buffer yields"
+        BadConfig,
+        match="observations without a record of who acted .* pass the observations that the rollout buffer yields",
     ):
         policy.evaluate_actions(batch.observations.observations.clone(), batch.actions)
 
@@ -88,5 +101,10 @@ def test_after_a_training_log_probabilities_are_of_the_mixture(actions):
         _, log_prob, _ = policy.evaluate_actions(rows, done)
         torch.testing.assert_close(log_prob, policy.get_distribution(rows).log_prob(done))
         if actions == "discrete":
-            every = torch.stack([policy.evaluate_actions(rows, torch.full((5,), float(choice)))[1] for choice in range(3)])
+            every = torch.stack(
+                [
+                    policy.evaluate_actions(rows, torch.full((5,), float(choice)))[1]
+                    for choice in range(3)
+                ]
+            )
             torch.testing.assert_close(every.exp().sum(dim=0), torch.ones(5))

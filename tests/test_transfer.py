@@ -30,16 +30,22 @@ def test_the_quickstart_compares_draws_and_writes_its_summary(tmp_path):
     pytest.importorskip("mujoco")
     quickstart = pytest.importorskip("agents.quickstart")
     config = tmp_path / "short.yaml"
-    plain = read_config(QUICKSTART, ["steps=4_096", "eval_every=2_048", "eval_episodes=1"]).to_dict()
+    plain = read_config(
+        QUICKSTART, ["steps=4_096", "eval_every=2_048", "eval_episodes=1"]
+    ).to_dict()
     config.write_text(write_yaml(plain))
     quickstart.main(config, None, tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert set(summary["trained"]) == {"scratch", "hub-pathway"}
-    assert len(summary["untouched"]) == len(list((REPOSITORY / "agents" / "sources" / "cheetah").glob("*.safetensors")))
+    assert len(summary["untouched"]) == len(
+        list((REPOSITORY / "agents" / "sources" / "cheetah").glob("*.safetensors"))
+    )
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("folder", sorted((REPOSITORY / "agents" / "sources").iterdir()), ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder", sorted((REPOSITORY / "agents" / "sources").iterdir()), ids=lambda folder: folder.name
+)
 def test_published_sources_are_small_and_say_where_they_come_from(folder):
     """At most 4 MiB a file; steps, seed, episodes and a command that trained them."""
     assert max(path.stat().st_size for path in folder.iterdir()) <= 4 * 2**20

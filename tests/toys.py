@@ -45,19 +45,32 @@ CHOOSES = (DQN, QRDQN, MaskablePPO)
 class Toy(gym.Env[Any, Any]):
     """Random observations in any space; the reward is the sum of the action. Episodes last ten steps."""
 
-    def __init__(self, observations: spaces.Space[Any] = VECTOR, actions: spaces.Space[Any] = STEER, length: int = 10) -> None:
+    def __init__(
+        self,
+        observations: spaces.Space[Any] = VECTOR,
+        actions: spaces.Space[Any] = STEER,
+        length: int = 10,
+    ) -> None:
         self.observation_space = observations
         self.action_space = actions
         self.length = length
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self.played = 0
         return self._observe(self.observation_space), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.played += 1
-        return self._observe(self.observation_space), float(np.sum(action)), False, self.played >= self.length, {}
+        return (
+            self._observe(self.observation_space),
+            float(np.sum(action)),
+            False,
+            self.played >= self.length,
+            {},
+        )
 
     def action_masks(self) -> np.ndarray:
         return np.array([True, True, False])
@@ -86,26 +99,53 @@ def toy_for(algorithm: type[BaseAlgorithm], observations: spaces.Space[Any] = VE
     return Toy(observations, CHOOSE if algorithm in CHOOSES else STEER)
 
 
-def tiny(algorithm: type[BaseAlgorithm], env: gym.Env[Any, Any], seed: int = 0, **policy_kwargs: Any) -> BaseAlgorithm:
+def tiny(
+    algorithm: type[BaseAlgorithm], env: gym.Env[Any, Any], seed: int = 0, **policy_kwargs: Any
+) -> BaseAlgorithm:
     """An untrained agent with tiny networks, as a source."""
     vector = isinstance(env.observation_space, spaces.Box) and len(env.observation_space.shape) == 1
-    kwargs: dict[str, Any] = TINY | ({} if vector else {"features_extractor_kwargs": _few_features(env)}) | policy_kwargs
-    return algorithm(_policy(env), env, seed=seed, device="cpu", policy_kwargs=kwargs, **SETTINGS[algorithm])
+    kwargs: dict[str, Any] = (
+        TINY | ({} if vector else {"features_extractor_kwargs": _few_features(env)}) | policy_kwargs
+    )
+    return algorithm(
+        _policy(env), env, seed=seed, device="cpu", policy_kwargs=kwargs, **SETTINGS[algorithm]
+    )
 
 
-def tiny_hub(env: gym.Env[Any, Any], algorithms: tuple[type[BaseAlgorithm], ...] | None = None) -> Hub:
+def tiny_hub(
+    env: gym.Env[Any, Any], algorithms: tuple[type[BaseAlgorithm], ...] | None = None
+) -> Hub:
     """A hub of two untrained agents, PPO and SAC or DQN, that fit a task."""
-    algorithms = algorithms or ((PPO, SAC) if isinstance(env.action_space, spaces.Box) else (PPO, DQN))
-    return Hub.from_agents([tiny(algorithm, env, seed) for seed, algorithm in enumerate(algorithms, start=1)])
+    algorithms = algorithms or (
+        (PPO, SAC) if isinstance(env.action_space, spaces.Box) else (PPO, DQN)
+    )
+    return Hub.from_agents(
+        [tiny(algorithm, env, seed) for seed, algorithm in enumerate(algorithms, start=1)]
+    )
 
 
 def target(
-    algorithm: type[BaseAlgorithm], env: gym.Env[Any, Any] | Any, made: dict[str, Any], seed: int = 0, **settings: Any
+    algorithm: type[BaseAlgorithm],
+    env: gym.Env[Any, Any] | Any,
+    made: dict[str, Any],
+    seed: int = 0,
+    **settings: Any,
 ) -> BaseAlgorithm:
     """A target with tiny networks, from what `Hub.agent` makes."""
-    kwargs = TINY | ({"lstm_hidden_size": 8} if algorithm is RecurrentPPO else {}) | made["policy_kwargs"]
+    kwargs = (
+        TINY
+        | ({"lstm_hidden_size": 8} if algorithm is RecurrentPPO else {})
+        | made["policy_kwargs"]
+    )
     policy = "MlpLstmPolicy" if algorithm is RecurrentPPO else made["policy"]
-    return algorithm(policy, env, seed=seed, device="cpu", policy_kwargs=kwargs, **(SETTINGS[algorithm] | settings))
+    return algorithm(
+        policy,
+        env,
+        seed=seed,
+        device="cpu",
+        policy_kwargs=kwargs,
+        **(SETTINGS[algorithm] | settings),
+    )
 
 
 def _policy(env: gym.Env[Any, Any]) -> str:
@@ -115,4 +155,8 @@ def _policy(env: gym.Env[Any, Any]) -> str:
 
 
 def _few_features(env: gym.Env[Any, Any]) -> dict[str, int]:
-    return {"cnn_output_dim": 8} if isinstance(env.observation_space, spaces.Dict) else {"features_dim": 8}
+    return (
+        {"cnn_output_dim": 8}
+        if isinstance(env.observation_space, spaces.Dict)
+        else {"features_dim": 8}
+    )

@@ -62,7 +62,10 @@ def _every_method() -> list[Case]:
         *(Case(PPO, name) for name in served),
         *(Case(A2C, name, actions="discrete") for name in served),
         *(Case(DQN, name, actions="discrete") for name in Q_METHODS),
-        *(Case(SAC, name, level="features") for name in ("hub-pathway", "concat", "finetune", "progressive")),
+        *(
+            Case(SAC, name, level="features")
+            for name in ("hub-pathway", "concat", "finetune", "progressive")
+        ),
     ]
 
 
@@ -96,12 +99,18 @@ def trained(case: Case) -> BaseAlgorithm:
     n_envs = 1 if case.algorithm in (DQN, SAC) else 2
     env = make_vec_env(Toy, n_envs=n_envs, seed=0, env_kwargs={"actions": actions})
     model = target(case.algorithm, env, made, seed=3, learning_rate=1e-2)
-    return model.learn(case.steps, callback=None if case.callback is None else HubCallback(**case.callback))
+    return model.learn(
+        case.steps, callback=None if case.callback is None else HubCallback(**case.callback)
+    )
 
 
 def digest(model: BaseAlgorithm) -> str:
     """Hash of all weights that learn and of the returns of all episodes; the weights' names and order do not count."""
-    weights = sorted(_hash(parameter.detach().numpy()) for parameter in nn.Module.parameters(model.policy) if parameter.requires_grad)
+    weights = sorted(
+        _hash(parameter.detach().numpy())
+        for parameter in nn.Module.parameters(model.policy)
+        if parameter.requires_grad
+    )
     returns = np.array([info["r"] for info in model.ep_info_buffer or ()])
     return hashlib.sha256("".join([*weights, _hash(returns)]).encode()).hexdigest()[:16]
 
@@ -111,9 +120,16 @@ def machine() -> str:
     generator = torch.Generator().manual_seed(0)
     found = []
     for rows, width in ((1, 8), (2, 8), (16, 8), (16, 64), (64, 64)):
-        seen, layer = torch.randn(rows, width, generator=generator), torch.randn(width, width, generator=generator, requires_grad=True)
+        seen, layer = (
+            torch.randn(rows, width, generator=generator),
+            torch.randn(width, width, generator=generator, requires_grad=True),
+        )
         made = torch.tanh(seen @ layer).log_softmax(dim=1).exp().std(dim=1)
-        found += [made.detach(), torch.autograd.grad(made.square().sum(), layer)[0], torch.from_numpy(np.tanh(seen.numpy()))]
+        found += [
+            made.detach(),
+            torch.autograd.grad(made.square().sum(), layer)[0],
+            torch.from_numpy(np.tanh(seen.numpy())),
+        ]
     rounded = _hash(np.concatenate([each.numpy().ravel() for each in found]))[:12]
     versions = f"torch {torch.__version__}, numpy {np.__version__}, stable-baselines3 {stable_baselines3.__version__}"
     return f"{_processor()}, {versions}, {rounded}"
@@ -122,7 +138,10 @@ def machine() -> str:
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 def _hash(array: np.ndarray) -> str:

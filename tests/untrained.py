@@ -41,12 +41,31 @@ class Noise(gym.Env):
         return self.observation_space.sample(), 1.0, self.left == 0, False, {}
 
 
-def untrained(algorithm, observations=FLAT, actions=ARM, policy=None, *, env=None, policy_kwargs=None, **kwargs):
+def untrained(
+    algorithm,
+    observations=FLAT,
+    actions=ARM,
+    policy=None,
+    *,
+    env=None,
+    policy_kwargs=None,
+    **kwargs,
+):
     """An agent that learned nothing; its weights are drawn at random, so that none is at a special value."""
     env = env or Noise(observations, actions)
-    policy = policy or ("MultiInputPolicy" if isinstance(observations, spaces.Dict) else "MlpPolicy")
+    policy = policy or (
+        "MultiInputPolicy" if isinstance(observations, spaces.Dict) else "MlpPolicy"
+    )
     policy_kwargs = {"net_arch": [8], **(policy_kwargs or {})}
-    model = algorithm(policy, env, policy_kwargs=policy_kwargs, device="cpu", seed=0, **SMALLEST[algorithm], **kwargs)
+    model = algorithm(
+        policy,
+        env,
+        policy_kwargs=policy_kwargs,
+        device="cpu",
+        seed=0,
+        **SMALLEST[algorithm],
+        **kwargs,
+    )
     with torch.no_grad():
         for parameter in model.policy.parameters():
             parameter.normal_(std=0.1 if parameter.ndim == 1 else 2 / parameter[0].numel() ** 0.5)
@@ -70,5 +89,7 @@ def draw(space, count, seed=0):
     space.seed(seed)
     rows = np.stack([space.sample() for _ in range(count)])
     if rows.dtype == np.uint8:
-        return (rows * np.linspace(0, 1, count).reshape(-1, *[1] * len(space.shape))).astype(np.uint8)
+        return (rows * np.linspace(0, 1, count).reshape(-1, *[1] * len(space.shape))).astype(
+            np.uint8
+        )
     return rows

@@ -27,7 +27,15 @@ def draw() -> Figure:
     axes.text(6.75, 0.62, "pathway weights", color=HUB, fontsize=10.5)
     box(axes, (8.7, 1.55), (1.1, 0.8), "action")
     arrow(axes, (8.15, 1.95), (8.65, 1.95))
-    axes.text(4.15, 3.52, "hub: a pathway for each agent", ha="center", fontsize=11, color="#111827", weight="bold")
+    axes.text(
+        4.15,
+        3.52,
+        "hub: a pathway for each agent",
+        ha="center",
+        fontsize=11,
+        color="#111827",
+        weight="bold",
+    )
     return figure
 
 

@@ -21,28 +21,55 @@ PANELS = (ONE_SUFFICES[0], SEVERAL_NEEDED[0], NONE_FITS[0])
 """A target of each group."""
 
 
-def bands(curves: pd.DataFrame, case: Case, method: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def bands(
+    curves: pd.DataFrame, case: Case, method: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Thousands of steps, and interquartile mean, least and greatest return of the evaluations there."""
     hub = "none" if method == "scratch" else case.hub
-    chosen = (curves["task"] == case.task) & (curves["hub"] == hub) & (curves["method"] == method) & (curves["kind"] == "evaluation")
-    by_step = [(step, group["return"].to_numpy(dtype=float)) for step, group in curves[chosen].groupby("step")]
-    columns = [(float(step) / 1000, mean_return(values), values.min(), values.max()) for step, values in by_step if len(values) > 2]
+    chosen = (
+        (curves["task"] == case.task)
+        & (curves["hub"] == hub)
+        & (curves["method"] == method)
+        & (curves["kind"] == "evaluation")
+    )
+    by_step = [
+        (step, group["return"].to_numpy(dtype=float))
+        for step, group in curves[chosen].groupby("step")
+    ]
+    columns = [
+        (float(step) / 1000, mean_return(values), values.min(), values.max())
+        for step, values in by_step
+        if len(values) > 2
+    ]
     steps, mean, low, high = np.array(columns).T
     return steps, mean, low, high
 
 
 def panel(axes: Axes, runs: pd.DataFrame, curves: pd.DataFrame, case: Case, question: str) -> None:
     """Learning curves of scratch and hub, and the best source as a level."""
-    for method, colour, label in (("scratch", SCRATCH, "SB3 from scratch"), (HUB_METHOD, HUB, "hub")):
+    for method, colour, label in (
+        ("scratch", SCRATCH, "SB3 from scratch"),
+        (HUB_METHOD, HUB, "hub"),
+    ):
         steps, mean, low, high = bands(curves, case, method)
         axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(steps, mean, color=colour, linewidth=2, label=label)
     level = mean_return(returns_by_method(runs, case.task, case.hub)["zero-shot"])
     low, high = axes.get_ylim()
     if level > low - (high - low):
-        axes.axhline(level, color=SOURCE, linestyle="--", linewidth=1.5, label="best source, untouched")
+        axes.axhline(
+            level, color=SOURCE, linestyle="--", linewidth=1.5, label="best source, untouched"
+        )
     else:
-        axes.text(0.97, 0.05, f"best source, untouched: {level:.0f}", transform=axes.transAxes, ha="right", color=SOURCE, fontsize=9)
+        axes.text(
+            0.97,
+            0.05,
+            f"best source, untouched: {level:.0f}",
+            transform=axes.transAxes,
+            ha="right",
+            color=SOURCE,
+            fontsize=9,
+        )
     axes.set_title(f"{question}\n{case.title}", fontsize=10)
     axes.set_xlabel("thousand steps", fontsize=9)
     axes.tick_params(labelsize=8)

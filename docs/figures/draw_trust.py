@@ -18,7 +18,8 @@ ROWS = [
     "p c a L L L J L L S L L L J L L L L L J L L L L L L J L L J L S",
     "p a b L J L L S L J L L L S L L L J L L L L J L L L L L S L J L",
 ]
-"""Episodes of each environment: p a probe's segments, a b c the sources, L the learner, J it judged, S a source judged."""
+"""Episodes of each environment: p a probe's segments, a b c the sources, L the learner, J it
+judged, S a source judged."""
 
 SHADES = {"a": 0.85, "b": 0.6, "c": 0.4}
 LEFT, STEP, BOTTOM, HEIGHT = 1.05, 0.27, 1.25, 0.42
@@ -28,11 +29,26 @@ def episode(axes: Axes, x: float, y: float, kind: str) -> None:
     """One episode: its colour is its arm's, a thick edge marks one that judges."""
     faces = {"p": ("#d1d5db", 1.0), "L": (HUB, 0.3), "J": (HUB, 0.3), "S": (SOURCE, 0.6)}
     colour, alpha = faces.get(kind, (SOURCE, SHADES.get(kind, 1.0)))
-    axes.add_patch(Rectangle((x, y), STEP - 0.03, HEIGHT, facecolor=colour, alpha=alpha, linewidth=0))
+    axes.add_patch(
+        Rectangle((x, y), STEP - 0.03, HEIGHT, facecolor=colour, alpha=alpha, linewidth=0)
+    )
     if kind in "JS":
-        axes.add_patch(Rectangle((x, y), STEP - 0.03, HEIGHT, facecolor="none", edgecolor="#111827", linewidth=1.6))
+        axes.add_patch(
+            Rectangle(
+                (x, y), STEP - 0.03, HEIGHT, facecolor="none", edgecolor="#111827", linewidth=1.6
+            )
+        )
     if kind in SHADES:
-        axes.text(x + (STEP - 0.03) / 2, y + HEIGHT / 2, kind.upper(), ha="center", va="center", fontsize=9, color="white", weight="bold")
+        axes.text(
+            x + (STEP - 0.03) / 2,
+            y + HEIGHT / 2,
+            kind.upper(),
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="white",
+            weight="bold",
+        )
 
 
 def phase(axes: Axes, first: int, last: int, text: str, *, align: str = "center") -> None:
@@ -55,7 +71,9 @@ def legend(axes: Axes) -> None:
     widths, x = (1.95, 2.85, 1.35, 1.85, 1.6), 0.2
     for (kind, text), width in zip(entries, widths, strict=True):
         episode(axes, x, 3.55, kind)
-        axes.text(x + STEP + 0.06, 3.55 + HEIGHT / 2, text, va="center", fontsize=9.5, color="#111827")
+        axes.text(
+            x + STEP + 0.06, 3.55 + HEIGHT / 2, text, va="center", fontsize=9.5, color="#111827"
+        )
         x += width
 
 
@@ -70,11 +88,21 @@ def draw() -> Figure:
     legend(axes)
     phase(axes, 0, 0, "probe:\n2 %", align="right")
     phase(axes, 1, 3, "three episodes\nof each source", align="left")
-    phase(axes, 4, 27, "up to a quarter of the episodes judge, deterministically;\nthe actor learns from the others")
+    phase(
+        axes,
+        4,
+        27,
+        "up to a quarter of the episodes judge, deterministically;\nthe actor learns from the others",
+    )
     phase(axes, 28, 31, "last tenth:\nevery other one")
     axes.text(LEFT, 0.12, "start of the training", fontsize=9.5, color="#6b7280")
     axes.text(LEFT + 32 * STEP, 0.12, "end", ha="right", fontsize=9.5, color="#6b7280")
-    axes.annotate("", (LEFT + 30.6 * STEP, 0.17), (LEFT + 6.2 * STEP, 0.17), arrowprops={"arrowstyle": "->", "color": "#6b7280"})
+    axes.annotate(
+        "",
+        (LEFT + 30.6 * STEP, 0.17),
+        (LEFT + 6.2 * STEP, 0.17),
+        arrowprops={"arrowstyle": "->", "color": "#6b7280"},
+    )
     return figure
 
 

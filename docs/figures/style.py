@@ -22,18 +22,43 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def box(axes: Axes, corner: Point, size: Point, text: str, colour: str = NEUTRAL, fontsize: float = 11) -> None:
+def box(
+    axes: Axes, corner: Point, size: Point, text: str, colour: str = NEUTRAL, fontsize: float = 11
+) -> None:
     """A rounded box with a text in its middle."""
     shape = FancyBboxPatch(
-        corner, *size, boxstyle="round,pad=0,rounding_size=0.1", edgecolor=colour, facecolor=mpl.colors.to_rgba(colour, 0.1), linewidth=1.5
+        corner,
+        *size,
+        boxstyle="round,pad=0,rounding_size=0.1",
+        edgecolor=colour,
+        facecolor=mpl.colors.to_rgba(colour, 0.1),
+        linewidth=1.5,
     )
     axes.add_patch(shape)
-    axes.text(corner[0] + size[0] / 2, corner[1] + size[1] / 2, text, ha="center", va="center", fontsize=fontsize, color="#111827")
+    axes.text(
+        corner[0] + size[0] / 2,
+        corner[1] + size[1] / 2,
+        text,
+        ha="center",
+        va="center",
+        fontsize=fontsize,
+        color="#111827",
+    )
 
 
 def arrow(axes: Axes, start: Point, end: Point, colour: str = NEUTRAL, style: str = "-") -> None:
     """An arrow between two points."""
-    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=12, color=colour, linewidth=1.3, linestyle=style))
+    axes.add_patch(
+        FancyArrowPatch(
+            start,
+            end,
+            arrowstyle="-|>",
+            mutation_scale=12,
+            color=colour,
+            linewidth=1.3,
+            linestyle=style,
+        )
+    )
 
 
 def write_svg(figure: Figure, path: Path) -> None:

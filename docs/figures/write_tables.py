@@ -1,7 +1,8 @@
 """The tables of results in README and docs, from the rows of the studies: `python docs/figures/write_tables.py` writes them.
 
-A page says `<!-- table: NAME -->` and `<!-- /table -->` where the table of that name in `TABLES` belongs; what stands between is
-replaced. `tests/test_docs.py` fails where a page is older than `results/`.
+A page says `<!-- table: NAME -->` and `<!-- /table -->` where the table of that name in `TABLES`
+belongs; what stands between is replaced. `tests/test_docs.py` fails where a page is older than
+`results/`.
 """
 
 import re
@@ -50,11 +51,23 @@ NONE_FITS = [
     Case("gravity", "random", "gravity x1.5, random networks"),
     Case("plateau", "poor", "HalfCheetah, one poor source"),
 ]
-GROUPS = {"one source suffices": ONE_SUFFICES, "several are needed": SEVERAL_NEEDED, "none fits, or only a poor one": NONE_FITS}
+GROUPS = {
+    "one source suffices": ONE_SUFFICES,
+    "several are needed": SEVERAL_NEEDED,
+    "none fits, or only a poor one": NONE_FITS,
+}
 """All targets of the pathway study, by the question they answer."""
 
-FIRST_SCREEN = [ONE_SUFFICES[0], ONE_SUFFICES[7], SEVERAL_NEEDED[0], SEVERAL_NEEDED[2], NONE_FITS[0], NONE_FITS[2]]
-"""The README's rows: two of each group, one where the hub does well and one where it does less well."""
+FIRST_SCREEN = [
+    ONE_SUFFICES[0],
+    ONE_SUFFICES[7],
+    SEVERAL_NEEDED[0],
+    SEVERAL_NEEDED[2],
+    NONE_FITS[0],
+    NONE_FITS[2],
+]
+"""The README's rows: two of each group, one where the hub does well and one where it does less
+well."""
 
 UNTUNED = [
     Case("mediocre", "mediocre", "HalfCheetah, gravity x1.25, three mediocre sources"),
@@ -104,7 +117,11 @@ def mean_cell(values: list[float] | None) -> str:
 
 def best_trained(runs: Runs) -> list[float] | None:
     """The best of what trains one source: chosen by a probe, or the best in hindsight."""
-    rivals = [values for name, values in runs.items() if name.startswith((*TRAINED_SINGLES, "probe-commit"))]
+    rivals = [
+        values
+        for name, values in runs.items()
+        if name.startswith((*TRAINED_SINGLES, "probe-commit"))
+    ]
     return max(rivals, key=mean_return, default=None)
 
 
@@ -124,9 +141,16 @@ def first_screen() -> str:
     rows = []
     for case in FIRST_SCREEN:
         runs = runs_of(table, case)
-        values = [runs.get("scratch"), runs.get("zero-shot"), best_trained(runs), runs.get(HUB_METHOD)]
+        values = [
+            runs.get("scratch"),
+            runs.get("zero-shot"),
+            best_trained(runs),
+            runs.get(HUB_METHOD),
+        ]
         rows.append([case.title, *map(cell, values)])
-    return markdown(["target", "scratch", "best source, untouched", "best source, trained", "**hub**"], rows)
+    return markdown(
+        ["target", "scratch", "best source, untouched", "best source, trained", "**hub**"], rows
+    )
 
 
 def targets() -> str:
@@ -136,25 +160,71 @@ def targets() -> str:
     for group, cases in GROUPS.items():
         for index, case in enumerate(cases):
             runs = runs_of(table, case)
-            values = [runs.get("scratch"), runs.get("zero-shot"), best_trained(runs), runs.get("oracle"), runs.get(HUB_METHOD)]
-            rows.append([group if index == 0 else "", case.title, *map(cell, values), str(len(runs.get(HUB_METHOD, [])))])
-    return markdown(["", "target", "scratch", "best source, untouched", "best source, trained", "oracle", "**hub**", "seeds"], rows)
+            values = [
+                runs.get("scratch"),
+                runs.get("zero-shot"),
+                best_trained(runs),
+                runs.get("oracle"),
+                runs.get(HUB_METHOD),
+            ]
+            rows.append(
+                [
+                    group if index == 0 else "",
+                    case.title,
+                    *map(cell, values),
+                    str(len(runs.get(HUB_METHOD, []))),
+                ]
+            )
+    return markdown(
+        [
+            "",
+            "target",
+            "scratch",
+            "best source, untouched",
+            "best source, trained",
+            "oracle",
+            "**hub**",
+            "seeds",
+        ],
+        rows,
+    )
 
 
 def normalised() -> str:
     """Scratch and the hub, with and without VecNormalize."""
     table = read_runs("pathway")
     methods = ["scratch", "scratch-normalized", HUB_METHOD, f"{HUB_METHOD}-normalized"]
-    rows = [[case.title, *(cell(runs_of(table, case).get(method)) for method in methods)] for case in (*SEVERAL_NEEDED, NONE_FITS[2])]
-    return markdown(["target", "scratch", "scratch, `normalize: true`", "hub", "hub, `normalize: true`"], rows)
+    rows = [
+        [case.title, *(cell(runs_of(table, case).get(method)) for method in methods)]
+        for case in (*SEVERAL_NEEDED, NONE_FITS[2])
+    ]
+    return markdown(
+        ["target", "scratch", "scratch, `normalize: true`", "hub", "hub, `normalize: true`"], rows
+    )
 
 
 def controls() -> str:
     """The trained hub, and the same with a router that cannot see."""
     table = read_runs("pathway")
-    methods = [HUB_METHOD, f"{HUB_METHOD}:mean-weights", f"{HUB_METHOD}:shuffled-input", "zero-shot", "fresh-from-the-start"]
-    rows = [[case.title, *(cell(runs_of(table, case).get(method)) for method in methods)] for case in SEVERAL_NEEDED]
-    header = ["target", "hub", "its mean weights", "another environment's observation", "best source, untouched", "`fresh_joins=True`"]
+    methods = [
+        HUB_METHOD,
+        f"{HUB_METHOD}:mean-weights",
+        f"{HUB_METHOD}:shuffled-input",
+        "zero-shot",
+        "fresh-from-the-start",
+    ]
+    rows = [
+        [case.title, *(cell(runs_of(table, case).get(method)) for method in methods)]
+        for case in SEVERAL_NEEDED
+    ]
+    header = [
+        "target",
+        "hub",
+        "its mean weights",
+        "another environment's observation",
+        "best source, untouched",
+        "`fresh_joins=True`",
+    ]
     return markdown(header, rows)
 
 
@@ -165,8 +235,19 @@ def ablation() -> str:
     header = ["change", *(f"{case.title}: {phase}" for case in ABLATED for phase in phases)]
     rows = []
     for method, change in CHANGES.items():
-        of_method = [table[(table["task"] == case.task) & (table["method"] == method)] for case in ABLATED]
-        rows.append([change, *(mean_cell(runs[column].dropna().tolist()) for runs in of_method for column in phases.values())])
+        of_method = [
+            table[(table["task"] == case.task) & (table["method"] == method)] for case in ABLATED
+        ]
+        rows.append(
+            [
+                change,
+                *(
+                    mean_cell(runs[column].dropna().tolist())
+                    for runs in of_method
+                    for column in phases.values()
+                ),
+            ]
+        )
     return markdown(header, rows)
 
 
@@ -176,14 +257,33 @@ def untuned() -> str:
     rows = []
     for case in UNTUNED:
         runs = runs_of(table, case)
-        rows.append([case.title, *(cell(runs.get(name)) for name in ("scratch", "zero-shot", "probe-commit", HUB_METHOD))])
+        rows.append(
+            [
+                case.title,
+                *(
+                    cell(runs.get(name))
+                    for name in ("scratch", "zero-shot", "probe-commit", HUB_METHOD)
+                ),
+            ]
+        )
         if f"{HUB_METHOD}-0.1" in runs:
-            rows.append(["the same with `source_std=0.1`", "", "", cell(runs.get("probe-commit-0.1")), cell(runs[f"{HUB_METHOD}-0.1"])])
-    return markdown(["target", "scratch", "best source, untouched", "probe-commit", "**hub**"], rows)
+            rows.append(
+                [
+                    "the same with `source_std=0.1`",
+                    "",
+                    "",
+                    cell(runs.get("probe-commit-0.1")),
+                    cell(runs[f"{HUB_METHOD}-0.1"]),
+                ]
+            )
+    return markdown(
+        ["target", "scratch", "best source, untouched", "probe-commit", "**hub**"], rows
+    )
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    function.__name__.replace("_", "-"): function for function in (first_screen, targets, normalised, controls, ablation, untuned)
+    function.__name__.replace("_", "-"): function
+    for function in (first_screen, targets, normalised, controls, ablation, untuned)
 }
 """What makes each table."""
 

@@ -104,7 +104,10 @@ class Measurement(NamedTuple):
 
     def medians(self) -> dict[str, float]:
         """Medians over repetitions, by workload."""
-        return {name: median(speeds[name] for speeds in self.repetitions) for name in self.benchmark.works}
+        return {
+            name: median(speeds[name] for speeds in self.repetitions)
+            for name in self.benchmark.works
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Its object in the JSON file; speeds of a benchmark of memory are null."""
@@ -124,7 +127,11 @@ class Measurement(NamedTuple):
             "task": self.benchmark.works[OURS].config["task"],
             "what": self.benchmark.what,
             "bar": self.benchmark.bar,
-            **{f"{name}_{unit}": value for name, value in found.items() if not speeds or name not in (OURS, SB3)},
+            **{
+                f"{name}_{unit}": value
+                for name, value in found.items()
+                if not speeds or name not in (OURS, SB3)
+            },
         }
 
 
@@ -150,16 +157,24 @@ def measure(
     """
     threads = threads or benchmark.threads
     with _threads(threads), ExitStack() as stack:
-        running = {name: stack.enter_context(closing(work.start())) for name, work in benchmark.works.items()}
+        running = {
+            name: stack.enter_context(closing(work.start()))
+            for name, work in benchmark.works.items()
+        }
         if benchmark.unit == "steps_per_s":
             for work in running.values():
                 work.measure(1)
         rounds = range(repetitions or benchmark.repetitions)
-        found = [{name: work.measure(steps or benchmark.steps) for name, work in running.items()} for _ in rounds]
+        found = [
+            {name: work.measure(steps or benchmark.steps) for name, work in running.items()}
+            for _ in rounds
+        ]
     return Measurement(benchmark, threads, found)
 
 
-def profile_workloads(benchmark: Benchmark, *, steps: int | None = None, threads: int | None = None) -> dict[str, dict[str, float]]:
+def profile_workloads(
+    benchmark: Benchmark, *, steps: int | None = None, threads: int | None = None
+) -> dict[str, dict[str, float]]:
     """Milliseconds of an environment step by part, for every training of a benchmark.
 
     Arguments are those of `measure`.
@@ -196,7 +211,11 @@ def matrix_units() -> list[str]:
 def machine() -> str:
     """The machine and its packages, in a sentence."""
     versions = collect_versions()
-    shown = [name for name in ("python", "torch", "stable-baselines3", "gymnasium", "ale-py") if versions[name]]
+    shown = [
+        name
+        for name in ("python", "torch", "stable-baselines3", "gymnasium", "ale-py")
+        if versions[name]
+    ]
     units = ", ".join(matrix_units()) or "matrix units unknown"
     packages = ", ".join(f"{name} {versions[name]}" for name in shown)
     return f"{os.cpu_count() or 1} cores ({platform.machine()}; {units}), {packages}."
@@ -205,12 +224,17 @@ def machine() -> str:
 def write_json(measured: Sequence[Measurement], path: Path) -> None:
     """Write one object a benchmark, with the machine's units and versions in each."""
     where = {"matrix_units": matrix_units(), "versions": collect_versions()}
-    write_atomically(path, json.dumps([{**one.to_dict(), **where} for one in measured], indent=2) + "\n")
+    write_atomically(
+        path, json.dumps([{**one.to_dict(), **where} for one in measured], indent=2) + "\n"
+    )
 
 
 def markdown(measured: Sequence[Measurement]) -> str:
     """The machine, and a table with one line a benchmark."""
-    rows = [f"| {' | '.join(cells)} |" for cells in ([*COLUMNS], ["---"] * len(COLUMNS), *(cells_of(one) for one in measured))]
+    rows = [
+        f"| {' | '.join(cells)} |"
+        for cells in ([*COLUMNS], ["---"] * len(COLUMNS), *(cells_of(one) for one in measured))
+    ]
     return f"{machine()}\n\n" + "\n".join(rows) + "\n"
 
 
@@ -231,7 +255,9 @@ def cells_of(measured: Measurement) -> list[str]:
     line, found = measured.benchmark, measured.medians()
     unit = "steps/s" if line.unit == "steps_per_s" else "bytes"
     others = ", ".join(f"{name} {value:.0f}" for name, value in found.items() if name != OURS)
-    ratio = f"{median(measured.ratios):.2f} ({min(measured.ratios):.2f} to {max(measured.ratios):.2f})"
+    ratio = (
+        f"{median(measured.ratios):.2f} ({min(measured.ratios):.2f} to {max(measured.ratios):.2f})"
+    )
     where = f"{line.works[OURS].config['task']}, {line.works[OURS].n_envs}"
     return [
         line.name,

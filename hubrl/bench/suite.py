@@ -73,12 +73,18 @@ GAMES = ("Pong", "Breakout", "SpaceInvaders", "Seaquest", "Riverraid")
 def _emulator_benchmark(game: str) -> Benchmark:
     task = {"task": f"{game}NoFrameskip-v4", "n_envs": 8}
     preprocessing = {OURS: "atari", "sb3_dummy": "atari-sb3", "sb3_subproc": SUBPROC}
-    works = {name: Emulator({**task, "preprocessing": kind}) for name, kind in preprocessing.items()}
+    works = {
+        name: Emulator({**task, "preprocessing": kind}) for name, kind in preprocessing.items()
+    }
     what = f"AtariVecEnv over the better of make_atari_env's Dummy and Subproc, {game}"
-    return Benchmark(f"atari-vec-env-{game.lower()}", what, works, "at least 2, aim 3", steps=800, repetitions=5)
+    return Benchmark(
+        f"atari-vec-env-{game.lower()}", what, works, "at least 2, aim 3", steps=800, repetitions=5
+    )
 
 
-def _weights_benchmark(name: str, model: str, plain: Mapping[str, object], hub: Mapping[str, object], sources: int) -> Benchmark:
+def _weights_benchmark(
+    name: str, model: str, plain: Mapping[str, object], hub: Mapping[str, object], sources: int
+) -> Benchmark:
     fields = {**plain, **hub}
     works = {
         OURS: Weights(fields, sources),
@@ -86,7 +92,9 @@ def _weights_benchmark(name: str, model: str, plain: Mapping[str, object], hub: 
         SB3: Weights(plain),
     }
     what = f"Parameters of {model}, targets included, as a share of those with copied sources"
-    return Benchmark(f"{name}-targets", what, works, "below 1", ratio=of_copies, repetitions=1, unit="bytes")
+    return Benchmark(
+        f"{name}-targets", what, works, "below 1", ratio=of_copies, repetitions=1, unit="bytes"
+    )
 
 
 BENCHMARKS = (
@@ -162,7 +170,9 @@ BENCHMARKS = (
         {**FAST, **FROZEN},
         3,
     ),
-    _weights_benchmark("sac", "SAC HalfCheetah over a frozen hub of 5 MLPs", SAC_CHEETAH, FEATURES, 5),
+    _weights_benchmark(
+        "sac", "SAC HalfCheetah over a frozen hub of 5 MLPs", SAC_CHEETAH, FEATURES, 5
+    ),
     Benchmark(
         "ppo-outputs-mlp",
         "PPO HalfCheetah, outputs of a hub of 5 MLPs",

@@ -96,7 +96,9 @@ class Learner:
         if config.cached and hub is not None:
             env = cached_env(config, hub, env)
         self.model = build_model(config, env, hub)
-        self.callback: Callable[[], BaseCallback | None] = lambda: HubCallback(0.0, 0.0) if hub else None
+        self.callback: Callable[[], BaseCallback | None] = lambda: (
+            HubCallback(0.0, 0.0) if hub else None
+        )
 
     def measure(self, steps: int) -> float:
         """Steps a second of `learn`."""
@@ -129,9 +131,13 @@ class Emulator(Workload):
         task, preprocessing = self.config["task"], self.config.get("preprocessing", "none")
         if preprocessing != SUBPROC:
             kwargs = self.config.get("task_kwargs")
-            return Player(make_env(task, kwargs, n_envs=self.n_envs, seed=0, preprocessing=preprocessing))
+            return Player(
+                make_env(task, kwargs, n_envs=self.n_envs, seed=0, preprocessing=preprocessing)
+            )
         # A process of its own imports ale-py only if the task's name has the module.
-        env = make_atari_env(f"ale_py:{task}", n_envs=self.n_envs, seed=0, vec_env_cls=SubprocVecEnv)
+        env = make_atari_env(
+            f"ale_py:{task}", n_envs=self.n_envs, seed=0, vec_env_cls=SubprocVecEnv
+        )
         return Player(VecFrameStack(env, STACK))
 
 
@@ -231,7 +237,9 @@ class Predictor:
     def __init__(self, model: BaseAlgorithm) -> None:
         self.model = model
         model.observation_space.seed(0)
-        self.observations = np.stack([model.observation_space.sample() for _ in range(PREDICT_BATCH)])
+        self.observations = np.stack(
+            [model.observation_space.sample() for _ in range(PREDICT_BATCH)]
+        )
 
     def measure(self, steps: int) -> float:
         """Observations a second."""
@@ -253,7 +261,9 @@ class ReplayMemory(Learner):
         assert isinstance(self.model, DQN)
         buffer = self.model.replay_buffer
         assert buffer is not None
-        parts = chain.from_iterable(part.values() if isinstance(part, dict) else [part] for part in vars(buffer).values())
+        parts = chain.from_iterable(
+            part.values() if isinstance(part, dict) else [part] for part in vars(buffer).values()
+        )
         size = sum(part.nbytes for part in parts if isinstance(part, np.ndarray))
         return size / (buffer.buffer_size * buffer.n_envs)
 

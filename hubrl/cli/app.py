@@ -54,7 +54,9 @@ app = typer.Typer(
 )
 app.add_typer(hub_app, name="hub")
 
-Steps = Annotated[int, typer.Option(min=1, help="Environment steps, over all parallel environments.")]
+Steps = Annotated[
+    int, typer.Option(min=1, help="Environment steps, over all parallel environments.")
+]
 
 
 @app.command()
@@ -63,9 +65,13 @@ def train(
         Path,
         typer.Argument(help="A config's YAML file, or an interrupted run's folder to go on with."),
     ],
-    changes: Annotated[list[str] | None, typer.Option("--set", help="field=value, repeatable; values are YAML.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="field=value, repeatable; values are YAML.")
+    ] = None,
     folder: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
-    name: Annotated[str | None, typer.Option(help="Name of the run; the config's with a number by default.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; the config's with a number by default.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print SB3's table.")] = False,
 ) -> None:
     """Train from a config, or go on with an interrupted run."""
@@ -90,9 +96,13 @@ def train(
 
 @app.command()
 def evaluate(
-    agent: Annotated[Path, typer.Argument(help="A run, a hub's source (hubs/cheetah/sac), or an agent's zip.")],
+    agent: Annotated[
+        Path, typer.Argument(help="A run, a hub's source (hubs/cheetah/sac), or an agent's zip.")
+    ],
     episodes: Episodes = 10,
-    task: Annotated[str | None, typer.Option(help="Gymnasium id; the run's or the card's own task by default.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Gymnasium id; the run's or the card's own task by default.")
+    ] = None,
     kwargs: Kwargs = None,
     seed: Seed = EVALUATION_SEED,
     atari: Atari = False,
@@ -100,24 +110,34 @@ def evaluate(
     """Play an agent's episodes; nothing in its files is executed."""
     if task is None and (agent / "config.yaml").exists():
         if kwargs or atari:
-            raise BadConfig(f"{agent} plays its own task; with --kwargs or --atari name a task too.")
+            raise BadConfig(
+                f"{agent} plays its own task; with --kwargs or --atari name a task too."
+            )
         with progress_bar(f"{agent}", episodes) as on_step:
             played = finished_run.evaluate_run(agent, episodes, seed, on_step)
     else:
-        source = finished_run.run_agent(agent) if (agent / "model.zip").exists() else read_agent(agent)
+        source = (
+            finished_run.run_agent(agent) if (agent / "model.zip").exists() else read_agent(agent)
+        )
         played = _play_source(source, task, parse_kwargs(kwargs), episodes, seed, atari)
     print_played([played])
 
 
-def _play_source(source: Source, task: str | None, kwargs: dict[str, Any], episodes: int, seed: int, atari: bool) -> Played:
+def _play_source(
+    source: Source, task: str | None, kwargs: dict[str, Any], episodes: int, seed: int, atari: bool
+) -> Played:
     if task is None:
         if source.card.task is None:
-            raise typer.BadParameter(f"The card of {source.name!r} names no task; name one with --task.")
+            raise typer.BadParameter(
+                f"The card of {source.name!r} names no task; name one with --task."
+            )
         task, kwargs = source.card.task, {**source.card.task_kwargs, **kwargs}
     preprocessing: Preprocessing = "atari" if atari else "none"
     n_envs = min(episodes, MAX_ENVS)
     with (
-        closing(make_env(task, kwargs, n_envs=n_envs, seed=seed, preprocessing=preprocessing)) as env,
+        closing(
+            make_env(task, kwargs, n_envs=n_envs, seed=seed, preprocessing=preprocessing)
+        ) as env,
         progress_bar(source.name, episodes) as on_step,
     ):
         return play(source, env, episodes, name=source.name, on_step=on_step)
@@ -128,7 +148,9 @@ def export(folder: RunArgument, out: OutArgument, overwrite: Overwrite = False) 
     """Merge a finished run's agent into one ordinary SB3 agent, where that is exact."""
     exported = finished_run.export_run(folder, out, overwrite=overwrite)
     kind, difference = type(exported.model).__name__, f"{exported.difference:.1e}"
-    print_line(f"{out}: an ordinary {kind}, at most {difference} from the run's agent on {OBSERVATIONS} random observations.")
+    print_line(
+        f"{out}: an ordinary {kind}, at most {difference} from the run's agent on {OBSERVATIONS} random observations."
+    )
 
 
 @app.command()
@@ -136,7 +158,9 @@ def distill(
     folder: RunArgument,
     out: OutArgument,
     steps: Steps = 100_000,
-    net_arch: Annotated[str, typer.Option(help="Widths of the student's hidden layers.")] = "256,256",
+    net_arch: Annotated[
+        str, typer.Option(help="Widths of the student's hidden layers.")
+    ] = "256,256",
     episodes: Episodes = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the student.")] = 0,
     overwrite: Overwrite = False,
@@ -159,12 +183,24 @@ def study(
     config: Annotated[Path, typer.Argument(help="A study's YAML file.")],
     folder: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
     results: Annotated[Path, typer.Option(help="Folder of all results.")] = Path("results"),
-    agents: Annotated[Path | None, typer.Option(help="Folder with local copies of Hugging Face agents.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 2,
-    case: Annotated[list[str] | None, typer.Option("--case", help="Run this case alone, repeatable.")] = None,
-    method: Annotated[list[str] | None, typer.Option("--method", help="Run this method alone, repeatable.")] = None,
-    seed: Annotated[list[int] | None, typer.Option("--seed", help="Run this seed alone, repeatable.")] = None,
-    report: Annotated[bool, typer.Option("--report", help="Run nothing; draw the finished runs.")] = False,
+    agents: Annotated[
+        Path | None, typer.Option(help="Folder with local copies of Hugging Face agents.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")
+    ] = 2,
+    case: Annotated[
+        list[str] | None, typer.Option("--case", help="Run this case alone, repeatable.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="Run this method alone, repeatable.")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", help="Run this seed alone, repeatable.")
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Run nothing; draw the finished runs.")
+    ] = False,
 ) -> None:
     """Run what is missing of a study, and write its tables and figures."""
     try:
@@ -172,7 +208,9 @@ def study(
         from hubrl.experiments.study import run_study
         from hubrl.experiments.study_plan import Job
     except ImportError as error:
-        raise BadConfig(f"A study needs a package that is not installed ({error}); install hubrl[study].") from error
+        raise BadConfig(
+            f"A study needs a package that is not installed ({error}); install hubrl[study]."
+        ) from error
     where = results / config.stem
     if report:
         write_reports(where)
@@ -183,7 +221,9 @@ def study(
         def on_done(job: Job, problem: str | None) -> None:
             bars.advance(bar)
             if problem:
-                bars.console.print(f"{job.folder}: {problem}", soft_wrap=True, highlight=False, markup=False)
+                bars.console.print(
+                    f"{job.folder}: {problem}", soft_wrap=True, highlight=False, markup=False
+                )
 
         failed = run_study(
             config,
@@ -205,21 +245,33 @@ def study(
 
 @app.command()
 def bench(
-    only: Annotated[list[str] | None, typer.Option("--only", help="Measure this benchmark alone, repeatable.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Measure this benchmark alone, repeatable.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="File for the numbers as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="File for the table as Markdown.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Environment steps of a repetition.")] = None,
-    repetitions: Annotated[int | None, typer.Option(min=1, help="Repetitions, in each of which all workloads run.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Environment steps of a repetition.")
+    ] = None,
+    repetitions: Annotated[
+        int | None, typer.Option(min=1, help="Repetitions, in each of which all workloads run.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
-    names: Annotated[bool, typer.Option("--list", help="List the benchmarks and measure nothing.")] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Print the parts of a step's time instead.")] = False,
+    names: Annotated[
+        bool, typer.Option("--list", help="List the benchmarks and measure nothing.")
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Print the parts of a step's time instead.")
+    ] = False,
 ) -> None:
     """Measure the speed and memory of hubrl in ratios to plain SB3."""
     from hubrl.bench import compare, profiler, suite
 
     chosen = suite.select(only or [])
     if names:
-        print_table(("benchmark", "what", "must reach"), [(one.name, one.what, one.bar) for one in chosen])
+        print_table(
+            ("benchmark", "what", "must reach"), [(one.name, one.what, one.bar) for one in chosen]
+        )
         return
     print_line(compare.machine())
     measured = []
@@ -229,7 +281,9 @@ def bench(
                 times = compare.profile_workloads(benchmark, steps=steps, threads=threads)
                 print_profile(benchmark.name, times, profiler.PARTS)
                 continue
-            measured.append(compare.measure(benchmark, steps=steps, repetitions=repetitions, threads=threads))
+            measured.append(
+                compare.measure(benchmark, steps=steps, repetitions=repetitions, threads=threads)
+            )
         except BadConfig as error:
             if only:
                 raise
@@ -251,7 +305,9 @@ def methods() -> None:
         for option, parameter in options_of(name).items():
             print_option(option, annotations[option], parameter.default)
     recommended = ", ".join(f"{option}={value}" for option, value in RECOMMENDED.items())
-    print_line(f"Options at the level of outputs; where pathways are sampled, defaults are {recommended}:")
+    print_line(
+        f"Options at the level of outputs; where pathways are sampled, defaults are {recommended}:"
+    )
     for title, kind in (("PPO and A2C", OutputOptions), ("DQN", TeachingOptions)):
         print_line(f"{title}:")
         for option, field in kind.model_fields.items():
@@ -276,7 +332,11 @@ def main() -> None:
         # Typer's own usage errors, wherever this version of it has their class, can format their
         # message.
         usage = getattr(error, "format_message", None)
-        sentence = usage() if usage else f"{type(error).__name__}: {error} (`hubrl --debug ...` prints a traceback)"
+        sentence = (
+            usage()
+            if usage
+            else f"{type(error).__name__}: {error} (`hubrl --debug ...` prints a traceback)"
+        )
         _fail(sentence, 2 if usage else 1, debug=debug)
 
 

@@ -11,12 +11,20 @@ from hubrl.experiments.finished_run import run_agent
 from hubrl.sources.source import Source
 
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
-OutArgument = Annotated[Path, typer.Argument(help="The zip to write, for PPO.load, A2C.load or DQN.load.")]
+OutArgument = Annotated[
+    Path, typer.Argument(help="The zip to write, for PPO.load, A2C.load or DQN.load.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file or hub.")]
-Episodes = Annotated[int, typer.Option(min=1, help="Episodes; actions are deterministic, in Atari games sampled.")]
-Kwargs = Annotated[list[str] | None, typer.Option("--kwargs", help="name=value for the task, repeatable; in YAML.")]
+Episodes = Annotated[
+    int, typer.Option(min=1, help="Episodes; actions are deterministic, in Atari games sampled.")
+]
+Kwargs = Annotated[
+    list[str] | None, typer.Option("--kwargs", help="name=value for the task, repeatable; in YAML.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the episodes.")]
-Atari = Annotated[bool, typer.Option("--atari", help="Put SB3's Atari preprocessing around the task.")]
+Atari = Annotated[
+    bool, typer.Option("--atari", help="Put SB3's Atari preprocessing around the task.")
+]
 
 
 def read_agent_argument(text: str) -> Source | str | tuple[str, str]:
@@ -33,7 +41,9 @@ def parse_indices(text: str) -> list[int]:
             return list(range(int(found[1]), int(found[2]) + 1))
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} was given; expected whole numbers like 0-16 or 3,1,2.") from error
+        raise typer.BadParameter(
+            f"{text!r} was given; expected whole numbers like 0-16 or 3,1,2."
+        ) from error
 
 
 def parse_observes(text: str | None) -> str | list[int] | list[str] | None:

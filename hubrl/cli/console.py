@@ -46,12 +46,17 @@ def print_played(played: Sequence[Played]) -> None:
         print_table(columns, rows)
 
 
-def print_profile(benchmark: str, milliseconds: Mapping[str, Mapping[str, float]], meanings: Mapping[str, str]) -> None:
+def print_profile(
+    benchmark: str, milliseconds: Mapping[str, Mapping[str, float]], meanings: Mapping[str, str]
+) -> None:
     """Print the time of a step by part, for every workload of a benchmark."""
     for workload, parts in milliseconds.items():
         total = sum(parts.values())
         print_line(f"{benchmark}, {workload}: {total:.3f} ms a step")
-        rows = [(f"  {part}", f"{one:.3f} ms", f"{one / total:.0%}", meanings[part]) for part, one in parts.items()]
+        rows = [
+            (f"  {part}", f"{one:.3f} ms", f"{one / total:.0%}", meanings[part])
+            for part, one in parts.items()
+        ]
         print_table(("part", "a step", "share", ""), rows)
 
 

@@ -24,7 +24,9 @@ from hubrl.formats.spaces import describe
 from hubrl.hub import Hub
 from hubrl.sources.source import Source
 
-hub_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build, extend, show, try and check hubs.")
+hub_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Build, extend, show, try and check hubs."
+)
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the hub.")]
 
@@ -39,11 +41,15 @@ def build(
             help="A zip, folder, card or weights, repeatable; `agent.zip,statistics.pkl` for both.",
         ),
     ],
-    name: Annotated[list[str] | None, typer.Option("--name", help="Name of each agent, in order.")] = None,
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="Name of each agent, in order.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Make a hub's folder from agents in any readable form."""
-    Hub.from_agents([read_agent_argument(text) for text in agent], name or None).save(folder, overwrite=overwrite)
+    Hub.from_agents([read_agent_argument(text) for text in agent], name or None).save(
+        folder, overwrite=overwrite
+    )
     show(folder)
 
 
@@ -54,13 +60,17 @@ def add(
     name: Annotated[str | None, typer.Option("--name", help="Name of the source.")] = None,
     observes: Annotated[
         str | None,
-        typer.Option(help="Entries of the target's observation, `0-16` or `3,1,2`; or keys of a Dict, `cam,arm`."),
+        typer.Option(
+            help="Entries of the target's observation, `0-16` or `3,1,2`; or keys of a Dict, `cam,arm`."
+        ),
     ] = None,
     order: Annotated[
         str | None,
         typer.Option(help="The agent's entry for every entry of the target's action: `1,0,2`."),
     ] = None,
-    signs: Annotated[str | None, typer.Option(help="1 or -1 for every entry of the target's action: `1,-1,1`.")] = None,
+    signs: Annotated[
+        str | None, typer.Option(help="1 or -1 for every entry of the target's action: `1,-1,1`.")
+    ] = None,
 ) -> None:
     """Add a source to a saved hub, perhaps adapted to a target's observations and actions."""
     source = Hub.from_agents([read_agent_argument(agent)], None if name is None else [name])[0]
@@ -97,7 +107,9 @@ def _card_cells(source: Source) -> list[str]:
 @hub_app.command("try")
 def try_sources(
     folder: Folder,
-    task: Annotated[str, typer.Option(help="Gymnasium id; `module:id` where a module registers it.")],
+    task: Annotated[
+        str, typer.Option(help="Gymnasium id; `module:id` where a module registers it.")
+    ],
     kwargs: Kwargs = None,
     episodes: Episodes = 10,
     seed: Seed = 0,
@@ -129,12 +141,16 @@ def try_sources(
 @hub_app.command()
 def check(
     folder: Folder,
-    episodes: Annotated[int | None, typer.Option(min=1, help="Episodes of each; the card's own number by default.")] = None,
+    episodes: Annotated[
+        int | None, typer.Option(min=1, help="Episodes of each; the card's own number by default.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Replay each source on its own task and compare with its card; exit code 1 if one differs."""
     hub = Hub.load(folder)
-    with source_bars(hub, episodes or max((source.card.episodes or 10) for source in hub)) as on_step:
+    with source_bars(
+        hub, episodes or max((source.card.episodes or 10) for source in hub)
+    ) as on_step:
         checks = list(check_hub(hub, episodes=episodes, seed=seed, on_step=on_step))
     print_table(("source", "replayed", "", "because"), [_check_cells(one) for one in checks])
     if any(one.agrees is False for one in checks):

@@ -47,7 +47,11 @@ def build_model(
     given = dict(kwargs.pop("policy_kwargs", None) or {})
     if isinstance(given.get("activation_fn"), str):
         given["activation_fn"] = activation_class(given["activation_fn"])
-    kwargs |= {name: linear_schedule(name, kwargs[name]) for name in SCHEDULED if isinstance(kwargs.get(name), str)}
+    kwargs |= {
+        name: linear_schedule(name, kwargs[name])
+        for name in SCHEDULED
+        if isinstance(kwargs.get(name), str)
+    }
     policy, own = _policy(algorithm, config, env, hub)
     optimizer = {**given.pop("optimizer_kwargs", {}), **own.get("optimizer_kwargs", {})}
     policy_kwargs = {**given, **own, **({"optimizer_kwargs": optimizer} if optimizer else {})}
@@ -61,14 +65,20 @@ def build_model(
     try:
         return algorithm(policy, policy_kwargs=policy_kwargs, **common, **kwargs)
     except TypeError as error:
-        raise BadConfig(f"{algorithm.__name__} does not take algorithm_kwargs {kwargs} ({error}).") from error
+        raise BadConfig(
+            f"{algorithm.__name__} does not take algorithm_kwargs {kwargs} ({error})."
+        ) from error
     except (AssertionError, ValueError) as error:
         # SB3's own refusals, of an action space or of a number.
         reason = str(error).splitlines()[0]
-        raise BadConfig(f"{algorithm.__name__} cannot be built for {config.task}: {reason}") from error
+        raise BadConfig(
+            f"{algorithm.__name__} cannot be built for {config.task}: {reason}"
+        ) from error
 
 
-def _policy(algorithm: type[BaseAlgorithm], config: RunConfig, env: VecEnv, hub: Hub | None) -> tuple[Any, dict[str, Any]]:
+def _policy(
+    algorithm: type[BaseAlgorithm], config: RunConfig, env: VecEnv, hub: Hub | None
+) -> tuple[Any, dict[str, Any]]:
     """The policy, and its keyword arguments, of a model over a hub or of plain SB3."""
     made: dict[str, Any]
     if hub is None:
@@ -88,13 +98,23 @@ def _policy(algorithm: type[BaseAlgorithm], config: RunConfig, env: VecEnv, hub:
     return made["policy"], made["policy_kwargs"]
 
 
-def _action_meanings(algorithm: type[BaseAlgorithm], config: RunConfig, env: VecEnv, hub: Hub) -> dict[str, Any]:
+def _action_meanings(
+    algorithm: type[BaseAlgorithm], config: RunConfig, env: VecEnv, hub: Hub
+) -> dict[str, Any]:
     """The meanings of the target's actions, where the outputs of sources with meanings are read."""
-    level = "features" if config.cached else config.level or hub.level(algorithm, config.method, tuned=config.tuned)
+    level = (
+        "features"
+        if config.cached
+        else config.level or hub.level(algorithm, config.method, tuned=config.tuned)
+    )
     if level == "features" or not any(source.card.action_meanings for source in hub):
         return {}
     game = env.get_attr("unwrapped")[0]
-    return {"action_meanings": tuple(game.get_action_meanings())} if hasattr(game, "get_action_meanings") else {}
+    return (
+        {"action_meanings": tuple(game.get_action_meanings())}
+        if hasattr(game, "get_action_meanings")
+        else {}
+    )
 
 
 def sb3_policy(algorithm: type[BaseAlgorithm], env: VecEnv) -> str:
@@ -112,7 +132,9 @@ def algorithm_class(name: str) -> type[BaseAlgorithm]:
     try:
         contrib = name in CONTRIB_CLASSES
         module = importlib.import_module("sb3_contrib" if contrib else "stable_baselines3")
-        found: type[BaseAlgorithm] = getattr(module, CONTRIB_CLASSES[name] if contrib else SB3_CLASSES[name])
+        found: type[BaseAlgorithm] = getattr(
+            module, CONTRIB_CLASSES[name] if contrib else SB3_CLASSES[name]
+        )
     except ImportError as error:
         raise BadConfig(f"Algorithm {name!r} is sb3-contrib's; install hubrl[contrib].") from error
     return found
@@ -126,7 +148,9 @@ def activation_class(name: str) -> type[nn.Module]:
     """
     classes = {**ACTIVATIONS, **{kind.__name__.lower(): kind for kind in ACTIVATIONS.values()}}
     if name.lower() not in classes:
-        raise BadConfig(f"activation_fn={name!r} was given; expected one of {', '.join(ACTIVATIONS)}.")
+        raise BadConfig(
+            f"activation_fn={name!r} was given; expected one of {', '.join(ACTIVATIONS)}."
+        )
     return classes[name.lower()]
 
 
@@ -142,5 +166,7 @@ def linear_schedule(name: str, text: str) -> LinearSchedule:
     except ValueError:
         start = 0.0
     if kind != "lin" or not 0 < start < float("inf"):
-        raise BadConfig(f"{name}={text!r} was given; expected a number, or lin_ and a number (lin_2.5e-4) that falls linearly to zero.")
+        raise BadConfig(
+            f"{name}={text!r} was given; expected a number, or lin_ and a number (lin_2.5e-4) that falls linearly to zero."
+        )
     return LinearSchedule(start, 0.0, end_fraction=1.0)

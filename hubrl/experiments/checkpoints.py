@@ -35,7 +35,9 @@ class CheckpointFolder(BaseCallback):
         progress: Called at every checkpoint for the run's state beside the model, as plain data.
     """
 
-    def __init__(self, folder: Path, every: int, progress: Callable[[], dict[str, Any]] = dict) -> None:
+    def __init__(
+        self, folder: Path, every: int, progress: Callable[[], dict[str, Any]] = dict
+    ) -> None:
         super().__init__()
         self.folder, self.every, self.progress = folder, every, progress
         self._saved_at = 0
@@ -47,7 +49,9 @@ class CheckpointFolder(BaseCallback):
         """Save between update and rollout, when the counters and the weights belong together."""
         if self.model.num_timesteps - self._saved_at >= self.every:
             self._saved_at = self.model.num_timesteps
-            save_checkpoint(self.model, self.folder / str(self.model.num_timesteps), self.progress())
+            save_checkpoint(
+                self.model, self.folder / str(self.model.num_timesteps), self.progress()
+            )
             for old in checkpoints_in(self.folder)[:-2]:
                 shutil.rmtree(old)
 
@@ -61,7 +65,9 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name))
 
 
-def save_checkpoint(model: BaseAlgorithm, folder: Path, progress: dict[str, Any] | None = None) -> None:
+def save_checkpoint(
+    model: BaseAlgorithm, folder: Path, progress: dict[str, Any] | None = None
+) -> None:
     """Write a model, its VecNormalize, its replay buffer and the run's progress as one folder."""
     with new_folder(folder, overwrite=True) as unfinished:
         (unfinished / PROGRESS).write_text(json.dumps(progress or {}), encoding="utf-8")
@@ -100,9 +106,13 @@ def restore_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
         if vec is not None:
             _restore_vec(vec, dict(np.load(folder / "vecnormalize.npz", allow_pickle=False)))
         if isinstance(model, OffPolicyAlgorithm) and (folder / "replay.npz").exists():
-            _restore_replay(model.replay_buffer, dict(np.load(folder / "replay.npz", allow_pickle=False)))
+            _restore_replay(
+                model.replay_buffer, dict(np.load(folder / "replay.npz", allow_pickle=False))
+            )
     except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
-        raise BadFile(f"The checkpoint {folder} is damaged or belongs to another model ({error}).") from error
+        raise BadFile(
+            f"The checkpoint {folder} is damaged or belongs to another model ({error})."
+        ) from error
 
 
 def _set_variable(model: Any, name: str, value: Any) -> None:
@@ -147,7 +157,9 @@ def _replay_arrays(buffer: Any) -> dict[str, np.ndarray]:
     for name in REPLAY_ARRAYS:
         value = getattr(buffer, name, None)
         parts = value if isinstance(value, dict) else {"": value}
-        arrays |= {f"{name}/{key}": part[:filled] for key, part in parts.items() if part is not None}
+        arrays |= {
+            f"{name}/{key}": part[:filled] for key, part in parts.items() if part is not None
+        }
     return arrays
 
 

@@ -96,7 +96,9 @@ class RunConfig(Schema):
         try:
             torch.device("cpu" if device == "auto" else device)
         except RuntimeError:
-            raise ValueError(f"{device!r} is no device of torch; expected auto, cpu, cuda or the like") from None
+            raise ValueError(
+                f"{device!r} is no device of torch; expected auto, cpu, cuda or the like"
+            ) from None
         return device
 
     @property
@@ -125,7 +127,9 @@ def read_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         assign(fields, override)
     config = parse_config(fields, str(path))
     folder = path.parent.resolve()
-    agents = tuple(",".join(located(part, folder) for part in agent.split(",")) for agent in config.agents)
+    agents = tuple(
+        ",".join(located(part, folder) for part in agent.split(",")) for agent in config.agents
+    )
     return config.model_copy(update={"hub": config.hub and folder / config.hub, "agents": agents})
 
 
@@ -172,9 +176,15 @@ def parse_config(fields: dict[str, Any], where: str) -> RunConfig:
     except ValidationError as error:
         raise BadConfig(f"{where}: {first_problem(error)}.") from error
     find(config.method)
-    check_options(config.method, config.options, also={**OutputOptions.model_fields, **TeachingOptions.model_fields})
+    check_options(
+        config.method,
+        config.options,
+        also={**OutputOptions.model_fields, **TeachingOptions.model_fields},
+    )
     if config.needs_hub and config.hub is None and not config.agents:
-        raise BadConfig(f"{where}: method {config.method!r} learns from sources; name a hub or agents.")
+        raise BadConfig(
+            f"{where}: method {config.method!r} learns from sources; name a hub or agents."
+        )
     if config.cached:
         check_cached(config.method, tuned=config.tuned)
     if config.hub is not None and config.agents:
@@ -194,10 +204,14 @@ def assign(fields: dict[str, Any], override: str) -> None:
     try:
         value = parse_yaml(text)
     except yaml.YAMLError as error:
-        raise BadConfig(f"{override!r} was given; expected a value in YAML behind the equals sign.") from error
+        raise BadConfig(
+            f"{override!r} was given; expected a value in YAML behind the equals sign."
+        ) from error
     *path, last = name.split(".")
     for part in path:
         fields = fields.setdefault(part, {})
         if not isinstance(fields, dict):
-            raise BadConfig(f"{override!r} was given, and {part!r} is no mapping; set the whole field.")
+            raise BadConfig(
+                f"{override!r} was given, and {part!r} is no mapping; set the whole field."
+            )
     fields[last] = value

@@ -128,12 +128,18 @@ def check_playable(source: Source, env: VecEnv) -> None:
         SpaceMismatch: With both spaces.
     """
     if source.actions is None:
-        raise SpaceMismatch(f"Source {source.name!r} is an encoder alone and has no actions; it cannot play.")
+        raise SpaceMismatch(
+            f"Source {source.name!r} is an encoder alone and has no actions; it cannot play."
+        )
     observed = _channel_first(env)
     if not source.accepts(observed):
-        raise SpaceMismatch(f"The task observes {describe(observed)}, source {source.name!r} observes {describe(source.space)}.")
+        raise SpaceMismatch(
+            f"The task observes {describe(observed)}, source {source.name!r} observes {describe(source.space)}."
+        )
     if not fits(source.actions, env.action_space):
-        raise SpaceMismatch(f"The task acts in {describe(env.action_space)}, source {source.name!r} in {describe(source.actions)}.")
+        raise SpaceMismatch(
+            f"The task acts in {describe(env.action_space)}, source {source.name!r} in {describe(source.actions)}."
+        )
     bounds = differing_bounds(env.action_space, source.actions)
     if bounds is not None:
         raise SpaceMismatch(
@@ -174,7 +180,9 @@ def _play_source(
     on_step: Callable[[str, int], None],
 ) -> Played:
     n_envs = min(episodes, MAX_ENVS)
-    with closing(make_env(task, kwargs, n_envs=n_envs, seed=seed, preprocessing=preprocessing)) as env:
+    with closing(
+        make_env(task, kwargs, n_envs=n_envs, seed=seed, preprocessing=preprocessing)
+    ) as env:
         return play(source, env, episodes, name=source.name, on_step=partial(on_step, source.name))
 
 
@@ -213,14 +221,20 @@ def check_hub(
             yield Check(source.name, None, None, "its card has no task or no return")
             continue
         count = episodes or card.episodes or 10
-        preprocessing = card.task_preprocessing or ("atari" if len(source.space.shape or ()) == 3 else "none")
+        preprocessing = card.task_preprocessing or (
+            "atari" if len(source.space.shape or ()) == 3 else "none"
+        )
         try:
-            played = _play_source(source, card.task, card.task_kwargs, count, seed, preprocessing, on_step)
+            played = _play_source(
+                source, card.task, card.task_kwargs, count, seed, preprocessing, on_step
+            )
         except (BadConfig, SpaceMismatch) as error:
             yield Check(source.name, None, None, str(error))
             continue
         std = card.return_std or 0.0
-        standard_error = float(np.hypot(played.std / np.sqrt(count), std / np.sqrt(card.episodes or 1)))
+        standard_error = float(
+            np.hypot(played.std / np.sqrt(count), std / np.sqrt(card.episodes or 1))
+        )
         allowed = max(TOLERANCE * standard_error, 0.01 * abs(card.return_mean))
         agrees = abs(played.mean - card.return_mean) <= allowed
         yield Check(source.name, played, agrees, f"its card has {card.return_mean:.1f} ± {std:.1f}")

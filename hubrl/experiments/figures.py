@@ -59,7 +59,9 @@ def _read(path: Path, columns: Iterable[str]) -> pd.DataFrame:
     return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=list(columns))
 
 
-def draw_curves(curves: pd.DataFrame, runs: pd.DataFrame, pairs: list[tuple[str, str]], path: Path) -> None:
+def draw_curves(
+    curves: pd.DataFrame, runs: pd.DataFrame, pairs: list[tuple[str, str]], path: Path
+) -> None:
     """Evaluations over steps, a panel for each target and hub.
 
     Bands are intervals over seeds; grey lines are methods without training.
@@ -83,7 +85,11 @@ def draw_curves(curves: pd.DataFrame, runs: pd.DataFrame, pairs: list[tuple[str,
         axis.set(xlabel="thousand steps", ylabel="return")
 
     figure = _panels(pairs, draw)
-    lines = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    lines = {
+        label: line
+        for axis in figure.axes
+        for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     columns = 2 * min(len(figure.axes), COLUMNS)
     labels = sorted(lines)
     figure.legend(
@@ -111,12 +117,21 @@ def _draw_curve(axis: Axes, group: pd.DataFrame, method: str, style: dict[str, A
 def draw_intervals(runs: pd.DataFrame, pairs: list[tuple[str, str]], path: Path) -> None:
     """Evaluated returns of every method, the best on top, a panel for each target and hub."""
     returns = {pair: tables.returns_by_method(runs, *pair) for pair in pairs}
-    estimates = {pair: {name: estimate(values) for name, values in returns[pair].items() if values} for pair in pairs}
+    estimates = {
+        pair: {name: estimate(values) for name, values in returns[pair].items() if values}
+        for pair in pairs
+    }
 
     def draw(axis: Axes, pair: tuple[str, str]) -> None:
         ranked = sorted(estimates[pair].items(), key=lambda item: item[1].value)
         for row, (method, one) in enumerate(ranked):
-            color = "black" if method == HUB_METHOD else "grey" if method.startswith(tuple(UNTRAINED)) else "tab:blue"
+            color = (
+                "black"
+                if method == HUB_METHOD
+                else "grey"
+                if method.startswith(tuple(UNTRAINED))
+                else "tab:blue"
+            )
             axis.plot([one.low, one.high], [row, row], color=color, linewidth=3, alpha=0.4)
             axis.plot(one.value, row, "o", color=color, markersize=4)
         axis.set_yticks(range(len(ranked)), [method for method, _ in ranked], fontsize=7)
@@ -129,13 +144,18 @@ def draw_intervals(runs: pd.DataFrame, pairs: list[tuple[str, str]], path: Path)
 
 def draw_pathways(pathways: pd.DataFrame, path: Path) -> None:
     """Mean pathway weights over training, a panel for each target and hub; means over seeds."""
-    groups = {(str(task), str(hub)): rows for (task, hub), rows in pathways.groupby(["task", "hub"], sort=False)}
+    groups = {
+        (str(task), str(hub)): rows
+        for (task, hub), rows in pathways.groupby(["task", "hub"], sort=False)
+    }
 
     def draw(axis: Axes, pair: tuple[str, str]) -> None:
         bins = pd.cut(groups[pair]["step"], 20)
         means = groups[pair].groupby([bins, "pathway"], observed=True)["weight"].mean().unstack()
         middles = np.array([interval.mid for interval in means.index]) / 1000
-        axis.stackplot(middles, means.fillna(0).to_numpy().T, labels=list(means.columns), linewidth=0)
+        axis.stackplot(
+            middles, means.fillna(0).to_numpy().T, labels=list(means.columns), linewidth=0
+        )
         axis.set(xlabel="thousand steps", ylabel="pathway weight", ylim=(0, 1))
         axis.legend(fontsize=6, loc="lower right")
 
@@ -151,7 +171,9 @@ def _line_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {**styles, HUB_METHOD: {"color": "black", "linestyle": "-", "linewidth": 2, "zorder": 3}}
 
 
-def _panels(pairs: list[tuple[str, str]], draw: Callable[[Axes, tuple[str, str]], None], height: float = 3.6) -> Figure:
+def _panels(
+    pairs: list[tuple[str, str]], draw: Callable[[Axes, tuple[str, str]], None], height: float = 3.6
+) -> Figure:
     """A figure with a drawn and titled panel for each target and hub."""
     columns = min(len(pairs), COLUMNS)
     rows = -(-len(pairs) // columns)

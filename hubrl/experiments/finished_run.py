@@ -57,10 +57,14 @@ class FinishedRun(Run):
             _, parameters, _ = load_from_zip_file(path, device=model.device, load_data=False)
             model.set_parameters(parameters, exact_match=True, device=model.device)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise BadFile(f"{path} is damaged or not of {self.folder / 'config.yaml'} ({error}).") from error
+            raise BadFile(
+                f"{path} is damaged or not of {self.folder / 'config.yaml'} ({error})."
+            ) from error
         return model
 
-    def env(self, *, episodes: int | None = None, seed: int | None = None, cached: bool = True) -> VecEnv:
+    def env(
+        self, *, episodes: int | None = None, seed: int | None = None, cached: bool = True
+    ) -> VecEnv:
         """Environments of the run's task, under its VecNormalize (with fixed statistics), if any.
 
         Args:
@@ -71,13 +75,17 @@ class FinishedRun(Run):
         Raises:
             BadFile: If the statistics cannot be read.
         """
-        env = evaluation_env(self.config, self.hub if cached else None, episodes=episodes, seed=seed)
+        env = evaluation_env(
+            self.config, self.hub if cached else None, episodes=episodes, seed=seed
+        )
         path = self.folder / STATISTICS
         read = read_statistics(path) if path.exists() else None
         if read is None or read.statistics is None:
             return env
         kept = vecnormalize_kwargs(env.observation_space)
-        vec = VecNormalize(env, training=False, norm_reward=False, clip_obs=read.clip, epsilon=read.epsilon, **kept)
+        vec = VecNormalize(
+            env, training=False, norm_reward=False, clip_obs=read.clip, epsilon=read.epsilon, **kept
+        )
         for key, (mean, var) in read.statistics.items():
             rms = vec.obs_rms[key] if isinstance(vec.obs_rms, dict) else vec.obs_rms
             rms.mean, rms.var = mean, var
@@ -102,7 +110,9 @@ def run_agent(folder: Path) -> Source:
             "return_std": result["eval_std"],
         }
     except (OSError, ValueError, KeyError) as error:
-        raise BadFile(f"{result_path} is missing or damaged; finish the run with `hubrl train {folder}`.") from error
+        raise BadFile(
+            f"{result_path} is missing or damaged; finish the run with `hubrl train {folder}`."
+        ) from error
     task = {
         "task": config.task,
         "task_kwargs": config.task_kwargs,
@@ -189,7 +199,10 @@ def distill_run(
     """
     _check_free(out, overwrite=overwrite)
     run = FinishedRun(folder)
-    own, plain = (run.env(episodes=run.config.n_envs, seed=run.config.seed, cached=cached) for cached in (True, False))
+    own, plain = (
+        run.env(episodes=run.config.n_envs, seed=run.config.seed, cached=cached)
+        for cached in (True, False)
+    )
     with closing(own), closing(plain):
         set_random_seed(seed)
         teacher = run.model(own)
@@ -201,11 +214,15 @@ def distill_run(
     with closing(run.env(episodes=episodes, seed=EVALUATION_SEED, cached=False)) as env:
         # The student learned the teacher's deterministic actions, in Atari games too.
         both = (teacher, folder.name), (student, out.stem)
-        before, after = (play(agent, env, episodes, name=name, deterministic=True) for agent, name in both)
+        before, after = (
+            play(agent, env, episodes, name=name, deterministic=True) for agent, name in both
+        )
     return Distilled(student, before, after)
 
 
-def _student(teacher: BaseAlgorithm, env: VecEnv, net_arch: Sequence[int], seed: int, device: str) -> BaseAlgorithm:
+def _student(
+    teacher: BaseAlgorithm, env: VecEnv, net_arch: Sequence[int], seed: int, device: str
+) -> BaseAlgorithm:
     kind = next((known for known in (DQN, A2C) if isinstance(teacher, known)), PPO)
     small: dict[str, Any] = {"buffer_size": 1} if kind is DQN else {}
     kwargs = {"net_arch": list(net_arch)}
@@ -231,4 +248,6 @@ def _check_free(out: Path, *, overwrite: bool) -> None:
     if out.suffix != ".zip":
         raise OutputExists(f"{out} was given; expected the name of a zip, as plain.zip.")
     if out.exists() and not overwrite:
-        raise OutputExists(f"{out} exists; choose another name or allow overwriting with --overwrite.")
+        raise OutputExists(
+            f"{out} exists; choose another name or allow overwriting with --overwrite."
+        )

@@ -37,9 +37,13 @@ def play_controls(model: BaseAlgorithm, env: VecEnv, episodes: int, seed: int) -
     """
     policy = model.policy
     if not isinstance(policy, HubActorCriticPolicy) or not isinstance(policy.method, HubPathway):
-        raise BadConfig("Router controls were given a model without a router; expected hub-pathway at the level of outputs.")
+        raise BadConfig(
+            "Router controls were given a model without a router; expected hub-pathway at the level of outputs."
+        )
     if env.num_envs < 2:
-        raise BadConfig(f"Router controls were given {env.num_envs} environment; expected at least two.")
+        raise BadConfig(
+            f"Router controls were given {env.num_envs} environment; expected at least two."
+        )
 
     def run(name: str, hook: Hook | None) -> Played:
         env.seed(seed)
@@ -57,15 +61,21 @@ def play_controls(model: BaseAlgorithm, env: VecEnv, episodes: int, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     return {
         MEAN_WEIGHTS: run(MEAN_WEIGHTS, lambda name, output: means[name].expand_as(output)),
-        SHUFFLED_INPUT: run(SHUFFLED_INPUT, lambda name, output: output[_others(len(output), generator)]),
+        SHUFFLED_INPUT: run(
+            SHUFFLED_INPUT, lambda name, output: output[_others(len(output), generator)]
+        ),
     }
 
 
-def _mean_outputs(method: HubPathway, parts: dict[str, nn.Module], run: Callable[[str, Hook | None], Played]) -> dict[str, Tensor]:
+def _mean_outputs(
+    method: HubPathway, parts: dict[str, nn.Module], run: Callable[[str, Hook | None], Played]
+) -> dict[str, Tensor]:
     """Mean outputs of router (as logits of its mean weights) and stickiness over episodes."""
     outputs: dict[str, list[Tensor]] = {name: [] for name in parts}
     run("recorded", lambda name, output: outputs[name].append(output.detach()))
-    logits = torch.cat(outputs["router"]).masked_fill(~torch.tensor(method.trusted_pathways), -torch.inf)
+    logits = torch.cat(outputs["router"]).masked_fill(
+        ~torch.tensor(method.trusted_pathways), -torch.inf
+    )
     means = {name: torch.cat(rows).mean(dim=0) for name, rows in outputs.items()}
     return {**means, "router": logits.softmax(dim=1).mean(dim=0).clamp_min(1e-8).log()}
 
@@ -80,7 +90,10 @@ def _others(rows: int, generator: torch.Generator) -> Tensor:
 def _hooked(parts: dict[str, nn.Module], hook: Hook | None) -> Iterator[None]:
     """Inside, the outputs of the parts are replaced by a hook."""
     handles = [
-        part.register_forward_hook(lambda module, inputs, output, name=name: hook and hook(name, output)) for name, part in parts.items()
+        part.register_forward_hook(
+            lambda module, inputs, output, name=name: hook and hook(name, output)
+        )
+        for name, part in parts.items()
     ]
     try:
         yield

@@ -72,7 +72,9 @@ class Run:
         return max(self.config.steps // 10, 1)
 
 
-def start_run(config_path: Path, overrides: Sequence[str], folder: Path, name: str | None = None) -> Path:
+def start_run(
+    config_path: Path, overrides: Sequence[str], folder: Path, name: str | None = None
+) -> Path:
     """Make the folder of a new run from a config; nothing is trained yet.
 
     Args:
@@ -87,7 +89,9 @@ def start_run(config_path: Path, overrides: Sequence[str], folder: Path, name: s
         OutputExists: If a run of the name exists.
     """
     if name is not None and Path(name).name != name:
-        raise BadConfig(f"Run name {name!r} was given; expected a bare name, with its folder given by --runs.")
+        raise BadConfig(
+            f"Run name {name!r} was given; expected a bare name, with its folder given by --runs."
+        )
     config = read_config(config_path, list(overrides))
     repeats = config_path.stem == "config"
     stem = config_path.resolve().parent.name.rsplit("_", 1)[0] if repeats else config_path.stem
@@ -111,7 +115,9 @@ def _numbered(folder: Path, stem: str) -> str:
     return f"{stem}_{max((int(number) for number in numbers if number.isdigit()), default=0) + 1}"
 
 
-def train(folder: Path, callbacks: Sequence[BaseCallback] = (), *, verbose: int = 0) -> dict[str, Any]:
+def train(
+    folder: Path, callbacks: Sequence[BaseCallback] = (), *, verbose: int = 0
+) -> dict[str, Any]:
     """Train a run, from its last checkpoint if it was interrupted.
 
     Args:
@@ -128,7 +134,9 @@ def train(folder: Path, callbacks: Sequence[BaseCallback] = (), *, verbose: int 
         BadFile: If the folder is no run.
     """
     if (folder / "result.json").exists():
-        again = f"`hubrl train {folder / 'config.yaml'}` repeats it, `hubrl evaluate {folder}` plays it"
+        again = (
+            f"`hubrl train {folder / 'config.yaml'}` repeats it, `hubrl evaluate {folder}` plays it"
+        )
         raise OutputExists(f"{folder} is finished; {again}.")
     run = Run(folder)
     torch.set_num_threads(run.config.threads)
@@ -157,7 +165,9 @@ def train(folder: Path, callbacks: Sequence[BaseCallback] = (), *, verbose: int 
             CheckpointFolder(folder / "checkpoints", every, lambda: progress()._asdict()),
         ]
         steps = run.config.steps - first_step
-        model.learn(steps, [*callbacks, *own], reset_num_timesteps=not saved, tb_log_name="tensorboard")
+        model.learn(
+            steps, [*callbacks, *own], reset_num_timesteps=not saved, tb_log_name="tensorboard"
+        )
         return _finish(run, model, progress())
 
 
@@ -200,7 +210,9 @@ def _callback_env(run: Run) -> VecEnv:
     env = evaluation_env(run.config, run.hub)
     if not run.config.normalize:
         return env
-    return VecNormalize(env, training=False, norm_reward=False, **vecnormalize_kwargs(env.observation_space))
+    return VecNormalize(
+        env, training=False, norm_reward=False, **vecnormalize_kwargs(env.observation_space)
+    )
 
 
 def _evaluations(run: Run, env: VecEnv, first_step: int) -> EveryNTimesteps:

@@ -24,7 +24,9 @@ def training_env(config: RunConfig, hub: Hub | None, monitor: Path) -> VecEnv:
         monitor: Folder for Monitor's CSV files.
     """
     env = _with_cache(config, hub, _task_env(config, config.n_envs, config.seed, monitor))
-    return normalized_env(env, config.algorithm_kwargs.get("gamma", 0.99)) if config.normalize else env
+    return (
+        normalized_env(env, config.algorithm_kwargs.get("gamma", 0.99)) if config.normalize else env
+    )
 
 
 def evaluation_env(
@@ -44,7 +46,9 @@ def evaluation_env(
         seed: Seed of the episodes; `EVALUATION_SEED` above the run's by default.
     """
     seed = config.seed + EVALUATION_SEED if seed is None else seed
-    return _with_cache(config, hub, _task_env(config, min(episodes or config.eval_episodes, MAX_ENVS), seed))
+    return _with_cache(
+        config, hub, _task_env(config, min(episodes or config.eval_episodes, MAX_ENVS), seed)
+    )
 
 
 def cached_env(config: RunConfig, hub: Hub, env: VecEnv) -> CachedVecEnv:
@@ -55,7 +59,9 @@ def cached_env(config: RunConfig, hub: Hub, env: VecEnv) -> CachedVecEnv:
         SpaceMismatch: If a source does not fit the task.
     """
     try:
-        made = hub.policy_kwargs(config.method, cached=True, precision=config.precision, **config.options)
+        made = hub.policy_kwargs(
+            config.method, cached=True, precision=config.precision, **config.options
+        )
         return CachedVecEnv(env, made, config.device)
     except HubrlError:
         env.close()

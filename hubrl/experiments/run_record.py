@@ -45,7 +45,11 @@ class RunProgress(NamedTuple):
     def after(self, probed: ProbeResult | None, seconds: float) -> "RunProgress":
         """The progress some seconds later, with the probe that ended in them, if any."""
         later = self._replace(wall_s=self.wall_s + seconds)
-        return later if probed is None else later._replace(probe_steps=probed.steps, probe_kept=probed.kept)
+        return (
+            later
+            if probed is None
+            else later._replace(probe_steps=probed.steps, probe_kept=probed.kept)
+        )
 
 
 def write_run_folder(folder: Path, config: RunConfig, hub: Hub | None) -> None:
@@ -68,7 +72,9 @@ def write_run_folder(folder: Path, config: RunConfig, hub: Hub | None) -> None:
             (unfinished / name).write_text(text, encoding="utf-8")
 
 
-def write_result(folder: Path, config: RunConfig, model: BaseAlgorithm, played: Played, progress: RunProgress) -> dict[str, Any]:
+def write_result(
+    folder: Path, config: RunConfig, model: BaseAlgorithm, played: Played, progress: RunProgress
+) -> dict[str, Any]:
     """Write and return `result.json`, by which a run counts as finished."""
     result = {
         "task": config.task,
@@ -111,7 +117,9 @@ def collect_versions() -> dict[str, str | None]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = None
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     return {**found, "commit": commit.stdout.strip() or None}
 
 

@@ -28,7 +28,9 @@ class Estimate(NamedTuple):
     n: int
 
     @classmethod
-    def from_samples(cls, value: float, samples: Float[np.ndarray, " samples"], n: int) -> "Estimate":
+    def from_samples(
+        cls, value: float, samples: Float[np.ndarray, " samples"], n: int
+    ) -> "Estimate":
         """An estimate whose interval holds the middle 95 % of some bootstrap samples."""
         low, high = np.quantile(samples, [0.025, 0.975])
         return cls(value, float(low), float(high), n)
@@ -64,13 +66,19 @@ def estimate(values: Values) -> Estimate:
 def difference(one: Values, other: Values) -> Estimate:
     """Difference of two methods' interquartile means, with its interval."""
     samples = resampled(one) - resampled(other, seed=1)
-    return Estimate.from_samples(mean_return(one) - mean_return(other), samples, min(len(one), len(other)))
+    return Estimate.from_samples(
+        mean_return(one) - mean_return(other), samples, min(len(one), len(other))
+    )
 
 
 def stratified(by_target: Sequence[Values]) -> Estimate:
     """Mean over targets of the mean over runs; the bootstrap draws runs within each target."""
     rng = np.random.default_rng(0)
     arrays = [np.asarray(runs, dtype=float) for runs in by_target]
-    drawn = [runs[rng.integers(len(runs), size=(RESAMPLES, len(runs)))].mean(axis=1) for runs in arrays]
+    drawn = [
+        runs[rng.integers(len(runs), size=(RESAMPLES, len(runs)))].mean(axis=1) for runs in arrays
+    ]
     mean = float(np.mean([runs.mean() for runs in arrays]))
-    return Estimate.from_samples(mean, np.stack(drawn).mean(axis=0), min(len(runs) for runs in arrays))
+    return Estimate.from_samples(
+        mean, np.stack(drawn).mean(axis=0), min(len(runs) for runs in arrays)
+    )

@@ -80,7 +80,9 @@ def run_study(
     chosen = [
         job
         for job in planned
-        if (not cases or job.case in cases) and (not methods or job.method in methods) and (not seeds or job.config.seed in seeds)
+        if (not cases or job.case in cases)
+        and (not methods or job.method in methods)
+        and (not seeds or job.config.seed in seeds)
     ]
     done = completed_keys(results)
     missing = [job for job in chosen if not done.issuperset(job.keys)]
@@ -97,10 +99,14 @@ def run_study(
     return failed
 
 
-def _outcomes(jobs: Sequence[Job], processes: int) -> Generator[tuple[Job, RunRows | Exception], None, None]:
+def _outcomes(
+    jobs: Sequence[Job], processes: int
+) -> Generator[tuple[Job, RunRows | Exception], None, None]:
     """Every job with its rows or its error, as they end; closing it cancels the rest."""
     # Fresh processes: forked ones would share torch's threads and MuJoCo's state.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=exit_with_parent) as pool:
+    with ProcessPoolExecutor(
+        processes, mp_context=get_context("spawn"), initializer=exit_with_parent
+    ) as pool:
         futures = {pool.submit(run_job, job): job for job in jobs}
         try:
             for future in as_completed(futures):
@@ -136,7 +142,9 @@ def run_job(job: Job) -> RunRows:
         start_run_from(job.config, job.folder)
     if not (job.folder / "result.json").exists():
         train(job.folder)
-    return RunRows([trained_row(job), *_control_rows(job)], list(curve_rows(job)), list(pathway_rows(job)))
+    return RunRows(
+        [trained_row(job), *_control_rows(job)], list(curve_rows(job)), list(pathway_rows(job))
+    )
 
 
 def _control_rows(job: Job) -> Iterator[Row]:
@@ -156,7 +164,11 @@ def _zero_shot_rows(job: Job) -> list[Row]:
     rows = []
     for source in Hub.load(hub_folder(job.root, job.hub)):
         with closing(evaluation_env(job.config)) as env:
-            rows.append(_untrained_row(job, play(source, env, job.config.eval_episodes), f"{ZERO_SHOT}:{source.name}"))
+            rows.append(
+                _untrained_row(
+                    job, play(source, env, job.config.eval_episodes), f"{ZERO_SHOT}:{source.name}"
+                )
+            )
     best = max(rows, key=lambda row: float(row["eval_return"]))
     return [{**best, "method": ZERO_SHOT}, *rows]
 
@@ -196,5 +208,8 @@ class Oracle:
         """SB3's `predict` on a batch of observations."""
         names = [self.rule.sources[int(value)] for value in self.env.get_attr(self.rule.attribute)]
         sources = [self.hub[name] for name in set(self.rule.sources.values())]
-        actions = {source.name: source.predict(observation, deterministic=deterministic)[0] for source in sources}
+        actions = {
+            source.name: source.predict(observation, deterministic=deterministic)[0]
+            for source in sources
+        }
         return np.stack([actions[name][row] for row, name in enumerate(names)]), None

@@ -57,7 +57,9 @@ class Job(NamedTuple):
     @property
     def digest(self) -> str:
         """Hash of everything but the code and the seed that changes the result."""
-        fields = {key: value for key, value in self.config.to_dict().items() if key not in ("hub", "seed")}
+        fields = {
+            key: value for key, value in self.config.to_dict().items() if key not in ("hub", "seed")
+        }
         if self.method in (ZERO_SHOT, ORACLE):
             fields = {key: fields.get(key) for key in UNTRAINED_FIELDS}
         oracle = None if self.oracle is None or self.method != ORACLE else self.oracle.to_dict()
@@ -73,7 +75,9 @@ class Job(NamedTuple):
     def keys(self) -> list[Key]:
         """The keys of all rows that the run leaves; its own is the first."""
         labels = [self.label, *(f"{self.label}:{control}" for control in self.controls)]
-        return [(self.task, self.hub, label, str(self.config.seed), self.digest) for label in labels]
+        return [
+            (self.task, self.hub, label, str(self.config.seed), self.digest) for label in labels
+        ]
 
 
 def plan(path: Path, folder: Path, agents: Path | None = None) -> list[Job]:
@@ -115,7 +119,9 @@ def _case_jobs(study: Study, name: str, folder: Path, cards: str) -> list[Job]:
     return jobs
 
 
-def _job(study: Study, name: str, method: str, source: str | None, seed: int, root: Path, cards: str) -> Job:
+def _job(
+    study: Study, name: str, method: str, source: str | None, seed: int, root: Path, cards: str
+) -> Job:
     case = study.cases[name]
     chosen = {} if source is None else {"options": {"source": source}}
     fields = {
@@ -137,7 +143,9 @@ def _job(study: Study, name: str, method: str, source: str | None, seed: int, ro
             root,
             "",
         )
-    controls = (MEAN_WEIGHTS, SHUFFLED_INPUT) if case.controls and method == CONTROLLED_METHOD else ()
+    controls = (
+        (MEAN_WEIGHTS, SHUFFLED_INPUT) if case.controls and method == CONTROLLED_METHOD else ()
+    )
     return Job(name, task, case.hub, method, source, config, case.oracle, root, cards, controls)
 
 
@@ -149,12 +157,19 @@ def hub_folder(root: Path, hub: str) -> Path:
 def _save_hub(study: Study, case: str, root: Path, start: Path, agents: Path | None) -> str:
     """Save the hub of a case; returns the digest of its cards."""
     name = study.cases[case].hub
-    hub = Hub([_read_source(study, member, study.fields(case), start, agents) for member in study.hubs[name]])
+    hub = Hub(
+        [
+            _read_source(study, member, study.fields(case), start, agents)
+            for member in study.hubs[name]
+        ]
+    )
     hub.save(hub_folder(root, name), overwrite=True)
     return _digest([source.card.to_dict() for source in hub])
 
 
-def _read_source(study: Study, name: str, fields: dict[str, Any], start: Path, agents: Path | None) -> Source:
+def _read_source(
+    study: Study, name: str, fields: dict[str, Any], start: Path, agents: Path | None
+) -> Source:
     given = study.agents[name]
     if given.agent.startswith("random:"):
         return _untrained_source(name, given.agent, fields)
@@ -168,7 +183,9 @@ def _untrained_source(name: str, agent: str, fields: dict[str, Any]) -> Source:
     """Untrained networks of PPO on the case's task."""
     seed = agent.partition(":")[2]
     if not seed.isdecimal():
-        raise BadConfig(f"Agent {name!r} is {agent!r}; expected a seed behind the colon, as in random:1.")
+        raise BadConfig(
+            f"Agent {name!r} is {agent!r}; expected a seed behind the colon, as in random:1."
+        )
     env = make_env(fields["task"], fields.get("task_kwargs"))
     source = read_live(PPO("MlpPolicy", env, seed=int(seed), device="cpu"), name)
     env.close()

@@ -71,7 +71,11 @@ def append_results(rows: RunRows, results: Path, planned: Sequence[Job]) -> None
     """
     results.mkdir(parents=True, exist_ok=True)
     valid = {key for job in planned for key in job.keys}
-    stale = {key[:-1] for key in completed_keys(results) if key not in valid and not key[2].startswith(f"{ZERO_SHOT}:")}
+    stale = {
+        key[:-1]
+        for key in completed_keys(results)
+        if key not in valid and not key[2].startswith(f"{ZERO_SHOT}:")
+    }
     outdated = stale | {tuple(row[column] for column in RUN_KEYS) for row in rows.runs}
     columns = {"runs": RUN_COLUMNS, "curves": CURVE_COLUMNS, "pathways": PATHWAY_COLUMNS}
     for name, added in rows._asdict().items():
@@ -84,7 +88,9 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """A table of the results as text; a missing file is empty, and so are missing columns."""
     if not path.exists():
         return pd.DataFrame(columns=list(columns), dtype=str)
-    return pd.read_csv(path, dtype=str, keep_default_na=False).reindex(columns=list(columns), fill_value="")
+    return pd.read_csv(path, dtype=str, keep_default_na=False).reindex(
+        columns=list(columns), fill_value=""
+    )
 
 
 def _tuples(table: pd.DataFrame, columns: Sequence[str]) -> list[Key]:
@@ -93,8 +99,12 @@ def _tuples(table: pd.DataFrame, columns: Sequence[str]) -> list[Key]:
 
 def _replace_rows(path: Path, old: pd.DataFrame, new: Sequence[Row], outdated: set[Key]) -> None:
     stays = np.array([key not in outdated for key in _tuples(old, RUN_KEYS)], dtype=bool)
-    table = pd.concat([old.loc[stays], pd.DataFrame(list(new), columns=list(old.columns), dtype=str)])
-    ordered = table.assign(order=table["seed"].astype(int)).sort_values(["task", "hub", "method", "order"], kind="stable")
+    table = pd.concat(
+        [old.loc[stays], pd.DataFrame(list(new), columns=list(old.columns), dtype=str)]
+    )
+    ordered = table.assign(order=table["seed"].astype(int)).sort_values(
+        ["task", "hub", "method", "order"], kind="stable"
+    )
     write_atomically(path, ordered.drop(columns="order").to_csv(index=False))
 
 
@@ -135,7 +145,9 @@ def curve_rows(job: Job) -> Iterator[Row]:
     """Evaluations of a training, and its episodes' returns as `CURVE_POINTS` means."""
     # A probe can leave too few steps for an evaluation.
     path = job.folder / "evaluations.npz"
-    evaluated = np.load(path, allow_pickle=False) if path.exists() else {"timesteps": [], "results": []}
+    evaluated = (
+        np.load(path, allow_pickle=False) if path.exists() else {"timesteps": [], "results": []}
+    )
     for step, returns in zip(evaluated["timesteps"], evaluated["results"], strict=True):
         yield {
             **_keys(job),

@@ -53,12 +53,16 @@ def summary(table: pd.DataFrame) -> str:
     ]
     header += ["**hub-pathway**", "minus the best rival", "ratio", "seeds"]
     runs = {pair: returns_by_method(table, *pair) for pair in pairs}
-    return _markdown(header, [[*pair, *_summary_cells(runs[pair])] for pair in pairs if HUB_METHOD in runs[pair]])
+    return _markdown(
+        header, [[*pair, *_summary_cells(runs[pair])] for pair in pairs if HUB_METHOD in runs[pair]]
+    )
 
 
 def _summary_cells(runs: dict[str, list[float]]) -> list[str]:
     own = runs[HUB_METHOD]
-    single = _best({name: values for name, values in runs.items() if name.startswith(TRAINED_SINGLES)})
+    single = _best(
+        {name: values for name, values in runs.items() if name.startswith(TRAINED_SINGLES)}
+    )
     rivals = {name: runs[name] for name in ("zero-shot", "probe-commit", single) if name in runs}
     best = _best(rivals)
     lead, ratio = "", ""
@@ -83,7 +87,9 @@ def side_by_side(table: pd.DataFrame) -> str:
     runs = {pair: returns_by_method(table, *pair) for pair in pairs}
     methods = sorted({method for pair in pairs for method in runs[pair]})
     header = ["method", *(f"{task} ({hub})" for task, hub in pairs)]
-    return _markdown(header, [[method, *(_cell(runs[pair].get(method)) for pair in pairs)] for method in methods])
+    return _markdown(
+        header, [[method, *(_cell(runs[pair].get(method)) for pair in pairs)] for method in methods]
+    )
 
 
 def over_targets(table: pd.DataFrame) -> str:
@@ -110,7 +116,9 @@ def _stratified_cell(by_target: Sequence[pd.DataFrame], column: str) -> str:
     return str(stratified(known)) if all(known) else ""
 
 
-def seconds_to_scratch(group: pd.DataFrame, table: pd.DataFrame, curves: pd.DataFrame) -> list[float]:
+def seconds_to_scratch(
+    group: pd.DataFrame, table: pd.DataFrame, curves: pd.DataFrame
+) -> list[float]:
     """Seconds, evaluations included, until each run evaluates at the return where scratch ends.
 
     Args:
@@ -121,7 +129,9 @@ def seconds_to_scratch(group: pd.DataFrame, table: pd.DataFrame, curves: pd.Data
     Returns:
         A number a run; infinite if it never reached that return; empty if scratch was not run.
     """
-    scratch = table[(table["task"] == group["task"].iloc[0]) & (table["method"] == "scratch")]["eval_return"]
+    scratch = table[(table["task"] == group["task"].iloc[0]) & (table["method"] == "scratch")][
+        "eval_return"
+    ]
     if not len(scratch) or not len(curves):
         return []
     bar = mean_return(scratch.to_numpy(dtype=float))
@@ -130,7 +140,9 @@ def seconds_to_scratch(group: pd.DataFrame, table: pd.DataFrame, curves: pd.Data
     first = passed.groupby(keys)["step"].min()
     # The last evaluation is a row of the runs and may be in no curve.
     ends = group["steps"].where(group["eval_return"] >= bar, np.inf)
-    reached = [float(first.get(key, np.inf)) for key in group[keys].itertuples(index=False, name=None)]
+    reached = [
+        float(first.get(key, np.inf)) for key in group[keys].itertuples(index=False, name=None)
+    ]
     seconds = group["wall_s"] * np.minimum(reached, ends) / group["steps"]
     return [float(value) for value in seconds]
 
@@ -148,7 +160,9 @@ def details(table: pd.DataFrame, curves: pd.DataFrame) -> str:
     ]
     header += ["until scratch's end", "seeds"]
     groups = table.groupby(["task", "hub", "method"], sort=False)
-    return _markdown(header, [[*map(str, key), *_detail_cells(group, table, curves)] for key, group in groups])
+    return _markdown(
+        header, [[*map(str, key), *_detail_cells(group, table, curves)] for key, group in groups]
+    )
 
 
 def _detail_cells(group: pd.DataFrame, table: pd.DataFrame, curves: pd.DataFrame) -> list[str]:
@@ -171,4 +185,9 @@ def _cell(values: Sequence[float] | None) -> str:
 
 def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rows = [" | ".join(cells) for cells in (header, *lines)]
-    return "\n".join([f"| {rows[0]} |", "|---" * len(header) + "|", *(f"| {row} |" for row in rows[1:])]) + "\n"
+    return (
+        "\n".join(
+            [f"| {rows[0]} |", "|---" * len(header) + "|", *(f"| {row} |" for row in rows[1:])]
+        )
+        + "\n"
+    )

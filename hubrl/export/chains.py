@@ -90,7 +90,9 @@ def _actor_critic_chains(policy: HubActorCriticPolicy) -> Chains:
     if not isinstance(method, SingleSource):
         raise NotPlainError(f"method {policy.spec.method!r} mixes several pathways")
     if policy.residual is not None:
-        raise NotPlainError(f"method {policy.spec.method!r} adds a residual to the output of its source")
+        raise NotPlainError(
+            f"method {policy.spec.method!r} adds a residual to the output of its source"
+        )
     pathway = cast("SourcePathway", method.pathways.sources[0])
     features = _pathway_features(pathway)
     head, log_std = _action_head(pathway.source)
@@ -118,7 +120,9 @@ def _trunk(trunk: nn.Module) -> Chain:
         extractor = trunk.extractor
         assert isinstance(extractor, HubExtractor)
         if extractor.beside:
-            raise NotPlainError(f"method {extractor.spec.method!r} passes observations on beside the sources' features")
+            raise NotPlainError(
+                f"method {extractor.spec.method!r} passes observations on beside the sources' features"
+            )
         return _method_features(extractor.method, extractor.spec.method)
     assert isinstance(trunk, Trunks)
     if len(trunk.readers) != 1:
@@ -152,7 +156,9 @@ def _source_features(source: Source, space: spaces.Space[Any]) -> Chain:
     """The layers from the target's observations to a source's features."""
     encoder = source.encoder
     if source.normaliser is not None:
-        raise NotPlainError(f"source {source.name!r} normalizes and clips observations, which SB3's policies do not")
+        raise NotPlainError(
+            f"source {source.name!r} normalizes and clips observations, which SB3's policies do not"
+        )
     if isinstance(source.space, spaces.Dict) or not isinstance(encoder, Encoder):
         raise NotPlainError(f"the network of source {source.name!r} is not one of SB3's")
     return [*_selection(source, space), *_trunk(encoder.trunks), *encoder.hidden]
@@ -171,7 +177,9 @@ def _action_head(source: Source) -> tuple[Chain, Tensor | None]:
         log_std = action.log_std if isinstance(action.log_std, Tensor) else None
         return [plain_layer(action.mean), *_action_map(source)], log_std
     if isinstance(action, DeterministicAction | GaussianAction):
-        raise NotPlainError(f"{source.name!r} acts through a tanh, which PPO's and A2C's policies lack")
+        raise NotPlainError(
+            f"{source.name!r} acts through a tanh, which PPO's and A2C's policies lack"
+        )
     raise NotPlainError(f"{source.name!r} has a head that SB3's PPO, A2C and DQN lack")
 
 
@@ -180,7 +188,11 @@ def _action_map(source: Source) -> Chain:
     how, actions = source.card.action_map, source.actions
     if how is None:
         return []
-    shape = (int(actions.n),) if isinstance(actions, spaces.Discrete) else cast("spaces.Box", actions).shape
+    shape = (
+        (int(actions.n),)
+        if isinstance(actions, spaces.Discrete)
+        else cast("spaces.Box", actions).shape
+    )
     size = int(np.prod(shape))
     signs = torch.tensor(how.signs or [1] * size, dtype=torch.float64)
     order = list(how.order or range(size))
@@ -203,7 +215,9 @@ def _selection(source: Source, space: spaces.Space[Any]) -> Chain:
     width = int(np.prod(space.shape or (0,)))
     for step in source.card.preprocessing:
         if not isinstance(step, Select) or isinstance(space, spaces.Dict):
-            raise NotPlainError(f"source {source.name!r} has a preprocessing without layer ({step.op})")
+            raise NotPlainError(
+                f"source {source.name!r} has a preprocessing without layer ({step.op})"
+            )
         chain.append(linear_layer(torch.eye(width, dtype=torch.float64)[list(step.indices)]))
         width = len(step.indices)
     return chain
@@ -229,7 +243,9 @@ def plain_layer(layer: nn.Module) -> nn.Module:
         raise NotPlainError(str(error)[0].lower() + str(error)[1:]) from error
 
 
-def linear_layer(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None = None) -> nn.Linear:
+def linear_layer(
+    weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None = None
+) -> nn.Linear:
     """A linear layer in double precision, without bias by default."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float64)
     layer.weight.data = weight

@@ -54,7 +54,9 @@ class Demonstrations:
         parts = self.observations
         if isinstance(parts[0], dict):
             rows: Any = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-            observations: Any = {key: torch.as_tensor(part, device=device) for key, part in rows.items()}
+            observations: Any = {
+                key: torch.as_tensor(part, device=device) for key, part in rows.items()
+            }
         else:
             observations = torch.as_tensor(np.concatenate(parts), device=device)
         values = torch.cat(self.values).to(device) if self.values else None
@@ -90,7 +92,9 @@ def distill(
         SpaceMismatch: If actions are neither Box nor Discrete.
     """
     if not isinstance(env.action_space, spaces.Box | spaces.Discrete):
-        raise SpaceMismatch(f"The agent acts in {describe(env.action_space)}; distillation needs Box or Discrete.")
+        raise SpaceMismatch(
+            f"The agent acts in {describe(env.action_space)}; distillation needs Box or Discrete."
+        )
     data, generator = Demonstrations(), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(student.policy.parameters(), lr=LEARNING_RATE)
     for turn, epochs in enumerate(EPOCHS):
@@ -176,7 +180,9 @@ def _rows(observations: Any, rows: Tensor) -> Any:
     return observations[rows]
 
 
-def _loss(student: BaseAlgorithm, observations: Any, labels: Tensor, values: Tensor | None) -> Float[Tensor, ""]:
+def _loss(
+    student: BaseAlgorithm, observations: Any, labels: Tensor, values: Tensor | None
+) -> Float[Tensor, ""]:
     """Difference between a student and its teacher, in actions and values."""
     if isinstance(student, DQN):
         q_values = student.q_net(observations)

@@ -79,7 +79,9 @@ def _export(agent: Source) -> Exported:
     model.policy.set_training_mode(False)
     difference, tolerance = _difference(agent, model), TOLERANCE[_precision(agent)]
     if difference > tolerance:
-        raise NotPlainError(f"the merged network differs from it by {difference:.1e}, more than {tolerance:.0e}")
+        raise NotPlainError(
+            f"the merged network differs from it by {difference:.1e}, more than {tolerance:.0e}"
+        )
     return Exported(model, difference)
 
 

@@ -46,7 +46,9 @@ class SpacesEnv(gym.Env[Any, Any]):
         action_space: Space of the actions.
     """
 
-    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    def __init__(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+    ) -> None:
         self.observation_space, self.action_space = observation_space, action_space
 
 
@@ -107,7 +109,9 @@ def _policy_kwargs(actor: NetworkShape, critic: NetworkShape | None) -> dict[str
     widths = {shape.features.out_features for shape in shapes if shape.features is not None}
     if len(widths) > 1:
         raise NotPlainError("its actor and its critic have convolutions of different widths")
-    shared = all(torch.equal(a.weight, b.weight) for a, b in zip(actor.cnn, critic.cnn, strict=True))
+    shared = all(
+        torch.equal(a.weight, b.weight) for a, b in zip(actor.cnn, critic.cnn, strict=True)
+    )
     architecture = {"pi": actor.hidden_widths, "vf": critic.hidden_widths}
     return {**kwargs, "net_arch": architecture, "share_features_extractor": shared}
 

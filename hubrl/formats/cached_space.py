@@ -13,7 +13,8 @@ from hubrl.formats.cards import SourceCard
 from hubrl.formats.spaces import SpaceDict, space_from_dict, space_to_dict
 
 OBSERVATION, CACHED_FEATURES = "observation", "source_features"
-"""Keys of an observation and of its cached features; the parts of a Dict observation keep their own keys."""
+"""Keys of an observation and of its cached features; the parts of a Dict observation keep their own
+keys."""
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 """Greatest number of float16; greater features are clamped to it."""
@@ -61,7 +62,11 @@ class CachedFeaturesSpace(spaces.Box):
 
     def __eq__(self, other: object) -> bool:
         """Equality of sources and of the observation's space."""
-        return isinstance(other, CachedFeaturesSpace) and self.same_sources(other) and self.observed_dict == other.observed_dict
+        return (
+            isinstance(other, CachedFeaturesSpace)
+            and self.same_sources(other)
+            and self.observed_dict == other.observed_dict
+        )
 
     def same_sources(self, other: "CachedFeaturesSpace") -> bool:
         """Whether both hold features of the same sources, by name and digest."""
@@ -98,7 +103,9 @@ def vecnormalize_kwargs(space: spaces.Space[Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def store_features(features: Sequence[Float[Tensor, "batch _"]]) -> Float16[np.ndarray, "batch features"]:
+def store_features(
+    features: Sequence[Float[Tensor, "batch _"]],
+) -> Float16[np.ndarray, "batch features"]:
     """Features of all sources side by side, in their stored precision."""
     side_by_side = torch.cat(list(features), dim=1).clamp(-FLOAT16_MAX, FLOAT16_MAX)
     stored: np.ndarray = side_by_side.half().cpu().numpy()

@@ -1,7 +1,7 @@
 """Cards of sources: everything about a pretrained agent but its weights, as YAML with a format version.
 
-A source is rebuilt from its card and its weights. A saved target carries the cards of its sources as plain data in its
-keyword arguments.
+A source is rebuilt from its card and its weights. A saved target carries the cards of its sources
+as plain data in its keyword arguments.
 """
 
 from pathlib import Path
@@ -24,11 +24,24 @@ MOST_LAYERS = 256
 
 Size = Annotated[int, Field(gt=0, le=2**16)]
 
-Activation = Literal["tanh", "relu", "elu", "gelu", "silu", "leaky_relu", "sigmoid", "mish", "softplus", "selu", "identity"]
+Activation = Literal[
+    "tanh",
+    "relu",
+    "elu",
+    "gelu",
+    "silu",
+    "leaky_relu",
+    "sigmoid",
+    "mish",
+    "softplus",
+    "selu",
+    "identity",
+]
 
 
 Preprocessing = Literal["none", "atari", "atari-sb3"]
-"""Preprocessing of a task: none, or SB3's Atari conventions in ale-py's C++ or by SB3's own wrappers."""
+"""Preprocessing of a task: none, or SB3's Atari conventions in ale-py's C++ or by SB3's own
+wrappers."""
 
 
 class Conv(Schema):
@@ -60,7 +73,9 @@ class Layers(Schema):
 class ActionHead(Schema):
     """Layers from the encoder's features to the action distribution of the algorithm."""
 
-    kind: Literal["gaussian", "squashed-gaussian", "deterministic", "categorical", "q-values", "quantiles"]
+    kind: Literal[
+        "gaussian", "squashed-gaussian", "deterministic", "categorical", "q-values", "quantiles"
+    ]
     """`deterministic` is TD3's and DDPG's: a tanh that spans the bounds."""
     log_std: Literal["parameter", "linear", "sde"] | None = None
     """Origin of a Gaussian's standard deviation; `sde` is SB3's state-dependent exploration."""
@@ -92,13 +107,15 @@ class Declared(Schema):
 
     kind: Literal["declared"]
     trunks: dict[str, Trunk] = {"": Trunk()}
-    """One trunk for every key of a Dict observation, in SB3's order; one with an empty key otherwise."""
+    """One trunk for every key of a Dict observation, in SB3's order; one with an empty key
+    otherwise."""
     hidden: Layers = Layers()
     """The agent's own layers between the trunks and the heads."""
     action: ActionHead | None = None
     value: ValueHead | None = None
     hub: dict[str, Any] | None = None
-    """The hub of an agent that was itself trained on a hub's features, as plain data; it replaces the trunks."""
+    """The hub of an agent that was itself trained on a hub's features, as plain data; it replaces
+    the trunks."""
 
 
 class Registered(Schema):
@@ -169,7 +186,8 @@ class ActionMap(Schema):
     """Map from the source's actions to the target's, where they differ in order or sign (a mirrored gait)."""
 
     order: tuple[int, ...] | None = None
-    """Index of the source's entry (or choice) for each entry of the target's action; a permutation."""
+    """Index of the source's entry (or choice) for each entry of the target's action; a
+    permutation."""
     signs: tuple[Literal[-1, 1], ...] | None = None
     """Sign of each entry of the target's action; only for a Box."""
 
@@ -193,14 +211,16 @@ class SourceCard(Schema):
     algorithm: str
     """Algorithm of its training, as SB3 and sb3-contrib name their classes."""
     observation_space: dict[str, Any]
-    """Observation space of its network, after `preprocessing`, as plain data; images channel first."""
+    """Observation space of its network, after `preprocessing`, as plain data; images channel
+    first."""
     action_space: dict[str, Any] | None = None
     """Action space of its own head; none for an encoder alone."""
     network: Annotated[Declared | Registered, Field(discriminator="kind")]
     preprocessing: tuple[Step, ...] = ()
     """Steps from the target's observation to the network's input."""
     action_meanings: tuple[str, ...] | None = None
-    """ALE names of its discrete actions, in order; they translate its actions to a target with another action set."""
+    """ALE names of its discrete actions, in order; they translate its actions to a target with
+    another action set."""
     action_map: ActionMap | None = None
     """Map from its own head's actions to the target's; none where they are the same."""
     normalize_images: bool = True

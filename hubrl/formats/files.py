@@ -23,7 +23,8 @@ def read_file(path: Path, most: int, what: str = "file") -> bytes:
         what: Noun for the file in messages.
 
     Raises:
-        BadFile: If there is none, it cannot be read, it is a device, a FIFO or a folder, or it is greater.
+        BadFile: If there is none, it cannot be read, it is a device, a FIFO or a folder, or it is
+            greater.
     """
     try:
         handle = os.open(path, _READ)
@@ -35,9 +36,13 @@ def read_file(path: Path, most: int, what: str = "file") -> bytes:
     try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
-            raise BadFile(f"{path} is no regular file; expected one, not a folder, a device or a pipe.")
+            raise BadFile(
+                f"{path} is no regular file; expected one, not a folder, a device or a pipe."
+            )
         if found.st_size > most:
-            raise BadFile(f"{path} has {found.st_size} bytes, {most} are allowed; widen hubrl.Limits if it is trusted.")
+            raise BadFile(
+                f"{path} has {found.st_size} bytes, {most} are allowed; widen hubrl.Limits if it is trusted."
+            )
         with os.fdopen(handle, "rb", closefd=False) as file:
             return file.read(found.st_size)
     except OSError as error:

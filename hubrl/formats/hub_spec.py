@@ -46,7 +46,9 @@ def parse_spec(plain: object) -> HubSpec:
     if isinstance(plain, HubSpec):
         return plain
     if not isinstance(plain, dict):
-        raise BadConfig(f"hub={plain!r} was given; expected what Hub.policy_kwargs or Hub.agent makes.")
+        raise BadConfig(
+            f"hub={plain!r} was given; expected what Hub.policy_kwargs or Hub.agent makes."
+        )
     check_format(plain, SPEC_FORMAT, "The model was saved with a hub")
     cards = [parse_card(card, "a saved hub") for card in plain.get("sources", [])]
     try:

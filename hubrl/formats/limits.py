@@ -9,14 +9,15 @@ MIB = 2**20
 class Limits:
     """Limits of reading one agent: more is refused in a sentence that names the field to widen.
 
-    The defaults hold every agent of the RL Zoo a hundred times over. They keep the memory that a file takes below its own
-    size plus about 1 GiB, and the time below some seconds.
+    The defaults hold every agent of the RL Zoo a hundred times over. They keep the memory that a
+    file takes below its own size plus about 1 GiB, and the time below some seconds.
     """
 
     file_bytes: int = 4096 * MIB
     """Size of one file."""
     inflation: int = 20
-    """Bytes of a zip's members for each of the zip's own bytes; 64 MiB in all are never too many."""
+    """Bytes of a zip's members for each of the zip's own bytes; 64 MiB in all are never too
+    many."""
     zip_members: int = 4096
     """Members of a zip, and of the weights inside it."""
     json_bytes: int = 16 * MIB

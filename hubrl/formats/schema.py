@@ -55,7 +55,9 @@ def read_yaml(path: Path, limits: Limits = DEFAULT_LIMITS) -> object:
     try:
         return parse_yaml(raw.decode("utf-8"), limits)
     except _YAML_ERRORS as error:
-        raise BadFile(f"{path} cannot be read as YAML ({' '.join(str(error).split())[:160]}).") from error
+        raise BadFile(
+            f"{path} cannot be read as YAML ({' '.join(str(error).split())[:160]})."
+        ) from error
 
 
 def parse_yaml(text: str, limits: Limits = DEFAULT_LIMITS) -> Any:
@@ -100,7 +102,9 @@ def parse_json(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> Any:
     data = json.loads(raw)
     level: list[Any] = [data]
     for _ in range(limits.depth):
-        level = [part for value in level if isinstance(value, dict | list) for part in _parts(value)]
+        level = [
+            part for value in level if isinstance(value, dict | list) for part in _parts(value)
+        ]
         if not level:
             return data
     raise ValueError(f"its JSON is nested more than {limits.depth} deep")
@@ -119,7 +123,11 @@ def first_problem(error: ValidationError) -> str:
     """The first of pydantic's complaints, in one phrase."""
     problem = error.errors()[0]
     # pydantic names the branch of a union behind the field; users know fields, items and keys.
-    parts = [str(part) for part in problem["loc"] if not str(part).startswith(("constrained-", "literal["))]
+    parts = [
+        str(part)
+        for part in problem["loc"]
+        if not str(part).startswith(("constrained-", "literal["))
+    ]
     where = ".".join(parts)[:200]
     reason = problem["msg"].removeprefix("Value error, ")
     return f"{where}: {reason}" if where else reason

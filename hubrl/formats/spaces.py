@@ -12,7 +12,15 @@ from hubrl.formats.limits import DEFAULT_LIMITS, Limits
 
 SpaceDict = dict[str, Any]
 
-DTYPES = frozenset(("bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))))
+DTYPES = frozenset(
+    (
+        "bool",
+        "float16",
+        "float32",
+        "float64",
+        *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    )
+)
 """Dtypes of a Box, by numpy's names."""
 
 MAX_AXES = 8
@@ -29,10 +37,18 @@ def space_to_dict(space: spaces.Space[Any]) -> SpaceDict:
     """
     match space:
         case spaces.Dict():
-            return {"type": "Dict", "spaces": {key: space_to_dict(part) for key, part in space.spaces.items()}}
+            return {
+                "type": "Dict",
+                "spaces": {key: space_to_dict(part) for key, part in space.spaces.items()},
+            }
         case spaces.Box():
             bounds = {"low": _bound(space.low), "high": _bound(space.high)}
-            return {"type": "Box", "shape": [int(n) for n in space.shape], "dtype": str(space.dtype), **bounds}
+            return {
+                "type": "Box",
+                "shape": [int(n) for n in space.shape],
+                "dtype": str(space.dtype),
+                **bounds,
+            }
         case spaces.Discrete():
             return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
         case spaces.MultiDiscrete() if len(space.shape) == 1:
@@ -102,7 +118,9 @@ def _count_numbers(plain: SpaceDict, limits: Limits) -> int:
     if kind == "Box":
         if len(plain["shape"]) > MAX_AXES or plain["dtype"] not in DTYPES:
             dtype = str(plain["dtype"])[:40]
-            raise ValueError(f"a Box of {len(plain['shape'])} axes and dtype {dtype}, expected at most {MAX_AXES} of numbers")
+            raise ValueError(
+                f"a Box of {len(plain['shape'])} axes and dtype {dtype}, expected at most {MAX_AXES} of numbers"
+            )
         return math.prod(_whole(n) for n in plain["shape"])
     if kind == "MultiDiscrete":
         _check_parts(len(plain["nvec"]), limits)
@@ -141,7 +159,9 @@ def describe(space: spaces.Space[Any]) -> str:
 def fits(one: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
     """Whether what belongs to one space has the type and shape of the other; bounds and the order of keys may differ."""
     if isinstance(one, spaces.Dict) and isinstance(other, spaces.Dict):
-        return set(one.spaces) == set(other.spaces) and all(fits(part, other.spaces[key]) for key, part in one.spaces.items())
+        return set(one.spaces) == set(other.spaces) and all(
+            fits(part, other.spaces[key]) for key, part in one.spaces.items()
+        )
     return describe(one) == describe(other)
 
 
@@ -154,7 +174,9 @@ def differing_bounds(one: spaces.Space[Any], other: spaces.Space[Any]) -> tuple[
     if same.all():
         return None
     entry = int(np.argmin(same))
-    mine, theirs = (f"{space.low.flat[entry]:g} to {space.high.flat[entry]:g}" for space in (one, other))
+    mine, theirs = (
+        f"{space.low.flat[entry]:g} to {space.high.flat[entry]:g}" for space in (one, other)
+    )
     return mine, theirs
 
 

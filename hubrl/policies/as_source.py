@@ -63,7 +63,9 @@ def build_hub_q_actor(card: SourceCard, **policy_kwargs: Any) -> Networks:
     """The networks of a DQN that was trained through a hub's outputs."""
     actions = card.actions
     assert isinstance(actions, spaces.Discrete)
-    policy = HubDQNPolicy(card.observations, actions, lambda _: 0.0, **_with_activation(policy_kwargs))
+    policy = HubDQNPolicy(
+        card.observations, actions, lambda _: 0.0, **_with_activation(policy_kwargs)
+    )
     del policy.optimizer
     return Networks(HubGreedyActor(policy), LastColumns(width(actions)))
 
@@ -78,7 +80,9 @@ def build_hub_actor(card: SourceCard, **policy_kwargs: Any) -> Networks:
     """The networks of an agent that was trained through a hub's outputs."""
     actions = card.actions
     assert actions is not None
-    policy = HubActorCriticPolicy(card.observations, actions, lambda _: 0.0, **_with_activation(policy_kwargs))
+    policy = HubActorCriticPolicy(
+        card.observations, actions, lambda _: 0.0, **_with_activation(policy_kwargs)
+    )
     del policy.optimizer  # it would keep a second copy of the weights that freezing replaces
     return Networks(HubActor(policy), LastColumns(width(actions)))
 

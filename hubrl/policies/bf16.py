@@ -5,7 +5,12 @@ from typing import Any, ClassVar
 
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BaseModel, BasePolicy
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BaseModel,
+    BasePolicy,
+)
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.dqn.policies import CnnPolicy, DQNPolicy, QNetwork
@@ -20,7 +25,8 @@ from hubrl.nn.freezing import CachedParameters
 class ReadsBytes(BaseModel):
     """A network that hands images to an extractor that takes them as the bytes they are, where SB3 would divide them by 255 first.
 
-    The features are the same; what is saved are three passes over a minibatch of floats, about a third of an update.
+    The features are the same; what is saved are three passes over a minibatch of floats, about a
+    third of an update.
     """
 
     def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> Any:
@@ -50,9 +56,20 @@ class BF16CnnPolicy(ActorCriticCnnPolicy, ReadsBytes):
     plain_module: ClassVar[str] = ActorCriticPolicy.__module__
     """The module of SB3's policy that this is, by which its zip is read without unpickling."""
 
-    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Schedule, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        **kwargs: Any,
+    ) -> None:
         # SB3 gives Adam this epsilon, but only where no keyword argument of the optimizer is given.
-        super().__init__(observation_space, action_space, lr_schedule, **_completed(observation_space, kwargs, eps=1e-5))
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            **_completed(observation_space, kwargs, eps=1e-5),
+        )
 
 
 class ByteQNetwork(QNetwork, ReadsBytes):
@@ -68,7 +85,9 @@ class ByteDQNPolicy(CachedParameters, DQNPolicy):
 
     def make_q_net(self) -> QNetwork:
         """SB3's, reading bytes."""
-        return ByteQNetwork(**self._update_features_extractor(self.net_args, features_extractor=None)).to(self.device)
+        return ByteQNetwork(
+            **self._update_features_extractor(self.net_args, features_extractor=None)
+        ).to(self.device)
 
 
 class BF16DQNPolicy(ByteDQNPolicy, CnnPolicy):
@@ -83,8 +102,16 @@ class BF16DQNPolicy(ByteDQNPolicy, CnnPolicy):
     plain_module: ClassVar[str] = DQNPolicy.__module__
     """The module of SB3's policy that this is, by which its zip is read without unpickling."""
 
-    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Discrete, lr_schedule: Schedule, **kwargs: Any) -> None:
-        super().__init__(observation_space, action_space, lr_schedule, **_completed(observation_space, kwargs))
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, lr_schedule, **_completed(observation_space, kwargs)
+        )
 
 
 def byte_policy(algorithm: type[BaseAlgorithm]) -> type[BasePolicy] | None:
@@ -92,13 +119,17 @@ def byte_policy(algorithm: type[BaseAlgorithm]) -> type[BasePolicy] | None:
     return serving(algorithm, (ByteActorCriticPolicy, ByteDQNPolicy))
 
 
-def serving(algorithm: type[BaseAlgorithm], kinds: Sequence[type[BasePolicy]]) -> type[BasePolicy] | None:
+def serving(
+    algorithm: type[BaseAlgorithm], kinds: Sequence[type[BasePolicy]]
+) -> type[BasePolicy] | None:
     """The first of some policies that is made of the algorithm's own."""
     own = algorithm.policy_aliases.get("MlpPolicy")
     return next((kind for kind in kinds if own is not None and issubclass(kind, own)), None)
 
 
-def precise(algorithm: type[BaseAlgorithm], precision: Precision, space: spaces.Space[Any]) -> dict[str, Any]:
+def precise(
+    algorithm: type[BaseAlgorithm], precision: Precision, space: spaces.Space[Any]
+) -> dict[str, Any]:
     """What an SB3 algorithm takes so that its own NatureCNN has a precision: nothing, a `policy`, or `policy_kwargs`.
 
     Args:
@@ -112,7 +143,10 @@ def precise(algorithm: type[BaseAlgorithm], precision: Precision, space: spaces.
     if precision == "float32":
         return {}
     kinds: tuple[type[BasePolicy], ...] = (BF16CnnPolicy, BF16DQNPolicy)
-    kind = next((kind for kind in kinds if algorithm.policy_aliases.get("CnnPolicy") in kind.__bases__), None)
+    kind = next(
+        (kind for kind in kinds if algorithm.policy_aliases.get("CnnPolicy") in kind.__bases__),
+        None,
+    )
     kwargs = _in_bfloat16(space)
     return {"policy_kwargs": kwargs} if kind is None else {"policy": kind}
 
@@ -120,12 +154,16 @@ def precise(algorithm: type[BaseAlgorithm], precision: Precision, space: spaces.
 def _in_bfloat16(space: spaces.Space[Any]) -> dict[str, Any]:
     """A policy's keyword arguments that put the extractor in."""
     if not (isinstance(space, spaces.Box) and len(space.shape) == 3):
-        raise BadConfig(f"bfloat16 was asked for where the target observes {describe(space)}; it is for images, leave it out.")
+        raise BadConfig(
+            f"bfloat16 was asked for where the target observes {describe(space)}; it is for images, leave it out."
+        )
     # SB3 puts no hidden layers behind NatureCNN itself, and two behind every other extractor.
     return {"features_extractor_class": BF16NatureCNN, "net_arch": []}
 
 
-def _completed(space: spaces.Space[Any], kwargs: dict[str, Any], **optimizer: Any) -> dict[str, Any]:
+def _completed(
+    space: spaces.Space[Any], kwargs: dict[str, Any], **optimizer: Any
+) -> dict[str, Any]:
     """A policy's keyword arguments, with what was left open."""
     own = {**_in_bfloat16(space), **kwargs}
     if "optimizer_class" not in kwargs:

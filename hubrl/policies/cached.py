@@ -17,7 +17,13 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from hubrl.errors import BadConfig, SpaceMismatch
-from hubrl.formats.cached_space import CACHED_FEATURES, OBSERVATION, CachedFeaturesSpace, find_cached_space, store_features
+from hubrl.formats.cached_space import (
+    CACHED_FEATURES,
+    OBSERVATION,
+    CachedFeaturesSpace,
+    find_cached_space,
+    store_features,
+)
 from hubrl.formats.hub_spec import parse_spec
 from hubrl.formats.spaces import describe
 from hubrl.policies.bf16 import ByteActorCriticPolicy, ByteDQNPolicy, serving
@@ -33,35 +39,51 @@ Rows = np.ndarray | dict[str, np.ndarray]
 class CachedVecEnv(VecEnvWrapper):
     """Environments whose observations come with what frozen sources' encoders say of them, computed once a step.
 
-    Where the method reads nothing else, what was heard is all that is observed: float16 numbers, all sources side by side.
-    Otherwise it stands under the key `source_features` beside the observation, whose key is `observation` or, of a Dict, its own keys.
-    VecNormalize goes around it and leaves what was heard alone; every other wrapper goes inside.
+    Where the method reads nothing else, what was heard is all that is observed: float16 numbers,
+    all sources side by side. Otherwise it stands under the key `source_features` beside the
+    observation, whose key is `observation` or, of a Dict, its own keys. VecNormalize goes around it
+    and leaves what was heard alone; every other wrapper goes inside.
 
     Args:
         env: The target's environments, whose observations the sources hear as they are.
-        made: What `Hub.agent` or `Hub.policy_kwargs` makes with `cached=True`; its hub says who is heard.
+        made: What `Hub.agent` or `Hub.policy_kwargs` makes with `cached=True`; its hub says who is
+            heard.
         device: Where sources are computed, as SB3 names devices.
 
     Raises:
         BadConfig: If `made` is not of that kind, or VecNormalize or another CachedVecEnv is inside.
-        SpaceMismatch: If a source does not fit, sources disagree on the scale of images, or a part of the observations is
-            called `source_features`.
+        SpaceMismatch: If a source does not fit, sources disagree on the scale of images, or a part
+            of the observations is called `source_features`.
     """
 
-    def __init__(self, env: GymEnv, made: dict[str, Any], device: str | torch.device = "auto") -> None:
-        venv = BaseAlgorithm._wrap_env(env)  # as SB3's algorithms do: a VecEnv, images channel first
+    def __init__(
+        self, env: GymEnv, made: dict[str, Any], device: str | torch.device = "auto"
+    ) -> None:
+        venv = BaseAlgorithm._wrap_env(
+            env
+        )  # as SB3's algorithms do: a VecEnv, images channel first
         self.observed = venv.observation_space
         if unwrap_vec_normalize(venv) is not None or find_cached_space(self.observed) is not None:
-            raise BadConfig("CachedVecEnv was put around VecNormalize or another CachedVecEnv; put it around the environment itself.")
+            raise BadConfig(
+                "CachedVecEnv was put around VecNormalize or another CachedVecEnv; put it around the environment itself."
+            )
         extractor = _extractor_for(made, self.observed)
         self.device = get_device(device)
-        self.sources = [shared.on_device(source, torch.empty(0, device=self.device)) for source in extractor.sources]
+        self.sources = [
+            shared.on_device(source, torch.empty(0, device=self.device))
+            for source in extractor.sources
+        ]
         self.normalize_images = divides_images(source.card for source in self.sources)
         heard = CachedFeaturesSpace(self.observed, self.sources)
         self.keeps_observations = extractor.reads_observations
         self._encoders = BatchedSources(self.sources, extractor.spec.precision)
         self._as_bytes = self._encoders.reads_bytes and is_image_space(self.observed)
-        super().__init__(venv, spaces.Dict(OrderedDict(_parts(self.observed, heard))) if self.keeps_observations else heard)
+        super().__init__(
+            venv,
+            spaces.Dict(OrderedDict(_parts(self.observed, heard)))
+            if self.keeps_observations
+            else heard,
+        )
 
     def reset(self) -> VecEnvObs:
         """The first observations, and what is heard of them."""
@@ -72,7 +94,11 @@ class CachedVecEnv(VecEnvWrapper):
         """A step; of what episodes ended with, something is heard too."""
         observations, rewards, dones, infos = self.venv.step_wait()
         rows = cast("Rows", observations)
-        ended = [infos[index] for index in dones.nonzero()[0] if infos[index].get("terminal_observation") is not None]
+        ended = [
+            infos[index]
+            for index in dones.nonzero()[0]
+            if infos[index].get("terminal_observation") is not None
+        ]
         if not ended:
             return self._with(rows, self._hear(rows)), rewards, dones, infos
         last = _stacked([info["terminal_observation"] for info in ended])
@@ -98,8 +124,12 @@ def _extractor_for(made: dict[str, Any], observed: spaces.Space[Any]) -> HubExtr
     kwargs = made.get("policy_kwargs", made).get("features_extractor_kwargs") or {}
     spec = parse_spec(kwargs.get("hub"))
     if not spec.cached:
-        raise BadConfig("CachedVecEnv was given an agent made without cached=True; give it to Hub.agent or Hub.policy_kwargs.")
-    if isinstance(observed, spaces.Dict) and (CACHED_FEATURES in observed.spaces or set(observed.spaces) == {OBSERVATION}):
+        raise BadConfig(
+            "CachedVecEnv was given an agent made without cached=True; give it to Hub.agent or Hub.policy_kwargs."
+        )
+    if isinstance(observed, spaces.Dict) and (
+        CACHED_FEATURES in observed.spaces or set(observed.spaces) == {OBSERVATION}
+    ):
         raise SpaceMismatch(
             f"The target observes {describe(observed)}; a part called {CACHED_FEATURES!r}, or {OBSERVATION!r} alone, cannot be told apart."
         )
@@ -110,12 +140,18 @@ def _parts(observation: Any, heard: Any) -> dict[str, Any]:
     """An observation, or its space, beside what was heard of it."""
     if isinstance(observation, spaces.Dict):
         observation = observation.spaces
-    return {**(observation if isinstance(observation, dict) else {OBSERVATION: observation}), CACHED_FEATURES: heard}
+    return {
+        **(observation if isinstance(observation, dict) else {OBSERVATION: observation}),
+        CACHED_FEATURES: heard,
+    }
 
 
 def _stacked(observations: list[Any]) -> Rows:
     if isinstance(observations[0], dict):
-        return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+        return {
+            key: np.stack([observation[key] for observation in observations])
+            for key in observations[0]
+        }
     return np.stack(observations)
 
 
@@ -130,8 +166,8 @@ def _joined(rows: Rows, last: Rows) -> Rows:
 class CachesOwnFeatures(BasePolicy):
     """What lets a policy that learned under CachedVecEnv take observations as the environment inside gives them: it hears for itself.
 
-    Under a VecNormalize these are normalised observations, as for a policy that learned without the wrapper, and
-    `HubCallback` has seen to it that the sources see through the normalisation.
+    Under a VecNormalize these are normalised observations, as for a policy that learned without the
+    wrapper, and `HubCallback` has seen to it that the sources see through the normalisation.
     """
 
     plain_module: ClassVar[str]
@@ -154,11 +190,17 @@ class CachesOwnFeatures(BasePolicy):
             BadConfig: If what was heard was normalised.
             ValueError: If the observation has another shape.
         """
-        return super().obs_to_tensor(observation if self._was_heard(observation) else self._heard(observation))
+        return super().obs_to_tensor(
+            observation if self._was_heard(observation) else self._heard(observation)
+        )
 
     def is_vectorized_observation(self, observation: Rows) -> bool:
         """Whether it is a batch."""
-        return super().is_vectorized_observation(observation) if self._was_heard(observation) else self._rows(observation)[1]
+        return (
+            super().is_vectorized_observation(observation)
+            if self._was_heard(observation)
+            else self._rows(observation)[1]
+        )
 
     def _was_heard(self, observation: Rows) -> bool:
         if isinstance(observation, dict):
@@ -166,7 +208,12 @@ class CachesOwnFeatures(BasePolicy):
         else:
             shape = np.shape(observation)
             own = isinstance(observation, np.ndarray) and observation.dtype == np.float16
-            given = observation if shape[-1:] == self.heard_space.shape and (own or shape[-1:] != self.observed_space.shape) else None
+            given = (
+                observation
+                if shape[-1:] == self.heard_space.shape
+                and (own or shape[-1:] != self.observed_space.shape)
+                else None
+            )
         if given is not None and given.dtype != np.float16:
             check_left_alone([CACHED_FEATURES])
         return given is not None
@@ -175,11 +222,15 @@ class CachesOwnFeatures(BasePolicy):
         rows, batched = self._rows(observation)
         extractor = parts_in(self, HubExtractor)[0]
         seen: Any = preprocess_obs(
-            obs_as_tensor(rows, self.device), self.observed_space, divides_images(source.card for source in extractor.sources)
+            obs_as_tensor(rows, self.device),
+            self.observed_space,
+            divides_images(source.card for source in extractor.sources),
         )
         with torch.no_grad():
             heard = store_features([extractor.method.pathways.concatenated_features(seen)])
-        made: Rows = _parts(rows, heard) if isinstance(self.observation_space, spaces.Dict) else heard
+        made: Rows = (
+            _parts(rows, heard) if isinstance(self.observation_space, spaces.Dict) else heard
+        )
         if batched:
             return made
         return {key: part[0] for key, part in made.items()} if isinstance(made, dict) else made[0]
@@ -188,9 +239,16 @@ class CachesOwnFeatures(BasePolicy):
         """A batch of observations, and whether it was one already."""
         space = self.observed_space
         if isinstance(space, spaces.Dict):
-            parts = {key: _rows(np.asarray(observation[key]), part) for key, part in space.spaces.items()}
-            return {key: rows for key, (rows, _) in parts.items()}, all(batched for _, batched in parts.values())
-        return _rows(np.asarray(observation[OBSERVATION] if isinstance(observation, dict) else observation), space)
+            parts = {
+                key: _rows(np.asarray(observation[key]), part) for key, part in space.spaces.items()
+            }
+            return {key: rows for key, (rows, _) in parts.items()}, all(
+                batched for _, batched in parts.values()
+            )
+        return _rows(
+            np.asarray(observation[OBSERVATION] if isinstance(observation, dict) else observation),
+            space,
+        )
 
 
 def _rows(observation: np.ndarray, space: spaces.Space[Any]) -> tuple[np.ndarray, bool]:
@@ -227,6 +285,9 @@ class CachedDQNPolicy(CachesOwnFeatures, ByteDQNPolicy):
 
 def cached_policy(algorithm: type[BaseAlgorithm]) -> type[BasePolicy] | str:
     """The policy with which an algorithm hears for itself, or SB3's name of one that takes what was heard alone."""
-    recurrent = "MlpPolicy" not in algorithm.policy_aliases or "MultiInputLstmPolicy" in algorithm.policy_aliases
+    recurrent = (
+        "MlpPolicy" not in algorithm.policy_aliases
+        or "MultiInputLstmPolicy" in algorithm.policy_aliases
+    )
     named = "MultiInputLstmPolicy" if recurrent else "MultiInputPolicy"
     return serving(algorithm, (CachedActorCriticPolicy, CachedDQNPolicy)) or named

@@ -1,8 +1,9 @@
 """The policy for DQN in which sources explore for the learner and teach it, as long as they earn more than it does.
 
-The design is ours, after Jump-Start and Policy Reuse (sources act for whole episodes), DQfD and QDagger (the learner is
-taught what they would do, less and less), and RPI (the learner is a member of the set it learns from). Q-values of
-different agents are never compared: what counts is what each pathway earns on the target.
+The design is ours, after Jump-Start and Policy Reuse (sources act for whole episodes), DQfD and
+QDagger (the learner is taught what they would do, less and less), and RPI (the learner is a member
+of the set it learns from). Q-values of different agents are never compared: what counts is what
+each pathway earns on the target.
 """
 
 import sys
@@ -31,7 +32,12 @@ from hubrl.methods.base import TeacherMethod
 from hubrl.methods.registry import check_q_learning, q_learning
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.nn.losses import inject
-from hubrl.policies.dqn_networks import RoutedQNetwork, SourceQNetwork, TaughtQNetwork, teaching_loss
+from hubrl.policies.dqn_networks import (
+    RoutedQNetwork,
+    SourceQNetwork,
+    TaughtQNetwork,
+    teaching_loss,
+)
 from hubrl.routing.fresh_pathway import extractor_class
 from hubrl.routing.pathways import Pathways, spec_sources
 from hubrl.routing.target import TargetSpec, check_fit, check_meanings
@@ -46,7 +52,8 @@ class TeachingOptions(Schema):
     """Options of DQN at the level of outputs."""
 
     teach_coef: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the teaching loss while the learner earns nothing yet; it shrinks as the learner catches up."""
+    """Weight of the teaching loss while the learner earns nothing yet; it shrinks as the learner
+    catches up."""
     judging_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the episodes that judge arms without random actions: half of them the learner, half the sources, which
     explore for it by them."""
@@ -55,7 +62,8 @@ class TeachingOptions(Schema):
     action_meanings: tuple[str, ...] | None = None
     """What the target's actions mean, for sources whose cards say what theirs do."""
     window: Annotated[int, Field(ge=3)] = 5
-    """Latest episodes by which the learner is judged; sources do not change, and all of theirs count."""
+    """Latest episodes by which the learner is judged; sources do not change, and all of theirs
+    count."""
 
 
 class PausedExploration:
@@ -64,7 +72,8 @@ class PausedExploration:
     It is saved as the schedule that it wraps, so that a saved model knows nothing of it.
 
     Args:
-        schedule: SB3's own, from the remaining progress of the training to the share of random actions.
+        schedule: SB3's own, from the remaining progress of the training to the share of random
+            actions.
         calm: Whether an episode is going on that is to be without them.
     """
 
@@ -112,9 +121,10 @@ def _itself(schedule: Schedule) -> Schedule:
 class HubDQNPolicy(DQNPolicy):
     """SB3's DQN policy among the sources: a pathway plays whole episodes, and the best of them is what `predict` does.
 
-    That is method `hub-pathway`. With `kickstart` the learner plays every episode and all sources teach it, less and less;
-    with `finetune` there is no learner beside the sources: one source's Q-network is trained further; and of methods whose
-    outputs as a whole can be Q-values (`multipolar`, `componet`) they are the learner's.
+    That is method `hub-pathway`. With `kickstart` the learner plays every episode and all sources
+    teach it, less and less; with `finetune` there is no learner beside the sources: one source's
+    Q-network is trained further; and of methods whose outputs as a whole can be Q-values
+    (`multipolar`, `componet`) they are the learner's.
 
     Args:
         observation_space: The target's observations.
@@ -148,14 +158,22 @@ class HubDQNPolicy(DQNPolicy):
         **kwargs: Any,
     ) -> None:
         if "use_sde" in kwargs:
-            raise BadConfig("What hub.agent makes for DQN was given to another algorithm; use hub.agent with that algorithm's class.")
+            raise BadConfig(
+                "What hub.agent makes for DQN was given to another algorithm; use hub.agent with that algorithm's class."
+            )
         self.spec = parse_spec(hub)
-        self.teaching = teaching if isinstance(teaching, TeachingOptions) else TeachingOptions.model_validate(teaching or {})
+        self.teaching = (
+            teaching
+            if isinstance(teaching, TeachingOptions)
+            else TeachingOptions.model_validate(teaching or {})
+        )
         check_options(self.spec.method, self.spec.options)
         check_q_learning(self.spec.method, self.spec.options, tuned=self.spec.tuned)
         self.q_learning = q_learning(self.spec.method, self.spec.options, tuned=self.spec.tuned)
         self.tuned_card = _tuned_card(self.spec) if self.q_learning == "source" else None
-        kwargs.setdefault("features_extractor_class", extractor_class(observation_space, self.spec.precision))
+        kwargs.setdefault(
+            "features_extractor_class", extractor_class(observation_space, self.spec.precision)
+        )
         if kwargs["features_extractor_class"] is BF16NatureCNN:
             kwargs.setdefault("net_arch", [])  # as SB3 has it behind NatureCNN
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
@@ -178,7 +196,8 @@ class HubDQNPolicy(DQNPolicy):
 
         Args:
             n_envs: How many environments there are.
-            is_learning: Tells whether the training that begins still runs; when it does not, nothing of it counts any more.
+            is_learning: Tells whether the training that begins still runs; when it does not,
+                nothing of it counts any more.
         """
         self._is_learning = is_learning
         self._pauses = n_envs == 1 and self.learner > 0
@@ -220,7 +239,9 @@ class HubDQNPolicy(DQNPolicy):
         if self.q_learning == "q_values":
             args = self._update_features_extractor(self.net_args, features_extractor=None)
             return RoutedQNetwork(**args, spec=self.spec, target=self._target).to(self.device)
-        return TaughtQNetwork(**self._update_features_extractor(self.net_args, features_extractor=None)).to(self.device)
+        return TaughtQNetwork(
+            **self._update_features_extractor(self.net_args, features_extractor=None)
+        ).to(self.device)
 
     def act_as(self, obs: PyTorchObs, pathway: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """What one pathway a row would do; only those asked are computed.
@@ -229,10 +250,14 @@ class HubDQNPolicy(DQNPolicy):
             obs: Observations as tensors, not yet preprocessed.
             pathway: Position of the pathway, row by row.
         """
-        preprocessed: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
+        preprocessed: Any = preprocess_obs(
+            obs, self.observation_space, normalize_images=self.normalize_images
+        )
         return self.choose(preprocessed, pathway)
 
-    def choose(self, observations: Observations, pathway: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    def choose(
+        self, observations: Observations, pathway: Int[Tensor, " batch"]
+    ) -> Int[Tensor, " batch"]:
         """The same for observations as SB3 preprocesses them."""
         active = functional.one_hot(pathway, self.learner + 1).bool()
         learnt = torch.zeros(len(pathway), int(self.action_space.n), device=pathway.device)
@@ -250,19 +275,34 @@ class HubDQNPolicy(DQNPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         meanings = check_meanings(self.teaching.action_meanings, self.action_space)
-        self._target = target = TargetSpec(self.observation_space, "outputs", self.action_space, None, meanings, self.spec.precision)
+        self._target = target = TargetSpec(
+            self.observation_space,
+            "outputs",
+            self.action_space,
+            None,
+            meanings,
+            self.spec.precision,
+        )
         if self.tuned_card is not None:
             check_fit(shared.get(self.tuned_card), target)
         super()._build(lr_schedule)
-        self.pathways = Pathways(spec_sources(self.spec) if self.q_learning == "explorers" else [], target, fresh=True)
+        self.pathways = Pathways(
+            spec_sources(self.spec) if self.q_learning == "explorers" else [], target, fresh=True
+        )
         self.teachers: TeacherMethod | None = None
         if self.q_learning == "teachers":
             made = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
             assert isinstance(made, TeacherMethod)
             self.teachers = made
-        settings = TrustSettings(judging_share=self.teaching.judging_share, window=self.teaching.window)
-        self.selection = ArmSelection(self.pathways.names[: self.learner], settings, sources_explore=True)
-        self.selection.trial.go(Phase.ALONE)  # off-policy, the learner learns from everybody's episodes
+        settings = TrustSettings(
+            judging_share=self.teaching.judging_share, window=self.teaching.window
+        )
+        self.selection = ArmSelection(
+            self.pathways.names[: self.learner], settings, sources_explore=True
+        )
+        self.selection.trial.go(
+            Phase.ALONE
+        )  # off-policy, the learner learns from everybody's episodes
         self._pauses = False
         self._is_learning = _never
         self._lesson = (self.learner, 0.0)
@@ -271,8 +311,12 @@ class HubDQNPolicy(DQNPolicy):
 
     def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
         n_rows = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-        training = not deterministic and len(self.selection.playing) == n_rows and self._is_learning()
-        acting = self.selection.playing if training else np.full(n_rows, self.selection.evaluation_arm)
+        training = (
+            not deterministic and len(self.selection.playing) == n_rows and self._is_learning()
+        )
+        acting = (
+            self.selection.playing if training else np.full(n_rows, self.selection.evaluation_arm)
+        )
         return self.act_as(obs, torch.as_tensor(acting, device=self.device))
 
     def _taught(self, obs: PyTorchObs, q_values: Tensor) -> Tensor:
@@ -280,7 +324,9 @@ class HubDQNPolicy(DQNPolicy):
         if self.teachers is not None:
             return self._taught_by_all(obs, q_values, self.teachers)
         if not self.selection.turns or not self._is_learning():
-            raise BadConfig("A DQN that hears outputs learns from whoever plays its episodes; pass HubCallback() to learn.")
+            raise BadConfig(
+                "A DQN that hears outputs learns from whoever plays its episodes; pass HubCallback() to learn."
+            )
         teacher, weight = self._lesson
         if weight == 0:
             return q_values
@@ -292,10 +338,15 @@ class HubDQNPolicy(DQNPolicy):
         """Q-values that carry the mean of the teaching losses of all sources."""
         if teachers.coef_now == 0:
             return q_values
-        preprocessed: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
+        preprocessed: Any = preprocess_obs(
+            obs, self.observation_space, normalize_images=self.normalize_images
+        )
         with torch.no_grad():
             taught = teachers.teach(preprocessed).argmax(dim=2)
-        losses = [teaching_loss(q_values, column, self.teaching.temperature) for column in taught.unbind(dim=1)]
+        losses = [
+            teaching_loss(q_values, column, self.teaching.temperature)
+            for column in taught.unbind(dim=1)
+        ]
         loss = teachers.coef_now * torch.stack(losses).mean()
         teachers.routing_stats.add(None, loss)
         return inject(q_values, loss)
@@ -306,10 +357,16 @@ class HubDQNPolicy(DQNPolicy):
         if teacher is None or not self.selection.records.count(teacher):
             return self.learner, 0.0
         remaining = 1.0 - self.selection.done
-        return teacher, self.teaching.teach_coef * remaining * self.selection.gap(self.learner, teacher)
+        return teacher, self.teaching.teach_coef * remaining * self.selection.gap(
+            self.learner, teacher
+        )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "hub": self.spec.to_dict(), "teaching": self.teaching.to_dict()}
+        return {
+            **super()._get_constructor_parameters(),
+            "hub": self.spec.to_dict(),
+            "teaching": self.teaching.to_dict(),
+        }
 
 
 def _tuned_card(spec: HubSpec) -> SourceCard:
@@ -326,5 +383,7 @@ def _tuned_card(spec: HubSpec) -> SourceCard:
     if name not in by_name:
         raise UnknownName(unknown("source", name, by_name))
     if by_name[name].algorithm != "DQN" or by_name[name].action_map is not None:
-        raise BadConfig(f"Source {name!r} has no Q-values of its own that DQN could train further; use level='features'.")
+        raise BadConfig(
+            f"Source {name!r} has no Q-values of its own that DQN could train further; use level='features'."
+        )
     return by_name[name]

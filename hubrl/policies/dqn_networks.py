@@ -21,10 +21,13 @@ from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 
 
-def teaching_loss(q_values: Float[Tensor, "batch actions"], taught: Int[Tensor, " batch"], temperature: float) -> Float[Tensor, ""]:
+def teaching_loss(
+    q_values: Float[Tensor, "batch actions"], taught: Int[Tensor, " batch"], temperature: float
+) -> Float[Tensor, ""]:
     """Cross-entropy between what a teacher would do and a softmax over the learner's Q-values [ours].
 
-    The temperature is in units of the Q-values' spread over actions, so that the scale of returns does not matter.
+    The temperature is in units of the Q-values' spread over actions, so that the scale of returns
+    does not matter.
     """
     spread = q_values.detach().std(dim=1).mean().clamp_min(1e-6)
     return functional.cross_entropy(q_values / (temperature * spread), taught)
@@ -38,7 +41,11 @@ class TaughtQNetwork(QNetwork):
     def forward(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
         """Q-values; in a gradient step the teaching loss rides on them."""
         q_values = super().forward(obs)
-        return self.teach(obs, q_values) if self.teach is not None and self.training and torch.is_grad_enabled() else q_values
+        return (
+            self.teach(obs, q_values)
+            if self.teach is not None and self.training and torch.is_grad_enabled()
+            else q_values
+        )
 
 
 class RoutedQNetwork(QNetwork):
@@ -50,7 +57,9 @@ class RoutedQNetwork(QNetwork):
 
     def forward(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
         """Q-values as the method says them."""
-        preprocessed: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
+        preprocessed: Any = preprocess_obs(
+            obs, self.observation_space, normalize_images=self.normalize_images
+        )
         return self.values(preprocessed)
 
     def values(self, observations: Observations) -> Float[Tensor, "batch actions"]:
@@ -70,7 +79,9 @@ class SourceQNetwork(QNetwork):
 
     def forward(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
         """The source's Q-values as they are by now."""
-        preprocessed: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
+        preprocessed: Any = preprocess_obs(
+            obs, self.observation_space, normalize_images=self.normalize_images
+        )
         return self.values(preprocessed)
 
     def values(self, observations: Observations) -> Float[Tensor, "batch actions"]:

@@ -10,11 +10,21 @@ from gymnasium import spaces
 from jaxtyping import Float
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_normalize, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import (
+    VecEnv,
+    VecFrameStack,
+    unwrap_vec_normalize,
+    unwrap_vec_wrapper,
+)
 from torch import Tensor, nn
 
 from hubrl.errors import BadConfig
-from hubrl.formats.cached_space import CACHED_FEATURES, OBSERVATION, CachedFeaturesSpace, find_cached_space
+from hubrl.formats.cached_space import (
+    CACHED_FEATURES,
+    OBSERVATION,
+    CachedFeaturesSpace,
+    find_cached_space,
+)
 from hubrl.formats.hub_spec import HubSpec, parse_spec
 from hubrl.formats.spaces import describe
 from hubrl.methods import create
@@ -32,19 +42,22 @@ from hubrl.sources.trunks import register_hub_extractor
 class HubExtractor(BaseFeaturesExtractor):
     """Sources, router, top-k, aggregation: the sources' features for one SB3 network.
 
-    Flat observations of the target are passed on beside the aggregated features, so that nothing the sources
-    overlook is lost, unless the method says otherwise. The router is without noise here, because an extractor cannot
-    tell a rollout from an evaluation.
+    Flat observations of the target are passed on beside the aggregated features, so that nothing
+    the sources overlook is lost, unless the method says otherwise. The router is without noise
+    here, because an extractor cannot tell a rollout from an evaluation.
 
-    Where observations come with what the sources' encoders said of them, no source is computed (`hubrl.CachedVecEnv`).
+    Where observations come with what the sources' encoders said of them, no source is computed
+    (`hubrl.CachedVecEnv`).
 
     Args:
         observation_space: The target's observations, images channel first.
-        hub: What `Hub.policy_kwargs` makes: the sources' cards, the method and its options, as plain data.
+        hub: What `Hub.policy_kwargs` makes: the sources' cards, the method and its options, as
+            plain data.
 
     Raises:
         SpaceMismatch: If a source does not fit the target's observations.
-        BadConfig: If the hub is not one, an option cannot be, or the observations are not what `cached` says.
+        BadConfig: If the hub is not one, an option cannot be, or the observations are not what
+            `cached` says.
     """
 
     __module__ = "hubrl"  # saved files name the class by this
@@ -53,9 +66,16 @@ class HubExtractor(BaseFeaturesExtractor):
         spec = parse_spec(hub)
         heard = find_cached_space(observation_space)
         if spec.cached != (heard is not None):
-            raise BadConfig(NOT_HEARD.format(describe(observation_space)) if spec.cached else NOT_CACHED)
+            raise BadConfig(
+                NOT_HEARD.format(describe(observation_space)) if spec.cached else NOT_CACHED
+            )
         observed = observation_space if heard is None else _observed(observation_space, heard)
-        method = create(spec.method, spec_sources(spec), TargetSpec(observed, precision=spec.precision), spec.options)
+        method = create(
+            spec.method,
+            spec_sources(spec),
+            TargetSpec(observed, precision=spec.precision),
+            spec.options,
+        )
         flat = isinstance(observed, spaces.Box) and len(observed.shape) == 1
         beside = get_flattened_obs_dim(observed) if flat and method.passes_observations else 0
         super().__init__(observation_space, method.features_dim + beside)
@@ -96,7 +116,11 @@ class HubExtractor(BaseFeaturesExtractor):
         if learning and routed.loss.requires_grad:
             features = inject(features, routed.loss)
         self.method.routing_stats.add(routed.log_weights, routed.loss if learning else None)
-        return torch.cat([features, observed], dim=1) if self.beside and isinstance(observed, Tensor) else features
+        return (
+            torch.cat([features, observed], dim=1)
+            if self.beside and isinstance(observed, Tensor)
+            else features
+        )
 
     def _routed(self, heard: Tensor | None, observed: Observations) -> Routed:
         routed: Routed = self.method(observed, source_outputs=heard)
@@ -116,7 +140,9 @@ class HubExtractor(BaseFeaturesExtractor):
         wanted = CachedFeaturesSpace(heard.observed, self.sources)
         if not wanted.same_sources(heard):
             names = [", ".join(said.names) for said in (heard, wanted)]
-            raise BadConfig(f"The environment hears the sources {names[0]}, the agent {names[1]}; make both from the same hub and method.")
+            raise BadConfig(
+                f"The environment hears the sources {names[0]}, the agent {names[1]}; make both from the same hub and method."
+            )
         if self.reads_observations and not isinstance(space, spaces.Dict):
             raise BadConfig(
                 f"Method {self.spec.method!r} as it was given reads observations, and only what was heard was kept of them; "
@@ -149,20 +175,25 @@ Part = TypeVar("Part", bound=nn.Module)
 def parts_in(module: nn.Module, kind: type[Part]) -> list[Part]:
     """The parts of a kind inside a module, each once, in order; not what is inside them.
 
-    Of the methods or pathways of a policy these are its own, not those that its sources were themselves trained with.
+    Of the methods or pathways of a policy these are its own, not those that its sources were
+    themselves trained with.
     """
     if isinstance(module, kind):
         return [module]
-    return list(dict.fromkeys(found for part in module.children() for found in parts_in(part, kind)))
+    return list(
+        dict.fromkeys(found for part in module.children() for found in parts_in(part, kind))
+    )
 
 
 def see_through_normalisation(module: nn.Module, env: VecEnv) -> None:
     """If the target's observations are normalised, let the sources see them as they were before.
 
-    Uses the statistics of this moment: call it where they may change, but not between a rollout and its update.
+    Uses the statistics of this moment: call it where they may change, but not between a rollout and
+    its update.
 
     Raises:
-        BadConfig: If what was heard is normalised too, or observations are changed after they were normalised, but for stacked ones.
+        BadConfig: If what was heard is normalised too, or observations are changed after they were
+            normalised, but for stacked ones.
     """
     vec = unwrap_vec_normalize(env)
     if vec is None or not vec.norm_obs:
@@ -171,10 +202,19 @@ def see_through_normalisation(module: nn.Module, env: VecEnv) -> None:
     heard = find_cached_space(env.observation_space)
     if heard is not None:
         check_left_alone(means)
-        means = {"" if key == OBSERVATION and not isinstance(heard.observed, spaces.Dict) else key: rms for key, rms in means.items()}
+        means = {
+            "" if key == OBSERVATION and not isinstance(heard.observed, spaces.Dict) else key: rms
+            for key, rms in means.items()
+        }
     stack = unwrap_vec_wrapper(env, VecFrameStack)
-    frames = stack.stacked_obs.n_stack if isinstance(stack, VecFrameStack) and vec.observation_space != env.observation_space else 1
-    statistics = {key: (_stacked(rms.mean, frames), _stacked(rms.var, frames)) for key, rms in means.items()}
+    frames = (
+        stack.stacked_obs.n_stack
+        if isinstance(stack, VecFrameStack) and vec.observation_space != env.observation_space
+        else 1
+    )
+    statistics = {
+        key: (_stacked(rms.mean, frames), _stacked(rms.var, frames)) for key, rms in means.items()
+    }
     for pathways in parts_in(module, Pathways):
         pathways.set_statistics(statistics, vec.epsilon)
 
@@ -188,7 +228,8 @@ def check_left_alone(normalised: Collection[str]) -> None:
     """Refuse a VecNormalize that normalises what was heard.
 
     Args:
-        normalised: The keys of the observations that it normalises; an empty one for what is no Dict.
+        normalised: The keys of the observations that it normalises; an empty one for what is no
+            Dict.
 
     Raises:
         BadConfig: Saying how to make it.

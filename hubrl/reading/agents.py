@@ -39,10 +39,14 @@ CARD_SUFFIXES = (".yaml", ".yml")
 KNOWN_PACKAGES = ("stable_baselines3.", "sb3_contrib.", "torch.", "builtins", "abc", "typing")
 """Packages whose classes compute what SB3's policies compute."""
 
-COMPUTES = frozenset(("forward", "_predict", "extract_features", "get_distribution", "_get_action_dist_from_latent"))
+COMPUTES = frozenset(
+    ("forward", "_predict", "extract_features", "get_distribution", "_get_action_dist_from_latent")
+)
 """Methods of a policy on which its actions depend."""
 
-NO_AGENT = "is no agent: expected an SB3 zip, a folder with one, a source's card, or weights with a card."
+NO_AGENT = (
+    "is no agent: expected an SB3 zip, a folder with one, a source's card, or weights with a card."
+)
 
 LOG_STD = "action.log_std"
 
@@ -58,12 +62,15 @@ def read_agent(
     """One source from a file or folder, reading plain data and weights alone.
 
     Args:
-        path: An SB3 zip; `hf://owner/name`, a repository of Hugging Face; a folder with an agent's zip (an RL Zoo run,
-            a Hugging Face download, a run of hubrl); a source's card (`.yaml`) or the same path without a suffix; or
-            bare weights (`.pth`, `.pt`, `.tar`, `.safetensors`) with a card.
-        companion: For a zip VecNormalize's file, which is found beside the zip if it is called as SB3, the RL Zoo or
-            Hugging Face call it; for bare weights their card, which is found beside them if it has the same stem.
-        name: Name of the source; by default its card's name or the file's, or the folder's where the file is `model.zip`.
+        path: An SB3 zip; `hf://owner/name`, a repository of Hugging Face; a folder with an agent's
+            zip (an RL Zoo run, a Hugging Face download, a run of hubrl); a source's card (`.yaml`)
+            or the same path without a suffix; or bare weights (`.pth`, `.pt`, `.tar`,
+            `.safetensors`) with a card.
+        companion: For a zip VecNormalize's file, which is found beside the zip if it is called as
+            SB3, the RL Zoo or Hugging Face call it; for bare weights their card, which is found
+            beside them if it has the same stem.
+        name: Name of the source; by default its card's name or the file's, or the folder's where
+            the file is `model.zip`.
         frozen: Whether training will leave it as it is.
         limits: Limits on its files; wider ones for an agent that is trusted.
 
@@ -114,11 +121,15 @@ def _card_beside(path: Path) -> Path:
     return found or own
 
 
-def _zipped(path: Path, companion: Path | None, name: str | None, *, frozen: bool, limits: Limits) -> Source:
+def _zipped(
+    path: Path, companion: Path | None, name: str | None, *, frozen: bool, limits: Limits
+) -> Source:
     stem = path.resolve().parent.name if path.stem == "model" else path.stem
     card, tensors = read_archive(path, name or tidy(stem), limits)
     beside = companion or _statistics_beside(path)
-    return _normalised(card, tensors, read_statistics(beside, limits) if beside else None, frozen=frozen)
+    return _normalised(
+        card, tensors, read_statistics(beside, limits) if beside else None, frozen=frozen
+    )
 
 
 def read_live(model: BaseAlgorithm, name: str, *, frozen: bool = True) -> Source:
@@ -160,7 +171,9 @@ def read_live_policy(policy: BasePolicy, name: str, *, frozen: bool = True) -> S
     own = [kind for kind in type(policy).__mro__ if not kind.__module__.startswith(KNOWN_PACKAGES)]
     changed = sorted({name for kind in own for name in vars(kind) if name in COMPUTES})
     if changed:
-        raise BadFile(f"The policy {name!r} computes its own {changed[0]}; make a hubrl.Source from your own modules instead.")
+        raise BadFile(
+            f"The policy {name!r} computes its own {changed[0]}; make a hubrl.Source from your own modules instead."
+        )
     policy.save(cast("Any", saved))  # torch.save takes a stream as well as a path
     card, tensors = read_archive(saved, name, UNLIMITED)
     return Source.from_card(card, tensors, frozen=frozen)
@@ -171,7 +184,11 @@ def live_statistics(vec: VecNormalize) -> VecNormalizeStatistics:
     if not vec.norm_obs:
         return VecNormalizeStatistics(None, vec.clip_obs, vec.epsilon)
     means = vec.obs_rms if isinstance(vec.obs_rms, dict) else {"": vec.obs_rms}
-    return VecNormalizeStatistics({key: (rms.mean.copy(), rms.var.copy()) for key, rms in means.items()}, vec.clip_obs, vec.epsilon)
+    return VecNormalizeStatistics(
+        {key: (rms.mean.copy(), rms.var.copy()) for key, rms in means.items()},
+        vec.clip_obs,
+        vec.epsilon,
+    )
 
 
 def tidy(stem: str) -> str:
@@ -181,7 +198,9 @@ def tidy(stem: str) -> str:
 
 def _check_name(name: str | None) -> None:
     if name is not None and not re.fullmatch(NAME_PATTERN, name):
-        raise BadConfig(f"A source cannot be called {name!r}; use letters, digits, '.', '_' and '-', and begin with a letter or a digit.")
+        raise BadConfig(
+            f"A source cannot be called {name!r}; use letters, digits, '.', '_' and '-', and begin with a letter or a digit."
+        )
 
 
 def _bare(path: Path, card_path: Path, name: str | None, *, frozen: bool, limits: Limits) -> Source:
@@ -190,11 +209,15 @@ def _bare(path: Path, card_path: Path, name: str | None, *, frozen: bool, limits
     if card.weights:
         missing = sorted(set(card.weights.values()) - set(tensors))
         if missing:
-            raise BadFile(f"{path} holds no weights {missing[0]!r}, which its card {card_path} names.")
+            raise BadFile(
+                f"{path} holds no weights {missing[0]!r}, which its card {card_path} names."
+            )
         tensors = _flat_log_std({new: tensors[old] for new, old in card.weights.items()}, card)
         card = card.model_copy(update={"weights": {}, "sha256": None})
     check_parameters(card, tensors)
-    return Source.from_card(card.model_copy(update={"name": name}) if name else card, tensors, frozen=frozen)
+    return Source.from_card(
+        card.model_copy(update={"name": name}) if name else card, tensors, frozen=frozen
+    )
 
 
 def _flat_log_std(tensors: dict[str, Tensor], card: SourceCard) -> dict[str, Tensor]:
@@ -206,7 +229,13 @@ def _flat_log_std(tensors: dict[str, Tensor], card: SourceCard) -> dict[str, Ten
     return {**tensors, LOG_STD: row.squeeze(0)}
 
 
-def _normalised(card: SourceCard, tensors: dict[str, Tensor], read: VecNormalizeStatistics | None, *, frozen: bool) -> Source:
+def _normalised(
+    card: SourceCard,
+    tensors: dict[str, Tensor],
+    read: VecNormalizeStatistics | None,
+    *,
+    frozen: bool,
+) -> Source:
     if read is None or read.statistics is None:
         return Source.from_card(card, tensors, frozen=frozen)
     # Beside cached features an observation had a key of its own; without them it has none.
@@ -225,11 +254,17 @@ def _agent_in(folder: Path) -> Path:
     """The agent's zip in a folder: the one that has a folder of its own name (RL Zoo), the only one, or the usual names."""
     zips = _zips(folder)
     named = [path for path in zips if path.with_suffix("").is_dir()]
-    usual = [folder / f"{stem}.zip" for stem in ("model", "agent", "best_model") if is_there(folder / f"{stem}.zip")]
+    usual = [
+        folder / f"{stem}.zip"
+        for stem in ("model", "agent", "best_model")
+        if is_there(folder / f"{stem}.zip")
+    ]
     for candidates in (named, zips if len(zips) == 1 else [], usual):
         if candidates:
             return candidates[0]
-    raise BadFile(f"The folder {folder} holds {len(zips)} zips and none is clearly the agent; name the zip itself.")
+    raise BadFile(
+        f"The folder {folder} holds {len(zips)} zips and none is clearly the agent; name the zip itself."
+    )
 
 
 def _zips(folder: Path) -> list[Path]:
@@ -240,10 +275,22 @@ def _statistics_beside(path: Path) -> Path | None:
     """VecNormalize's file that belongs to a zip, by the names in use; a general name only where there is no other agent."""
     folder, stem = path.parent, path.stem
     checkpoint = re.sub(r"^(.*)_(\d+_steps)$", r"\1_vecnormalize_\2.pkl", stem)
-    named = [folder / f"{stem}.{name}" for name in STATISTICS_NAMES] + [folder / stem / name for name in STATISTICS_NAMES]
-    zoo = [found for name in STATISTICS_NAMES for found in folder.glob(f"*/{name}")] if stem == "best_model" else []
+    named = [folder / f"{stem}.{name}" for name in STATISTICS_NAMES] + [
+        folder / stem / name for name in STATISTICS_NAMES
+    ]
+    zoo = (
+        [found for name in STATISTICS_NAMES for found in folder.glob(f"*/{name}")]
+        if stem == "best_model"
+        else []
+    )
     alone = len(_zips(folder)) == 1
-    general = [folder / name for name in STATISTICS_NAMES] if alone or stem in ("model", "agent") else []
+    general = (
+        [folder / name for name in STATISTICS_NAMES] if alone or stem in ("model", "agent") else []
+    )
     # A device or a pipe of such a name is refused when it is read, and not passed over.
-    there = (found for found in [folder / checkpoint, *named, *zoo, *general] if os.path.lexists(found))
-    return next((found for found in there if found != path and not is_there(found, folder=True)), None)
+    there = (
+        found for found in [folder / checkpoint, *named, *zoo, *general] if os.path.lexists(found)
+    )
+    return next(
+        (found for found in there if found != path and not is_there(found, folder=True)), None
+    )

@@ -30,10 +30,14 @@ def check_parameters(card: SourceCard, tensors: Mapping[str, Tensor]) -> None:
     there = sum(tensor.numel() for tensor in tensors.values())
     declared = _count_parameters(card)
     if declared > there + SPARE:
-        raise BadFile(f"The card of source {card.name!r} declares {declared} parameters, its weights have {there}.")
+        raise BadFile(
+            f"The card of source {card.name!r} declares {declared} parameters, its weights have {there}."
+        )
 
 
-def check_hub(kwargs: Mapping[str, Any], hub: Any, tensors: Mapping[str, Tensor], limits: Limits) -> None:
+def check_hub(
+    kwargs: Mapping[str, Any], hub: Any, tensors: Mapping[str, Tensor], limits: Limits
+) -> None:
     """Refuse a saved hub whose sources, or a policy whose layers, are greater than the weights beside it.
 
     Args:
@@ -48,13 +52,17 @@ def check_hub(kwargs: Mapping[str, Any], hub: Any, tensors: Mapping[str, Tensor]
     there = sum(tensor.numel() for tensor in tensors.values())
     layers = _layer_numbers(kwargs.get("net_arch"))
     if layers > there + SPARE:
-        raise BadFile(f"The agent's net_arch declares {layers} parameters or more, its weights have {there}.")
+        raise BadFile(
+            f"The agent's net_arch declares {layers} parameters or more, its weights have {there}."
+        )
     sources = hub.get("sources") if isinstance(hub, dict) else None
     if not isinstance(sources, list):
         raise BadFile("The agent's hub has no list of sources.")
     if len(sources) > limits.sources:
         raise BadFile(f"The agent's hub has {len(sources)} sources, {limits.sources} are allowed.")
-    declared = sum(_count_parameters(parse_card(source, "a saved hub", limits)) for source in sources)
+    declared = sum(
+        _count_parameters(parse_card(source, "a saved hub", limits)) for source in sources
+    )
     if declared > there + SPARE:
         raise BadFile(f"The agent's hub declares {declared} parameters, its weights have {there}.")
 

@@ -22,8 +22,12 @@ def fetch(repository: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise BadConfig(f"{repository} needs huggingface_hub; install hubrl[huggingface].") from error
+        raise BadConfig(
+            f"{repository} needs huggingface_hub; install hubrl[huggingface]."
+        ) from error
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(WANTED)))
     except (OSError, ValueError) as error:
-        raise BadFile(f"{repository} cannot be fetched ({' '.join(str(error).split())[:160]}).") from error
+        raise BadFile(
+            f"{repository} cannot be fetched ({' '.join(str(error).split())[:160]})."
+        ) from error

@@ -45,7 +45,11 @@ def check_live(model: BaseAlgorithm, source: Source) -> None:
         return
     observations = _sample(space)
     own, live = _source_outputs(source, observations), _live_outputs(model, observations)
-    if live is None or live.shape != own.shape or np.allclose(own, live, rtol=TOLERANCE, atol=TOLERANCE):
+    if (
+        live is None
+        or live.shape != own.shape
+        or np.allclose(own, live, rtol=TOLERANCE, atol=TOLERANCE)
+    ):
         return
     raise BadFile(
         f"The model {source.name!r} computes other actions than SB3's network of its class and arguments with its "
@@ -60,7 +64,9 @@ def _sample(space: spaces.Space[Any]) -> Any:
     generator = np.random.default_rng(0)
     if isinstance(space, spaces.Box):
         low = np.maximum(space.low.astype(np.float64), -3)
-        high = np.minimum(space.high.astype(np.float64), low + (255 if space.dtype == np.uint8 else 6))
+        high = np.minimum(
+            space.high.astype(np.float64), low + (255 if space.dtype == np.uint8 else 6)
+        )
         return generator.uniform(low, high, (ROWS, *space.shape)).astype(space.dtype)
     if isinstance(space, spaces.Discrete):
         return space.start + generator.integers(space.n, size=ROWS)

@@ -1,8 +1,10 @@
 """Pickles as data: an interpreter of opcodes that calls nothing and imports nothing.
 
-`pickle.Unpickler` builds the objects that a file asks for, even where `find_class` allows few names: numpy and torch then
-trust sizes, addresses and flags of the file. Here a name is a `Name`, a call is a `Call`, and a dictionary is a list of
-pairs, so that nothing of the file is run, hashed or compared. Readers take from these records what they know.
+`pickle.Unpickler` builds the objects that a file asks for, even where `find_class` allows few
+names: numpy and torch then trust sizes, addresses and flags of the file. Here a name is a `Name`, a
+    call is a `Call`, and a dictionary is a list of
+pairs, so that nothing of the file is run, hashed or compared. Readers take from these records what
+they know.
 """
 
 import io
@@ -53,7 +55,9 @@ class Call:
 
     def attributes(self) -> dict[str, Any]:
         """The attributes that BUILD would set, by name."""
-        state = self.state[0] if isinstance(self.state, tuple) and len(self.state) == 2 else self.state
+        state = (
+            self.state[0] if isinstance(self.state, tuple) and len(self.state) == 2 else self.state
+        )
         return state.by_text() if isinstance(state, Pairs) else {}
 
 
@@ -63,7 +67,9 @@ class Persistent(NamedTuple):
     key: Any
 
 
-def parse_pickle(raw: bytes | IO[bytes], allowed: Collection[Name] | None, limits: Limits = DEFAULT_LIMITS) -> Any:
+def parse_pickle(
+    raw: bytes | IO[bytes], allowed: Collection[Name] | None, limits: Limits = DEFAULT_LIMITS
+) -> Any:
     """The content of a pickle as inert data.
 
     Args:
@@ -117,9 +123,17 @@ _LITERALS = frozenset(
     ]
 )
 
-_PUTS, _GETS = frozenset(("PUT", "BINPUT", "LONG_BINPUT")), frozenset(("GET", "BINGET", "LONG_BINGET"))
+_PUTS, _GETS = (
+    frozenset(("PUT", "BINPUT", "LONG_BINPUT")),
+    frozenset(("GET", "BINGET", "LONG_BINGET")),
+)
 
-_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": list, "EMPTY_DICT": Pairs}
+_EMPTY: dict[str, Callable[[], Any]] = {
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": list,
+    "EMPTY_DICT": Pairs,
+}
 
 
 class _Machine:

@@ -1,6 +1,7 @@
 """Policies that SB3's `policy.save` wrote, as imitation learning leaves them: constructor's arguments and weights.
 
-The file does not name the policy's class or its algorithm; both follow from the names of its weights.
+The file does not name the policy's class or its algorithm; both follow from the names of its
+weights.
 """
 
 from collections.abc import Mapping
@@ -22,10 +23,13 @@ FAMILY_BY_WEIGHTS = {
     # Every actor-critic policy acts alike; `clip_range` marks PPO.
     "action_net.": ("stable_baselines3.common.policies", {"clip_range": None}),
 }
-"""Module of the policy and hyperparameters of its algorithm, by the beginning of a weight's name."""
+"""Module of the policy and hyperparameters of its algorithm, by the beginning of a weight's
+name."""
 
 
-def describe_policy(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+def describe_policy(
+    arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
+) -> dict[str, Any]:
     """The description that SB3 would have written into the zip of the policy's algorithm.
 
     Args:
@@ -36,9 +40,18 @@ def describe_policy(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor],
     Raises:
         BadFile: If its class is not SB3's.
     """
-    family = next((found for start, found in FAMILY_BY_WEIGHTS.items() if any(name.startswith(start) for name in tensors)), None)
+    family = next(
+        (
+            found
+            for start, found in FAMILY_BY_WEIGHTS.items()
+            if any(name.startswith(start) for name in tensors)
+        ),
+        None,
+    )
     if family is None:
-        raise BadFile(f"{where} holds a policy that is none of SB3's; make a hubrl.Source from your own modules instead.")
+        raise BadFile(
+            f"{where} holds a policy that is none of SB3's; make a hubrl.Source from your own modules instead."
+        )
     module, hyperparameters = family
     plain = {key: _plain(value) for key, value in arguments.items()}
     return {
@@ -61,10 +74,24 @@ def read_space(record: Any) -> SpaceDict:
     match kind:
         case "Box":
             low, high = (read_array(fields[end]) for end in ("low", "high"))
-            dtype = read_array(fields["low"]).dtype.name if "dtype" not in fields else _dtype(fields["dtype"])
-            return {"type": kind, "shape": list(low.shape), "dtype": dtype, "low": _bound(low), "high": _bound(high)}
+            dtype = (
+                read_array(fields["low"]).dtype.name
+                if "dtype" not in fields
+                else _dtype(fields["dtype"])
+            )
+            return {
+                "type": kind,
+                "shape": list(low.shape),
+                "dtype": dtype,
+                "low": _bound(low),
+                "high": _bound(high),
+            }
         case "Discrete":
-            return {"type": kind, "n": int(read_array(fields["n"])), "start": int(read_array(fields.get("start", 0)))}
+            return {
+                "type": kind,
+                "n": int(read_array(fields["n"])),
+                "start": int(read_array(fields.get("start", 0))),
+            }
         case "MultiDiscrete":
             return {"type": kind, "nvec": [int(n) for n in read_array(fields["nvec"]).ravel()]}
         case "MultiBinary":
@@ -72,7 +99,10 @@ def read_space(record: Any) -> SpaceDict:
         case "Dict":
             parts = fields["spaces"]
             pairs = parts.items if isinstance(parts, Call) else parts
-            return {"type": kind, "spaces": {key: read_space(part) for key, part in pairs.by_text().items()}}
+            return {
+                "type": kind,
+                "spaces": {key: read_space(part) for key, part in pairs.by_text().items()},
+            }
     raise TypeError(f"hubrl reads Box, Discrete, MultiDiscrete, MultiBinary and Dict, not {kind}")
 
 
@@ -107,5 +137,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Name):
         return f"<class '{value}'>"
     if isinstance(value, Pairs):
-        return {key: part for key, part in value.by_text().items() if isinstance(part, bool | int | float | str)}
+        return {
+            key: part
+            for key, part in value.by_text().items()
+            if isinstance(part, bool | int | float | str)
+        }
     return value if isinstance(value, bool | int | float | str) else None

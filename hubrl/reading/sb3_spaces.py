@@ -1,8 +1,8 @@
 """Spaces from the text that SB3 prints of them into a zip's JSON.
 
-The JSON also holds each space as a pickle; that is never opened. Bounds are printed with eight digits, and long ones
-are elided in the middle: elided bounds are accepted where every number shown is the same, and otherwise widened to
-the range shown.
+The JSON also holds each space as a pickle; that is never opened. Bounds are printed with eight
+digits, and long ones are elided in the middle: elided bounds are accepted where every number shown
+is the same, and otherwise widened to the range shown.
 """
 
 import math
@@ -20,7 +20,9 @@ PART_LETTERS = 4096
 """Letters of one part of a space, as SB3 prints it; greater arrays are elided."""
 
 _NUMBER = re.compile(r"-?inf|-?\d+\.?\d*(?:e[+-]?\d+)?")
-_PART = re.compile(r"""(['"])((?:(?!\1).)+)\1,?:?\s*(Box|Discrete|MultiDiscrete|MultiBinary|Dict)\(""")
+_PART = re.compile(
+    r"""(['"])((?:(?!\1).)+)\1,?:?\s*(Box|Discrete|MultiDiscrete|MultiBinary|Dict)\("""
+)
 
 
 def parse_space(printed: Any, what: str, limits: Limits = DEFAULT_LIMITS) -> SpaceDict:
@@ -38,12 +40,16 @@ def parse_space(printed: Any, what: str, limits: Limits = DEFAULT_LIMITS) -> Spa
         raise BadFile(f"The file holds no {what}.")
     kind = printed[":type:"].rsplit(".", 1)[-1].strip("'> ")
     try:
-        text = max((len(str(printed.get(end))) for end in ("spaces", "low", "high", "nvec")), default=0)
+        text = max(
+            (len(str(printed.get(end))) for end in ("spaces", "low", "high", "nvec")), default=0
+        )
         if text > limits.space_parts * PART_LETTERS:
             raise ValueError(f"it is described by {text} letters")  # noqa: TRY301 - one sentence for all of them
         return _parse(kind[:40], printed)
     except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise BadFile(f"The {what} in the file, a {kind}, cannot be read ({repr(error)[:200]}).") from error
+        raise BadFile(
+            f"The {what} in the file, a {kind}, cannot be read ({repr(error)[:200]})."
+        ) from error
 
 
 def _parse(kind: str, printed: dict[str, Any]) -> SpaceDict:
@@ -52,17 +58,32 @@ def _parse(kind: str, printed: dict[str, Any]) -> SpaceDict:
             shape = [int(n) for n in printed.get("shape") or printed["_shape"]]
             dtype = str(printed["dtype"])
             low, high = (_numbers(str(printed[end])) for end in ("low", "high"))
-            return {"type": "Box", "shape": shape, "dtype": dtype, "low": _bound(low, shape, min), "high": _bound(high, shape, max)}
+            return {
+                "type": "Box",
+                "shape": shape,
+                "dtype": dtype,
+                "low": _bound(low, shape, min),
+                "high": _bound(high, shape, max),
+            }
         case "Discrete":
-            return {"type": "Discrete", "n": int(printed["n"]), "start": int(printed.get("start") or 0)}
+            return {
+                "type": "Discrete",
+                "n": int(printed["n"]),
+                "start": int(printed.get("start") or 0),
+            }
         case "MultiDiscrete":
-            return {"type": "MultiDiscrete", "nvec": [int(n) for n in _NUMBER.findall(str(printed["nvec"]))]}
+            return {
+                "type": "MultiDiscrete",
+                "nvec": [int(n) for n in _NUMBER.findall(str(printed["nvec"]))],
+            }
         case "MultiBinary":
             return {"type": "MultiBinary", "n": int(printed["n"])}
         case "Dict":
             return {"type": "Dict", "spaces": _dict_parts(str(printed["spaces"]))}
         case _:
-            raise ValueError(f"hubrl reads Box, Discrete, MultiDiscrete, MultiBinary and Dict, not {kind}")
+            raise ValueError(
+                f"hubrl reads Box, Discrete, MultiDiscrete, MultiBinary and Dict, not {kind}"
+            )
 
 
 def _dict_parts(text: str) -> dict[str, SpaceDict]:
@@ -88,14 +109,23 @@ def _from_repr(kind: str, inside: str) -> SpaceDict:
             bounds, shape_text, dtype = found.groups()
             shape = [int(n) for n in re.findall(r"\d+", shape_text)]
             low, high = (_numbers(bound) for bound in _split_bounds(bounds))
-            return {"type": "Box", "shape": shape, "dtype": dtype, "low": _bound(low, shape, min), "high": _bound(high, shape, max)}
+            return {
+                "type": "Box",
+                "shape": shape,
+                "dtype": dtype,
+                "low": _bound(low, shape, min),
+                "high": _bound(high, shape, max),
+            }
         case "Discrete":
             n, _, start = inside.partition(", start=")
             return {"type": kind, "n": int(n), "start": int(start or 0)}
         case "MultiBinary":
             return {"type": kind, "n": int(inside)}
         case "MultiDiscrete":
-            return {"type": kind, "nvec": [int(n) for n in re.findall(r"\d+", inside.partition("start=")[0])]}
+            return {
+                "type": kind,
+                "nvec": [int(n) for n in re.findall(r"\d+", inside.partition("start=")[0])],
+            }
         case _:
             raise ValueError("a Dict inside a Dict")
 
@@ -103,7 +133,9 @@ def _from_repr(kind: str, inside: str) -> SpaceDict:
 def _box_of_gym_017(shape: list[int]) -> SpaceDict:
     """A Box that gym 0.17.0 to 0.17.2 printed in a Dict, without bounds and dtype."""
     if len(shape) > 1:
-        raise ValueError("gym 0.17.0 to 0.17.2 printed neither dtype nor bounds of pictures; save the agent under a newer gym")
+        raise ValueError(
+            "gym 0.17.0 to 0.17.2 printed neither dtype nor bounds of pictures; save the agent under a newer gym"
+        )
     return {"type": "Box", "shape": shape, "dtype": "float32", "low": "-inf", "high": "inf"}
 
 

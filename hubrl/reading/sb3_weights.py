@@ -1,7 +1,7 @@
 """From a state dict in SB3's names to a declared network and its weights in hubrl's names.
 
-Names and shapes of the weights determine the network; the caller adds what they leave open (activation, squashing).
-A weight without a place in SB3's networks is refused.
+Names and shapes of the weights determine the network; the caller adds what they leave open
+(activation, squashing). A weight without a place in SB3's networks is refused.
 """
 
 import re
@@ -23,7 +23,10 @@ WRAPPERS = ("_orig_mod", "module")
 
 def without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights under the names that they have without torch.compile and DataParallel."""
-    renamed = {".".join(part for part in name.split(".") if part not in WRAPPERS): tensor for name, tensor in tensors.items()}
+    renamed = {
+        ".".join(part for part in name.split(".") if part not in WRAPPERS): tensor
+        for name, tensor in tensors.items()
+    }
     return renamed if len(renamed) == len(tensors) else dict(tensors)
 
 
@@ -50,10 +53,14 @@ class StateDict:
             BadFile: If it is missing or has another number of dimensions.
         """
         if old not in self.tensors:
-            raise BadFile(f"{self.where} holds no weights {old!r}; its network is not SB3's, {OWN_NETWORK}.")
+            raise BadFile(
+                f"{self.where} holds no weights {old!r}; its network is not SB3's, {OWN_NETWORK}."
+            )
         tensor = self.tensors[old]
         if dims is not None and tensor.ndim != dims:
-            raise BadFile(f"{self.where}: {old} has {tensor.ndim} dimensions, expected {dims}; {OWN_NETWORK}.")
+            raise BadFile(
+                f"{self.where}: {old} has {tensor.ndim} dimensions, expected {dims}; {OWN_NETWORK}."
+            )
         self.taken.add(old)
         self.renamed[new] = tensor
         return tensor
@@ -70,7 +77,9 @@ class StateDict:
         found = (pattern.fullmatch(name) for name in self.tensors)
         return sorted(int(match.group(1)) for match in found if match)
 
-    def linears(self, prefixes: tuple[str, ...], new: str, *, drop_last: bool = False) -> tuple[tuple[int, ...], str | None]:
+    def linears(
+        self, prefixes: tuple[str, ...], new: str, *, drop_last: bool = False
+    ) -> tuple[tuple[int, ...], str | None]:
         """Move the linear layers of one or more `nn.Sequential`, as one; returns their widths.
 
         Args:
@@ -90,7 +99,9 @@ class StateDict:
             self.take(f"{old}.cnn.{index}.bias", f"{new}.convs.{index}.bias", dims=1)
             channels, _, kernel, _ = (int(n) for n in weight.shape)
             if kernel not in NATURE_STRIDES:
-                raise BadFile(f"{self.where} has a convolution of kernel {kernel}, NatureCNN has 8, 4 and 3; {OWN_NETWORK}.")
+                raise BadFile(
+                    f"{self.where} has a convolution of kernel {kernel}, NatureCNN has 8, 4 and 3; {OWN_NETWORK}."
+                )
             convs.append(Conv(channels=channels, kernel=kernel, stride=NATURE_STRIDES[kernel]))
         return Trunk(convs=tuple(convs), linear=self.linear(f"{old}.linear.0", f"{new}.linear.0"))
 
@@ -106,7 +117,9 @@ class StateDict:
         trunks = {}
         for n, key in enumerate(keys):
             part = f"{old}.extractors.{key}"
-            trunks[key] = self.conv_trunk(part, f"{new}.readers.{n}") if self.has(f"{part}.cnn.") else Trunk()
+            trunks[key] = (
+                self.conv_trunk(part, f"{new}.readers.{n}") if self.has(f"{part}.cnn.") else Trunk()
+            )
         return trunks
 
     def ignore_copies(self, trunk: str, *copies: str) -> None:
@@ -126,5 +139,7 @@ class StateDict:
         """
         left = sorted(set(self.tensors) - self.taken)
         if left:
-            raise BadFile(f"{self.where} holds weights that SB3's networks do not have ({left[0]!r}); {OWN_NETWORK}.")
+            raise BadFile(
+                f"{self.where} holds weights that SB3's networks do not have ({left[0]!r}); {OWN_NETWORK}."
+            )
         return self.renamed

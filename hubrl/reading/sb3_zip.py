@@ -80,7 +80,9 @@ class Archive:
         if policy is not None:
             arguments, self.tensors = policy
             self.data = describe_policy(arguments, self.tensors, str(self.path))
-            self.spaces = {which: arguments.get(f"{which}_space") for which in ("observation", "action")}
+            self.spaces = {
+                which: arguments.get(f"{which}_space") for which in ("observation", "action")
+            }
             return
         try:
             data, raw = _unzip(content, str(self.path), limits)
@@ -88,7 +90,9 @@ class Archive:
         except BadFile:
             raise
         except Exception as error:  # a damaged file can raise anything
-            raise BadFile(f"{self.path} is damaged or not an SB3 zip ({str(error)[:160]}).") from error
+            raise BadFile(
+                f"{self.path} is damaged or not an SB3 zip ({str(error)[:160]})."
+            ) from error
         if not isinstance(self.data, dict):
             raise BadFile(f"{self.path} is not an SB3 zip: its data is not an object.")
         self.tensors = parse_torch(raw, str(self.path), limits)
@@ -126,7 +130,11 @@ class Archive:
             return "DQN" if self.policy_module == HUB_DQN else self._on_policy()
         family = FAMILIES.get(self.policy_module)
         if family is None:
-            named = f"policy of module {self.policy_module!r}" if self.policy_module else "policy it does not name"
+            named = (
+                f"policy of module {self.policy_module!r}"
+                if self.policy_module
+                else "policy it does not name"
+            )
             raise BadFile(
                 f"{self.path} holds a {named}; hubrl reads PPO, A2C, TRPO, MaskablePPO, DQN, QR-DQN, SAC, TD3, DDPG and TQC. "
                 f"For another, {OWN_NETWORK}."
@@ -175,7 +183,9 @@ def _unzip(raw: bytes, where: str, limits: Limits) -> tuple[bytes, bytes]:
     members = ZipMembers(raw, where, limits)
     missing = {"data", "policy.pth"} - set(members.names)
     if missing:
-        raise BadFile(f"{where} is a zip without {' and '.join(sorted(missing))}; SB3 saves both in an agent's zip.")
+        raise BadFile(
+            f"{where} is a zip without {' and '.join(sorted(missing))}; SB3 saves both in an agent's zip."
+        )
     return members.read("data"), members.read("policy.pth")
 
 
@@ -188,7 +198,9 @@ def _class_name(printed: Any) -> str:
     return str(printed)[:200].removeprefix("<class '").removesuffix("'>")
 
 
-def read_archive(path: Path | io.BytesIO, name: str, limits: Limits = DEFAULT_LIMITS) -> tuple[SourceCard, dict[str, Tensor]]:
+def read_archive(
+    path: Path | io.BytesIO, name: str, limits: Limits = DEFAULT_LIMITS
+) -> tuple[SourceCard, dict[str, Tensor]]:
     """The card and the weights of the agent in an SB3 zip; nothing in it is executed.
 
     Args:
@@ -197,17 +209,29 @@ def read_archive(path: Path | io.BytesIO, name: str, limits: Limits = DEFAULT_LI
         limits: Limits on the file.
 
     Raises:
-        BadFile: If the file is missing, damaged, hostile, or holds a network that SB3 does not have.
+        BadFile: If the file is missing, damaged, hostile, or holds a network that SB3 does not
+            have.
     """
     archive = Archive(path, name, limits)
     try:
         return _read(archive, path, name)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         reason = " ".join(str(error).split())[:160]
-        raise BadFile(f"{archive.path} describes an agent that cannot be ({type(error).__name__}: {reason}).") from error
+        raise BadFile(
+            f"{archive.path} describes an agent that cannot be ({type(error).__name__}: {reason})."
+        ) from error
 
 
-def _read(archive: Archive, path: Path | io.BytesIO, name: str) -> tuple[SourceCard, dict[str, Tensor]]:
+def _read(
+    archive: Archive, path: Path | io.BytesIO, name: str
+) -> tuple[SourceCard, dict[str, Tensor]]:
     fields: dict[str, Any] = {
         "name": name,
         "algorithm": archive.algorithm,
@@ -219,9 +243,15 @@ def _read(archive: Archive, path: Path | io.BytesIO, name: str) -> tuple[SourceC
         "origin": path.name if isinstance(path, Path) else None,
     }
     if archive.policy_module in (HUB_POLICY, HUB_DQN):
-        check_hub(archive.policy_kwargs, archive.policy_kwargs.get("hub"), archive.tensors, archive.limits)
-        network = Registered(kind="registered", builder=archive.policy_module, kwargs=hub_kwargs(archive))
-        return SourceCard(network=network, **fields), {f"encoder.policy.{k}": v for k, v in archive.tensors.items()}
+        check_hub(
+            archive.policy_kwargs, archive.policy_kwargs.get("hub"), archive.tensors, archive.limits
+        )
+        network = Registered(
+            kind="registered", builder=archive.policy_module, kwargs=hub_kwargs(archive)
+        )
+        return SourceCard(network=network, **fields), {
+            f"encoder.policy.{k}": v for k, v in archive.tensors.items()
+        }
     _refuse_custom(archive)
     if archive.hub is not None:
         check_hub({}, archive.hub, archive.tensors, archive.limits)
@@ -236,7 +266,11 @@ def hub_kwargs(archive: Archive) -> dict[str, Any]:
     Raises:
         BadFile: If one of them is not plain data.
     """
-    kwargs = {key: value for key, value in archive.policy_kwargs.items() if not key.startswith((":", "optimizer"))}
+    kwargs = {
+        key: value
+        for key, value in archive.policy_kwargs.items()
+        if not key.startswith((":", "optimizer"))
+    }
     if "activation_fn" in kwargs:
         kwargs["activation_fn"] = archive.activation
     odd = [key for key, value in kwargs.items() if isinstance(value, str) and value.startswith("<")]
@@ -248,9 +282,13 @@ def hub_kwargs(archive: Archive) -> dict[str, Any]:
 
 
 def _refuse_custom(archive: Archive) -> None:
-    extractor = _class_name(archive.policy_kwargs.get("features_extractor_class", KNOWN_EXTRACTORS[0]))
+    extractor = _class_name(
+        archive.policy_kwargs.get("features_extractor_class", KNOWN_EXTRACTORS[0])
+    )
     if extractor not in KNOWN_EXTRACTORS:
-        raise BadFile(f"{archive.path} has a features extractor of its own ({extractor}), which hubrl cannot declare; {OWN_NETWORK}.")
+        raise BadFile(
+            f"{archive.path} has a features extractor of its own ({extractor}), which hubrl cannot declare; {OWN_NETWORK}."
+        )
 
 
 def read_network(weights: StateDict, archive: Archive, observation_space: SpaceDict) -> Declared:
@@ -266,18 +304,24 @@ def read_network(weights: StateDict, archive: Archive, observation_space: SpaceD
     if archive.hub is None:
         return network
     # As a source this agent reads raw observations, not cached features.
-    return network.model_copy(update={"hub": {key: value for key, value in archive.hub.items() if key != "cached"}})
+    return network.model_copy(
+        update={"hub": {key: value for key, value in archive.hub.items() if key != "cached"}}
+    )
 
 
 def _on_policy(weights: StateDict, archive: Archive, keys: list[str]) -> Declared:
     activation = archive.activation
-    own = weights.has("vf_features_extractor.") and not archive.policy_kwargs.get("share_features_extractor", True)
+    own = weights.has("vf_features_extractor.") and not archive.policy_kwargs.get(
+        "share_features_extractor", True
+    )
     policy_trunk = "pi_features_extractor" if own else "features_extractor"
     trunks = weights.trunks(policy_trunk, "encoder.trunks", keys)
     shared = "mlp_extractor.shared_net"
     hidden, _ = weights.linears((shared, "mlp_extractor.policy_net"), "encoder.hidden")
     value = _state_value(weights, archive, keys, own=own)
-    weights.ignore_copies(policy_trunk, "features_extractor", "pi_features_extractor", "vf_features_extractor")
+    weights.ignore_copies(
+        policy_trunk, "features_extractor", "pi_features_extractor", "vf_features_extractor"
+    )
     return Declared(
         kind="declared",
         trunks=trunks,
@@ -287,14 +331,18 @@ def _on_policy(weights: StateDict, archive: Archive, keys: list[str]) -> Declare
     )
 
 
-def _state_value(weights: StateDict, archive: Archive, keys: list[str], *, own: bool) -> ValueHead | None:
+def _state_value(
+    weights: StateDict, archive: Archive, keys: list[str], *, own: bool
+) -> ValueHead | None:
     """The critic; none if the agent was stripped of it."""
     if not weights.has("value_net.") and not weights.has("mlp_extractor.value_net."):
         weights.ignore("vf_features_extractor.")
         return None
     if own:
         weights.trunks("vf_features_extractor", "critic.trunks", keys)
-    widths, _ = weights.linears(("mlp_extractor.shared_net", "mlp_extractor.value_net"), "critic.hidden")
+    widths, _ = weights.linears(
+        ("mlp_extractor.shared_net", "mlp_extractor.value_net"), "critic.hidden"
+    )
     weights.linear("value_net", "critic.value")
     layers = Layers(widths=widths, activation=archive.activation)
     return ValueHead(kind="state", trunk="own" if own else "shared", layers=layers)
@@ -304,7 +352,8 @@ def _on_policy_head(weights: StateDict, archive: Archive) -> ActionHead:
     if "log_std" not in weights:
         weights.linear("action_net", "action.logits")
         if archive.algorithm == "MaskablePPO" and archive.space("action")["type"] == "MultiBinary":
-            # sb3-contrib gives every bit two logits (`maskable/distributions.py`); only their difference counts.
+            # sb3-contrib gives every bit two logits (`maskable/distributions.py`); only their
+            # difference counts.
             for name in ("action.logits.weight", "action.logits.bias"):
                 pairs = weights.renamed[name]
                 weights.renamed[name] = pairs[1::2] - pairs[::2]
@@ -321,8 +370,8 @@ def _on_policy_head(weights: StateDict, archive: Archive) -> ActionHead:
 def _check_unsquashed(archive: Archive) -> None:
     """Refuse `squash_output` without gSDE where it has two meanings.
 
-    SB3 before 2.2 accepted it and had no tanh: rollouts clipped the Gaussian's actions, `predict` stretched them to the
-    bounds. Both are the same for bounds of -1 and 1.
+    SB3 before 2.2 accepted it and had no tanh: rollouts clipped the Gaussian's actions, `predict`
+    stretched them to the bounds. Both are the same for bounds of -1 and 1.
 
     Raises:
         BadFile: If the bounds are others.
@@ -335,7 +384,9 @@ def _check_unsquashed(archive: Archive) -> None:
         )
 
 
-def _gaussian(archive: Archive, log_std: Tensor, *, squashed: bool, mean_clip: float | None) -> ActionHead:
+def _gaussian(
+    archive: Archive, log_std: Tensor, *, squashed: bool, mean_clip: float | None
+) -> ActionHead:
     sde = log_std.ndim == 2
     return ActionHead(
         kind="squashed-gaussian" if squashed else "gaussian",
@@ -370,10 +421,21 @@ def _actor_critic(weights: StateDict, archive: Archive, keys: list[str]) -> Decl
     stack = "actor.mu" if deterministic else "actor.latent_pi"
     hidden, last = weights.linears((stack,), "encoder.hidden", drop_last=deterministic)
     action = _deterministic(weights, last) if deterministic else _squashed(weights, archive)
-    value = _critics(weights, archive, keys, shared=bool(archive.policy_kwargs.get("share_features_extractor", False)))
+    value = _critics(
+        weights,
+        archive,
+        keys,
+        shared=bool(archive.policy_kwargs.get("share_features_extractor", False)),
+    )
     weights.ignore("critic_target.", "actor_target.")
     weights.ignore_copies("actor.features_extractor", "critic.features_extractor")
-    return Declared(kind="declared", trunks=trunks, hidden=Layers(widths=hidden, activation=activation), action=action, value=value)
+    return Declared(
+        kind="declared",
+        trunks=trunks,
+        hidden=Layers(widths=hidden, activation=activation),
+        action=action,
+        value=value,
+    )
 
 
 def _deterministic(weights: StateDict, last: str | None) -> ActionHead:
@@ -392,7 +454,9 @@ def _squashed(weights: StateDict, archive: Archive) -> ActionHead:
     return _gaussian(archive, log_std, squashed=True, mean_clip=clip if clip > 0 else None)
 
 
-def _critics(weights: StateDict, archive: Archive, keys: list[str], *, shared: bool) -> ValueHead | None:
+def _critics(
+    weights: StateDict, archive: Archive, keys: list[str], *, shared: bool
+) -> ValueHead | None:
     if not weights.has("critic."):
         return None
     if not shared:
@@ -406,9 +470,17 @@ def _critics(weights: StateDict, archive: Archive, keys: list[str], *, shared: b
         critics += 1
     trunk = "shared" if shared else "own"
     return ValueHead(
-        kind="action", trunk=trunk, layers=Layers(widths=hidden, activation=archive.activation), critics=critics, quantiles=quantiles
+        kind="action",
+        trunk=trunk,
+        layers=Layers(widths=hidden, activation=archive.activation),
+        critics=critics,
+        quantiles=quantiles,
     )
 
 
 def _whole(number: Any) -> int | None:
-    return number if isinstance(number, int) and not isinstance(number, bool) and abs(number) < 2**63 else None
+    return (
+        number
+        if isinstance(number, int) and not isinstance(number, bool) and abs(number) < 2**63
+        else None
+    )

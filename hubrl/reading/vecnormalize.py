@@ -17,7 +17,8 @@ class VecNormalizeStatistics(NamedTuple):
     """VecNormalize's treatment of observations."""
 
     statistics: Statistics | None
-    """Mean and variance by key (one empty key for a plain observation); none if observations were left alone."""
+    """Mean and variance by key (one empty key for a plain observation); none if observations were
+    left alone."""
     clip: float
     epsilon: float
 
@@ -47,47 +48,68 @@ ALLOWED = {
     *(
         Name(f"numpy.{core}.{module}", name)
         for core in ("core", "_core")
-        for module, name in (("multiarray", _RECONSTRUCT), ("multiarray", _SCALAR), ("numeric", _BUFFER))
+        for module, name in (
+            ("multiarray", _RECONSTRUCT),
+            ("multiarray", _SCALAR),
+            ("numeric", _BUFFER),
+        )
     ),
-    *(Name("numpy.random._pickle", f"__{kind}_ctor") for kind in ("randomstate", "generator", "bit_generator")),
+    *(
+        Name("numpy.random._pickle", f"__{kind}_ctor")
+        for kind in ("randomstate", "generator", "bit_generator")
+    ),
     Name("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"),
     Name("numpy.random.bit_generator", "SeedSequence"),
     Name("numpy.random._pcg64", "PCG64"),
     Name("numpy.random._mt19937", "MT19937"),
-    *(Name(f"{gym}.spaces.{module}", name) for gym in ("gym", "gymnasium") for module, name in _SPACES),
+    *(
+        Name(f"{gym}.spaces.{module}", name)
+        for gym in ("gym", "gymnasium")
+        for module, name in _SPACES
+    ),
 }
-"""Names in the pickles that SB3 writes; another name is refused, and these are not resolved either."""
+"""Names in the pickles that SB3 writes; another name is refused, and these are not resolved
+either."""
 
 
 def read_statistics(path: Path, limits: Limits = DEFAULT_LIMITS) -> VecNormalizeStatistics:
     """Read `vecnormalize.pkl` without executing it.
 
     Raises:
-        BadFile: If it is missing, damaged, not a VecNormalize, or names anything that statistics do not need.
+        BadFile: If it is missing, damaged, not a VecNormalize, or names anything that statistics do
+            not need.
     """
     raw = read_file(path, limits.pickle_bytes, "readable file of statistics")
     try:
         read = parse_pickle(raw, ALLOWED, limits)
     except (ValueError, MemoryError) as error:
-        raise BadFile(f"{path} was refused as statistics of VecNormalize: {str(error)[:160]}.") from error
+        raise BadFile(
+            f"{path} was refused as statistics of VecNormalize: {str(error)[:160]}."
+        ) from error
     if not isinstance(read, Call) or "norm_obs" not in read.attributes():
         raise BadFile(f"{path} holds no VecNormalize.")
     try:
         return _statistics(read.attributes(), path)
     except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
-        raise BadFile(f"{path} holds a VecNormalize without statistics ({str(error)[:160]}).") from error
+        raise BadFile(
+            f"{path} holds a VecNormalize without statistics ({str(error)[:160]})."
+        ) from error
 
 
 def _statistics(attributes: dict[str, Any], path: Path) -> VecNormalizeStatistics:
     clip, epsilon = (float(read_array(attributes.get(name))) for name in ("clip_obs", "epsilon"))
     if not (clip > 0 and 0 <= epsilon < np.inf):
-        raise BadFile(f"{path} clips at {clip} with an epsilon of {epsilon}; expected both to be positive.")
+        raise BadFile(
+            f"{path} clips at {clip} with an epsilon of {epsilon}; expected both to be positive."
+        )
     means = attributes.get("obs_rms")
     if not read_array(attributes["norm_obs"]) or means is None:
         return VecNormalizeStatistics(None, clip, epsilon)
     statistics: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for key, rms in _by_key(means).items():
-        mean, var = (read_array(rms.attributes().get(name)).astype(float) for name in ("mean", "var"))
+        mean, var = (
+            read_array(rms.attributes().get(name)).astype(float) for name in ("mean", "var")
+        )
         if mean.shape != var.shape or not _usable(mean, var, epsilon):
             raise BadFile(f"{path} holds statistics that are not finite.")
         statistics[key] = (mean, var)

@@ -1,7 +1,7 @@
 """Tensors by name from the files that `torch.save` and safetensors write, with sizes checked and nothing executed.
 
-The pickle inside a torch file is read as data (`pickle_data`); a tensor is a view of bytes that are in the file, and
-torch's own unpickler is never asked.
+The pickle inside a torch file is read as data (`pickle_data`); a tensor is a view of bytes that are
+in the file, and torch's own unpickler is never asked.
 """
 
 import hashlib
@@ -74,7 +74,9 @@ class _Storage(NamedTuple):
     numel: int
 
 
-def read_weights(path: Path, sha256: str | None = None, limits: Limits = DEFAULT_LIMITS) -> dict[str, Tensor]:
+def read_weights(
+    path: Path, sha256: str | None = None, limits: Limits = DEFAULT_LIMITS
+) -> dict[str, Tensor]:
     """Tensors by name from a `.safetensors` file or a file that `torch.save` wrote.
 
     Args:
@@ -88,8 +90,14 @@ def read_weights(path: Path, sha256: str | None = None, limits: Limits = DEFAULT
     raw = read_file(path, limits.file_bytes, "readable file")
     found = hashlib.sha256(raw).hexdigest()
     if sha256 is not None and found != sha256:
-        raise BadFile(f"{path} has sha256 {found}, its card says {sha256[:64]}; the file or the card was changed, fetch both again.")
-    return parse_safetensors(raw, str(path), limits) if path.suffix == ".safetensors" else parse_torch(raw, str(path), limits)
+        raise BadFile(
+            f"{path} has sha256 {found}, its card says {sha256[:64]}; the file or the card was changed, fetch both again."
+        )
+    return (
+        parse_safetensors(raw, str(path), limits)
+        if path.suffix == ".safetensors"
+        else parse_torch(raw, str(path), limits)
+    )
 
 
 def parse_safetensors(raw: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> dict[str, Tensor]:
@@ -101,8 +109,19 @@ def parse_safetensors(raw: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -
     try:
         _check_header(raw, limits)
         return safetensors.torch.load(raw)
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error, RuntimeError) as error:
-        raise BadFile(f"{where} is damaged or not a safetensors file ({str(error)[:160]}).") from error
+    except (
+        SafetensorError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        struct.error,
+        RuntimeError,
+    ) as error:
+        raise BadFile(
+            f"{where} is damaged or not a safetensors file ({str(error)[:160]})."
+        ) from error
 
 
 def _check_header(raw: bytes, limits: Limits) -> None:
@@ -128,12 +147,22 @@ def parse_torch(raw: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> dict
         BadFile: If it holds anything but tensors, is damaged, exceeds a limit, or holds NaN.
     """
     try:
-        loaded = _parse_zip(raw, where, limits) if raw.startswith(b"PK\x03\x04") else _parse_legacy(raw, limits)
+        loaded = (
+            _parse_zip(raw, where, limits)
+            if raw.startswith(b"PK\x03\x04")
+            else _parse_legacy(raw, limits)
+        )
     except BadFile as error:
         raise BadFile(f"The weights in {where} were refused: {error}") from error
     except _DAMAGE as error:
-        reason = str(error).strip("'\"").splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise BadFile(f"The weights in {where} are damaged or hold more than tensors, and were refused ({reason}).") from error
+        reason = (
+            str(error).strip("'\"").splitlines()[0][:160]
+            if str(error).strip()
+            else type(error).__name__
+        )
+        raise BadFile(
+            f"The weights in {where} are damaged or hold more than tensors, and were refused ({reason})."
+        ) from error
     if loaded is None:
         raise BadFile(f"{where} does not hold tensors by name.")
     _check_numbers(loaded, raw, where, limits)
@@ -144,13 +173,17 @@ def _check_numbers(tensors: dict[str, Tensor], raw: bytes, where: str, limits: L
     """Refuse tensors that are far more than their file, or not finite."""
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if total > FREE_BYTES + limits.inflation * len(raw):
-        raise BadFile(f"The tensors in {where} have {total} bytes, {len(raw)} are in the file; widen hubrl.Limits if it is trusted.")
+        raise BadFile(
+            f"The tensors in {where} have {total} bytes, {len(raw)} are in the file; widen hubrl.Limits if it is trusted."
+        )
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise BadFile(f"The weights {name!r} in {where} hold NaN or infinity.")
 
 
-def parse_saved_policy(raw: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+def parse_saved_policy(
+    raw: bytes, where: str, limits: Limits = DEFAULT_LIMITS
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """The constructor's arguments, as inert data, and the weights of a policy that SB3's `policy.save` wrote.
 
     Returns:
@@ -160,7 +193,9 @@ def parse_saved_policy(raw: bytes, where: str, limits: Limits = DEFAULT_LIMITS) 
         content, find = _open_zip(raw, where, limits, allowed=None)
         parts = content.by_text() if isinstance(content, Pairs) else {}
         data = parts.get("data")
-        tensors = _tensors(parts.get("state_dict"), find, limits) if isinstance(data, Pairs) else None
+        tensors = (
+            _tensors(parts.get("state_dict"), find, limits) if isinstance(data, Pairs) else None
+        )
     except (*_DAMAGE, BadFile):
         return None
     if not isinstance(data, Pairs) or tensors is None:
@@ -183,10 +218,15 @@ def _parse_zip(raw: bytes, where: str, limits: Limits) -> dict[str, Tensor] | No
     return _tensors(content, find, limits)
 
 
-def _open_zip(raw: bytes, where: str, limits: Limits, *, allowed: Collection[Name] | None) -> tuple[Any, Callable[[_Storage], Tensor]]:
+def _open_zip(
+    raw: bytes, where: str, limits: Limits, *, allowed: Collection[Name] | None
+) -> tuple[Any, Callable[[_Storage], Tensor]]:
     """The pickle of a torch zip, and a function that finds its storages."""
     members = ZipMembers(raw, where, limits)
-    root = next((name.removesuffix("data.pkl") for name in members.names if name.endswith("/data.pkl")), None)
+    root = next(
+        (name.removesuffix("data.pkl") for name in members.names if name.endswith("/data.pkl")),
+        None,
+    )
     if root is None:
         raise ValueError("it has no data.pkl")
     if f"{root}byteorder" in members.names and members.read(f"{root}byteorder") != b"little":
@@ -240,10 +280,14 @@ def _flat(raw: bytes, dtype: torch.dtype) -> Tensor:
         return torch.frombuffer(raw[:whole], dtype=dtype)
 
 
-def _tensors(content: Any, find: Callable[[_Storage], Tensor | None], limits: Limits) -> dict[str, Tensor] | None:
+def _tensors(
+    content: Any, find: Callable[[_Storage], Tensor | None], limits: Limits
+) -> dict[str, Tensor] | None:
     """The tensors of a dictionary by name; None if it is no dictionary of tensors alone."""
     pairs = content.items if isinstance(content, Call) else content
-    if not isinstance(pairs, Pairs) or (isinstance(content, Call) and content.function != Name("collections", "OrderedDict")):
+    if not isinstance(pairs, Pairs) or (
+        isinstance(content, Call) and content.function != Name("collections", "OrderedDict")
+    ):
         return None
     if len(pairs.pairs) > limits.tensors:
         raise ValueError(f"{len(pairs.pairs)} tensors, {limits.tensors} are allowed")
@@ -268,7 +312,13 @@ def _tensor(call: Call, find: Callable[[_Storage], Tensor | None]) -> Tensor | N
     match call.function, call.args:
         case Name("torch._utils", "_rebuild_parameter"), (Call() as inner, *_):
             return _tensor(inner, find)
-        case Name("torch._utils", name), (Persistent(key), int() as offset, tuple() as size, tuple() as stride, *_) if name in _REBUILD:
+        case Name("torch._utils", name), (
+            Persistent(key),
+            int() as offset,
+            tuple() as size,
+            tuple() as stride,
+            *_,
+        ) if name in _REBUILD:
             storage = find(_storage(key))
             return None if storage is None else _view(storage, _storage(key), offset, size, stride)
     raise ValueError("a value is no plain tensor")
@@ -285,12 +335,24 @@ def _storage(key: Any) -> _Storage:
     return _Storage(STORAGES[kind], key, numel)
 
 
-def _view(storage: Tensor, said: _Storage, offset: int, size: tuple[Any, ...], stride: tuple[Any, ...]) -> Tensor:
+def _view(
+    storage: Tensor, said: _Storage, offset: int, size: tuple[Any, ...], stride: tuple[Any, ...]
+) -> Tensor:
     counts = (offset, *size, *stride)
-    if len(size) != len(stride) or len(size) > MAX_AXES or not all(type(n) is int and n >= 0 for n in counts):
+    if (
+        len(size) != len(stride)
+        or len(size) > MAX_AXES
+        or not all(type(n) is int and n >= 0 for n in counts)
+    ):
         raise ValueError("a tensor of no shape")
     numel = math.prod(size)
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if numel else 0
+    last = (
+        offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if numel else 0
+    )
     if storage.dtype != said.dtype or numel > len(storage) or last >= max(len(storage), 1):
         raise ValueError(f"a tensor of {numel} numbers in a storage of {len(storage)}")
-    return storage.as_strided(size, stride, offset) if numel else torch.empty(size, dtype=storage.dtype)
+    return (
+        storage.as_strided(size, stride, offset)
+        if numel
+        else torch.empty(size, dtype=storage.dtype)
+    )

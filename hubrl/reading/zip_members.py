@@ -10,7 +10,8 @@ FREE_BYTES = 64 * MIB
 """Bytes that the members of any zip may have together, whatever its size."""
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Ways of compression that inflate step by step; bzip2 and lzma can only be limited by what they have made already."""
+"""Ways of compression that inflate step by step; bzip2 and lzma can only be limited by what they
+have made already."""
 
 
 class ZipMembers:
@@ -32,19 +33,24 @@ class ZipMembers:
         self._left = max(FREE_BYTES, limits.inflation * len(raw))
         infos = self._zip.infolist()
         if len(infos) > limits.zip_members:
-            raise BadFile(f"{where} has {len(infos)} members, {limits.zip_members} are allowed; widen hubrl.Limits if it is trusted.")
+            raise BadFile(
+                f"{where} has {len(infos)} members, {limits.zip_members} are allowed; widen hubrl.Limits if it is trusted."
+            )
         self.names = [info.filename for info in infos]
 
     def read(self, name: str) -> bytes:
         """The content of one member.
 
         Raises:
-            BadFile: If it is compressed in a way that cannot be limited, or inflates to more than the limits.
+            BadFile: If it is compressed in a way that cannot be limited, or inflates to more than
+                the limits.
             zipfile.BadZipFile: If it is damaged.
         """
         info = self._zip.getinfo(name)
         if info.compress_type not in METHODS:
-            raise BadFile(f"{self._where} is damaged or not an SB3 zip (its {name!r} is neither stored nor deflated).")
+            raise BadFile(
+                f"{self._where} is damaged or not an SB3 zip (its {name!r} is neither stored nor deflated)."
+            )
         if info.file_size > self._left:
             self._refuse()
         with self._zip.open(info) as member:

@@ -1,8 +1,9 @@
 """Which arm plays the next episode, which acts in evaluation, which sources stay: three rules on one record of returns.
 
-Whole episodes are played by one arm from the beginning to the end, deterministically, as it would be evaluated. Which
-two arms are compared follows LUCB (Kalyanakrishnan et al. 2012), an algorithm for best-arm identification: the arm
-with the greatest mean and the one that is least clearly behind it. The rest is ours.
+Whole episodes are played by one arm from the beginning to the end, deterministically, as it would
+be evaluated. Which two arms are compared follows LUCB (Kalyanakrishnan et al. 2012), an algorithm
+for best-arm identification: the arm with the greatest mean and the one that is least clearly behind
+it. The rest is ours.
 """
 
 import math
@@ -20,7 +21,12 @@ from hubrl.selection.return_records import ReturnRecords
 from hubrl.selection.settings import TrustSettings
 from hubrl.selection.statistics import conservative_lag, corrected_lag, standard_error
 
-FRESH_ARM, TOGETHER_ARM, UNTRAINED, UNTRAINED_NOISY = "fresh", "together", "untrained", "untrained-noisy"
+FRESH_ARM, TOGETHER_ARM, UNTRAINED, UNTRAINED_NOISY = (
+    "fresh",
+    "together",
+    "untrained",
+    "untrained-noisy",
+)
 
 
 class Turn(NamedTuple):
@@ -28,12 +34,14 @@ class Turn(NamedTuple):
 
     arm: int
     deterministic: bool
-    """Whether it is played as in an evaluation, and counts as a record; the actor does not learn from it."""
+    """Whether it is played as in an evaluation, and counts as a record; the actor does not learn
+    from it."""
 
 
 IN_DOUBT = "No source earns clearly more than an untrained network so far: the fresh pathway trains, and sources are judged beside it."
 CONTEST = 6
-"""Episodes of a source, in `episodes`, after which its mean is known well enough beside another's."""
+"""Episodes of a source, in `episodes`, after which its mean is known well enough beside
+another's."""
 
 NOTHING = Turn(-2, deterministic=False)
 
@@ -43,24 +51,27 @@ class ArmSelection(nn.Module):
 
     Arms are the sources in order, then the fresh pathway, then all pathways of the hub together.
 
-    - *Who plays.* First each source plays `episodes` whole episodes; where no source is known to be better than an
-      untrained network, the fresh pathway plays as many. Then the learner plays: the hub, or the fresh pathway (see
-      `Phase`). While two sources contend for being the best one, they play every other episode. `judging_share` of the episodes judge, and at the end of the training every other one: half of
-      them the learner, half one of the two arms that contend for the best, if two do.
-    - *Who acts in evaluation.* The source with the greatest mean return, or an arm that learned once its latest
-      deterministic episodes exceed that by half of `episode_errors`.
-    - *Who stays.* Segments drop a source that is clearly no better than an untrained network. In doubt, a source stays
-      if its episodes exceed those of the untrained network by `episode_errors`. Whatever happens, an arm with a better
-      record still acts in evaluation.
+    - *Who plays.* First each source plays `episodes` whole episodes; where no source is known to be
+      better than an untrained network, the fresh pathway plays as many. Then the learner plays: the
+      hub, or the fresh pathway (see `Phase`). While two sources contend for being the best one,
+      they play every other episode. `judging_share` of the episodes judge, and at the end of the
+      training every other one: half of them the learner, half one of the two arms that contend for
+      the best, if two do.
+    - *Who acts in evaluation.* The source with the greatest mean return, or an arm that learned
+      once its latest deterministic episodes exceed that by half of `episode_errors`.
+    - *Who stays.* Segments drop a source that is clearly no better than an untrained network. In
+      doubt, a source stays if its episodes exceed those of the untrained network by
+      `episode_errors`. Whatever happens, an arm with a better record still acts in evaluation.
 
     Args:
         sources: Names of the sources.
         settings: Thresholds.
         fresh: Whether there is a fresh pathway, to doubt sources by and to hold a trial of.
         tuned: Whether sources are trained further, so that their old returns mean little.
-        sources_explore: Whether a source that is known to be best goes on playing episodes, from which the learner
-            learns off-policy (DQN).
-        every_episode_counts: Whether an episode of learning is played as in an evaluation, and counts as a record.
+        sources_explore: Whether a source that is known to be best goes on playing episodes, from
+            which the learner learns off-policy (DQN).
+        every_episode_counts: Whether an episode of learning is played as in an evaluation, and
+            counts as a record.
     """
 
     def __init__(
@@ -75,7 +86,11 @@ class ArmSelection(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.has_fresh, self.sources_explore, self.every_episode_counts = fresh, sources_explore, every_episode_counts
+        self.has_fresh, self.sources_explore, self.every_episode_counts = (
+            fresh,
+            sources_explore,
+            every_episode_counts,
+        )
         self.n_sources = len(sources)
         self.fresh, self.together = self.n_sources, self.n_sources + 1
         self.untrained, self.untrained_noisy = self.n_sources + 2, self.n_sources + 3
@@ -91,17 +106,22 @@ class ArmSelection(nn.Module):
         self.done = 0.0
         """Share of the training that is over."""
         self.round_share = 0.0
-        """Share of the training that an episode in every environment takes; 0 while none has ended."""
+        """Share of the training that an episode in every environment takes; 0 while none has
+        ended."""
         self.turns: list[Turn] = []
         """What is played in each environment; empty outside training."""
         self._refresh()
 
     def _refresh(self) -> None:
         """Lay the turns out as arrays, which are read in every step."""
-        self.playing: Int[np.ndarray, " envs"] = np.array([turn.arm for turn in self.turns], dtype=np.int64)
+        self.playing: Int[np.ndarray, " envs"] = np.array(
+            [turn.arm for turn in self.turns], dtype=np.int64
+        )
         """Arm of each environment; `together` as -1."""
         self.playing[self.playing == self.together] = -1
-        self.deterministic: Bool[np.ndarray, " envs"] = np.array([turn.deterministic for turn in self.turns], dtype=bool)
+        self.deterministic: Bool[np.ndarray, " envs"] = np.array(
+            [turn.deterministic for turn in self.turns], dtype=bool
+        )
         """Where the episode is played as in an evaluation."""
 
     # Evidence
@@ -111,16 +131,21 @@ class ArmSelection(nn.Module):
         if self.has_fresh:
             self.judge([Fate.DOUBTED] * self.n_sources, [torch.nan] * self.n_sources)
 
-    def judge(self, fates: Sequence[Fate], segment_means: Sequence[float], start: Sequence[float] = ()) -> None:
+    def judge(
+        self, fates: Sequence[Fate], segment_means: Sequence[float], start: Sequence[float] = ()
+    ) -> None:
         """Take over the verdict of a probe.
 
         Args:
             fates: How far each source is trusted.
             segment_means: Mean return of each source's segments; NaN without any.
-            start: Where the router starts for each source until whole episodes were compared; zeros if not given.
+            start: Where the router starts for each source until whole episodes were compared; zeros
+                if not given.
         """
         self.get_buffer("fates").copy_(torch.tensor([int(fate) for fate in fates]))
-        self.get_buffer("segment_start").copy_(torch.tensor(list(start) or [0.0] * self.n_sources, dtype=torch.float64))
+        self.get_buffer("segment_start").copy_(
+            torch.tensor(list(start) or [0.0] * self.n_sources, dtype=torch.float64)
+        )
         for source, mean in enumerate(segment_means):
             self._set_segment_mean(source, mean)
         if all(fate is Fate.DROPPED for fate in fates):
@@ -138,7 +163,11 @@ class ArmSelection(nn.Module):
     @property
     def _segment_means(self) -> list[float]:
         """Mean return of each source's segments; NaN without any."""
-        means: list[float] = self.get_buffer("segment_means").where(self.get_buffer("has_segments"), torch.nan).tolist()
+        means: list[float] = (
+            self.get_buffer("segment_means")
+            .where(self.get_buffer("has_segments"), torch.nan)
+            .tolist()
+        )
         return means
 
     @property
@@ -187,14 +216,17 @@ class ArmSelection(nn.Module):
     def lag_of_untrained(self, source: int) -> float:
         """Standard errors by which an untrained network's episodes lie below a source's, all played as in an evaluation.
 
-        The spread is the greater of the source's and of all the untrained network's episodes, those with noise included:
-        what does nothing earns the same every time, and any other such network hardly less.
+        The spread is the greater of the source's and of all the untrained network's episodes, those
+        with noise included: what does nothing earns the same every time, and any other such network
+        hardly less.
         """
         own, untrained = self.records.returns(source), self.records.returns(self.untrained)
         spread = [*untrained, *self.records.returns(self.untrained_noisy)]
         return conservative_lag(untrained, own, spread)
 
-    def note_unfinished(self, sums: Float[np.ndarray, " envs"], lengths: Int[np.ndarray, " envs"]) -> None:
+    def note_unfinished(
+        self, sums: Float[np.ndarray, " envs"], lengths: Int[np.ndarray, " envs"]
+    ) -> None:
         """Where a training ends before any whole episode, take what its arms earned so far as segments.
 
         Only episodes of the greatest length count, so that equal lengths are compared.
@@ -202,7 +234,11 @@ class ArmSelection(nn.Module):
         if any(self.records.count(source) for source in self.candidates) or not len(self.turns):
             return
         for source in self.candidates:
-            earned = [sums[env] for env, turn in enumerate(self.turns) if turn.arm == source and lengths[env] == lengths.max()]
+            earned = [
+                sums[env]
+                for env, turn in enumerate(self.turns)
+                if turn.arm == source and lengths[env] == lengths.max()
+            ]
             if earned:
                 self._set_segment_mean(source, float(np.mean(earned)))
 
@@ -242,12 +278,16 @@ class ArmSelection(nn.Module):
         if self.trial.at is not Phase.TRIAL:
             lacking = self._unscreened() if compare else None
             if lacking is not None:
-                evaluated = lacking != self.fresh or self.records.count(self.untrained) <= self.records.count(self.untrained_noisy)
+                evaluated = lacking != self.fresh or self.records.count(
+                    self.untrained
+                ) <= self.records.count(self.untrained_noisy)
                 return Turn(lacking, deterministic=evaluated)
             contested = self._contested()
             if contested is not None and np.random.random() < 0.5:
                 return Turn(contested, deterministic=True)
-            if np.random.random() < (0.5 if self._is_final or self._is_promising else self.settings.judging_share):
+            if np.random.random() < (
+                0.5 if self._is_final or self._is_promising else self.settings.judging_share
+            ):
                 judged = self._judged()
                 if judged is not None:
                     return Turn(judged, deterministic=True)
@@ -257,7 +297,9 @@ class ArmSelection(nn.Module):
     def _is_promising(self) -> bool:
         """Whether a source in doubt may well be better than an untrained network, so that more episodes soon tell."""
         lags = (self.lag_of_untrained(source) for source in self.candidates)
-        return self.trial.at is Phase.DOUBT and any(lag > self.settings.episode_errors / 2 for lag in lags)
+        return self.trial.at is Phase.DOUBT and any(
+            lag > self.settings.episode_errors / 2 for lag in lags
+        )
 
     @property
     def _is_final(self) -> bool:
@@ -269,10 +311,17 @@ class ArmSelection(nn.Module):
         if self.is_screened:
             return None
         in_play = [turn.arm for turn in self.turns]
-        lacking = {arm: self.settings.episodes - self.records.count(arm) - in_play.count(arm) for arm in self._screening}
+        lacking = {
+            arm: self.settings.episodes - self.records.count(arm) - in_play.count(arm)
+            for arm in self._screening
+        }
         if self.trial.at is Phase.DOUBT:
             # Half as in an evaluation, half as in training, from which it learns.
-            played = self.records.count(self.untrained) + self.records.count(self.untrained_noisy) + in_play.count(self.fresh)
+            played = (
+                self.records.count(self.untrained)
+                + self.records.count(self.untrained_noisy)
+                + in_play.count(self.fresh)
+            )
             lacking[self.fresh] = (2 * self.settings.episodes - played + 1) // 2
         most = max(lacking, key=lambda arm: lacking[arm], default=None)
         return most if most is not None and lacking[most] > 0 else None
@@ -282,13 +331,15 @@ class ArmSelection(nn.Module):
         """Sources of the first comparison, the best of the probe first."""
         first = [source for source in self.candidates if self.fate(source) is not Fate.DEFERRED]
         means = self._segment_means
-        return sorted(first, key=lambda source: math.inf if math.isnan(means[source]) else -means[source])
+        return sorted(
+            first, key=lambda source: math.inf if math.isnan(means[source]) else -means[source]
+        )
 
     def _judged(self) -> int | None:
         """The arm of the next judging episode: half of the time the learner, else one of the two contenders.
 
-        Of the contenders the one whose mean is known less. Where one is clearly best there are none, and nothing is
-        judged; or a best source explores.
+        Of the contenders the one whose mean is known less. Where one is clearly best there are
+        none, and nothing is judged; or a best source explores.
         """
         if np.random.random() < 0.5:
             return self.learner
@@ -306,14 +357,17 @@ class ArmSelection(nn.Module):
     def _contested(self) -> int | None:
         """Of the two sources that contend for being the best one, the one to play; None where that is known, or known enough.
 
-        Where returns vary much, the best of several sources by a few episodes is the luckiest of them. None either where
-        the learner is clearly better than both.
+        Where returns vary much, the best of several sources by a few episodes is the luckiest of
+        them. None either where the learner is clearly better than both.
         """
         sources, known = self._contending_sources, self.records
         if len(sources) < 2 or min(known.count(source) for source in sources) < 2:
             return None
         best = max(sources, key=known.mean_return)
-        rival = min((source for source in sources if source != best), key=lambda source: self._lag(source, best))
+        rival = min(
+            (source for source in sources if source != best),
+            key=lambda source: self._lag(source, best),
+        )
         decided = self._lag(rival, best) > self.settings.episode_errors
         if decided or self._lag(best, self.learner) > self.settings.episode_errors:
             return None
@@ -323,7 +377,9 @@ class ArmSelection(nn.Module):
     @property
     def _contending_sources(self) -> list[int]:
         late = self.done >= self.settings.judged_by
-        return [source for source in self.candidates if late or self.fate(source) is not Fate.DEFERRED]
+        return [
+            source for source in self.candidates if late or self.fate(source) is not Fate.DEFERRED
+        ]
 
     def _lag(self, arm: int, other: int) -> float:
         return corrected_lag(self.records.returns(arm), self.records.returns(other))
@@ -343,7 +399,11 @@ class ArmSelection(nn.Module):
     @property
     def evaluation_arm(self) -> int:
         """The arm that acts in evaluation, and is saved and exported as the agent."""
-        learned = [arm for arm in (self.together, self.fresh) if self.records.count(arm) >= self.settings.episodes]
+        learned = [
+            arm
+            for arm in (self.together, self.fresh)
+            if self.records.count(arm) >= self.settings.episodes
+        ]
         arm = max(learned, key=self.records.mean_return, default=None)
         source = self.best_source
         if source is None:
@@ -356,7 +416,9 @@ class ArmSelection(nn.Module):
         """How much less an arm earns than another, from 0 (not less) to 1 (it was not judged yet, or earns the least known)."""
         if self.records.count(arm) < self.settings.episodes:
             return 1.0
-        returns = [value for index in range(self.n_sources + 2) for value in self.records.returns(index)]
+        returns = [
+            value for index in range(self.n_sources + 2) for value in self.records.returns(index)
+        ]
         best, own = self.records.mean_return(other), self.records.mean_return(arm)
         return min(max((best - own) / max(best - min(returns), 1e-8), 0.0), 1.0)
 
@@ -383,9 +445,19 @@ class ArmSelection(nn.Module):
             return self._settle_screening()
         if not self.has_fresh:
             return []
-        alternatives = [self.records.mean_return(arm) for arm in (*self.candidates, self.together) if self.records.count(arm)]
+        alternatives = [
+            self.records.mean_return(arm)
+            for arm in (*self.candidates, self.together)
+            if self.records.count(arm)
+        ]
         before = self.trial.at
-        phase = self.trial.advance(now, total, n_sources=len(self.candidates), round_steps=round_steps, alternatives=alternatives)
+        phase = self.trial.advance(
+            now,
+            total,
+            n_sources=len(self.candidates),
+            round_steps=round_steps,
+            alternatives=alternatives,
+        )
         if phase is None:
             return []
         if phase is not Phase.ALONE:
@@ -400,11 +472,16 @@ class ArmSelection(nn.Module):
             return []
         first = not self.is_screened
         self.get_buffer("screened").fill_(True)
-        learned = self.records.mean_return(self.fresh) if self.records.count(self.fresh) >= enough else -np.inf
+        learned = (
+            self.records.mean_return(self.fresh)
+            if self.records.count(self.fresh) >= enough
+            else -np.inf
+        )
         better = [
             source
             for source in self._screening
-            if self.lag_of_untrained(source) > self.settings.episode_errors and self.records.mean_return(source) > learned
+            if self.lag_of_untrained(source) > self.settings.episode_errors
+            and self.records.mean_return(source) > learned
         ]
         if not better:
             return [IN_DOUBT] if first else []
@@ -412,7 +489,10 @@ class ArmSelection(nn.Module):
             self.get_buffer("fates")[source] = int(Fate.KEPT)
         self.trial.go(Phase.HUB)
         self.records.forget(self.fresh)
-        return [f"{self.records.names[source]} is kept: its episodes earn more than an untrained network's." for source in better]
+        return [
+            f"{self.records.names[source]} is kept: its episodes earn more than an untrained network's."
+            for source in better
+        ]
 
     def _settle_screening(self) -> list[str]:
         enough = 1 if self.done >= self.settings.judged_by else self.settings.episodes
@@ -420,7 +500,10 @@ class ArmSelection(nn.Module):
             return []
         self.get_buffer("screened").fill_(True)
         played = [source for source in self.candidates if self.records.count(source)]
-        means = ", ".join(f"{self.records.names[source]} {self.records.mean_return(source):.4g}" for source in played)
+        means = ", ".join(
+            f"{self.records.names[source]} {self.records.mean_return(source):.4g}"
+            for source in played
+        )
         return [f"Whole episodes of each source earn {means}; the hub plays from now on."]
 
     def _explained(self, before: Phase, phase: Phase) -> str:
@@ -429,7 +512,11 @@ class ArmSelection(nn.Module):
         if before is Phase.HUB:
             return "There is no room for a trial of the fresh pathway; the hub plays to the end."
         ahead, behind = self.trial.forecasts
-        goes_on = "the fresh pathway trains alone to the end" if phase is Phase.ALONE else "the hub plays to the end"
+        goes_on = (
+            "the fresh pathway trains alone to the end"
+            if phase is Phase.ALONE
+            else "the hub plays to the end"
+        )
         return f"By the end the fresh pathway is expected to earn {ahead:.4g}, the hub {behind:.4g}: {goes_on}."
 
     @property
@@ -439,7 +526,11 @@ class ArmSelection(nn.Module):
         See `start_behind`; sources without whole episodes start lowest.
         """
         start = [-self.settings.most_lag] * self.n_sources
-        best = max((source for source in self.candidates if self.records.count(source)), key=self.records.mean_return, default=None)
+        best = max(
+            (source for source in self.candidates if self.records.count(source)),
+            key=self.records.mean_return,
+            default=None,
+        )
         if best is None or not self.is_screened:
             by_segments: list[float] = self.get_buffer("segment_start").tolist()
             return by_segments

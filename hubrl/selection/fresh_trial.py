@@ -1,9 +1,10 @@
 """The fresh pathway's trial: would it, training alone, come further than the hub by the end of the training?
 
-A hub of good sources leaves the fresh pathway almost no data. That is right where they are far better than what the
-budget allows to learn, and wrong where they are poor and the training is long. So the fresh pathway trains alone for a
-share of the training, and a line through its returns is extended: explore-then-commit on arms whose reward
-rises as they are played (rising rested bandits, Metelli et al. 2022); the rule itself is ours.
+A hub of good sources leaves the fresh pathway almost no data. That is right where they are far
+better than what the budget allows to learn, and wrong where they are poor and the training is long.
+So the fresh pathway trains alone for a share of the training, and a line through its returns is
+extended: explore-then-commit on arms whose reward rises as they are played (rising rested bandits,
+    Metelli et al. 2022); the rule itself is ours.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,8 @@ class Phase(IntEnum):
     """Who plays the episodes from which the training learns."""
 
     DOUBT = 0
-    """No source is known to be better than an untrained network: the fresh pathway, until whole episodes show one."""
+    """No source is known to be better than an untrained network: the fresh pathway, until whole
+    episodes show one."""
     HUB = 1
     """The hub; the fresh pathway's trial is still to come."""
     TRIAL = 2
@@ -64,7 +66,9 @@ class Curve(nn.Module):
     def latest(self) -> Float[np.ndarray, "episodes 2"]:
         """Time and return, in the order in which the episodes ended."""
         rows, count = self.get_buffer("rows"), int(self.get_buffer("count"))
-        kept: np.ndarray = (rows.roll(-(count % CAPACITY), 0) if count > CAPACITY else rows[:count]).cpu().numpy()
+        kept: np.ndarray = (
+            (rows.roll(-(count % CAPACITY), 0) if count > CAPACITY else rows[:count]).cpu().numpy()
+        )
         return kept
 
 
@@ -93,12 +97,16 @@ class FreshTrial(nn.Module):
     def go(self, phase: Phase) -> None:
         """Enter a phase."""
         self.get_buffer("phase").fill_(int(phase))
-        self.get_buffer("swapped").fill_(phase is Phase.TRIAL or (phase is Phase.ALONE and self.is_swapped))
+        self.get_buffer("swapped").fill_(
+            phase is Phase.TRIAL or (phase is Phase.ALONE and self.is_swapped)
+        )
 
     @property
     def forecasts(self) -> tuple[float, float]:
         """Returns expected at the end of the training, of the fresh pathway and of the hub; NaN before a trial has shown them."""
-        ahead, behind = self.get_buffer("forecast").where(self.get_buffer("has_forecast"), torch.nan).tolist()
+        ahead, behind = (
+            self.get_buffer("forecast").where(self.get_buffer("has_forecast"), torch.nan).tolist()
+        )
         return ahead, behind
 
     @property
@@ -125,14 +133,23 @@ class FreshTrial(nn.Module):
         elif not fresh and self.at is Phase.HUB:
             self.hub.add(now, value)
 
-    def advance(self, now: int, total: int, *, n_sources: int, round_steps: float, alternatives: Sequence[float]) -> Phase | None:
+    def advance(
+        self,
+        now: int,
+        total: int,
+        *,
+        n_sources: int,
+        round_steps: float,
+        alternatives: Sequence[float],
+    ) -> Phase | None:
         """Enter the next phase if it is time to; None otherwise.
 
         Args:
             now: Environment steps so far.
             total: Environment steps of the whole training.
             n_sources: Sources left in the hub.
-            round_steps: Environment steps of one episode in every environment; a trial needs room for two.
+            round_steps: Environment steps of one episode in every environment; a trial needs room
+                for two.
             alternatives: Mean returns of arms that could act in place of the hub as it plays.
         """
         if self.at is Phase.HUB:
@@ -161,7 +178,8 @@ class FreshTrial(nn.Module):
         ahead = extrapolate_return(fresh[:, 0], fresh[:, 1], horizon)
         behind = max([float(hub[-FORECAST_EPISODES:, 1].mean()), *alternatives])
         if n_sources > 1:
-            # With one source there is nobody to combine it with: its correction is soon learned, and the hub's line levels off.
+            # With one source there is nobody to combine it with: its correction is soon learned,
+            # and the hub's line levels off.
             later = hub[len(hub) // 2 :]
             behind = max(behind, extrapolate_return(later[:, 0], later[:, 1], float(total)))
         self.get_buffer("forecast").copy_(torch.tensor([ahead, behind]))

@@ -19,20 +19,24 @@ class Fate(IntEnum):
     DROPPED = 0
     """Each of its segments earned less than each of the untrained networks': not used at all."""
     DEFERRED = 1
-    """Clearly worse than the best source, less than half of its gain: no whole episodes early in the training."""
+    """Clearly worse than the best source, less than half of its gain: no whole episodes early in
+    the training."""
     DOUBTED = 2
     """Not clearly better than untrained networks: whole episodes decide."""
     KEPT = 3
     """Clearly better than untrained networks."""
 
 
-def judge_segments(sources: Returns, untrained: Sequence[float], settings: TrustSettings) -> dict[str, Fate]:
+def judge_segments(
+    sources: Returns, untrained: Sequence[float], settings: TrustSettings
+) -> dict[str, Fate]:
     """Judge each source by the segments that it and untrained networks earned [ours].
 
-    Only what is clearly no better than an untrained network is dropped: by ranks, with every segment of the source
-    below every untrained one. A source is kept where the better half of its segments exceeds the untrained mean by
-    `segment_errors` (`conservative_lag`); the better half, because a source may be good for a part of the task alone.
-    Segments are short and show the beginning of an episode alone, so all between is left to whole episodes.
+    Only what is clearly no better than an untrained network is dropped: by ranks, with every
+    segment of the source below every untrained one. A source is kept where the better half of its
+    segments exceeds the untrained mean by `segment_errors` (`conservative_lag`); the better half,
+    because a source may be good for a part of the task alone. Segments are short and show the
+    beginning of an episode alone, so all between is left to whole episodes.
 
     Args:
         sources: Returns of each source's segments.
@@ -53,13 +57,18 @@ def _fate(name: str, sources: Returns, untrained: Sequence[float], settings: Tru
     gain, most = float(np.mean(own)) - floor, float(np.mean(best)) - floor
     if welch_lag(own, best) > settings.segment_errors and gain < most / 2:
         return Fate.DEFERRED
-    return Fate.KEPT if conservative_lag(untrained, better_half(own)) > settings.segment_errors else Fate.DOUBTED
+    return (
+        Fate.KEPT
+        if conservative_lag(untrained, better_half(own)) > settings.segment_errors
+        else Fate.DOUBTED
+    )
 
 
 def start_behind(lag: float, settings: TrustSettings) -> float:
     """Where the router starts for a source that is `lag` standard errors behind the best, in nats.
 
-    `-lag^2 / 2`, the log-likelihood that the two are level relative to its greatest; not below `-most_lag`.
+    `-lag^2 / 2`, the log-likelihood that the two are level relative to its greatest; not below
+    `-most_lag`.
     """
     return -min(max(lag, 0.0) ** 2 / 2, settings.most_lag)
 
@@ -70,11 +79,18 @@ def still_racing(returns: Returns, errors: float) -> list[str]:
     return [name for name, own in returns.items() if welch_lag(own, best) <= errors]
 
 
-def starting_points(returns: Returns, kept: Sequence[str], settings: TrustSettings) -> dict[str, float]:
+def starting_points(
+    returns: Returns, kept: Sequence[str], settings: TrustSettings
+) -> dict[str, float]:
     """Where the router starts for each source by segments, in nats; lowest for a source that is not kept.
 
     All start at zero where none is kept.
     """
     best = max((returns[name] for name in kept), key=lambda own: float(np.mean(own)), default=())
     lowest = -settings.most_lag if kept else 0.0
-    return {name: start_behind(conservative_lag(returns[name], best), settings) if name in kept else lowest for name in returns}
+    return {
+        name: start_behind(conservative_lag(returns[name], best), settings)
+        if name in kept
+        else lowest
+        for name in returns
+    }

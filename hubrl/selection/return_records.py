@@ -33,9 +33,12 @@ class ReturnRecords(nn.Module):
         Args:
             arm: Position of the arm.
             value: The return.
-            keep: Whether older returns stay on record beside it, where an arm no longer changes much.
+            keep: Whether older returns stay on record beside it, where an arm no longer changes
+                much.
         """
-        values, counts, windows = (self.get_buffer(name) for name in ("values", "counts", "windows"))
+        values, counts, windows = (
+            self.get_buffer(name) for name in ("values", "counts", "windows")
+        )
         kept = self.count(arm)
         if keep and kept == int(windows[arm]) < CAPACITY:
             windows[arm] += 1

@@ -7,20 +7,24 @@ from dataclasses import dataclass
 class TrustSettings:
     """Thresholds by which arms are tried, dropped and chosen.
 
-    An *arm* is what can play an episode: one source alone as it is, all pathways of the hub together, or the fresh
-    pathway alone. Evidence is of two kinds: *segments*, short pieces from a reset that a probe plays before the
-    training, and whole *episodes* (on Atari whole games). `docs/concepts/trust.md` explains the rules on one page.
+    An *arm* is what can play an episode: one source alone as it is, all pathways of the hub
+    together, or the fresh pathway alone. Evidence is of two kinds: *segments*, short pieces from a
+    reset that a probe plays before the training, and whole *episodes* (on Atari whole games).
+    `docs/concepts/trust.md` explains the rules on one page.
     """
 
     segment_errors: float = 4.0
-    """Standard errors that make a difference of segments clear: they are few and show the beginning of an episode alone."""
+    """Standard errors that make a difference of segments clear: they are few and show the beginning
+    of an episode alone."""
     episodes: int = 3
     """Whole episodes per source before sources are compared: the least that has a spread."""
     episode_errors: float = 2.0
     """Standard errors, corrected for small samples, that make a difference of whole episodes clear. Half as many by which
-    an arm that learns must exceed the best source before it acts in evaluation: that can be taken back."""
+    an arm that learns must exceed the best source before it acts in evaluation: that can be taken
+    back."""
     window: int = 5
-    """Latest deterministic episodes by which an arm that learns is judged before the end, because it changes."""
+    """Latest deterministic episodes by which an arm that learns is judged before the end, because
+    it changes."""
     judging_share: float = 0.25
     """Share of the episodes that judge arms, deterministically, and from which the actor does not learn; half as many where
     one arm is clearly best."""
@@ -28,10 +32,13 @@ class TrustSettings:
     """Share of the training at its end, at least two rounds of episodes, in which every other episode judges and all of them
     count, so that the choice rests on many episodes of arms as they are."""
     judged_by: float = 0.25
-    """Share of the training from which on deferred sources get episodes, and with several sources a trial may begin."""
+    """Share of the training from which on deferred sources get episodes, and with several sources a
+    trial may begin."""
     most_lag: float = 6.0
-    """Nats by which the router starts lower, at most, for a source that earns less than the best: a weight of 1/400."""
+    """Nats by which the router starts lower, at most, for a source that earns less than the best: a
+    weight of 1/400."""
     trial_share: float = 0.1
-    """Share of the training that the fresh pathway's trial takes; none where two rounds of episodes do not fit."""
+    """Share of the training that the fresh pathway's trial takes; none where two rounds of episodes
+    do not fit."""
     rise: float = 3.0
     """How many times as long as a trial its rise is taken to go on: learning curves flatten."""

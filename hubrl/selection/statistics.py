@@ -10,7 +10,8 @@ from jaxtyping import Float
 def welch_lag(one: Sequence[float], other: Sequence[float]) -> float:
     """Standard errors by which the mean of `one` lies below that of `other` (Welch 1947).
 
-    Zero when the means are equal or a sample has fewer than two members; infinite when neither sample varies.
+    Zero when the means are equal or a sample has fewer than two members; infinite when neither
+    sample varies.
     """
     if min(len(one), len(other)) < 2:
         return 0.0
@@ -29,8 +30,8 @@ def standard_error(sample: Sequence[float]) -> float:
 def corrected_lag(one: Sequence[float], other: Sequence[float]) -> float:
     """`welch_lag` of small samples, as the standard normal deviate that is as unlikely.
 
-    Welch's t with Satterthwaite's degrees of freedom under Wallace's (1959) transformation to a normal deviate, within
-    4 % where each sample has at least three members.
+    Welch's t with Satterthwaite's degrees of freedom under Wallace's (1959) transformation to a
+    normal deviate, within 4 % where each sample has at least three members.
     """
     lag = welch_lag(one, other)
     if lag == 0.0 or math.isinf(lag):
@@ -38,14 +39,19 @@ def corrected_lag(one: Sequence[float], other: Sequence[float]) -> float:
     squared = [_squared_error(sample) for sample in (one, other)]
     parts = zip(squared, (one, other), strict=True)
     freedom = sum(squared) ** 2 / sum(error**2 / (len(sample) - 1) for error, sample in parts)
-    shrunk = (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(lag**2 / freedom))
+    shrunk = (
+        (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(lag**2 / freedom))
+    )
     return math.copysign(shrunk, lag)
 
 
-def conservative_lag(one: Sequence[float], other: Sequence[float], spread: Sequence[float] = ()) -> float:
+def conservative_lag(
+    one: Sequence[float], other: Sequence[float], spread: Sequence[float] = ()
+) -> float:
     """`welch_lag` with the greatest variance of both samples, and of a third that only spreads, for both.
 
-    What does nothing earns the same every time; its small spread says nothing of how much is left to chance.
+    What does nothing earns the same every time; its small spread says nothing of how much is left
+    to chance.
     """
     if min(len(one), len(other)) < 2:
         return 0.0
@@ -57,7 +63,9 @@ def conservative_lag(one: Sequence[float], other: Sequence[float], spread: Seque
     return gap / error
 
 
-def extrapolate_return(when: Float[np.ndarray, " episodes"], returns: Float[np.ndarray, " episodes"], at: float) -> float:
+def extrapolate_return(
+    when: Float[np.ndarray, " episodes"], returns: Float[np.ndarray, " episodes"], at: float
+) -> float:
     """Return at a later time by a least-squares line; the mean where the slope is within two standard errors of zero.
 
     Args:

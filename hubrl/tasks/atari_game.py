@@ -174,7 +174,9 @@ class AtariGame:
         frames, _, _, _, info = self._games.ale.recv()
         return self._started(frames, info)
 
-    def _started(self, frames: UInt8[np.ndarray, f"1 1 {SIDE} {SIDE}"], info: dict[str, np.ndarray]) -> FirstFrame:
+    def _started(
+        self, frames: UInt8[np.ndarray, f"1 1 {SIDE} {SIDE}"], info: dict[str, np.ndarray]
+    ) -> FirstFrame:
         while not info["episode_frame_number"].item():
             frames, info = self._games.reset()
         self.total, self.over = 0.0, False

@@ -67,7 +67,9 @@ def read_rules(task: str, kwargs: dict[str, Any] | None = None) -> GameRules:
             bare = bare.env
         if type(bare) is not AtariEnv:
             kind = type(bare).__name__
-            raise BadConfig(f"Task {task!r} is not a bare game of ale-py ({kind}), as its vector environment needs.")
+            raise BadConfig(
+                f"Task {task!r} is not a bare game of ale-py ({kind}), as its vector environment needs."
+            )
         given: dict[str, Any] = bare._ezpickle_kwargs
         meanings = tuple(bare.get_action_meanings())
     finally:
@@ -85,7 +87,9 @@ def read_rules(task: str, kwargs: dict[str, Any] | None = None) -> GameRules:
 
 def _check_arguments(task: str, given: dict[str, Any]) -> None:
     unsupported = [
-        f"{key}={value!r}" for key, value in given.items() if key not in _SUPPORTED and (key not in _FIXED or value != _FIXED[key])
+        f"{key}={value!r}"
+        for key, value in given.items()
+        if key not in _SUPPORTED and (key not in _FIXED or value != _FIXED[key])
     ]
     if unsupported:
         raise BadConfig(
@@ -97,6 +101,10 @@ def _check_version(task: str) -> None:
     try:
         import ale_py
     except ImportError as error:
-        raise BadConfig(f"Task {task!r} needs ale-py for its vector environment: install hubrl[atari].") from error
+        raise BadConfig(
+            f"Task {task!r} needs ale-py for its vector environment: install hubrl[atari]."
+        ) from error
     if tuple(int(part) for part in ale_py.__version__.split(".")[:2]) < MIN_ALE_PY:
-        raise BadConfig(f"Task {task!r} has ale-py {ale_py.__version__}, whose vector environment is another; 0.12 or newer is needed.")
+        raise BadConfig(
+            f"Task {task!r} has ale-py {ale_py.__version__}, whose vector environment is another; 0.12 or newer is needed."
+        )

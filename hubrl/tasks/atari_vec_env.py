@@ -24,7 +24,9 @@ STACK = 4
 """Frames of an observation, the latest last."""
 
 Frames = UInt8[np.ndarray, f"games {STACK} {SIDE} {SIDE}"]
-StepReturn = tuple[Frames, Float32[np.ndarray, " games"], Bool[np.ndarray, " games"], list[dict[str, Any]]]
+StepReturn = tuple[
+    Frames, Float32[np.ndarray, " games"], Bool[np.ndarray, " games"], list[dict[str, Any]]
+]
 
 
 class AtariVecEnv(VecEnv):
@@ -71,7 +73,9 @@ class AtariVecEnv(VecEnv):
         """The first observations of new games; games in progress are left out of the statistics."""
         self._finish_step()
         seeds = [None if seed is None else _mixed_seed(seed) for seed in self._seeds]
-        firsts = run_together(game.reset(seed) for game, seed in zip(self.games, seeds, strict=True))
+        firsts = run_together(
+            game.reset(seed) for game, seed in zip(self.games, seeds, strict=True)
+        )
         self._reset_seeds()
         self._reset_options()
         # A new array, as after every step: the one returned before must not change.
@@ -92,7 +96,9 @@ class AtariVecEnv(VecEnv):
         chosen = np.asarray(actions).astype(np.int64)
         n_actions = len(self.games[0].rules.meanings)
         if chosen.shape != (self.num_envs,) or chosen.min() < 0 or chosen.max() >= n_actions:
-            raise SpaceMismatch(f"Actions {np.asarray(actions)!r} were given for {self.num_envs} games, which act in {self.action_space}.")
+            raise SpaceMismatch(
+                f"Actions {np.asarray(actions)!r} were given for {self.num_envs} games, which act in {self.action_space}."
+            )
         pairs = zip(self.games, chosen.tolist(), strict=True)
         self._pending = [game.step(action) for game, action in pairs]
         for game in self._pending:
@@ -173,7 +179,9 @@ class AtariVecEnv(VecEnv):
         Raises:
             BadConfig: Always, since ale-py's vector environment returns observations only.
         """
-        raise BadConfig("ale-py's vector environment draws no pictures; preprocessing='atari-sb3' plays the game in Python, which does.")
+        raise BadConfig(
+            "ale-py's vector environment draws no pictures; preprocessing='atari-sb3' plays the game in Python, which does."
+        )
 
 
 def _mixed_seed(seed: int) -> int:

@@ -58,20 +58,30 @@ def make_env(
     # slow.
     unrendered = {"render_mode": None, **(kwargs or {})}
     try:
-        return builders[preprocessing](task, n_envs=n_envs, seed=seed, monitor_dir=folder, env_kwargs=unrendered)
+        return builders[preprocessing](
+            task, n_envs=n_envs, seed=seed, monitor_dir=folder, env_kwargs=unrendered
+        )
     except (TypeError, ValueError, AssertionError, gym_error.Error) as error:
-        raise BadConfig(f"Task {task!r} cannot be made with {kwargs or {}}: {_first_line(error)}") from error
+        raise BadConfig(
+            f"Task {task!r} cannot be made with {kwargs or {}}: {_first_line(error)}"
+        ) from error
     except (ImportError, gym_error.DependencyNotInstalled) as error:
-        raise BadConfig(f"Task {task!r} needs a package that is not installed: {_first_line(error)}") from error
+        raise BadConfig(
+            f"Task {task!r} needs a package that is not installed: {_first_line(error)}"
+        ) from error
 
 
-def _atari(task: str, *, n_envs: int, seed: int, monitor_dir: str | None, env_kwargs: dict[str, Any]) -> VecEnv:
+def _atari(
+    task: str, *, n_envs: int, seed: int, monitor_dir: str | None, env_kwargs: dict[str, Any]
+) -> VecEnv:
     """Games in C++; in Python, with a warning, where C++ cannot play them as SB3's wrappers do."""
     folder = None if monitor_dir is None else Path(monitor_dir)
     try:
         return AtariVecEnv(task, env_kwargs, n_envs=n_envs, seed=seed, monitor=folder)
     except BadConfig as reason:
-        env = _atari_sb3(task, n_envs=n_envs, seed=seed, monitor_dir=monitor_dir, env_kwargs=env_kwargs)
+        env = _atari_sb3(
+            task, n_envs=n_envs, seed=seed, monitor_dir=monitor_dir, env_kwargs=env_kwargs
+        )
         warnings.warn(
             f"{reason} It is played by AtariWrapper, more slowly; preprocessing='atari-sb3' does so without a warning.",
             stacklevel=3,
@@ -94,7 +104,9 @@ def check_task(task: str) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise BadConfig(f"The module {module!r} of task {task!r} cannot be imported ({_first_line(error)}).") from error
+            raise BadConfig(
+                f"The module {module!r} of task {task!r} cannot be imported ({_first_line(error)})."
+            ) from error
     if name not in gym.registry:
         with suppress(ImportError):  # ale-py's games are known once it is imported
             importlib.import_module("ale_py")
@@ -102,7 +114,9 @@ def check_task(task: str) -> None:
         gym.spec(name)
     except gym_error.Error as error:
         near = unknown("task", name, gym.registry).split(" Known:")[0]
-        raise BadConfig(f"{near} Tasks are Gymnasium ids, `module:id` where a module registers them.") from error
+        raise BadConfig(
+            f"{near} Tasks are Gymnasium ids, `module:id` where a module registers them."
+        ) from error
 
 
 def normalized_env(env: VecEnv, gamma: float) -> VecNormalize:

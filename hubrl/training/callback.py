@@ -30,15 +30,16 @@ FEW_RANDOM = 0.2
 class HubCallback(BaseCallback):
     """Probes the sources on the target, gives episodes to arms, lets sources see through VecNormalize, and logs.
 
-    Every tag and its formula stands in `docs/metrics.md`. All shares are of the steps that `learn` is called for, with
-    those before if `reset_num_timesteps=False`.
+    Every tag and its formula stands in `docs/metrics.md`. All shares are of the steps that `learn`
+    is called for, with those before if `reset_num_timesteps=False`.
 
     Args:
-        probe_share: Share of the training's steps that a probe may take before it, counted among them; 0 for no probe.
-            Only models that aggregate outputs and have a fresh pathway are probed, once.
-        warmup_share: Share of the training's steps behind the probe in which only the critic learns; actors that are
-            good already would be spoiled by advantages of a critic that has learned nothing. None where every source was
-            dropped.
+        probe_share: Share of the training's steps that a probe may take before it, counted among
+            them; 0 for no probe. Only models that aggregate outputs and have a fresh pathway are
+            probed, once.
+        warmup_share: Share of the training's steps behind the probe in which only the critic
+            learns; actors that are good already would be spoiled by advantages of a critic that has
+            learned nothing. None where every source was dropped.
         log_every: Environment steps between two records, over all parallel environments.
         verbose: 1 to print what the probe measured and what is decided later.
 
@@ -46,11 +47,19 @@ class HubCallback(BaseCallback):
         BadConfig: If a share is none.
     """
 
-    def __init__(self, probe_share: float = 0.02, warmup_share: float = 0.02, log_every: int = 1000, verbose: int = 0) -> None:
+    def __init__(
+        self,
+        probe_share: float = 0.02,
+        warmup_share: float = 0.02,
+        log_every: int = 1000,
+        verbose: int = 0,
+    ) -> None:
         super().__init__(verbose)
         for name, share in (("probe_share", probe_share), ("warmup_share", warmup_share)):
             if not isinstance(share, int | float) or not 0 <= share < 1:
-                raise BadConfig(f"{name}={share!r} was given; expected a share of the training's steps, at least 0 and below 1.")
+                raise BadConfig(
+                    f"{name}={share!r} was given; expected a share of the training's steps, at least 0 and below 1."
+                )
         self.probe_share = probe_share
         self.warmup_share = warmup_share
         self.log_every = log_every
@@ -64,7 +73,9 @@ class HubCallback(BaseCallback):
     def _on_training_start(self) -> None:
         model, policy = self.model, self.model.policy
         # SB3 updates it when the first rollout is over, and saves it with the model.
-        model._update_current_progress_remaining(model.num_timesteps, self.locals["total_timesteps"])
+        model._update_current_progress_remaining(
+            model.num_timesteps, self.locals["total_timesteps"]
+        )
         self._goes_on = model.num_timesteps > 0
         see_through_normalisation(policy, self.training_env)
         # Looked up once: off-policy algorithms begin a rollout every few steps.
@@ -76,7 +87,9 @@ class HubCallback(BaseCallback):
         if isinstance(policy, HubActorCriticPolicy):
             if not isinstance(model, PPO | A2C):
                 name = type(model).__name__
-                raise BadConfig(f"What hub.agent makes for PPO or A2C was given to {name}; use hub.agent({name}).")
+                raise BadConfig(
+                    f"What hub.agent makes for PPO or A2C was given to {name}; use hub.agent({name})."
+                )
             self._start_on_policy(model, policy)
         if isinstance(model, DQN) and isinstance(policy, HubDQNPolicy):
             self._start_dqn(model, policy)
@@ -86,20 +99,28 @@ class HubCallback(BaseCallback):
         if self._records_steps:
             policy.enable_commitment()
         policy.end_commitments(np.ones(self.training_env.num_envs, dtype=bool))
-        if policy.method.awaits_probe and not self._goes_on and model._n_updates == 0:  # what has learned is not probed
+        if (
+            policy.method.awaits_probe and not self._goes_on and model._n_updates == 0
+        ):  # what has learned is not probed
             self._probe(model, policy)
         if policy.selection is not None:
             total = self.locals["total_timesteps"]
-            self._selection = SourceSelection(model, policy, policy.selection, total, goes_on=self._goes_on)
+            self._selection = SourceSelection(
+                model, policy, policy.selection, total, goes_on=self._goes_on
+            )
         self._scaling = CriticScaling(model, policy)  # of the critic that is to learn
         if not self._goes_on:
             self._warm_up(policy)
 
     def _start_dqn(self, model: DQN, policy: HubDQNPolicy) -> None:
         policy.begin(self.training_env.num_envs, RunningLearn(model))
-        self._episodes = EpisodeReturns(self.training_env, model.num_timesteps, whole=not self._goes_on)
+        self._episodes = EpisodeReturns(
+            self.training_env, model.num_timesteps, whole=not self._goes_on
+        )
         _explore_as_before(model)
-        schedule = PausedExploration(model.exploration_schedule, lambda: policy.deterministic_episode)
+        schedule = PausedExploration(
+            model.exploration_schedule, lambda: policy.deterministic_episode
+        )
         model.exploration_schedule = schedule
         if policy.deterministic_episode:
             model.exploration_rate = 0.0
@@ -112,7 +133,11 @@ class HubCallback(BaseCallback):
                 policy.selection.doubt_all()
                 policy.follow_selection()
             if budget:
-                self._tell([f"No probe: {budget} steps are too few for it; whole episodes decide whom to trust."])
+                self._tell(
+                    [
+                        f"No probe: {budget} steps are too few for it; whole episodes decide whom to trust."
+                    ]
+                )
             return
         model.num_timesteps += result.steps
         self.num_timesteps = model.num_timesteps
@@ -130,7 +155,9 @@ class HubCallback(BaseCallback):
     def _warm_up(self, policy: HubActorCriticPolicy) -> None:
         """From now on only the critic learns, for a while."""
         now = self.model.num_timesteps
-        policy.get_buffer("warm_until").fill_(now + self.warmup_share * (self.locals["total_timesteps"] - now))
+        policy.get_buffer("warm_until").fill_(
+            now + self.warmup_share * (self.locals["total_timesteps"] - now)
+        )
 
     def _on_rollout_start(self) -> None:
         policy = self.model.policy
@@ -145,12 +172,15 @@ class HubCallback(BaseCallback):
                 method.update_progress(self.model._current_progress_remaining)
         see_through_normalisation(policy, self.training_env)
 
-    def _training_state(self, model: OnPolicyAlgorithm, policy: HubActorCriticPolicy) -> TrainingState:
+    def _training_state(
+        self, model: OnPolicyAlgorithm, policy: HubActorCriticPolicy
+    ) -> TrainingState:
         fresh_trains = policy.selection is not None and policy.selection.trial.fresh_claims
         return TrainingState(
             progress_remaining=model._current_progress_remaining,
             records_steps=self._records_steps,
-            critic_only=model.num_timesteps < float(policy.get_buffer("warm_until")) and not fresh_trains,
+            critic_only=model.num_timesteps < float(policy.get_buffer("warm_until"))
+            and not fresh_trains,
             fused_update=self._records_steps and isinstance(model, PPO),
             entropy_gradient=not self._records_steps or model.ent_coef != 0,
         )
@@ -177,8 +207,12 @@ class HubCallback(BaseCallback):
                 self._selection.step(rewards, dones, self.locals["infos"])
         if isinstance(policy, HubDQNPolicy) and self._episodes is not None:
             assert isinstance(self.model, DQN)
-            telling = self.model.exploration_rate <= max(FEW_RANDOM, self.model.exploration_final_eps)
-            for env, value, whole, began in self._episodes.step(rewards, dones, self.locals["infos"], self.model.num_timesteps):
+            telling = self.model.exploration_rate <= max(
+                FEW_RANDOM, self.model.exploration_final_eps
+            )
+            for env, value, whole, began in self._episodes.step(
+                rewards, dones, self.locals["infos"], self.model.num_timesteps
+            ):
                 counts = telling and whole and began >= self.model.learning_starts
                 policy.ended(env, value, self.model.num_timesteps, counts=counts)
         return True
@@ -218,7 +252,9 @@ class HubCallback(BaseCallback):
         """Warn where sources have not played a whole episode, so that segments alone say who acts."""
         untried = [selection.records.names[source] for source in selection.unplayed]
         if untried:
-            warnings.warn(TOO_SHORT.format(self.num_timesteps, ", ".join(untried)), HubrlWarning, stacklevel=2)
+            warnings.warn(
+                TOO_SHORT.format(self.num_timesteps, ", ".join(untried)), HubrlWarning, stacklevel=2
+            )
 
 
 NO_HUB = (

@@ -36,7 +36,11 @@ class CriticScaling:
     def rollout_end(self) -> None:
         """Rescale the value head; the first time, the rollout's values are computed again in the new units."""
         head = self.policy.value_net
-        if not isinstance(head, PopArtLinear) or (self.policy.fresh_alone and not head.rescaled) or not self.returns.ready:
+        if (
+            not isinstance(head, PopArtLinear)
+            or (self.policy.fresh_alone and not head.rescaled)
+            or not self.returns.ready
+        ):
             return
         first = not head.rescaled
         mean, std = self.returns.moments()
@@ -56,8 +60,14 @@ def recompute_values(model: OnPolicyAlgorithm) -> None:
     with torch.no_grad():
         for step in range(buffer.buffer_size):
             seen: Any = buffer.observations
-            seen = {key: rows[step] for key, rows in seen.items()} if isinstance(seen, dict) else seen[step]
-            buffer.values[step] = policy.predict_values(obs_as_tensor(seen, model.device)).cpu().numpy().flatten()
+            seen = (
+                {key: rows[step] for key, rows in seen.items()}
+                if isinstance(seen, dict)
+                else seen[step]
+            )
+            buffer.values[step] = (
+                policy.predict_values(obs_as_tensor(seen, model.device)).cpu().numpy().flatten()
+            )
         last: Any = model._last_obs
         last_values = policy.predict_values(obs_as_tensor(last, model.device))
     assert model._last_episode_starts is not None

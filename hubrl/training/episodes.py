@@ -36,7 +36,9 @@ class EpisodeReturns:
         self.lives = _ends_at_lost_lives(env)
         self.steps, self.episodes = 0, 0
 
-    def step(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], now: int) -> list[Finished]:
+    def step(
+        self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], now: int
+    ) -> list[Finished]:
         """Count one step of all environments; the episodes that it ended."""
         self.sums += true_rewards(self.env, rewards)
         self.lengths += 1
@@ -63,7 +65,9 @@ class EpisodeReturns:
 def _ends_at_lost_lives(env: VecEnv) -> bool:
     """Whether `done` comes with every lost life, and Monitor's numbers when the game is over."""
     is_monitored = any(env.env_is_wrapped(Monitor))
-    return is_monitored and (any(env.env_is_wrapped(EpisodicLifeEnv)) or any(env.env_is_wrapped(AtariWrapper)))
+    return is_monitored and (
+        any(env.env_is_wrapped(EpisodicLifeEnv)) or any(env.env_is_wrapped(AtariWrapper))
+    )
 
 
 def true_rewards(env: VecEnv, rewards: np.ndarray) -> np.ndarray:

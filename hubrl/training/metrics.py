@@ -16,7 +16,8 @@ from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.training.probe import ProbeResult
 
-# SB3's table cuts keys at 36 characters and refuses two that are then alike; names of sources can be long.
+# SB3's table cuts keys at 36 characters and refuses two that are then alike; names of sources can
+# be long.
 NO_TABLE = ("stdout", "log")
 TENSORBOARD_ONLY = ("stdout", "log", "json", "csv")
 
@@ -28,12 +29,20 @@ def record_method(logger: Logger, method: Method) -> None:
     sums = method.routing_stats.sums
     if sums.passes:
         logger.record(f"loss/{method.loss_name}", sums.loss / sums.passes)
-    if sums.rows:  # none with methods without weights, and while off-policy algorithms act at random
+    if (
+        sums.rows
+    ):  # none with methods without weights, and while off-policy algorithms act at random
         for index, name in enumerate(method.routing_stats.names):
-            logger.record(f"pathway/weight/{name}", float(sums.weight[index]) / sums.rows, exclude=NO_TABLE)
-            logger.record(f"pathway/active/{name}", float(sums.active[index]) / sums.rows, exclude=NO_TABLE)
+            logger.record(
+                f"pathway/weight/{name}", float(sums.weight[index]) / sums.rows, exclude=NO_TABLE
+            )
+            logger.record(
+                f"pathway/active/{name}", float(sums.active[index]) / sums.rows, exclude=NO_TABLE
+            )
             if len(sums.last):
-                logger.record(f"pathway/weights/{name}", sums.last[:, index].clone(), exclude=TENSORBOARD_ONLY)
+                logger.record(
+                    f"pathway/weights/{name}", sums.last[:, index].clone(), exclude=TENSORBOARD_ONLY
+                )
         logger.record("pathway/entropy_nats", sums.entropy / sums.rows)
         logger.record("pathway/active_sources", float(sums.active.sum()) / sums.rows)
     _record_gradient(logger, method)
@@ -43,12 +52,16 @@ def record_method(logger: Logger, method: Method) -> None:
 def _record_gradient(logger: Logger, method: Method) -> None:
     """Record the router's gradient of the last update; SB3 clears it before the next."""
     router = method.router
-    norms = [] if router is None else [p.grad.norm() for p in router.parameters() if p.grad is not None]
+    norms = (
+        [] if router is None else [p.grad.norm() for p in router.parameters() if p.grad is not None]
+    )
     if norms:
         logger.record("router/gradient_norm", float(torch.stack(norms).norm()))
 
 
-def record_selection(logger: Logger, selection: ArmSelection, acted: np.ndarray | None = None) -> None:
+def record_selection(
+    logger: Logger, selection: ArmSelection, acted: np.ndarray | None = None
+) -> None:
     """Record what every arm earned, which acts in evaluation, and which played.
 
     Args:
@@ -60,8 +73,12 @@ def record_selection(logger: Logger, selection: ArmSelection, acted: np.ndarray 
         count = selection.records.count(arm)
         if count:
             logger.record(f"trust/episodes/{name}", count, exclude=NO_TABLE)
-            logger.record(f"trust/return/{name}", selection.records.mean_return(arm), exclude=NO_TABLE)
-        logger.record(f"trust/evaluates/{name}", float(arm == selection.evaluation_arm), exclude=NO_TABLE)
+            logger.record(
+                f"trust/return/{name}", selection.records.mean_return(arm), exclude=NO_TABLE
+            )
+        logger.record(
+            f"trust/evaluates/{name}", float(arm == selection.evaluation_arm), exclude=NO_TABLE
+        )
         if acted is not None and acted.sum():
             logger.record(f"trust/played/{name}", float(acted[arm] / acted.sum()), exclude=NO_TABLE)
     ahead, behind = selection.trial.forecasts
@@ -89,9 +106,13 @@ def describe_probe(result: ProbeResult) -> str:
     """A probe's result, a line for each pathway."""
     lines = [f"Probe: {result.steps} steps in segments of {result.segment}."]
     for name, returns in result.returns.items():
-        spread = np.std(returns, ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else float("nan")
+        spread = (
+            np.std(returns, ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else float("nan")
+        )
         fate = FATES[result.fates[name]] if name in result.fates else "untrained networks"
-        lines.append(f"  {name}: {np.mean(returns):.1f} ± {spread:.1f} over {len(returns)} segments, {fate}")
+        lines.append(
+            f"  {name}: {np.mean(returns):.1f} ± {spread:.1f} over {len(returns)} segments, {fate}"
+        )
     return "\n".join(lines)
 
 
@@ -112,7 +133,8 @@ def record_hub(logger: Logger, model: BaseAlgorithm) -> None:
     card = "\n".join(f"    {line}" for line in write_yaml(spec.to_dict()).splitlines())
     logger.record("hub/card", card, exclude=TENSORBOARD_ONLY)
     options = {
-        f"options/{key}": value if isinstance(value, bool | int | float | str) else str(value) for key, value in spec.options.items()
+        f"options/{key}": value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in spec.options.items()
     }
     hparams: dict[str, Any] = {
         "algorithm": type(model).__name__,
@@ -127,5 +149,9 @@ def record_hub(logger: Logger, model: BaseAlgorithm) -> None:
 
 def hub_spec(policy: torch.nn.Module) -> HubSpec | None:
     """The hub that a policy was built with, if any."""
-    found = (part.spec for part in policy.modules() if isinstance(part, HubActorCriticPolicy | HubDQNPolicy | HubExtractor))
+    found = (
+        part.spec
+        for part in policy.modules()
+        if isinstance(part, HubActorCriticPolicy | HubDQNPolicy | HubExtractor)
+    )
     return next(found, None)

@@ -1,7 +1,7 @@
 """A probe: every source plays short segments on the target before the training, beside untrained networks.
 
-The design is ours. In place of the fresh pathway, which has learned nothing yet, untrained networks of its
-architecture play, another one in every segment. What follows from the segments stands in
+The design is ours. In place of the fresh pathway, which has learned nothing yet, untrained networks
+of its architecture play, another one in every segment. What follows from the segments stands in
 `hubrl.selection.probe_verdict`.
 """
 
@@ -73,7 +73,9 @@ def probe(model: OnPolicyAlgorithm, budget: int) -> ProbeResult | None:
     """
     policy, env = model.policy, model.get_env()
     if not isinstance(policy, HubActorCriticPolicy) or env is None:
-        raise BadConfig("A probe needs a model that aggregates the sources' outputs and has an environment.")
+        raise BadConfig(
+            "A probe needs a model that aggregates the sources' outputs and has an environment."
+        )
     settings = TrustSettings()
     names = policy.method.probe_candidates.names
     rounds = math.ceil(SEGMENTS * len(names) / env.num_envs)
@@ -84,10 +86,14 @@ def probe(model: OnPolicyAlgorithm, budget: int) -> ProbeResult | None:
     for turn in range(rounds):
         first = turn * env.num_envs
         players = [names[(first + row) % len(names)] for row in range(env.num_envs)]
-        earned = play_segment(policy, env, players, segment, seed=SEED_STRIDE * (model.seed or 0) + first * segment)
+        earned = play_segment(
+            policy, env, players, segment, seed=SEED_STRIDE * (model.seed or 0) + first * segment
+        )
         for name, value in zip(players, earned, strict=True):
             returns[name].append(value)
-    result = ProbeResult(returns, _fates(returns, settings), segment, rounds * env.num_envs * segment)
+    result = ProbeResult(
+        returns, _fates(returns, settings), segment, rounds * env.num_envs * segment
+    )
     _trust(policy, result, settings)
     return result
 
@@ -105,22 +111,33 @@ def _trust(policy: HubActorCriticPolicy, result: ProbeResult, settings: TrustSet
     """Set the trust of the selection, or of a method that judges no whole episodes, which keeps what is clear already."""
     means = [float(np.mean(own)) for own in result.returns.values()]
     kept = [name for name, fate in result.fates.items() if fate is Fate.KEPT]
-    start = list(starting_points({name: result.returns[name] for name in result.fates}, kept, settings).values())
+    start = list(
+        starting_points(
+            {name: result.returns[name] for name in result.fates}, kept, settings
+        ).values()
+    )
     if policy.selection is not None:
         policy.selection.judge(list(result.fates.values()), means[: len(start)], start)
         policy.follow_selection()
         return
     fresh = [-settings.most_lag if kept else 0.0] * (FRESH in result.returns)
-    policy.method.apply_probe([name in (*kept, FRESH) for name in result.returns], [*start, *fresh], means)
+    policy.method.apply_probe(
+        [name in (*kept, FRESH) for name in result.returns], [*start, *fresh], means
+    )
 
 
 @torch.no_grad()
-def play_segment(policy: HubActorCriticPolicy, env: VecEnv, players: list[str], segment: int, *, seed: int = 0) -> list[float]:
+def play_segment(
+    policy: HubActorCriticPolicy, env: VecEnv, players: list[str], segment: int, *, seed: int = 0
+) -> list[float]:
     """One segment from a reset, every environment under one pathway; what each earned up to its first end of an episode.
 
-    Where the fresh pathway is to play, an untrained network does, drawn by the seed and the environment's position.
+    Where the fresh pathway is to play, an untrained network does, drawn by the seed and the
+    environment's position.
     """
-    untrained = {row: Untrained(policy, seed + row) for row, name in enumerate(players) if name == FRESH}
+    untrained = {
+        row: Untrained(policy, seed + row) for row, name in enumerate(players) if name == FRESH
+    }
     names = policy.method.probe_candidates.names
     pathway = torch.tensor([names.index(name) for name in players], device=policy.device)
     policy.set_training_mode(False)
@@ -148,8 +165,14 @@ class Untrained:
         self.policy = policy
         with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            self.extractor, self.hidden, self.head = copy.deepcopy((policy.pi_features_extractor, policy.mlp_extractor, policy.action_net))
-            for part, gain in ((self.extractor, math.sqrt(2)), (self.hidden, math.sqrt(2)), (self.head, 1.0)):
+            self.extractor, self.hidden, self.head = copy.deepcopy(
+                (policy.pi_features_extractor, policy.mlp_extractor, policy.action_net)
+            )
+            for part, gain in (
+                (self.extractor, math.sqrt(2)),
+                (self.hidden, math.sqrt(2)),
+                (self.head, 1.0),
+            ):
                 part.apply(partial(policy.init_weights, gain=gain))
 
     def act(self, observations: Any, row: int) -> np.ndarray:
@@ -160,11 +183,15 @@ class Untrained:
             if isinstance(observations, dict)
             else observations[row : row + 1]
         )
-        seen: Any = preprocess_obs(one, policy.observation_space, normalize_images=policy.normalize_images)
+        seen: Any = preprocess_obs(
+            one, policy.observation_space, normalize_images=policy.normalize_images
+        )
         said = self.head(self.hidden.forward_actor(self.extractor(seen)))
         if isinstance(policy.action_space, spaces.Discrete):
             said = said.log_softmax(dim=1)
         else:
             said = torch.cat([said, torch.full_like(said, math.log(UNTRAINED_STD))], dim=1)
-        action: np.ndarray = action_params.get_actions(said, policy.action_space, deterministic=False)[0]
+        action: np.ndarray = action_params.get_actions(
+            said, policy.action_space, deterministic=False
+        )[0]
         return action

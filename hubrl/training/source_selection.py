@@ -22,11 +22,23 @@ class SourceSelection:
     """
 
     def __init__(
-        self, model: OnPolicyAlgorithm, policy: HubActorCriticPolicy, selection: ArmSelection, total: int, *, goes_on: bool
+        self,
+        model: OnPolicyAlgorithm,
+        policy: HubActorCriticPolicy,
+        selection: ArmSelection,
+        total: int,
+        *,
+        goes_on: bool,
     ) -> None:
         env = model.get_env()
         assert env is not None
-        self.model, self.policy, self.selection, self.total, self.env = model, policy, selection, total, env
+        self.model, self.policy, self.selection, self.total, self.env = (
+            model,
+            policy,
+            selection,
+            total,
+            env,
+        )
         was_swapped = selection.trial.is_swapped
         if not goes_on:
             selection.trial.begin()
@@ -49,7 +61,9 @@ class SourceSelection:
             return
         playing = self.selection.playing
         np.add.at(self.acted, np.where(playing < 0, self.selection.together, playing), 1)
-        for env, value, whole, _ in self.episodes.step(rewards, dones, infos, self.model.num_timesteps):
+        for env, value, whole, _ in self.episodes.step(
+            rewards, dones, infos, self.model.num_timesteps
+        ):
             if whole:
                 self.selection.record(env, value, self.model.num_timesteps)
             self.selection.next_turn(env)

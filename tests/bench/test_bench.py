@@ -90,7 +90,9 @@ def scripted(calls, **changes):
         "ours": Scripted("ours", [1, 40, 30, 60], calls),
         "sb3": Scripted("sb3", [1, 10, 10, 10], calls),
     }
-    return Benchmark("scripted", "Nothing", works, "at least 2", **{"steps": 16, "threads": 1, **changes})
+    return Benchmark(
+        "scripted", "Nothing", works, "at least 2", **{"steps": 16, "threads": 1, **changes}
+    )
 
 
 def test_works_take_turns_after_a_first_piece_that_does_not_count():
@@ -109,7 +111,9 @@ def test_works_take_turns_after_a_first_piece_that_does_not_count():
 
 def test_steps_repetitions_and_threads_can_be_asked_for_and_threads_are_put_back():
     before, calls = torch.get_num_threads(), []
-    assert len(measure(scripted(calls), steps=99, repetitions=2, threads=before + 1).repetitions) == 2
+    assert (
+        len(measure(scripted(calls), steps=99, repetitions=2, threads=before + 1).repetitions) == 2
+    )
     assert ("ours", 99, before + 1) in calls
     assert torch.get_num_threads() == before
 
@@ -139,7 +143,10 @@ def test_a_ratio_is_the_median_of_pairs_and_the_json_has_what_was_promised(tmp_p
     }
     assert (plain["ratio_min"], plain["ratio_max"], plain["repetitions"]) == (3.0, 6.0, 3)
     assert plain["versions"]["torch"] == torch.__version__
-    assert "| scripted | Nothing | Nowhere-v0, 4 | 40 steps/s | sb3 10 | 4.00 (3.00 to 6.00) | at least 2 | 1 |" in markdown([measured])
+    assert (
+        "| scripted | Nothing | Nowhere-v0, 4 | 40 steps/s | sb3 10 | 4.00 (3.00 to 6.00) | at least 2 | 1 |"
+        in markdown([measured])
+    )
 
 
 def test_the_better_of_sb3s_ways_counts():
@@ -161,7 +168,9 @@ def test_a_cost_is_a_ratio_of_times_and_what_is_outside_is_what_neither_takes():
 
 def test_memory_has_no_speed():
     speeds = {"ours": 10.0, "sb3": 50.0, "sb3_optimized": 25.0}
-    line = scripted([], unit="bytes", ratio=of_sb3_default)._replace(works=dict.fromkeys(speeds, Scripted("", [], [])))
+    line = scripted([], unit="bytes", ratio=of_sb3_default)._replace(
+        works=dict.fromkeys(speeds, Scripted("", [], []))
+    )
     plain = Measurement(line, 1, [speeds]).to_dict()
     assert (plain["ours_steps_per_s"], plain["sb3_steps_per_s"], plain["ratio"]) == (
         None,
@@ -228,7 +237,9 @@ def test_plain_sb3_is_plain_and_ours_learns_from_as_many_sources():
 
 
 def test_networks_alone_learn_from_one_rollout_as_often_as_a_training_would():
-    work = Kernels({**TINY, **CACHED, "algorithm_kwargs": {"n_steps": 8, "batch_size": 8, "n_epochs": 3}}, 2)
+    work = Kernels(
+        {**TINY, **CACHED, "algorithm_kwargs": {"n_steps": 8, "batch_size": 8, "n_epochs": 3}}, 2
+    )
     with closing(work.start()) as running:
         steps = []
         optimizer = running.ppo.policy.optimizer
@@ -266,9 +277,15 @@ def test_networks_are_weighed_with_their_sources_once(algorithm, others):
     for copied in (False, True):
         with closing(Weights(fields, 3, copied=copied).start()) as running:
             weighed.append(running.measure(1))
-            sources = {id(part): part for part in running.model.policy.modules() if isinstance(part, Source)}
+            sources = {
+                id(part): part
+                for part in running.model.policy.modules()
+                if isinstance(part, Source)
+            }
     assert len(sources) == 3
-    assert weighed[1] - weighed[0] == others * sum(part.nbytes for source in sources.values() for part in source.state_dict().values())
+    assert weighed[1] - weighed[0] == others * sum(
+        part.nbytes for source in sources.values() for part in source.state_dict().values()
+    )
 
 
 def test_an_exported_agent_is_what_predicts():
@@ -317,7 +334,9 @@ def test_a_profile_says_where_the_time_of_each_training_goes():
 
 def test_the_processors_units_are_read_from_its_flags(monkeypatch, tmp_path):
     flags = tmp_path / "cpuinfo"
-    flags.write_text("model name: some\nflags\t: fpu avx2 avx512f avx512_bf16 amx_bf16\nflags\t: fpu\n")
+    flags.write_text(
+        "model name: some\nflags\t: fpu avx2 avx512f avx512_bf16 amx_bf16\nflags\t: fpu\n"
+    )
     monkeypatch.setattr(compare, "Path", lambda path: flags)
     assert matrix_units() == ["AMX-BF16", "AVX512-BF16", "AVX512", "AVX2"]
     flags.unlink()
@@ -342,7 +361,9 @@ def test_the_command_lists_measures_and_profiles(run, monkeypatch, tmp_path):
     assert code == 0
     assert "absent" in out
     assert "at least 0" in out
-    code, out, _ = run("bench", "--repetitions", 2, "--json", tmp_path / "b.json", "--markdown", tmp_path / "b.md")
+    code, out, _ = run(
+        "bench", "--repetitions", 2, "--json", tmp_path / "b.json", "--markdown", tmp_path / "b.md"
+    )
     assert code == 0
     assert "absent is left out: Unknown task 'Absent-v0'" in out
     assert [line["name"] for line in json.loads((tmp_path / "b.json").read_text())] == ["tiny"]

@@ -22,7 +22,9 @@ def agents(tmp_path_factory):
     """Two tiny agents' zips."""
     folder = tmp_path_factory.mktemp("agents")
     for algorithm, name in ((PPO, "one"), (A2C, "two")):
-        algorithm("MlpPolicy", "CartPole-v1", seed=1, policy_kwargs={"net_arch": [8]}, device="cpu").save(folder / f"{name}.zip")
+        algorithm(
+            "MlpPolicy", "CartPole-v1", seed=1, policy_kwargs={"net_arch": [8]}, device="cpu"
+        ).save(folder / f"{name}.zip")
     return folder
 
 
@@ -35,7 +37,9 @@ def hub(agents, tmp_path):
 
 
 def test_a_hub_is_built_shown_tried_checked_and_grown(run, agents):
-    code, out, _ = run("hub", "build", "hubs/mine", "--agent", agents / "one.zip", "--agent", agents / "two.zip")
+    code, out, _ = run(
+        "hub", "build", "hubs/mine", "--agent", agents / "one.zip", "--agent", agents / "two.zip"
+    )
     assert code == 0
     assert "PPO" in out
     assert sorted(path.name for path in Path("hubs/mine").iterdir()) == [
@@ -95,7 +99,9 @@ def test_a_run_is_trained_evaluated_and_repeated(run, hub, tmp_path):
     assert "mine_1" in out
     assert run("train", "runs/mine_1/config.yaml")[0] == 0
     assert Path("runs/mine_2/result.json").exists()
-    assert run("hub", "build", "hubs/next", "--agent", "runs/mine_1", "--agent", "runs/mine_2")[0] == 0
+    assert (
+        run("hub", "build", "hubs/next", "--agent", "runs/mine_1", "--agent", "runs/mine_2")[0] == 0
+    )
     learned = Hub.load("hubs/next")
     assert learned.names == ["mine_1", "mine_2"]
     assert (learned[0].card.task, learned[0].card.episodes, learned[0].card.steps) == (
@@ -116,7 +122,10 @@ def test_evaluate_plays_a_zip_a_hubs_source_and_a_run_on_another_task(run, agent
 def test_methods_are_listed_with_their_options(run):
     code, out, _ = run("methods")
     assert code == 0
-    assert all(name in out for name in (*available(), "top_k", "explore_coef", "judging_share", "teach_coef"))
+    assert all(
+        name in out
+        for name in (*available(), "top_k", "explore_coef", "judging_share", "teach_coef")
+    )
 
 
 MISTAKES = {
@@ -184,10 +193,17 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(run, hub, agents, tmp_path, arguments, sentence):
-    (tmp_path / "config.yaml").write_text(write_yaml({"task": "CartPole-v1", "hub": str(hub), "steps": 64}))
+def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(
+    run, hub, agents, tmp_path, arguments, sentence
+):
+    (tmp_path / "config.yaml").write_text(
+        write_yaml({"task": "CartPole-v1", "hub": str(hub), "steps": 64})
+    )
     before = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
-    given = [argument.format(hub=hub, agents=agents, config=tmp_path / "config.yaml") for argument in arguments]
+    given = [
+        argument.format(hub=hub, agents=agents, config=tmp_path / "config.yaml")
+        for argument in arguments
+    ]
     code, _, err = run(*given)
     assert code == 2
     assert sentence in err
@@ -197,7 +213,9 @@ def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(run, hub, age
     assert not left - {Path("runs")}
 
 
-@pytest.mark.parametrize("damage", ["changed weights", "changed card", "newer card", "newer hub", "missing weights"])
+@pytest.mark.parametrize(
+    "damage", ["changed weights", "changed card", "newer card", "newer hub", "missing weights"]
+)
 def test_a_damaged_hub_is_one_line_with_exit_code_2(run, hub, damage):
     weights, card = hub / "one.safetensors", hub / "one.yaml"
     match damage:
@@ -211,7 +229,9 @@ def test_a_damaged_hub_is_one_line_with_exit_code_2(run, hub, damage):
         case "newer card":
             card.write_text(write_yaml({**yaml.safe_load(card.read_text()), "format": 99}))
         case "newer hub":
-            (hub / "hub.yaml").write_text(write_yaml({**yaml.safe_load((hub / "hub.yaml").read_text()), "format": 99}))
+            (hub / "hub.yaml").write_text(
+                write_yaml({**yaml.safe_load((hub / "hub.yaml").read_text()), "format": 99})
+            )
         case _:
             weights.unlink()
     code, _, err = run("hub", "show", hub)
@@ -256,13 +276,19 @@ def test_a_source_is_added_adapted(run, hub, agents):
     card = Hub.load(hub)["turned"].card
     assert card.preprocessing[0].indices == (1, 2, 3, 4)
     assert card.action_map.order == (1, 0)
-    code, _, err = run("hub", "add", hub, "--agent", agents / "one.zip", "--name", "other", "--signs", "1,-1")
+    code, _, err = run(
+        "hub", "add", hub, "--agent", agents / "one.zip", "--name", "other", "--signs", "1,-1"
+    )
     assert code == 2
     assert "has 2 signs for Discrete(2)" in err
-    code, _, err = run("hub", "add", hub, "--agent", agents / "one.zip", "--name", "other", "--order", "one")
+    code, _, err = run(
+        "hub", "add", hub, "--agent", agents / "one.zip", "--name", "other", "--order", "one"
+    )
     assert code == 2
     assert "'one' was given; expected whole numbers like 0-16 or 3,1,2." in err
-    code, _, err = run("hub", "add", hub, "--agent", agents / "one.zip", "--name", "other", "--observes=-1")
+    code, _, err = run(
+        "hub", "add", hub, "--agent", agents / "one.zip", "--name", "other", "--observes=-1"
+    )
     assert code == 2
     assert "Input should be greater than or equal to 0" in err
     assert Hub.load(hub).names == ["one", "two", "turned"]

@@ -79,7 +79,9 @@ def test_a_field_that_cannot_be_is_refused(tmp_path, fields, sentence):
 
 
 def test_unknown_methods_and_options_name_the_nearest(tmp_path):
-    with pytest.raises(UnknownName, match="Unknown method 'hub-pathways'. Did you mean 'hub-pathway'"):
+    with pytest.raises(
+        UnknownName, match="Unknown method 'hub-pathways'. Did you mean 'hub-pathway'"
+    ):
         read_config(written(tmp_path, method="hub-pathways"))
     with pytest.raises(
         UnknownName,

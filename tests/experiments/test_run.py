@@ -45,7 +45,10 @@ class Interrupt(BaseCallback):
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hubs") / "cartpole"
-    agents = [PPO("MlpPolicy", "CartPole-v1", seed=seed, policy_kwargs={"net_arch": [8]}, device="cpu") for seed in (0, 1)]
+    agents = [
+        PPO("MlpPolicy", "CartPole-v1", seed=seed, policy_kwargs={"net_arch": [8]}, device="cpu")
+        for seed in (0, 1)
+    ]
     Hub.from_agents(agents, names=["one", "two"]).save(folder)
     return folder
 
@@ -100,13 +103,19 @@ def test_a_run_folder_holds_everything_and_repeats_to_the_bit(tmp_path, hub, alg
 
 def test_a_number_may_fall_to_zero_over_a_training_as_the_rl_zoo_writes_it(tmp_path, hub):
     kwargs = {**TINY["ppo"], "learning_rate": "lin_2.5e-4", "clip_range": "lin_0.1"}
-    run = start_run(config_of(tmp_path, hub, method="scratch", algorithm_kwargs=kwargs), [], tmp_path / "runs")
+    run = start_run(
+        config_of(tmp_path, hub, method="scratch", algorithm_kwargs=kwargs), [], tmp_path / "runs"
+    )
     assert "learning_rate: lin_2.5e-4" in (run / "config.yaml").read_text()
     seen = []
 
     class See(BaseCallback):
         def _on_training_start(self):
-            seen.extend(schedule(part) for schedule in (self.model.lr_schedule, self.model.clip_range) for part in (1.0, 0.5, 0.0))
+            seen.extend(
+                schedule(part)
+                for schedule in (self.model.lr_schedule, self.model.clip_range)
+                for part in (1.0, 0.5, 0.0)
+            )
 
         def _on_step(self):
             return True
@@ -118,10 +127,14 @@ def test_a_number_may_fall_to_zero_over_a_training_as_the_rl_zoo_writes_it(tmp_p
     assert same(weights_of(run), weights_of(again))
 
 
-@pytest.mark.parametrize("written", ["lin_", "lin_fast", "lin_-1", "lin_0", "lin_nan", "lin_inf", "cos_0.1", "0.1x"])
+@pytest.mark.parametrize(
+    "written", ["lin_", "lin_fast", "lin_-1", "lin_0", "lin_nan", "lin_inf", "cos_0.1", "0.1x"]
+)
 def test_a_schedule_that_cannot_be_is_refused(tmp_path, hub, written):
     kwargs = {**TINY["ppo"], "clip_range": written}
-    run = start_run(config_of(tmp_path, hub, method="scratch", algorithm_kwargs=kwargs), [], tmp_path / "runs")
+    run = start_run(
+        config_of(tmp_path, hub, method="scratch", algorithm_kwargs=kwargs), [], tmp_path / "runs"
+    )
     with pytest.raises(
         BadConfig,
         match=f"clip_range='{written}' was given; expected a number, or lin_ and a number",
@@ -138,18 +151,24 @@ def test_steps_of_atari_are_a_quarter_of_the_frames_that_monitor_counts(tmp_path
     for name, episodes in rows.items():
         path = tmp_path / f"{name}.monitor.csv"
         path.parent.mkdir(exist_ok=True)
-        path.write_text("#{}\nr,l,t\n" + "".join(f"{value},{length},0.1\n" for value, length in episodes))
+        path.write_text(
+            "#{}\nr,l,t\n" + "".join(f"{value},{length},0.1\n" for value, length in episodes)
+        )
     config = {"task": "PongNoFrameskip-v4", "method": "scratch", "steps": 1}
     (tmp_path / "config.yaml").write_text(write_yaml({**config, "preprocessing": "atari"}))
     assert training_curve(tmp_path) == [(100, 3.0), (200, 1.0), (401, 2.0), (650, 4.0)]
     (tmp_path / "config.yaml").write_text(write_yaml({**config, "preprocessing": "atari-sb3"}))
     assert training_curve(tmp_path)[-1] == (650, 4.0)
     (tmp_path / "config.yaml").write_text(write_yaml(config))
-    assert training_curve(tmp_path) == [(400, 3.0), (681, 4.0)], "what came after the checkpoint happened once more"
+    assert training_curve(tmp_path) == [(400, 3.0), (681, 4.0)], (
+        "what came after the checkpoint happened once more"
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
-def test_atari_is_judged_with_drawn_actions_whose_randomness_is_not_the_trainings(tmp_path, algorithm):
+def test_atari_is_judged_with_drawn_actions_whose_randomness_is_not_the_trainings(
+    tmp_path, algorithm
+):
     # DQN draws from its action space at every step, also in evaluations.
     explores = {
         "learning_starts": 16,
@@ -170,7 +189,11 @@ def test_atari_is_judged_with_drawn_actions_whose_randomness_is_not_the_training
     runs = []
     for every in (64, 128):
         path = tmp_path / f"{every}.yaml"
-        path.write_text(write_yaml({**plain, "algorithm_kwargs": settings, "eval_every": every, "eval_episodes": 4}))
+        path.write_text(
+            write_yaml(
+                {**plain, "algorithm_kwargs": settings, "eval_every": every, "eval_episodes": 4}
+            )
+        )
         runs.append(start_run(path, [], tmp_path / "runs"))
         train(runs[-1])
     assert len(np.load(runs[0] / "evaluations.npz")["results"]) == 2
@@ -182,11 +205,16 @@ def test_atari_is_judged_with_drawn_actions_whose_randomness_is_not_the_training
 
 @pytest.mark.parametrize("preprocessing", ["atari", "atari-sb3"])
 def test_play_draws_in_atari_games_and_leaves_the_generators_as_they_were(preprocessing):
-    with closing(make_env("BreakoutNoFrameskip-v4", n_envs=4, seed=5, preprocessing=preprocessing)) as env:
+    with closing(
+        make_env("BreakoutNoFrameskip-v4", n_envs=4, seed=5, preprocessing=preprocessing)
+    ) as env:
         assert samples_actions(env)
         model = PPO("CnnPolicy", env, seed=0, device="cpu")
         before = torch.get_rng_state(), np.random.get_state()[1].tolist()
-        returns = [play(model, env, 4, deterministic=deterministic).lengths for deterministic in (True, None)]
+        returns = [
+            play(model, env, 4, deterministic=deterministic).lengths
+            for deterministic in (True, None)
+        ]
         assert torch.equal(before[0], torch.get_rng_state())
         assert before[1] == np.random.get_state()[1].tolist()
         assert returns[0] != returns[1]
@@ -219,11 +247,17 @@ def test_a_runs_agent_says_what_it_was_trained_on_and_is_bundled_in_half_precisi
         3,
     )
     assert told.episodes == 2
-    played = evaluate_policy(source, make_env("CartPole-v1", n_envs=2, seed=1003), n_eval_episodes=2)
+    played = evaluate_policy(
+        source, make_env("CartPole-v1", n_envs=2, seed=1003), n_eval_episodes=2
+    )
     # Rounded first, then played: what the card says is of the weights in the file.
     assert told.return_mean == pytest.approx(played[0], abs=0.05)
     trained, kept = weights_of(run), source.tensors()
-    assert all(torch.equal(kept[name], weight.half().to(weight.dtype)) for name, weight in trained.items() if weight.dtype == torch.float32)
+    assert all(
+        torch.equal(kept[name], weight.half().to(weight.dtype))
+        for name, weight in trained.items()
+        if weight.dtype == torch.float32
+    )
 
 
 def test_runs_are_numbered_and_never_overwritten(tmp_path, hub):
@@ -263,7 +297,9 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(tmp_path, hub, algo
     assert seen == [saved]
     assert result["steps"] >= 256
     assert result["wall_s"] >= round(before["wall_s"], 1) > 0
-    assert np.load(run / "evaluations.npz")["timesteps"].tolist() == [64, 128, 192, 256], "no step is evaluated twice, none is left out"
+    assert np.load(run / "evaluations.npz")["timesteps"].tolist() == [64, 128, 192, 256], (
+        "no step is evaluated twice, none is left out"
+    )
 
 
 def test_a_probe_is_remembered_by_a_run_that_was_interrupted_after_it(tmp_path, hub):
@@ -284,7 +320,9 @@ def test_a_probe_is_remembered_by_a_run_that_was_interrupted_after_it(tmp_path, 
         known["probe_steps"],
         known["probe_kept"],
     )
-    assert np.load(run / "evaluations.npz")["timesteps"].tolist() == [512, 1024, 1536, 2048], "the probe's steps leave nothing out"
+    assert np.load(run / "evaluations.npz")["timesteps"].tolist() == [512, 1024, 1536, 2048], (
+        "the probe's steps leave nothing out"
+    )
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, hub):

@@ -101,15 +101,31 @@ def test_a_study_runs_what_is_missing_and_reports_it(tmp_path, monkeypatch):
     } <= set(hub)
     (run,) = (tmp_path / "runs/tiny/cart/none/scratch").glob("1-*")
     scratch = next(row for row in table if row["method"] == "scratch" and row["seed"] == "1")
-    assert float(scratch["mean_train_return"]) == pytest.approx(np.mean([value for _, value in training_curve(run)]), abs=0.01)
-    best = max(float(row["eval_return"]) for row in table if row["method"].startswith("zero-shot:") and row["seed"] == "1")
+    assert float(scratch["mean_train_return"]) == pytest.approx(
+        np.mean([value for _, value in training_curve(run)]), abs=0.01
+    )
+    best = max(
+        float(row["eval_return"])
+        for row in table
+        if row["method"].startswith("zero-shot:") and row["seed"] == "1"
+    )
     assert float(next(row for row in table if row["method"] == "zero-shot")["eval_return"]) == best
     curves = rows(results / "curves.csv")
     assert {row["kind"] for row in curves} == {"evaluation", "training"}
-    assert {row["step"] for row in curves if row["kind"] == "evaluation" and row["method"] == "scratch"} == {"192", "384"}
+    assert {
+        row["step"] for row in curves if row["kind"] == "evaluation" and row["method"] == "scratch"
+    } == {"192", "384"}
     assert {row["pathway"] for row in rows(results / "pathways.csv")} >= {"one", "other", "fresh"}
     assert float(hub["first_quarter_return"]) == pytest.approx(
-        np.mean([value for step, value in training_curve(*(tmp_path / "runs/tiny/cart/pair/hub-pathway").glob("1-*")) if step <= 640]),
+        np.mean(
+            [
+                value
+                for step, value in training_curve(
+                    *(tmp_path / "runs/tiny/cart/pair/hub-pathway").glob("1-*")
+                )
+                if step <= 640
+            ]
+        ),
         abs=0.01,
     )
     for figure in ("intervals", "curves"):
@@ -124,7 +140,9 @@ def test_a_study_runs_what_is_missing_and_reports_it(tmp_path, monkeypatch):
         results=results,
         on_plan=lambda *counts: plans.append(counts),
     )
-    assert plans == [(10, 10)], "what stands in the results is not run again, even where the runs are gone"
+    assert plans == [(10, 10)], (
+        "what stands in the results is not run again, even where the runs are gone"
+    )
     assert (results / "runs.csv").read_bytes() == before
 
     run_study(
@@ -153,8 +171,12 @@ def test_a_study_runs_what_is_missing_and_reports_it(tmp_path, monkeypatch):
         jobs=1,
         on_plan=lambda *counts: plans.append(counts),
     )
-    assert plans[-1] == (4, 10), "other steps are other runs; what plays untouched stays, and what has steps of its own"
-    assert {row["steps"] for row in rows(results / "runs.csv") if row["method"] == "scratch"} == {"128"}
+    assert plans[-1] == (4, 10), (
+        "other steps are other runs; what plays untouched stays, and what has steps of its own"
+    )
+    assert {row["steps"] for row in rows(results / "runs.csv") if row["method"] == "scratch"} == {
+        "128"
+    }
 
 
 def test_first_seeds_come_first_and_targets_share_their_scratch(tmp_path):
@@ -182,7 +204,9 @@ def test_two_cases_of_one_target_must_be_the_same_where_they_share_a_run(tmp_pat
         match="Case 'longer' has the target 'cart' of another case, but other settings for 'scratch'",
     ):
         plan(
-            written(tmp_path, cases={**without_oracle(), "longer": {**longer, "methods": ["scratch"]}}),
+            written(
+                tmp_path, cases={**without_oracle(), "longer": {**longer, "methods": ["scratch"]}}
+            ),
             tmp_path / "runs",
         )
 
@@ -196,7 +220,9 @@ def test_curves_of_runs_that_are_left_out_are_left_out_too(tmp_path):
     results, folder = tmp_path / "results", tmp_path / "runs"
     case = {"cart": {**without_oracle()["cart"], "methods": ["scratch"]}}
     short = {**TINY["set"], "steps": 128, "eval_every": 64}
-    run_study(written(tmp_path, seeds=[1], cases=case, set=short), folder=folder, results=results, jobs=1)
+    run_study(
+        written(tmp_path, seeds=[1], cases=case, set=short), folder=folder, results=results, jobs=1
+    )
     old = len(rows(results / "curves.csv"))
     assert old
     other = {"cart": {**case["cart"], "methods": ["scratch", "residual"], "set": {"steps": 192}}}
@@ -331,7 +357,10 @@ def test_every_shipped_study_can_be_run(path):
 
 def test_multipolars_published_lines_stand_beside_each_other_on_every_acrobot():
     study = read_study(next(path for path in STUDIES if path.stem == "acrobot"))
-    assert all({"scratch", "multipolar:instance-101", "multipolar"} <= set(case.methods) for case in study.cases.values())
+    assert all(
+        {"scratch", "multipolar:instance-101", "multipolar"} <= set(case.methods)
+        for case in study.cases.values()
+    )
     one, four = study.methods["multipolar:instance-101"].set, study.methods["multipolar"].set
     assert one == {**four, "options": {**four["options"], "source": "instance-101"}}
     assert "instance-101" in study.hubs["four"]
@@ -383,7 +412,9 @@ def test_how_long_until_where_scratch_ends_by_hand():
         ("cart", "pair", "slow", 1, 1000, 40.0, 20.0),
         ("pole", "pair", "fast", 1, 1000, 40.0, 20.0),
     ]
-    table = pd.DataFrame(rows, columns=["task", "hub", "method", "seed", "steps", "eval_return", "wall_s"])
+    table = pd.DataFrame(
+        rows, columns=["task", "hub", "method", "seed", "steps", "eval_return", "wall_s"]
+    )
     table = table.assign(mean_train_return=0.0, probe_steps=np.nan)
     points = [
         ("fast", 1, 300, 49.0),
@@ -392,14 +423,19 @@ def test_how_long_until_where_scratch_ends_by_hand():
         ("slow", 1, 300, 49.0),
     ]
     curves = pd.DataFrame(
-        [("cart", "pair", method, seed, "evaluation", step, earned) for method, seed, step, earned in points]
+        [
+            ("cart", "pair", method, seed, "evaluation", step, earned)
+            for method, seed, step, earned in points
+        ]
         + [("cart", "pair", "fast", 1, "training", 100, 99.0)],
         columns=["task", "hub", "method", "seed", "kind", "step", "return"],
     )
     groups = {key: group for key, group in table.groupby(["task", "method"])}
     assert seconds_to_scratch(groups["cart", "fast"], table, curves) == [12.0, 40.0]
     assert seconds_to_scratch(groups["cart", "slow"], table, curves) == [np.inf]
-    assert seconds_to_scratch(groups["pole", "fast"], table, curves) == [], "nobody ran scratch there"
+    assert seconds_to_scratch(groups["pole", "fast"], table, curves) == [], (
+        "nobody ran scratch there"
+    )
     lines = details(table, curves).splitlines()
     assert "| cart | pair | fast | 58 | 0 |  | 30 | 26 | 2 |" in lines
     assert "| cart | pair | slow | 40 | 0 |  | 20 | never | 1 |" in lines
@@ -416,7 +452,9 @@ if __name__ == "__main__":
     run_study(Path({str(path)!r}), folder=Path({str(tmp_path / "runs")!r}), results=Path({str(tmp_path / "results")!r}), jobs=1)
 """
     (tmp_path / "run.py").write_text(script, encoding="utf-8")
-    with subprocess.Popen([sys.executable, tmp_path / "run.py"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as study:
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "run.py"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as study:
         children = Path(f"/proc/{study.pid}/task/{study.pid}/children")
         if not children.exists():
             study.kill()

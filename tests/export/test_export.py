@@ -36,7 +36,12 @@ np.save(sys.argv[4], model.predict(rows, deterministic=True)[0])
 
 def alike(env, *algorithms, **policy_kwargs):
     """A hub of untrained agents of one architecture."""
-    return Hub.from_agents([tiny(algorithm, env, seed, **policy_kwargs) for seed, algorithm in enumerate(algorithms, start=1)])
+    return Hub.from_agents(
+        [
+            tiny(algorithm, env, seed, **policy_kwargs)
+            for seed, algorithm in enumerate(algorithms, start=1)
+        ]
+    )
 
 
 def learned(algorithm, env, hub, method, **options):
@@ -59,7 +64,11 @@ def opened_without_hubrl(model, plain, rows, folder):
     plain.save(folder / "plain.zip")
     np.save(folder / "rows.npy", rows)
     paths = [str(folder / name) for name in ("plain.zip", "rows.npy", "said.npy")]
-    subprocess.run([sys.executable, "-c", WITHOUT_HUBRL, type(model).__name__, *paths], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", WITHOUT_HUBRL, type(model).__name__, *paths],
+        check=True,
+        capture_output=True,
+    )
     return np.load(folder / "said.npy")
 
 
@@ -74,8 +83,17 @@ def test_at_the_outputs_one_network_is_left(method, algorithm, tmp_path):
     said = opened_without_hubrl(model, plain, ROWS, tmp_path)
     np.testing.assert_allclose(said, model.predict(ROWS, deterministic=True)[0], atol=1e-5)
     tensor = torch.as_tensor(ROWS)
-    torch.testing.assert_close(plain.policy.predict_values(tensor), model.policy.predict_values(tensor), atol=1e-5, rtol=1e-5)
-    spoken = [pathway.log_std for pathway in model.policy.method.pathways.sources] if method not in ("kickstart", "scratch") else []
+    torch.testing.assert_close(
+        plain.policy.predict_values(tensor),
+        model.policy.predict_values(tensor),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+    spoken = (
+        [pathway.log_std for pathway in model.policy.method.pathways.sources]
+        if method not in ("kickstart", "scratch")
+        else []
+    )
     torch.testing.assert_close(plain.policy.log_std, [model.policy.log_std, *spoken][-1])
 
 
@@ -85,33 +103,65 @@ def test_at_the_features_one_network_is_left(method, algorithm, tmp_path):
     env = toy_for(algorithm)
     options = {"source": "ppo-0"} if method in ("finetune", "frozen") else {}
     hub = alike(env, PPO, PPO)
-    model = learned(algorithm, env, hub, method, level="features", settings={"activation_fn": torch.nn.Tanh}, **options)
+    model = learned(
+        algorithm,
+        env,
+        hub,
+        method,
+        level="features",
+        settings={"activation_fn": torch.nn.Tanh},
+        **options,
+    )
     plain = merged(model)
     said = opened_without_hubrl(model, plain, ROWS, tmp_path)
     np.testing.assert_allclose(said, model.predict(ROWS, deterministic=True)[0], atol=1e-5)
     if algorithm is DQN:
-        torch.testing.assert_close(plain.q_net(torch.as_tensor(ROWS)), model.q_net(torch.as_tensor(ROWS)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            plain.q_net(torch.as_tensor(ROWS)),
+            model.q_net(torch.as_tensor(ROWS)),
+            atol=1e-5,
+            rtol=1e-5,
+        )
 
 
-@pytest.mark.parametrize(("algorithm", "level"), [(PPO, "features"), (PPO, "outputs"), (DQN, "features")])
+@pytest.mark.parametrize(
+    ("algorithm", "level"), [(PPO, "features"), (PPO, "outputs"), (DQN, "features")]
+)
 def test_convolutions_are_merged_too(algorithm, level, tmp_path):
     env = Toy(IMAGE, CHOOSE)
-    hub = Hub.from_agents([PPO("CnnPolicy", env, seed=seed, n_steps=32, device="cpu") for seed in (1, 2)])
-    model = learned(algorithm, env, hub, "lite-zoo-tuning", level=level, settings={"activation_fn": torch.nn.ReLU})
+    hub = Hub.from_agents(
+        [PPO("CnnPolicy", env, seed=seed, n_steps=32, device="cpu") for seed in (1, 2)]
+    )
+    model = learned(
+        algorithm,
+        env,
+        hub,
+        "lite-zoo-tuning",
+        level=level,
+        settings={"activation_fn": torch.nn.ReLU},
+    )
     plain = merged(model)
-    assert np.array_equal(opened_without_hubrl(model, plain, IMAGES[:50], tmp_path), model.predict(IMAGES[:50], deterministic=True)[0])
+    assert np.array_equal(
+        opened_without_hubrl(model, plain, IMAGES[:50], tmp_path),
+        model.predict(IMAGES[:50], deterministic=True)[0],
+    )
 
 
 def test_a_dqn_that_was_kickstarted_is_plain_already():
     env = toy_for(DQN)
     model = learned(DQN, env, alike(env, PPO, PPO), "kickstart")
-    assert np.array_equal(merged(model).predict(ROWS, deterministic=True)[0], model.predict(ROWS, deterministic=True)[0])
+    assert np.array_equal(
+        merged(model).predict(ROWS, deterministic=True)[0],
+        model.predict(ROWS, deterministic=True)[0],
+    )
 
 
 def test_a_dqn_that_was_fine_tuned_is_plain_but_for_its_policy():
     env = toy_for(DQN)
     model = learned(DQN, env, alike(env, DQN, DQN), "finetune", level="outputs", source="dqn-1")
-    torch.testing.assert_close(merged(model).q_net(torch.as_tensor(ROWS)), model.q_net(torch.as_tensor(ROWS)))
+    torch.testing.assert_close(
+        merged(model).q_net(torch.as_tensor(ROWS)), model.q_net(torch.as_tensor(ROWS))
+    )
 
 
 def test_a_hub_whose_sources_were_dropped_is_plain():
@@ -119,15 +169,25 @@ def test_a_hub_whose_sources_were_dropped_is_plain():
     model = target(PPO, env, tiny_hub(env).agent(PPO))
     model.policy.method.apply_probe([False, False, True], [0.0, 0.0, 0.0])
     model.learn(64)
-    np.testing.assert_allclose(merged(model).predict(ROWS, deterministic=True)[0], model.predict(ROWS, deterministic=True)[0], atol=1e-5)
+    np.testing.assert_allclose(
+        merged(model).predict(ROWS, deterministic=True)[0],
+        model.predict(ROWS, deterministic=True)[0],
+        atol=1e-5,
+    )
 
 
 def test_selection_and_action_maps_become_part_of_the_layers():
     wide = Toy(spaces.Box(-10.0, 10.0, (6,)))
-    source = Hub.from_agents([tiny(PPO, Toy(), 1)], ["gait"])[0].adapted(observes=[5, 0, 2, 3], order=[1, 0], signs=[-1, 1])
+    source = Hub.from_agents([tiny(PPO, Toy(), 1)], ["gait"])[0].adapted(
+        observes=[5, 0, 2, 3], order=[1, 0], signs=[-1, 1]
+    )
     model = learned(PPO, wide, Hub([source]), "finetune", level="outputs")
     rows = np.random.default_rng(0).normal(size=(1000, 6)).astype(np.float32)
-    np.testing.assert_allclose(merged(model).predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0], atol=1e-5)
+    np.testing.assert_allclose(
+        merged(model).predict(rows, deterministic=True)[0],
+        model.predict(rows, deterministic=True)[0],
+        atol=1e-5,
+    )
 
 
 def test_what_a_target_normalises_is_turned_back_in_the_first_layer():
@@ -135,14 +195,24 @@ def test_what_a_target_normalises_is_turned_back_in_the_first_layer():
     hub = alike(Toy(), PPO, PPO)
     model = target(PPO, env, hub.agent(PPO, "finetune", source="ppo-0"))
     model.learn(96, callback=HubCallback(probe_share=0.0))
-    assert not torch.equal(model.policy.method.pathways.sources[0].denormalizer.running_std_0, torch.ones(4))
-    np.testing.assert_allclose(merged(model).predict(ROWS, deterministic=True)[0], model.predict(ROWS, deterministic=True)[0], atol=1e-4)
+    assert not torch.equal(
+        model.policy.method.pathways.sources[0].denormalizer.running_std_0, torch.ones(4)
+    )
+    np.testing.assert_allclose(
+        merged(model).predict(ROWS, deterministic=True)[0],
+        model.predict(ROWS, deterministic=True)[0],
+        atol=1e-4,
+    )
 
 
 REFUSED = [
     ("hub-pathway", {}, "method 'hub-pathway' mixes several pathways"),
     ("single", {"source": "ppo-0"}, "method 'single' adds a residual to the output of its source"),
-    ("zoo-tuning", {}, "the gates of zoo-tuning depend on what each layer reads, so that there is no one kernel"),
+    (
+        "zoo-tuning",
+        {},
+        "the gates of zoo-tuning depend on what each layer reads, so that there is no one kernel",
+    ),
     ("concat", {}, "method 'concat' passes observations on beside the sources' features"),
     ("progressive", {}, "method 'progressive' makes its features of several sources"),
     ("multipolar", {}, "method 'multipolar' mixes several pathways"),
@@ -162,15 +232,29 @@ def test_what_is_not_one_network_is_refused_with_the_reason(method, options, rea
 def test_heads_and_algorithms_that_sb3s_policies_have_not_are_refused():
     env = Toy()
     squashed = learned(PPO, env, alike(env, SAC, SAC), "lite-zoo-tuning", level="outputs")
-    with pytest.raises(NotPlainError, match="acts through a tanh, which PPO's and A2C's policies lack"):
+    with pytest.raises(
+        NotPlainError, match="acts through a tanh, which PPO's and A2C's policies lack"
+    ):
         export(read_live(squashed, "agent"))
     normalised = VecNormalize(DummyVecEnv([Toy]))
     source = read_live(tiny(PPO, normalised, 1), "calm")
     clipped = learned(PPO, env, Hub([source]), "finetune", level="outputs")
-    with pytest.raises(NotPlainError, match="source 'calm' normalizes and clips observations, which SB3's policies do not"):
+    with pytest.raises(
+        NotPlainError,
+        match="source 'calm' normalizes and clips observations, which SB3's policies do not",
+    ):
         export(read_live(clipped, "agent"))
-    mixed = learned(PPO, env, alike(env, PPO, PPO, activation_fn=torch.nn.ReLU), "lite-zoo-tuning", level="outputs")
-    with pytest.raises(NotPlainError, match="its actor and its critic have activations ReLU and Tanh, and SB3's policies have one"):
+    mixed = learned(
+        PPO,
+        env,
+        alike(env, PPO, PPO, activation_fn=torch.nn.ReLU),
+        "lite-zoo-tuning",
+        level="outputs",
+    )
+    with pytest.raises(
+        NotPlainError,
+        match="its actor and its critic have activations ReLU and Tanh, and SB3's policies have one",
+    ):
         export(read_live(mixed, "agent"))
     sac = learned(SAC, env, alike(env, SAC, SAC), "lite-zoo-tuning", level="features")
     with pytest.raises(NotPlainError, match="it was trained by SAC, and PPO, A2C, DQN are merged"):
@@ -180,7 +264,14 @@ def test_heads_and_algorithms_that_sb3s_policies_have_not_are_refused():
 def test_what_is_in_no_layer_is_found_out():
     """A DQN that PPO trains further acts by the greatest of its Q-values, nearly always: logits are something else."""
     env = Toy(actions=CHOOSE)
-    model = learned(PPO, env, alike(env, DQN), "finetune", level="outputs", settings={"activation_fn": torch.nn.ReLU})
+    model = learned(
+        PPO,
+        env,
+        alike(env, DQN),
+        "finetune",
+        level="outputs",
+        settings={"activation_fn": torch.nn.ReLU},
+    )
     with pytest.raises(NotPlainError, match="the merged network differs from it by"):
         export(read_live(model, "agent"))
 
@@ -232,13 +323,25 @@ def test_a_run_is_exported_with_its_statistics_and_plays_the_same(tmp_path):
     run = finished_run(tmp_path, "lite-zoo-tuning", normalize=True)
     out = tmp_path / "out" / "plain.zip"
     export_run(run, out)
-    assert (out.parent / "plain.vecnormalize.pkl").read_bytes() == (run / "vecnormalize.pkl").read_bytes()
+    assert (out.parent / "plain.vecnormalize.pkl").read_bytes() == (
+        run / "vecnormalize.pkl"
+    ).read_bytes()
     model = PPO.load(out, device="cpu")
-    env = VecNormalize.load(str(out.parent / "plain.vecnormalize.pkl"), DummyVecEnv([lambda: Toy(spaces.Box(-8, 8, (3,)))]))
+    env = VecNormalize.load(
+        str(out.parent / "plain.vecnormalize.pkl"),
+        DummyVecEnv([lambda: Toy(spaces.Box(-8, 8, (3,)))]),
+    )
     rows = env.normalize_obs(np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32))
     own = PPO.load(run / "model.zip", device="cpu")
-    np.testing.assert_allclose(model.predict(rows, deterministic=True)[0], own.predict(rows, deterministic=True)[0], atol=1e-4)
-    with pytest.raises(OutputExists, match=r"plain.zip exists; choose another name or allow overwriting with --overwrite"):
+    np.testing.assert_allclose(
+        model.predict(rows, deterministic=True)[0],
+        own.predict(rows, deterministic=True)[0],
+        atol=1e-4,
+    )
+    with pytest.raises(
+        OutputExists,
+        match=r"plain.zip exists; choose another name or allow overwriting with --overwrite",
+    ):
         export_run(run, out)
     export_run(run, out, overwrite=True)
     with pytest.raises(OutputExists, match=r"expected the name of a zip, as plain.zip"):
@@ -251,21 +354,32 @@ def test_a_run_is_distilled_and_both_are_played(tmp_path):
     run = finished_run(tmp_path, "uniform")
     out = tmp_path / "plain.zip"
     told = []
-    distilled = distill_run(run, out, steps=1000, net_arch=(32, 32), episodes=2, on_step=told.append)
+    distilled = distill_run(
+        run, out, steps=1000, net_arch=(32, 32), episodes=2, on_step=told.append
+    )
     assert told[-1] == 1000
     assert len(distilled.before.returns) == len(distilled.after.returns) == 2
     assert distilled.before.returns == evaluate_run(run, 2).returns
     student = PPO.load(out, device="cpu")
-    assert [layer.out_features for layer in student.policy.mlp_extractor.policy_net[::2]] == [32, 32]
+    assert [layer.out_features for layer in student.policy.mlp_extractor.policy_net[::2]] == [
+        32,
+        32,
+    ]
     with zipfile.ZipFile(out) as archive:
         assert b"hubrl" not in archive.read("data")
     # What an untrained student would do is much farther from its teacher.
     teacher = PPO.load(run / "model.zip", device="cpu")
     rows = np.concatenate(
-        [np.cos(t := np.linspace(0, 6, 60))[:, None], np.sin(t)[:, None], np.linspace(-1, 1, 60)[:, None]], axis=1
+        [
+            np.cos(t := np.linspace(0, 6, 60))[:, None],
+            np.sin(t)[:, None],
+            np.linspace(-1, 1, 60)[:, None],
+        ],
+        axis=1,
     ).astype(np.float32)
     taught, learnt, untaught = (
-        agent.predict(rows, deterministic=True)[0] for agent in (teacher, student, PPO("MlpPolicy", "Pendulum-v1", device="cpu"))
+        agent.predict(rows, deterministic=True)[0]
+        for agent in (teacher, student, PPO("MlpPolicy", "Pendulum-v1", device="cpu"))
     )
     assert np.abs(taught - learnt).mean() < 0.5 * np.abs(taught - untaught).mean()
     again = distill_run(run, tmp_path / "again.zip", steps=1000, net_arch=(32, 32), episodes=2)
@@ -276,9 +390,18 @@ def test_a_run_is_distilled_and_both_are_played(tmp_path):
 
 
 def test_a_dqn_is_distilled_into_a_dqn(tmp_path):
-    Hub.from_agents([DQN("MlpPolicy", "CartPole-v1", seed=1, device="cpu")], ["one"]).save(tmp_path / "hub")
+    Hub.from_agents([DQN("MlpPolicy", "CartPole-v1", seed=1, device="cpu")], ["one"]).save(
+        tmp_path / "hub"
+    )
     kwargs = "{learning_starts: 16, buffer_size: 500, train_freq: 8}"
-    text = CONFIG.format(algorithm="dqn", kwargs=kwargs, method="frozen", normalize="false", hub=tmp_path / "hub", steps=128)
+    text = CONFIG.format(
+        algorithm="dqn",
+        kwargs=kwargs,
+        method="frozen",
+        normalize="false",
+        hub=tmp_path / "hub",
+        steps=128,
+    )
     (tmp_path / "config.yaml").write_text(text.replace("Pendulum-v1", "CartPole-v1"))
     run = start_run(tmp_path / "config.yaml", [], tmp_path / "runs", "run")
     train(run)
@@ -286,5 +409,8 @@ def test_a_dqn_is_distilled_into_a_dqn(tmp_path):
     assert isinstance(DQN.load(tmp_path / "plain.zip", device="cpu"), DQN)
     rows = np.random.default_rng(0).normal(scale=0.05, size=(200, 4)).astype(np.float32)
     teacher = DQN.load(run / "model.zip", device="cpu")
-    agree = teacher.predict(rows, deterministic=True)[0] == distilled.model.predict(rows, deterministic=True)[0]
+    agree = (
+        teacher.predict(rows, deterministic=True)[0]
+        == distilled.model.predict(rows, deterministic=True)[0]
+    )
     assert agree.mean() > 0.8

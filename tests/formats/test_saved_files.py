@@ -26,7 +26,9 @@ def observations():
 def test_a_hub_of_an_older_version_is_loaded_and_acts_as_it_did(version):
     said = np.load(SAVED / version / "actions.npz")
     for source in Hub.load(SAVED / version / "hub"):
-        np.testing.assert_array_equal(source.predict(observations(), deterministic=True)[0], said[source.name])
+        np.testing.assert_array_equal(
+            source.predict(observations(), deterministic=True)[0], said[source.name]
+        )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -44,11 +46,21 @@ def test_some_version_is_kept():
 def write(folder: Path) -> None:
     """Write what this version writes."""
     folder.mkdir(parents=True)
-    agents = [algorithm("MlpPolicy", "CartPole-v1", seed=1, device="cpu", policy_kwargs=TINY) for algorithm in (PPO, DQN)]
+    agents = [
+        algorithm("MlpPolicy", "CartPole-v1", seed=1, device="cpu", policy_kwargs=TINY)
+        for algorithm in (PPO, DQN)
+    ]
     hub = Hub.from_agents(agents, names=["ppo", "dqn"])
     hub.save(folder / "hub")
     made = hub.agent(PPO, top_k=2, hidden_dim=4)
-    outputs = PPO(made["policy"], "CartPole-v1", n_steps=64, seed=1, device="cpu", policy_kwargs={**TINY, **made["policy_kwargs"]})
+    outputs = PPO(
+        made["policy"],
+        "CartPole-v1",
+        n_steps=64,
+        seed=1,
+        device="cpu",
+        policy_kwargs={**TINY, **made["policy_kwargs"]},
+    )
     features = DQN(
         "MlpPolicy",
         "CartPole-v1",

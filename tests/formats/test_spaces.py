@@ -13,7 +13,9 @@ from hubrl.errors import BadFile
 from hubrl.formats.spaces import describe, fits, space_from_dict, space_to_dict
 from hubrl.reading.sb3_spaces import parse_space
 
-UNEVEN = spaces.Box(np.array([-np.inf, -1e-7, -2.5], np.float32), np.array([np.inf, 3.3333333, 1e30], np.float32))
+UNEVEN = spaces.Box(
+    np.array([-np.inf, -1e-7, -2.5], np.float32), np.array([np.inf, 3.3333333, 1e30], np.float32)
+)
 
 SPACES = [
     spaces.Box(-1.0, 1.0, (3,)),
@@ -21,16 +23,36 @@ SPACES = [
     spaces.Box(-np.inf, np.inf, (2,), np.float64),
     spaces.Box(0, 255, (84, 84, 4), np.uint8),
     spaces.Box(-3, 5, (2, 2), np.int64),
-    spaces.Box(np.array([[-1.0, 0.1], [-0.2, -3e-5]], np.float32), np.array([[1.0, 1 / 3], [7e5, 0.0]], np.float32)),
+    spaces.Box(
+        np.array([[-1.0, 0.1], [-0.2, -3e-5]], np.float32),
+        np.array([[1.0, 1 / 3], [7e5, 0.0]], np.float32),
+    ),
     spaces.Box(-2.0, 7.0, ()),
     UNEVEN,
     spaces.Discrete(4),
     spaces.Discrete(4, start=2),
     spaces.MultiDiscrete([2, 3, 7]),
     spaces.MultiBinary(5),
-    spaces.Dict({"b": spaces.Discrete(3, start=1), "a": UNEVEN, "c": spaces.MultiBinary(2), "d": spaces.MultiDiscrete([4, 2])}),
-    spaces.Dict({"camera": spaces.Box(0, 255, (3, 36, 36), np.uint8), "joints": spaces.Box(-np.inf, np.inf, (40,))}),
-    spaces.Dict({"the robot's eye": spaces.Box(-1.0, 1.0, (2,)), 'a "quoted" one': spaces.Box(0.0, 1.0, (1,))}),
+    spaces.Dict(
+        {
+            "b": spaces.Discrete(3, start=1),
+            "a": UNEVEN,
+            "c": spaces.MultiBinary(2),
+            "d": spaces.MultiDiscrete([4, 2]),
+        }
+    ),
+    spaces.Dict(
+        {
+            "camera": spaces.Box(0, 255, (3, 36, 36), np.uint8),
+            "joints": spaces.Box(-np.inf, np.inf, (40,)),
+        }
+    ),
+    spaces.Dict(
+        {
+            "the robot's eye": spaces.Box(-1.0, 1.0, (2,)),
+            'a "quoted" one': spaces.Box(0.0, 1.0, (1,)),
+        }
+    ),
     spaces.Dict(OrderedDict(z=spaces.Discrete(2), a=spaces.Discrete(3))),
 ]
 
@@ -54,10 +76,14 @@ def test_a_space_comes_back_from_what_sb3_prints_of_it(space):
     assert space_from_dict(parse_space(printed(space), "observation space")) == space
 
 
-@pytest.mark.parametrize("space", [space for space in SPACES if isinstance(space, spaces.Dict)], ids=describe)
+@pytest.mark.parametrize(
+    "space", [space for space in SPACES if isinstance(space, spaces.Dict)], ids=describe
+)
 def test_a_dict_keeps_the_order_of_its_keys(space):
     assert list(space_from_dict(space_to_dict(space)).spaces) == list(space.spaces)
-    assert list(space_from_dict(parse_space(printed(space), "observation space")).spaces) == list(space.spaces)
+    assert list(space_from_dict(parse_space(printed(space), "observation space")).spaces) == list(
+        space.spaces
+    )
 
 
 def test_bounds_that_are_the_same_everywhere_are_written_once():
@@ -71,17 +97,28 @@ def test_bounds_that_are_the_same_everywhere_are_written_once():
 
 
 def test_bounds_that_were_elided_are_widened_to_what_is_shown():
-    low, high = np.linspace(-3, -1, 1200, dtype=np.float32), np.linspace(-1, 2, 1200, dtype=np.float32)
+    low, high = (
+        np.linspace(-3, -1, 1200, dtype=np.float32),
+        np.linspace(-1, 2, 1200, dtype=np.float32),
+    )
     space = space_from_dict(parse_space(printed(spaces.Box(low, high)), "observation space"))
     assert space == spaces.Box(-3.0, 2.0, (1200,))
-    above = space_from_dict(parse_space(printed(spaces.Box(low + 5, high + 5)), "observation space"))
+    above = space_from_dict(
+        parse_space(printed(spaces.Box(low + 5, high + 5)), "observation space")
+    )
     assert above == spaces.Box(2.0, 7.0, (1200,))
 
 
 @pytest.mark.parametrize(
     "printed_by_gym",
     [
-        {":type:": "<class 'gym.spaces.box.Box'>", "dtype": "float32", "_shape": [2], "low": "[-1. -1.]", "high": "[1. 1.]"},
+        {
+            ":type:": "<class 'gym.spaces.box.Box'>",
+            "dtype": "float32",
+            "_shape": [2],
+            "low": "[-1. -1.]",
+            "high": "[1. 1.]",
+        },
         {
             ":type:": "<class 'gym.spaces.box.Box'>",
             "dtype": "float32",
@@ -94,7 +131,9 @@ def test_bounds_that_were_elided_are_widened_to_what_is_shown():
     ids=["gym 0.26", "gym 0.17"],
 )
 def test_spaces_that_gym_printed_are_read(printed_by_gym):
-    assert space_from_dict(parse_space(printed_by_gym, "action space")) == spaces.Box(-1.0, 1.0, (2,))
+    assert space_from_dict(parse_space(printed_by_gym, "action space")) == spaces.Box(
+        -1.0, 1.0, (2,)
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,24 +145,39 @@ def test_spaces_that_gym_printed_are_read(printed_by_gym):
     ids=["gym", "gymnasium"],
 )
 def test_a_dict_is_read_in_the_ways_it_was_printed(parts):
-    space = space_from_dict(parse_space({":type:": "<class 'gym.spaces.dict.Dict'>", "spaces": parts}, "observation space"))
+    space = space_from_dict(
+        parse_space(
+            {":type:": "<class 'gym.spaces.dict.Dict'>", "spaces": parts}, "observation space"
+        )
+    )
     assert list(space.spaces) == ["goal", "seen", "mode"]
     assert describe(space) == "Dict(goal: Box(2,), seen: Box(3, 8, 8), mode: Discrete(3))"
 
 
 def test_a_dict_that_was_printed_with_starts_keeps_its_sizes():
     text = "{'a': MultiDiscrete([2 3], start=[1 1]), 'b': Discrete(5, start=2)}"
-    parts = parse_space({":type:": "<class 'gymnasium.spaces.dict.Dict'>", "spaces": text}, "observation space")["spaces"]
-    assert parts == {"a": {"type": "MultiDiscrete", "nvec": [2, 3]}, "b": {"type": "Discrete", "n": 5, "start": 2}}
+    parts = parse_space(
+        {":type:": "<class 'gymnasium.spaces.dict.Dict'>", "spaces": text}, "observation space"
+    )["spaces"]
+    assert parts == {
+        "a": {"type": "MultiDiscrete", "nvec": [2, 3]},
+        "b": {"type": "Discrete", "n": 5, "start": 2},
+    }
 
 
 @pytest.mark.parametrize(
     ("space", "sentence"),
     [
-        (spaces.Tuple([spaces.Discrete(2)]), r"A Tuple space of shape None was given; hubrl reads Box, Discrete, Dict"),
+        (
+            spaces.Tuple([spaces.Discrete(2)]),
+            r"A Tuple space of shape None was given; hubrl reads Box, Discrete, Dict",
+        ),
         (spaces.Text(3), "A Text space"),
         (spaces.MultiBinary((2, 3)), r"A MultiBinary space of shape \(2, 3\) was given"),
-        (spaces.MultiDiscrete([[2, 3], [4, 5]]), r"A MultiDiscrete space of shape \(2, 2\) was given"),
+        (
+            spaces.MultiDiscrete([[2, 3], [4, 5]]),
+            r"A MultiDiscrete space of shape \(2, 2\) was given",
+        ),
         (spaces.Dict(a=spaces.Tuple([spaces.Discrete(2)])), "A Tuple space"),
     ],
     ids=lambda given: describe(given) if isinstance(given, spaces.Space) else "",
@@ -169,9 +223,18 @@ def test_data_that_describes_no_space_is_refused(plain):
     [
         (None, "The file holds no action space"),
         ({"n": 3}, "The file holds no action space"),
-        ({":type:": "<class 'gymnasium.spaces.tuple.Tuple'>"}, "a Tuple, cannot be read .*hubrl reads Box"),
-        ({":type:": "<class 'gymnasium.spaces.box.Box'>", "dtype": "float32", "_shape": [2]}, "The action space in the file, a Box"),
-        ({":type:": "Box", "dtype": "float32", "_shape": [2], "low": "low", "high": "high"}, "no bound in 'low'"),
+        (
+            {":type:": "<class 'gymnasium.spaces.tuple.Tuple'>"},
+            "a Tuple, cannot be read .*hubrl reads Box",
+        ),
+        (
+            {":type:": "<class 'gymnasium.spaces.box.Box'>", "dtype": "float32", "_shape": [2]},
+            "The action space in the file, a Box",
+        ),
+        (
+            {":type:": "Box", "dtype": "float32", "_shape": [2], "low": "low", "high": "high"},
+            "no bound in 'low'",
+        ),
         ({":type:": "Discrete", "n": "many"}, "a Discrete, cannot be read"),
         ({":type:": "MultiBinary", "n": [2, 3]}, "a MultiBinary, cannot be read"),
         ({":type:": "Dict", "spaces": "{}"}, "a Dict, cannot be read .*no parts"),
@@ -194,7 +257,10 @@ def test_text_that_prints_no_space_is_refused(given, sentence):
         (spaces.Discrete(4), "Discrete(4)"),
         (spaces.MultiDiscrete([2, 3]), "MultiDiscrete(2, 3)"),
         (spaces.MultiBinary(5), "MultiBinary(5)"),
-        (spaces.Dict(image=spaces.Box(0, 255, (3, 64, 64), np.uint8)), "Dict(image: Box(3, 64, 64))"),
+        (
+            spaces.Dict(image=spaces.Box(0, 255, (3, 64, 64), np.uint8)),
+            "Dict(image: Box(3, 64, 64))",
+        ),
     ],
 )
 def test_a_space_is_described_in_a_few_words(space, words):
@@ -204,7 +270,9 @@ def test_a_space_is_described_in_a_few_words(space, words):
 def test_spaces_fit_whatever_their_bounds_and_the_order_of_their_keys():
     left, right = spaces.Discrete(2), spaces.Box(-1.0, 1.0, (3,))
     assert fits(right, spaces.Box(-7.0, np.inf, (3,)))
-    assert fits(spaces.Dict(OrderedDict(a=left, b=right)), spaces.Dict(OrderedDict(b=right, a=left)))
+    assert fits(
+        spaces.Dict(OrderedDict(a=left, b=right)), spaces.Dict(OrderedDict(b=right, a=left))
+    )
     assert not fits(right, spaces.Box(-1.0, 1.0, (4,)))
     assert not fits(left, spaces.Discrete(3))
     assert not fits(spaces.Dict(a=left), spaces.Dict(a=left, b=right))

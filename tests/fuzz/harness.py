@@ -48,7 +48,11 @@ Change = Callable[[random.Random, Path], Path]
 """Bend one of the files in a copy of a seed's folder; returns the path to be read."""
 
 
-def bend(pattern: str, how: Callable[[random.Random, bytes], bytes], read: Callable[[Path], Path] = lambda path: path) -> Change:
+def bend(
+    pattern: str,
+    how: Callable[[random.Random, bytes], bytes],
+    read: Callable[[Path], Path] = lambda path: path,
+) -> Change:
     """The change of one file that fits the pattern, read under the path that `read` gives."""
 
     def change(draw: random.Random, folder: Path) -> Path:
@@ -69,7 +73,10 @@ KINDS: dict[str, tuple[str, Change]] = {
     "statistics": ("statistics", bend("*.pkl", bend_bytes, _zip_of)),
     "saved policy": ("policy", bend("*.pt", bend_bytes)),
     "torch weights": ("bare", bend("*.p*t*", bend_torch)),
-    "card of weights": ("bare", bend("*.yaml", bend_yaml, lambda path: next(path.parent.glob(f"{path.stem}.[ps]*t*")))),
+    "card of weights": (
+        "bare",
+        bend("*.yaml", bend_yaml, lambda path: next(path.parent.glob(f"{path.stem}.[ps]*t*"))),
+    ),
     "safetensors": ("bare", bend("*.safetensors", bend_safetensors)),
     "card of a hub": ("hub", bend("good.yaml", bend_yaml)),
     "hub": ("hub", bend("hub.yaml", bend_yaml, lambda path: path.parent)),
@@ -88,7 +95,9 @@ class Canary:
     def _note(self, event: str, args: tuple[Any, ...]) -> None:
         if not self.armed:
             return
-        written = event == "open" and ((isinstance(args[1], str) and set("wax+") & set(args[1])) or (args[2] or 0) & WRITING)
+        written = event == "open" and (
+            (isinstance(args[1], str) and set("wax+") & set(args[1])) or (args[2] or 0) & WRITING
+        )
         if written or event.startswith(LOUD):
             self.events.append(f"{event} {args!r}"[:200])
 
@@ -110,7 +119,9 @@ def read(path: Path) -> dict[str, Any]:
             Hub.load(Path(folder) / "hub")
         outcome, message = "read", ""
     except HubrlError as error:
-        outcome, message = ("refused", "") if len(str(error)) < 1000 else ("a long sentence", str(error)[:300])
+        outcome, message = (
+            ("refused", "") if len(str(error)) < 1000 else ("a long sentence", str(error)[:300])
+        )
     except BaseException as error:
         outcome, message = "traceback", f"{type(error).__name__}: {error}"[:300]
     CANARY.armed = False
@@ -133,7 +144,9 @@ def draw_observations(space: Any, count: int = 3) -> Any:
     if isinstance(space, spaces.Dict):
         return {key: draw_observations(part, count) for key, part in space.spaces.items()}
     space.seed(0)
-    if isinstance(space, spaces.Box) and not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+    if isinstance(space, spaces.Box) and not (
+        np.isfinite(space.low).all() and np.isfinite(space.high).all()
+    ):
         return np.zeros((count, *space.shape), space.dtype)
     return np.stack([space.sample() for _ in range(count)])
 
@@ -156,7 +169,10 @@ def in_child(path: Path) -> dict[str, Any]:
         result: dict[str, Any] = json.loads(told)
         return result
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    return {"outcome": "hang" if number == signal.SIGALRM else "crash", "message": f"signal {number}, status {status}"}
+    return {
+        "outcome": "hang" if number == signal.SIGALRM else "crash",
+        "message": f"signal {number}, status {status}",
+    }
 
 
 def _limit(memory: int) -> None:
@@ -180,7 +196,9 @@ def fuzz(seeds: Path, kind: str, seed: int, kept: Path | None = None) -> dict[st
         path = change(random.Random(f"{kind}-{seed}"), Path(room) / "input")
         result = {"kind": kind, "seed": seed, **in_child(path)}
         if result["outcome"] not in ("read", "refused") and kept is not None:
-            shutil.copytree(Path(room) / "input", kept / f"{kind.replace(' ', '-')}-{seed}", dirs_exist_ok=True)
+            shutil.copytree(
+                Path(room) / "input", kept / f"{kind.replace(' ', '-')}-{seed}", dirs_exist_ok=True
+            )
     return result
 
 
@@ -198,7 +216,13 @@ def work(task: tuple[Path, int, int, float, int, Path | None]) -> list[dict[str,
     return results
 
 
-def run(seed: int = 0, seconds: float = 60, files: int = 10**5, workers: int = 2, kept: Path | None = None) -> list[dict[str, Any]]:
+def run(
+    seed: int = 0,
+    seconds: float = 60,
+    files: int = 10**5,
+    workers: int = 2,
+    kept: Path | None = None,
+) -> list[dict[str, Any]]:
     """All results; the seeds of the files follow from `seed`, so that a finding can be made again."""
     with tempfile.TemporaryDirectory(prefix="fuzz-seeds-") as folder:
         seeds = Path(folder)
@@ -217,7 +241,9 @@ def table(results: list[dict[str, Any]]) -> str:
     for kind in KINDS:
         counts = Counter(result["outcome"] for result in results if result["kind"] == kind)
         findings = sum(counts.values()) - counts["read"] - counts["refused"]
-        lines.append(f"| {kind} | {sum(counts.values())} | {counts['read']} | {counts['refused']} | {findings} |")
+        lines.append(
+            f"| {kind} | {sum(counts.values())} | {counts['read']} | {counts['refused']} | {findings} |"
+        )
     return "\n".join(lines)
 
 
@@ -233,7 +259,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--files", type=int, default=10**5)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--keep", type=Path, default=None, help="folder for files that were neither read nor refused")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        default=None,
+        help="folder for files that were neither read nor refused",
+    )
     given = parser.parse_args()
     results = run(given.seed, given.seconds, given.files, given.workers, given.keep)
     print(table(results))  # noqa: T201

@@ -12,7 +12,27 @@ from typing import Any
 import torch
 import yaml
 
-INTEGERS = (0, 1, -1, 2, 3, 127, 128, 255, 256, 2**16, 2**24, 2**31 - 1, 2**31, -(2**31), 2**32, 2**53, 2**63, 2**64, 10**30)
+INTEGERS = (
+    0,
+    1,
+    -1,
+    2,
+    3,
+    127,
+    128,
+    255,
+    256,
+    2**16,
+    2**24,
+    2**31 - 1,
+    2**31,
+    -(2**31),
+    2**32,
+    2**53,
+    2**63,
+    2**64,
+    10**30,
+)
 
 VALUES: tuple[Any, ...] = (
     *INTEGERS, 0.0, 1e308, 1e-308, 1e39, float("nan"), float("inf"), float("-inf"), "", "x", "nan", "[1 2]", "\0", "a" * 3000,
@@ -35,8 +55,12 @@ def _bend_once(draw: random.Random, raw: bytearray) -> None:
     other = draw.randrange(len(raw))
     changes: tuple[Callable[[], Any], ...] = (
         lambda: raw.__setitem__(place, raw[place] ^ 1 << draw.randrange(8)),
-        lambda: raw.__setitem__(slice(place, place + 4), struct.pack("<I", draw.choice(INTEGERS) & 0xFFFFFFFF)),
-        lambda: raw.__setitem__(slice(place, place + 8), struct.pack("<Q", draw.choice(INTEGERS) & 0xFFFFFFFFFFFFFFFF)),
+        lambda: raw.__setitem__(
+            slice(place, place + 4), struct.pack("<I", draw.choice(INTEGERS) & 0xFFFFFFFF)
+        ),
+        lambda: raw.__setitem__(
+            slice(place, place + 8), struct.pack("<Q", draw.choice(INTEGERS) & 0xFFFFFFFFFFFFFFFF)
+        ),
         lambda: raw.__delitem__(slice(place, place + width)),
         lambda: raw.__setitem__(slice(place, place), draw.randbytes(width)),
         lambda: raw.__delitem__(slice(place, None)),
@@ -65,7 +89,13 @@ def bend_data(draw: random.Random, data: Any) -> Any:
 
 def _places(data: Any) -> Any:
     """Every pair of a container and a key or index in it."""
-    keys = list(data) if isinstance(data, dict) else range(min(len(data), 50)) if isinstance(data, list) else ()
+    keys = (
+        list(data)
+        if isinstance(data, dict)
+        else range(min(len(data), 50))
+        if isinstance(data, list)
+        else ()
+    )
     for key in keys:
         yield data, key
         yield from _places(data[key])
@@ -86,7 +116,9 @@ def bend_zip(draw: random.Random, raw: bytes) -> bytes:
         name = draw.choice(sorted(members))
         members[name] = bend_bytes(draw, members[name])
     made = io.BytesIO()
-    method = draw.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))
+    method = draw.choice(
+        (zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
+    )
     with zipfile.ZipFile(made, "w", method) as archive:
         for name, content in members.items():
             archive.writestr(name, content)

@@ -23,8 +23,16 @@ def make_seeds(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
     zips = {
         "ppo": untrained(PPO),
-        "image": untrained(PPO, IMAGE, KEYS, "CnnPolicy", policy_kwargs={"features_extractor_kwargs": {"features_dim": 8}}),
-        "dict": untrained(PPO, spaces.Dict(a=FLAT, b=spaces.Discrete(3)), spaces.MultiDiscrete([2, 3])),
+        "image": untrained(
+            PPO,
+            IMAGE,
+            KEYS,
+            "CnnPolicy",
+            policy_kwargs={"features_extractor_kwargs": {"features_dim": 8}},
+        ),
+        "dict": untrained(
+            PPO, spaces.Dict(a=FLAT, b=spaces.Discrete(3)), spaces.MultiDiscrete([2, 3])
+        ),
         "td3": untrained(TD3),
         "sde": untrained(SAC, use_sde=True),
         "dqn": untrained(DQN, actions=KEYS),
@@ -51,7 +59,9 @@ def _make_trained(folder: Path) -> None:
     model = PPO(env=Noise(), **hub.agent(PPO), n_steps=8, batch_size=8, device="cpu")
     model.learn(16, callback=HubCallback())
     model.save(folder / "outputs")
-    model = SAC("MlpPolicy", Noise(), policy_kwargs=hub.policy_kwargs(), buffer_size=8, device="cpu")
+    model = SAC(
+        "MlpPolicy", Noise(), policy_kwargs=hub.policy_kwargs(), buffer_size=8, device="cpu"
+    )
     model.save(folder / "features")
 
 

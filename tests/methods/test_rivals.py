@@ -45,7 +45,9 @@ def sharper(hub):
     """The same sources, which do something."""
     stronger = [{name: 5 * tensor for name, tensor in source.tensors().items()} for source in hub]
     cards = [source.card.model_copy(update={"sha256": None}) for source in hub]
-    return Hub(Source.from_card(card, tensors) for card, tensors in zip(cards, stronger, strict=True))
+    return Hub(
+        Source.from_card(card, tensors) for card, tensors in zip(cards, stronger, strict=True)
+    )
 
 
 # MULTIPOLAR
@@ -72,7 +74,9 @@ def test_multipolar_is_the_mean_of_scaled_actions_and_a_residual(actions):
             does = outputs[:2] if actions is STEER else torch.eye(3)[outputs.argmax()]
             expected[row, : len(does)] += theta * does / 2
     torch.testing.assert_close(said, expected)
-    assert method.measures() == pytest.approx({f"multipolar/theta/ppo-{index}": method.theta[index].mean().item() for index in (0, 1)})
+    assert method.measures() == pytest.approx(
+        {f"multipolar/theta/ppo-{index}": method.theta[index].mean().item() for index in (0, 1)}
+    )
 
 
 def test_multipolar_of_one_source_is_that_of_a_hub_of_one():
@@ -82,7 +86,9 @@ def test_multipolar_of_one_source_is_that_of_a_hub_of_one():
     stirred(method)
     fresh = torch.randn(6, 4)
     expected = method.theta[0] * hub[1].outputs(ROWS)[:, :2] + fresh[:, :2]
-    torch.testing.assert_close(method(ROWS, fresh=fresh).features, torch.cat([expected, fresh[:, 2:]], dim=1))
+    torch.testing.assert_close(
+        method(ROWS, fresh=fresh).features, torch.cat([expected, fresh[:, 2:]], dim=1)
+    )
     with pytest.raises(UnknownName, match="Unknown source 'ppo1'. Did you mean 'ppo-1'"):
         method_of("multipolar", hub, source="ppo1")
 
@@ -105,10 +111,14 @@ def test_multipolar_makes_q_values_for_dqn():
     model = target(DQN, env, hub.agent(DQN, "multipolar"), learning_rate=1e-2)
     model.learn(100)
     for network in (model.q_net, model.q_net_target):
-        votes = torch.stack([torch.eye(3)[source.outputs(ROWS).argmax(dim=1)] for source in hub], dim=1)
+        votes = torch.stack(
+            [torch.eye(3)[source.outputs(ROWS).argmax(dim=1)] for source in hub], dim=1
+        )
         expected = (votes * network.method.theta).mean(dim=1) + network.q_net(ROWS)
         torch.testing.assert_close(network(ROWS), expected)
-        assert not torch.equal(network.method.theta, torch.ones(2, 3)), "the factors learn, in the target network too"
+        assert not torch.equal(network.method.theta, torch.ones(2, 3)), (
+            "the factors learn, in the target network too"
+        )
     acted = model.predict(ROWS.numpy(), deterministic=True)[0]
     assert np.array_equal(acted, model.q_net(ROWS).argmax(dim=1))
 
@@ -117,7 +127,9 @@ def test_multipolar_makes_q_values_for_dqn():
 
 
 def test_attention_by_hand():
-    weights = attention(torch.tensor([[1.0, 1.0]]), torch.tensor([[[1.0, 1.0], [0.0, 0.0], [-1.0, 0.0]]]))
+    weights = attention(
+        torch.tensor([[1.0, 1.0]]), torch.tensor([[[1.0, 1.0], [0.0, 0.0], [-1.0, 0.0]]])
+    )
     scores = [math.exp(score / math.sqrt(2)) for score in (2.0, 0.0, -1.0)]
     assert weights[0].tolist() == pytest.approx([score / sum(scores) for score in scores])
 
@@ -176,17 +188,29 @@ def test_componet_encodes_images_and_dicts(observations):
     method = method_of("componet", tiny_hub(env, (PPO, PPO)), space=space)
     parts = space.spaces if observations is PARTS else {"": space}
     rows = {key: torch.rand(3, *part.shape) for key, part in parts.items()}
-    loss = method(rows if observations is PARTS else rows[""], fresh=torch.zeros(3, 4)).features.square().sum()
+    loss = (
+        method(rows if observations is PARTS else rows[""], fresh=torch.zeros(3, 4))
+        .features.square()
+        .sum()
+    )
     loss.backward()
-    assert all(parameter.grad.abs().max() > 0 for parameter in method.encoder.parameters() if parameter.ndim > 1)
+    assert all(
+        parameter.grad.abs().max() > 0
+        for parameter in method.encoder.parameters()
+        if parameter.ndim > 1
+    )
 
 
 def test_componets_output_is_dqns_q_values():
-    model = target(DQN, Toy(actions=CHOOSE), two(CHOOSE, (PPO, DQN)).agent(DQN, "componet"), learning_rate=1e-2).learn(100)
+    model = target(
+        DQN, Toy(actions=CHOOSE), two(CHOOSE, (PPO, DQN)).agent(DQN, "componet"), learning_rate=1e-2
+    ).learn(100)
     said = torch.stack([source.outputs(ROWS) for source in two(CHOOSE, (PPO, DQN))], dim=1)
     expected = componet_by_hand(model.q_net.method, ROWS, said.exp())
     torch.testing.assert_close(model.q_net(ROWS), expected, atol=1e-5, rtol=1e-5)
-    assert np.array_equal(model.predict(ROWS.numpy(), deterministic=True)[0], expected.argmax(dim=1))
+    assert np.array_equal(
+        model.predict(ROWS.numpy(), deterministic=True)[0], expected.argmax(dim=1)
+    )
 
 
 # Progressive networks
@@ -212,7 +236,10 @@ def progressive_by_hand(method, hub, rows, act=torch.tanh):
             before = before + adapted @ method.laterals[index - 1].weight.T
         read = act(before)
         adapter = method.adapters[index]
-        heard = torch.cat([scale * column[index] for scale, column in zip(adapter.scales, columns, strict=True)], dim=1)
+        heard = torch.cat(
+            [scale * column[index] for scale, column in zip(adapter.scales, columns, strict=True)],
+            dim=1,
+        )
         adapted = act(heard @ adapter.squeeze.weight.T + adapter.squeeze.bias)
     return torch.cat([read, adapted], dim=1)
 
@@ -226,7 +253,9 @@ def test_progressive_columns_by_hand():
 
 def test_progressive_scales_start_at_a_tenth_and_are_logged():
     method = method_of("progressive", Hub.from_agents([deep(8, 7), deep(8, 7, seed=1)]), "features")
-    expected = {f"progressive/scale/{layer}/ppo-{index}": 0.1 for layer in (0, 1) for index in (0, 1)}
+    expected = {
+        f"progressive/scale/{layer}/ppo-{index}": 0.1 for layer in (0, 1) for index in (0, 1)
+    }
     assert method.measures() == pytest.approx(expected)
 
 
@@ -239,7 +268,9 @@ def test_every_column_is_heard_at_every_layer_the_first_too(which, layer):
     hub[which].encoder.hidden[layer].weight.add_(1.0)
     after = method(ROWS).features
     assert not torch.allclose(before[:, 7:], after[:, 7:]), "the head hears the last layer"
-    assert torch.allclose(before[:, :7], after[:, :7]) == (layer == 2), "the new column hears what was before its own"
+    assert torch.allclose(before[:, :7], after[:, :7]) == (layer == 2), (
+        "the new column hears what was before its own"
+    )
 
 
 def test_progressive_columns_of_images_are_heard_by_pointwise_convolutions():
@@ -250,20 +281,34 @@ def test_progressive_columns_of_images_are_heard_by_pointwise_convolutions():
     assert [adapter.squeeze.kernel_size for adapter in method.adapters[:3]] == [(1, 1)] * 3
     assert [adapter.squeeze.in_channels for adapter in method.adapters[:3]] == [64, 128, 128]
     method(torch.rand(3, *space.shape)).features.square().sum().backward()
-    assert all(parameter.grad.abs().max() > 0 for name, parameter in method.named_parameters() if "bias" not in name)
+    assert all(
+        parameter.grad.abs().max() > 0
+        for name, parameter in method.named_parameters()
+        if "bias" not in name
+    )
 
 
 def test_progressive_reads_what_its_sources_select_of_the_targets_observations():
     wide = spaces.Box(-10.0, 10.0, (6,))
-    hub = Hub([source.adapted(observes=range(4)) for source in Hub.from_agents([deep(8), deep(8, seed=1)])])
+    hub = Hub(
+        [
+            source.adapted(observes=range(4))
+            for source in Hub.from_agents([deep(8), deep(8, seed=1)])
+        ]
+    )
     method = method_of("progressive", hub, "features", space=wide)
     assert method(torch.randn(5, 6)).features.shape == (5, 16)
 
 
 def test_columns_that_cannot_stand_side_by_side_are_refused():
-    with pytest.raises(SpaceMismatch, match="of one depth, and source 'ppo-1' has 2 layers where 'ppo-0' has 1; leave it out"):
+    with pytest.raises(
+        SpaceMismatch,
+        match="of one depth, and source 'ppo-1' has 2 layers where 'ppo-0' has 1; leave it out",
+    ):
         method_of("progressive", Hub.from_agents([deep(8), deep(8, 8, seed=1)]), "features")
-    with pytest.raises(SpaceMismatch, match="that end in a linear one, and source 'ppo-0' has none; leave it out"):
+    with pytest.raises(
+        SpaceMismatch, match="that end in a linear one, and source 'ppo-0' has none; leave it out"
+    ):
         method_of("progressive", Hub.from_agents([deep()]), "features")
     with pytest.raises(BadConfig, match="Method 'progressive' needs a column; the hub has none"):
         method_of("progressive", [], "features")
@@ -277,7 +322,9 @@ def test_the_cross_entropy_of_gaussians_is_divergence_and_entropy():
     teacher = Normal(taught[:, :, :2], taught[:, :, 2:].exp())
     student = Normal(said[:, None, :2], said[:, None, 2:].exp())
     expected = (kl_divergence(teacher, student) + teacher.entropy()).sum(dim=2)
-    torch.testing.assert_close(cross_entropy(taught, said, discrete=False), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        cross_entropy(taught, said, discrete=False), expected, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_the_cross_entropy_of_choices_is_divergence_and_entropy():
@@ -288,13 +335,17 @@ def test_the_cross_entropy_of_choices_is_divergence_and_entropy():
 
 
 def test_the_coefficient_falls_linearly_to_zero():
-    assert [annealed(2.0, 0.5, remaining) for remaining in (1.0, 0.75, 0.5, 0.2, 0.0)] == pytest.approx([2.0, 1.0, 0.0, 0.0, 0.0])
+    assert [
+        annealed(2.0, 0.5, remaining) for remaining in (1.0, 0.75, 0.5, 0.2, 0.0)
+    ] == pytest.approx([2.0, 1.0, 0.0, 0.0, 0.0])
     assert annealed(2.0, 1.0, 0.25) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("options", [{"coef": -1.0}, {"anneal": 0.0}, {"anneal": 1.5}])
 def test_a_schedule_that_cannot_be_is_refused(options):
-    with pytest.raises(BadConfig, match="expected coef of at least 0, and anneal above 0 and at most 1"):
+    with pytest.raises(
+        BadConfig, match="expected coef of at least 0, and anneal above 0 and at most 1"
+    ):
         method_of("kickstart", two(), **options)
 
 
@@ -306,7 +357,10 @@ def test_the_students_loss_is_the_mean_over_teachers_and_states(actions):
     fresh = torch.randn(6, method.pathways.width, requires_grad=True)
     routed = method.train()(ROWS, fresh=fresh)
     assert routed.features is fresh
-    each = [cross_entropy(source.outputs(ROWS)[:, None], fresh, discrete=actions is CHOOSE) for source in hub]
+    each = [
+        cross_entropy(source.outputs(ROWS)[:, None], fresh, discrete=actions is CHOOSE)
+        for source in hub
+    ]
     torch.testing.assert_close(routed.loss, 1.5 * torch.cat(each).mean())
     assert torch.autograd.grad(routed.loss, fresh)[0].abs().max() > 0
 
@@ -347,10 +401,16 @@ def test_ppos_student_is_pulled_towards_its_teachers(actions):
     apart = {}
     for coef in (0.0, 20.0):
         made = hub.agent(PPO, "kickstart", coef=coef, anneal=1.0)
-        model = target(PPO, env, made, learning_rate=1e-2, n_epochs=4).learn(192, callback=HubCallback())
+        model = target(PPO, env, made, learning_rate=1e-2, n_epochs=4).learn(
+            192, callback=HubCallback()
+        )
         with torch.no_grad():
             said = model.policy.route(ROWS).features
-            apart[coef] = cross_entropy(model.policy.method.teach(ROWS), said, discrete=actions is CHOOSE).mean().item()
+            apart[coef] = (
+                cross_entropy(model.policy.method.teach(ROWS), said, discrete=actions is CHOOSE)
+                .mean()
+                .item()
+            )
     assert apart[20.0] < apart[0.0] - 0.05
 
 
@@ -361,11 +421,25 @@ def test_dqns_student_is_taught_by_what_its_teachers_would_do():
     agree = {}
     for coef in (0.0, 5.0):
         made = hub.agent(DQN, "kickstart", coef=coef, anneal=1.0)
-        settings = SETTINGS[DQN] | {"learning_rate": 3e-3, "train_freq": 1, "gamma": 0.0, "exploration_fraction": 0.01}
-        model = DQN(made["policy"], env, seed=0, device="cpu", policy_kwargs={"net_arch": [32], **made["policy_kwargs"]}, **settings)
+        settings = SETTINGS[DQN] | {
+            "learning_rate": 3e-3,
+            "train_freq": 1,
+            "gamma": 0.0,
+            "exploration_fraction": 0.01,
+        }
+        model = DQN(
+            made["policy"],
+            env,
+            seed=0,
+            device="cpu",
+            policy_kwargs={"net_arch": [32], **made["policy_kwargs"]},
+            **settings,
+        )
         model.learn(400, callback=HubCallback())
         does = model.predict(rows, deterministic=True)[0]
-        assert np.array_equal(does, model.q_net(torch.as_tensor(rows)).argmax(dim=1)), "the student acts, and nobody else"
+        assert np.array_equal(does, model.q_net(torch.as_tensor(rows)).argmax(dim=1)), (
+            "the student acts, and nobody else"
+        )
         agree[coef] = (does == hub[0].predict(rows, deterministic=True)[0]).mean()
     assert agree[5.0] > agree[0.0] + 0.15
 
@@ -380,7 +454,9 @@ def test_a_soup_starts_at_the_mean_of_all_parameters(level):
     parameters = dict(source.named_parameters())
     assert len(parameters) == (2 if level == "features" else 5)
     for name, parameter in parameters.items():
-        torch.testing.assert_close(parameter, torch.stack([dict(one.named_buffers())[name] for one in hub]).mean(dim=0))
+        torch.testing.assert_close(
+            parameter, torch.stack([dict(one.named_buffers())[name] for one in hub]).mean(dim=0)
+        )
     assert not torch.equal(parameters["encoder.hidden.0.weight"], hub[0].encoder.hidden[0].weight)
 
 
@@ -395,10 +471,14 @@ def test_concat_puts_features_side_by_side_in_the_hubs_order():
     for order in (hub, hub[::-1]):
         method = method_of("concat", order, "features")
         assert method.features_dim == 13
-        assert torch.equal(method(ROWS).features, torch.cat([source.features(ROWS) for source in order], dim=1))
+        assert torch.equal(
+            method(ROWS).features, torch.cat([source.features(ROWS) for source in order], dim=1)
+        )
     model = target(PPO, Toy(), hub.agent(PPO, "concat"))
     features = model.policy.extract_features(ROWS)
-    assert torch.equal(features, torch.cat([*(source.features(ROWS) for source in hub), ROWS], dim=1)), "observations stand beside"
+    assert torch.equal(
+        features, torch.cat([*(source.features(ROWS) for source in hub), ROWS], dim=1)
+    ), "observations stand beside"
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -409,7 +489,9 @@ def test_uniform_at_the_outputs_does_the_mean_of_what_all_would_do(fresh):
     if fresh:
         means.append(model.policy.action_net(model.policy.mlp_extractor.forward_actor(ROWS)))
     expected = torch.stack(means).mean(dim=0).detach()
-    np.testing.assert_allclose(model.predict(ROWS.numpy(), deterministic=True)[0], expected.clamp(-1, 1), atol=1e-6)
+    np.testing.assert_allclose(
+        model.predict(ROWS.numpy(), deterministic=True)[0], expected.clamp(-1, 1), atol=1e-6
+    )
     assert not torch.allclose(means[0], means[1], atol=1e-2)
 
 
@@ -417,17 +499,23 @@ def test_uniform_at_the_outputs_averages_the_log_probabilities_of_choices():
     hub = sharper(two(CHOOSE, (PPO, DQN)))
     model = target(PPO, Toy(actions=CHOOSE), hub.agent(PPO, "uniform"))
     mean = torch.stack([source.outputs(ROWS) for source in hub]).mean(dim=0)
-    torch.testing.assert_close(model.policy.get_distribution(ROWS).distribution.logits, mean.log_softmax(dim=1))
+    torch.testing.assert_close(
+        model.policy.get_distribution(ROWS).distribution.logits, mean.log_softmax(dim=1)
+    )
 
 
 @pytest.mark.parametrize("algorithm", [PPO, DQN], ids=["ppo", "dqn"])
 def test_a_frozen_source_is_all_that_the_new_head_sees(algorithm):
     env = Toy(actions=CHOOSE)
     hub = two(CHOOSE, (PPO, DQN))
-    model = target(algorithm, env, hub.agent(algorithm, "frozen", source="dqn-1"), learning_rate=1e-2)
+    model = target(
+        algorithm, env, hub.agent(algorithm, "frozen", source="dqn-1"), learning_rate=1e-2
+    )
     expected = hub["dqn-1"].features(ROWS)
     model.learn(100)
-    extractor = model.q_net.features_extractor if algorithm is DQN else model.policy.features_extractor
+    extractor = (
+        model.q_net.features_extractor if algorithm is DQN else model.policy.features_extractor
+    )
     assert torch.equal(extractor(ROWS), expected)
     assert len(list(extractor.parameters())) == 0
     assert extractor.features_dim == 8
@@ -436,7 +524,9 @@ def test_a_frozen_source_is_all_that_the_new_head_sees(algorithm):
 @pytest.mark.parametrize("name", ["multipolar", "componet", "kickstart", "concat", "soup"])
 def test_a_hub_of_nobody_is_refused(name):
     level = "features" if name == "concat" else "outputs"
-    with pytest.raises(BadConfig, match=rf"Method '{name}' needs a (source|teacher); the hub has none\."):
+    with pytest.raises(
+        BadConfig, match=rf"Method '{name}' needs a (source|teacher); the hub has none\."
+    ):
         method_of(name, [], level)
 
 
@@ -444,5 +534,7 @@ def test_a_hub_of_nobody_is_refused(name):
 def test_nobody_is_held_where_nobody_is_drawn(name):
     made = two().agent(PPO, name)
     assert "hold" not in made["policy_kwargs"]["outputs"]
-    with pytest.raises(BadConfig, match=rf"hold=3 was given for method '{name}', which holds nobody; leave it out"):
+    with pytest.raises(
+        BadConfig, match=rf"hold=3 was given for method '{name}', which holds nobody; leave it out"
+    ):
         target(PPO, Toy(), two().agent(PPO, name, hold=3))

@@ -20,7 +20,9 @@ def test_exploration_entropy_is_zero_for_one_pathway_and_least_for_equal_ones():
 def test_exploration_entropy_is_of_the_mean_and_not_of_the_rows():
     assert exploration_entropy(torch.eye(4)).item() == pytest.approx(-math.log(4))
     weights = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
-    assert exploration_entropy(weights).item() == pytest.approx(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert exploration_entropy(weights).item() == pytest.approx(
+        0.75 * math.log(0.75) + 0.25 * math.log(0.25)
+    )
 
 
 def test_entropy_is_zero_for_one_pathway_and_the_logarithm_of_their_number_for_equal_ones():

@@ -84,7 +84,9 @@ def test_packed_parameters_are_stepped_as_if_each_was_by_itself(weight_decay):
     for index in range(6):
         if index == 1:
             other.pack([together[:2], together[2:]])
-            assert [len(pack.members) for pack in other.packs] == [2, 1, 1], "two rates are two packs"
+            assert [len(pack.members) for pack in other.packs] == [2, 1, 1], (
+                "two rates are two packs"
+            )
         if index == 4:
             other.unpack()
         gradients = [torch.randn(shape) for shape in shapes]
@@ -98,7 +100,9 @@ def test_packed_parameters_are_stepped_as_if_each_was_by_itself(weight_decay):
         torch.testing.assert_close(own, mine)
         assert own.is_leaf
     assert other.param_groups[0]["params"] == together[:3], "in their order again"
-    for mine, own in zip(one.state_dict()["state"].values(), other.state_dict()["state"].values(), strict=True):
+    for mine, own in zip(
+        one.state_dict()["state"].values(), other.state_dict()["state"].values(), strict=True
+    ):
         assert mine.keys() == own.keys()
         assert all(torch.allclose(mine[name], own[name]) for name in mine)
 
@@ -109,7 +113,10 @@ def test_parameters_that_were_stepped_unlike_often_are_packs_of_their_own():
     members[0].grad = torch.ones(2)
     optimizer.step()
     optimizer.pack([members])
-    assert [[id(member) for member in pack.members] for pack in optimizer.packs] == [[id(members[0])], [id(each) for each in members[1:]]]
+    assert [[id(member) for member in pack.members] for pack in optimizer.packs] == [
+        [id(members[0])],
+        [id(each) for each in members[1:]],
+    ]
 
 
 def test_an_optimizer_is_saved_and_loaded_as_if_nothing_was_packed():
@@ -160,7 +167,9 @@ class Watch(BaseCallback):
 
     def _on_rollout_start(self):
         assert not getattr(self.model.policy.optimizer, "packs", [])
-        assert {id(each) for each in self.model.policy.parameters()} == {id(each) for each in nn.Module.parameters(self.model.policy)}
+        assert {id(each) for each in self.model.policy.parameters()} == {
+            id(each) for each in nn.Module.parameters(self.model.policy)
+        }
 
 
 @pytest.mark.parametrize(("algorithm", "actions"), [(PPO, STEER), (PPO, CHOOSE), (A2C, STEER)])
@@ -168,14 +177,21 @@ def test_parameters_are_packed_while_ppo_updates_and_at_no_other_time(algorithm,
     env, watch = Toy(VECTOR, actions), Watch()
     model = target(algorithm, env, tiny_hub(env).agent(algorithm))
     model.learn(128, callback=[HubCallback(probe_share=0), watch])
-    assert set(watch.seen) == ({3} if algorithm is PPO else {0}), "the critic's, who acts and what it does, the router's"
+    assert set(watch.seen) == ({3} if algorithm is PPO else {0}), (
+        "the critic's, who acts and what it does, the router's"
+    )
     assert model.policy.training_state == TrainingState()
-    assert all(parameter.untyped_storage().nbytes() == 4 * parameter.numel() for parameter in nn.Module.parameters(model.policy))
+    assert all(
+        parameter.untyped_storage().nbytes() == 4 * parameter.numel()
+        for parameter in nn.Module.parameters(model.policy)
+    )
     del model.policy.evaluate_actions
     model.save(tmp_path / "model")
     again = algorithm.load(tmp_path / "model")
     rows = np.zeros((3, 4), dtype=np.float32)
-    assert np.array_equal(again.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0])
+    assert np.array_equal(
+        again.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0]
+    )
 
 
 def test_a_model_can_be_saved_when_an_update_was_interrupted(tmp_path):
@@ -209,12 +225,19 @@ def test_who_learns_alone_is_not_packed():
     policy = model.policy
     model.learn(64, callback=HubCallback(probe_share=0))
     rows, fresh = torch.randn(4, 4), len(policy.method.pathways.sources)
-    policy.training_state, policy._some_fresh = TrainingState(records_steps=True, fused_update=True), True
+    policy.training_state, policy._some_fresh = (
+        TrainingState(records_steps=True, fused_update=True),
+        True,
+    )
     policy.set_training_mode(True)
     before = policy.action_net.weight.detach().clone()
     for previous in (-1, -2 - fresh):
-        record = StepRecord(torch.full((4,), previous), torch.full((4,), fresh), torch.zeros(4, fresh + 1))
-        values, log_prob, _ = policy.evaluate_actions(RecordedBatch(rows, record), torch.zeros(4, 2))
+        record = StepRecord(
+            torch.full((4,), previous), torch.full((4,), fresh), torch.zeros(4, fresh + 1)
+        )
+        values, log_prob, _ = policy.evaluate_actions(
+            RecordedBatch(rows, record), torch.zeros(4, 2)
+        )
         assert bool(policy.optimizer.packs) == (previous == -1)
         policy.optimizer.zero_grad()
         (values.sum() + log_prob.sum()).backward()

@@ -37,12 +37,18 @@ def test_what_a_head_says_stays_when_it_is_rescaled_anew():
 
 
 def test_a_squared_error_is_learned_as_if_values_and_returns_were_divided_by_the_scale():
-    head, rows, returns = PopArtLinear(nn.Linear(3, 1)), torch.randn(5, 3), 300 + 50 * torch.randn(5, 1)
+    head, rows, returns = (
+        PopArtLinear(nn.Linear(3, 1)),
+        torch.randn(5, 3),
+        300 + 50 * torch.randn(5, 1),
+    )
     head.rescale(300.0, 50.0)
     (head(rows) - returns).square().mean().backward()
     found = head.weight.grad.clone()
     head.weight.grad = None
-    (nn.functional.linear(rows, head.weight, head.bias) - (returns - 300) / 50).square().mean().backward()
+    (
+        nn.functional.linear(rows, head.weight, head.bias) - (returns - 300) / 50
+    ).square().mean().backward()
     torch.testing.assert_close(found, head.weight.grad)
 
 
@@ -91,11 +97,15 @@ def test_how_adam_steps_is_as_it_was_told(how):
     assert bool(optimizer.param_groups[0]["fused"]) == fused
     if how:
         optimizer.use_torch_kernel()
-        assert bool(optimizer.param_groups[0]["fused"]) == fused, "what somebody said is not changed"
+        assert bool(optimizer.param_groups[0]["fused"]) == fused, (
+            "what somebody said is not changed"
+        )
     parameter.grad = torch.ones(3)
     optimizer.step()
     optimizer.use_torch_kernel()
-    assert bool(optimizer.param_groups[0]["fused"]) == fused, "steps do not change their kind on the way"
+    assert bool(optimizer.param_groups[0]["fused"]) == fused, (
+        "steps do not change their kind on the way"
+    )
 
 
 class Rich(Toy):
@@ -131,7 +141,8 @@ def test_a_critic_knows_the_size_of_returns_from_the_first_rollout_on(algorithm,
     model.save(tmp_path / "model.zip")
     rows = torch.randn(4, 4)
     torch.testing.assert_close(
-        algorithm.load(tmp_path / "model.zip", device="cpu").policy.predict_values(rows), model.policy.predict_values(rows)
+        algorithm.load(tmp_path / "model.zip", device="cpu").policy.predict_values(rows),
+        model.policy.predict_values(rows),
     )
     trained(scale_values=False)
     assert abs(values[0]) < 100
@@ -158,7 +169,10 @@ def test_only_a_new_critic_jumps_to_what_returns_are(learned, monkeypatch):
     """A2C updates before returns were seen for long enough; PPO's first rollout here is long enough."""
     env = make_vec_env(lambda: Toy(VECTOR, STEER, length=10_000), n_envs=2, seed=0)
     algorithm, n_steps = (A2C, 5) if learned else (PPO, 256)
-    model, told = target(algorithm, env, tiny_hub(Toy(VECTOR, STEER)).agent(algorithm), n_steps=n_steps), []
+    model, told = (
+        target(algorithm, env, tiny_hub(Toy(VECTOR, STEER)).agent(algorithm), n_steps=n_steps),
+        [],
+    )
     rescale = PopArtLinear.rescale
 
     def spy(head, mean, std, **how):

@@ -43,7 +43,11 @@ def trained(algorithm, level, actions=None, steps=32, method="hub-pathway", **op
 
 
 def assert_alike(source, model, rows=ROWS, atol=1e-5):
-    np.testing.assert_allclose(source.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0], atol=atol)
+    np.testing.assert_allclose(
+        source.predict(rows, deterministic=True)[0],
+        model.predict(rows, deterministic=True)[0],
+        atol=atol,
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +71,9 @@ def assert_alike(source, model, rows=ROWS, atol=1e-5):
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_an_agent_that_learned_through_a_hub_is_read_from_its_zip(algorithm, level, actions, options, tmp_path):
+def test_an_agent_that_learned_through_a_hub_is_read_from_its_zip(
+    algorithm, level, actions, options, tmp_path
+):
     model = trained(algorithm, level, actions, **options)
     model.save(tmp_path / "first.zip")
     source = load_agent(tmp_path / "first.zip")
@@ -89,7 +95,10 @@ def test_one_that_held_pathways_is_read_as_it_acts_where_nobody_is_held(actions,
     assert_alike(load_agent(tmp_path / "model.zip"), model)
 
 
-@pytest.mark.parametrize(("algorithm", "level"), [(PPO, "outputs"), (PPO, "features"), (DQN, "features"), (SAC, "features")])
+@pytest.mark.parametrize(
+    ("algorithm", "level"),
+    [(PPO, "outputs"), (PPO, "features"), (DQN, "features"), (SAC, "features")],
+)
 def test_it_is_a_source_of_the_next_hub_which_is_saved_and_loaded(algorithm, level, tmp_path):
     first = trained(algorithm, level)
     first.save(tmp_path / "first.zip")
@@ -103,7 +112,9 @@ def test_it_is_a_source_of_the_next_hub_which_is_saved_and_loaded(algorithm, lev
     second = target(algorithm, env, loaded.agent(algorithm, level=level)).learn(32)
     for source, tensors in zip(loaded, before, strict=True):
         assert all(torch.equal(tensors[name], tensor) for name, tensor in source.tensors().items())
-    heard = [parameter for name, parameter in second.policy.named_parameters() if ".source." in name]
+    heard = [
+        parameter for name, parameter in second.policy.named_parameters() if ".source." in name
+    ]
     assert not heard, "no optimizer and no average reaches what is inside a frozen source"
     second.save(tmp_path / "second.zip")
     assert_alike(algorithm.load(tmp_path / "second.zip", device="cpu"), second)
@@ -127,7 +138,9 @@ def test_hubs_within_hubs_load_in_a_new_process(tmp_path):
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=package)
     assert ran.returncode == 0, ran.stderr
     for answer, agent in zip(json.loads(ran.stdout), (*hub, model), strict=True):
-        np.testing.assert_allclose(np.array(answer, np.float32), agent.predict(ROWS, deterministic=True)[0], atol=1e-6)
+        np.testing.assert_allclose(
+            np.array(answer, np.float32), agent.predict(ROWS, deterministic=True)[0], atol=1e-6
+        )
 
 
 def test_its_features_end_with_what_it_says():
@@ -136,7 +149,9 @@ def test_its_features_end_with_what_it_says():
     rows = torch.as_tensor(ROWS)
     assert source.width == 8 + 4
     assert torch.equal(source.features(rows)[:, 8:], source.outputs(rows))
-    latent = model.policy.mlp_extractor.forward_actor(model.policy.extract_features(rows, model.policy.pi_features_extractor))
+    latent = model.policy.mlp_extractor.forward_actor(
+        model.policy.extract_features(rows, model.policy.pi_features_extractor)
+    )
     torch.testing.assert_close(source.features(rows)[:, :8], latent.detach())
 
 
@@ -157,7 +172,9 @@ def test_a_tuned_agent_of_a_hub_learns_on_and_leaves_its_own_sources(tmp_path):
 
 
 @pytest.mark.parametrize(("algorithm", "level"), [(PPO, "outputs"), (SAC, "features")])
-def test_one_that_learned_under_vecnormalize_is_read_with_its_statistics(algorithm, level, tmp_path):
+def test_one_that_learned_under_vecnormalize_is_read_with_its_statistics(
+    algorithm, level, tmp_path
+):
     far = spaces.Box(-1000.0, 1000.0, (4,))
     env = VecNormalize(make_vec_env(lambda: Toy(far), n_envs=1, seed=0))
     model = target(algorithm, env, tiny_hub(Toy(far)).agent(algorithm, level=level))
@@ -175,19 +192,29 @@ def test_images_and_dicts_are_read_too(observations, level, tmp_path):
     env = Toy(observations)
     made = Hub.from_agents([tiny(PPO, env)]).agent(PPO, level=level)
     if level == "outputs":
-        made["policy_kwargs"]["features_extractor_kwargs"] = {"cnn_output_dim" if observations is PARTS else "features_dim": 8}
+        made["policy_kwargs"]["features_extractor_kwargs"] = {
+            "cnn_output_dim" if observations is PARTS else "features_dim": 8
+        }
     model = target(PPO, env, made, n_steps=16, n_epochs=1).learn(16)
     model.save(tmp_path / "first.zip")
     env.reset(seed=0)
     rows = [env._observe(observations) for _ in range(4)]
-    batch = {key: np.stack([row[key] for row in rows]) for key in observations.spaces} if observations is PARTS else np.stack(rows)
+    batch = (
+        {key: np.stack([row[key] for row in rows]) for key in observations.spaces}
+        if observations is PARTS
+        else np.stack(rows)
+    )
     assert_alike(load_agent(tmp_path / "first.zip"), model, batch)
 
 
 def test_networks_of_another_shape_are_rebuilt(tmp_path):
     env = Toy()
     made = tiny_hub(env).agent(PPO)
-    made["policy_kwargs"] |= {"net_arch": {"pi": [6, 5], "vf": [7]}, "activation_fn": torch.nn.ReLU, "ortho_init": False}
+    made["policy_kwargs"] |= {
+        "net_arch": {"pi": [6, 5], "vf": [7]},
+        "activation_fn": torch.nn.ReLU,
+        "ortho_init": False,
+    }
     model = target(PPO, env, made).learn(32)
     model.save(tmp_path / "first.zip")
     assert_alike(load_agent(tmp_path / "first.zip"), model)

@@ -39,7 +39,9 @@ def twins(shape):
 
 
 def bytes_of(shape, rows=8):
-    return torch.randint(0, 256, (rows, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, (rows, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def game():
@@ -98,7 +100,10 @@ def test_blocks_hold_every_pixel_once():
 
 def test_images_that_are_not_normalised_are_read_as_they_are():
     torch.manual_seed(0)
-    plain, precise = (kind(space_of((4, 84, 84)), 64, normalized_image=True) for kind in (NatureCNN, BF16NatureCNN))
+    plain, precise = (
+        kind(space_of((4, 84, 84)), 64, normalized_image=True)
+        for kind in (NatureCNN, BF16NatureCNN)
+    )
     precise.load_state_dict(plain.state_dict())
     seen = bytes_of((4, 84, 84)).float()
     expected = plain(seen)
@@ -142,7 +147,9 @@ def log_ratios(model):
     model.policy.set_training_mode(True)
     ratios = []
     for data in model.rollout_buffer.get(32):
-        _, log_prob, _ = model.policy.evaluate_actions(data.observations, data.actions.long().flatten())
+        _, log_prob, _ = model.policy.evaluate_actions(
+            data.observations, data.actions.long().flatten()
+        )
         ratios.append((log_prob - data.old_log_prob).abs())
     return torch.cat(ratios)
 
@@ -156,13 +163,17 @@ def test_the_ratio_of_ppo_is_one_before_the_first_step():
     assert log_ratios(model).max() < 1e-5
     other = NatureCNN(model.observation_space, 512)
     other.load_state_dict(model.policy.features_extractor.state_dict())
-    model.policy.features_extractor = model.policy.pi_features_extractor = model.policy.vf_features_extractor = other
+    model.policy.features_extractor = model.policy.pi_features_extractor = (
+        model.policy.vf_features_extractor
+    ) = other
     assert log_ratios(model).max() > 1e-4
 
 
 def test_heads_values_and_log_probabilities_stay_in_float32():
     policy = PPO(BF16CnnPolicy, game(), device="cpu", n_steps=8, batch_size=8).policy
-    values, log_prob, entropy = policy.evaluate_actions(bytes_of((3, 36, 36)), torch.zeros(8, dtype=torch.long))
+    values, log_prob, entropy = policy.evaluate_actions(
+        bytes_of((3, 36, 36)), torch.zeros(8, dtype=torch.long)
+    )
     assert {values.dtype, log_prob.dtype, entropy.dtype} == {torch.float32}
     (values.sum() + log_prob.sum()).backward()
     assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
@@ -173,28 +184,52 @@ def test_the_optimizer_is_fused_with_sb3s_epsilon_unless_one_is_given():
     made = PPO(BF16CnnPolicy, game(), n_steps=8, batch_size=8, device="cpu").policy.optimizer
     assert made.defaults["fused"]
     assert made.defaults["eps"] == 1e-5
-    given = PPO(BF16CnnPolicy, game(), n_steps=8, batch_size=8, device="cpu", policy_kwargs={"optimizer_kwargs": {"eps": 0.1}})
+    given = PPO(
+        BF16CnnPolicy,
+        game(),
+        n_steps=8,
+        batch_size=8,
+        device="cpu",
+        policy_kwargs={"optimizer_kwargs": {"eps": 0.1}},
+    )
     assert given.policy.optimizer.defaults["eps"] == 0.1
     assert not given.policy.optimizer.defaults["fused"]
 
 
-@pytest.mark.parametrize(("algorithm", "policy"), [(PPO, BF16CnnPolicy), (A2C, BF16CnnPolicy), (DQN, BF16DQNPolicy)])
+@pytest.mark.parametrize(
+    ("algorithm", "policy"), [(PPO, BF16CnnPolicy), (A2C, BF16CnnPolicy), (DQN, BF16DQNPolicy)]
+)
 def test_an_agent_learns_is_saved_and_loaded_and_its_weights_are_sb3s(algorithm, policy, tmp_path):
-    model = algorithm(policy, game(), seed=1, device="cpu", policy_kwargs=FEW, **SETTINGS[algorithm]).learn(64)
+    model = algorithm(
+        policy, game(), seed=1, device="cpu", policy_kwargs=FEW, **SETTINGS[algorithm]
+    ).learn(64)
     model.save(tmp_path / "agent.zip")
     seen = bytes_of((3, 36, 36), 64).numpy()
     actions, _ = model.predict(seen, deterministic=True)
     again = algorithm.load(tmp_path / "agent.zip", device="cpu")
     assert (again.predict(seen, deterministic=True)[0] == actions).all()
-    plain = algorithm("CnnPolicy", game(), seed=2, device="cpu", policy_kwargs=FEW, **SETTINGS[algorithm])
+    plain = algorithm(
+        "CnnPolicy", game(), seed=2, device="cpu", policy_kwargs=FEW, **SETTINGS[algorithm]
+    )
     plain.policy.load_state_dict(model.policy.state_dict())
     source = hubrl.load_agent(tmp_path / "agent.zip")
     assert source.card.algorithm == algorithm.__name__
-    assert (source.predict(seen, deterministic=True)[0] == plain.predict(seen, deterministic=True)[0]).all()
+    assert (
+        source.predict(seen, deterministic=True)[0] == plain.predict(seen, deterministic=True)[0]
+    ).all()
 
 
 def test_the_target_network_of_dqn_follows():
-    model = DQN(BF16DQNPolicy, game(), seed=1, device="cpu", policy_kwargs=FEW, **OFF_POLICY, tau=0.5, target_update_interval=8)
+    model = DQN(
+        BF16DQNPolicy,
+        game(),
+        seed=1,
+        device="cpu",
+        policy_kwargs=FEW,
+        **OFF_POLICY,
+        tau=0.5,
+        target_update_interval=8,
+    )
     seen = bytes_of((3, 36, 36))
     before = model.q_net_target(seen)
     model.learn(64)
@@ -206,17 +241,38 @@ def test_the_target_network_of_dqn_follows():
 
 
 def config_of(algorithm, **fields):
-    return parse_config({"task": "toy", "steps": 1, "method": "scratch", "algorithm": algorithm, "device": "cpu", **fields}, "test")
+    return parse_config(
+        {
+            "task": "toy",
+            "steps": 1,
+            "method": "scratch",
+            "algorithm": algorithm,
+            "device": "cpu",
+            **fields,
+        },
+        "test",
+    )
 
 
-@pytest.mark.parametrize(("algorithm", "name"), [(PPO, "ppo"), (A2C, "a2c"), (DQN, "dqn"), (QRDQN, "qrdqn")])
+@pytest.mark.parametrize(
+    ("algorithm", "name"), [(PPO, "ppo"), (A2C, "a2c"), (DQN, "dqn"), (QRDQN, "qrdqn")]
+)
 def test_a_config_of_any_algorithm_asks_for_it(algorithm, name):
     env = PPO("CnnPolicy", game(), n_steps=8, batch_size=8, device="cpu").env
     settings = {"algorithm_kwargs": SETTINGS[algorithm]}
-    models = [build_model(config_of(name, precision=precision, **settings), env, None) for precision in ("float32", "bfloat16")]
-    nets = [next(part for part in model.policy.modules() if isinstance(part, NatureCNN)) for model in models]
+    models = [
+        build_model(config_of(name, precision=precision, **settings), env, None)
+        for precision in ("float32", "bfloat16")
+    ]
+    nets = [
+        next(part for part in model.policy.modules() if isinstance(part, NatureCNN))
+        for model in models
+    ]
     assert [type(net) for net in nets] == [NatureCNN, BF16NatureCNN]
-    names = [{name: tuple(tensor.shape) for name, tensor in model.policy.state_dict().items()} for model in models]
+    names = [
+        {name: tuple(tensor.shape) for name, tensor in model.policy.state_dict().items()}
+        for model in models
+    ]
     assert names[0] == names[1]
 
 
@@ -226,12 +282,18 @@ def test_a_wrong_precision_is_answered_in_a_sentence():
 
 
 def test_it_is_refused_where_no_image_is_observed():
-    for make in (lambda hub: hub.agent(PPO, precision="bfloat16"), lambda hub: hub.policy_kwargs(precision="bfloat16")):
+    for make in (
+        lambda hub: hub.agent(PPO, precision="bfloat16"),
+        lambda hub: hub.policy_kwargs(precision="bfloat16"),
+    ):
         with pytest.raises(
-            BadConfig, match="precision='bfloat16' was given and no source reads images; it is for NatureCNNs, leave it out"
+            BadConfig,
+            match="precision='bfloat16' was given and no source reads images; it is for NatureCNNs, leave it out",
         ):
             make(tiny_hub(Toy()))
-    with pytest.raises(BadConfig, match="bfloat16 was asked for where the target observes .*for images"):
+    with pytest.raises(
+        BadConfig, match="bfloat16 was asked for where the target observes .*for images"
+    ):
         build_model(config_of("ppo", precision="bfloat16"), make_env("CartPole-v1"), None)
 
 
@@ -239,7 +301,9 @@ def test_it_is_refused_where_no_image_is_observed():
 def test_the_networks_of_a_hub_are_of_its_precision_and_stay_so_when_loaded(level, tmp_path):
     hub = tiny_hub(game())
     made = hub.agent(PPO, level=level, precision="bfloat16")
-    model = PPO(env=game(), seed=1, device="cpu", n_steps=32, batch_size=16, n_epochs=1, **made).learn(32)
+    model = PPO(
+        env=game(), seed=1, device="cpu", n_steps=32, batch_size=16, n_epochs=1, **made
+    ).learn(32)
     natures = [part for part in model.policy.modules() if isinstance(part, NatureCNN)]
     assert natures
     assert all(isinstance(part, BF16NatureCNN) for part in natures)
@@ -248,23 +312,34 @@ def test_the_networks_of_a_hub_are_of_its_precision_and_stay_so_when_loaded(leve
     again = PPO.load(tmp_path / "target.zip", device="cpu")
     assert any(isinstance(part, BF16NatureCNN) for part in again.policy.modules())
     seen = bytes_of((3, 36, 36)).numpy()
-    assert (model.predict(seen, deterministic=True)[0] == again.predict(seen, deterministic=True)[0]).all()
+    assert (
+        model.predict(seen, deterministic=True)[0] == again.predict(seen, deterministic=True)[0]
+    ).all()
 
 
 @pytest.mark.parametrize("level", ["features", "outputs"])
 @pytest.mark.parametrize("method", ["zoo-tuning", "lite-zoo-tuning"])
 def test_layers_that_are_made_of_several_are_computed_as_they_are(method, level):
-    hub = Hub.from_agents([PPO("CnnPolicy", game(), seed=seed, device="cpu", n_steps=32) for seed in (1, 2)])
+    hub = Hub.from_agents(
+        [PPO("CnnPolicy", game(), seed=seed, device="cpu", n_steps=32) for seed in (1, 2)]
+    )
     made = hub.agent(PPO, method, level=level, precision="bfloat16")
-    model = PPO(env=game(), seed=1, device="cpu", n_steps=32, batch_size=16, n_epochs=1, **made).learn(32)
+    model = PPO(
+        env=game(), seed=1, device="cpu", n_steps=32, batch_size=16, n_epochs=1, **made
+    ).learn(32)
     assert model.num_timesteps == 32
 
 
 def test_a_target_of_a_hub_in_bfloat16_is_a_source_itself():
     made = tiny_hub(game()).agent(PPO, level="features", precision="bfloat16")
-    model = PPO(env=game(), seed=1, device="cpu", n_steps=32, batch_size=16, n_epochs=1, **made).learn(32)
+    model = PPO(
+        env=game(), seed=1, device="cpu", n_steps=32, batch_size=16, n_epochs=1, **made
+    ).learn(32)
     seen = bytes_of((3, 36, 36)).numpy()
-    assert (read_live(model, "target").predict(seen, deterministic=True)[0] == model.predict(seen, deterministic=True)[0]).all()
+    assert (
+        read_live(model, "target").predict(seen, deterministic=True)[0]
+        == model.predict(seen, deterministic=True)[0]
+    ).all()
 
 
 def test_the_ratio_of_a_hub_is_one_before_the_first_step():
@@ -276,7 +351,10 @@ def test_the_ratio_of_a_hub_is_one_before_the_first_step():
     assert log_ratios(model).max() < 1e-5
 
 
-@pytest.mark.parametrize("options", [{"tuned": True, "top_k": 1, "fresh": False}, {"tuned": False}, {"router_reads": "features"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"tuned": True, "top_k": 1, "fresh": False}, {"tuned": False}, {"router_reads": "features"}],
+)
 @pytest.mark.parametrize("algorithm", [PPO, DQN])
 def test_a_hub_reads_bytes_as_it_reads_what_sb3_divides(algorithm, options):
     made = tiny_hub(game()).agent(algorithm, level="features", precision="bfloat16", **options)
@@ -303,7 +381,13 @@ def test_a_policy_that_hears_outputs_of_images_reads_bytes():
     read, divided = (policy.route(rows) for rows in (seen, seen.float() / 255))
     assert torch.equal(read.weights, divided.weights)
     assert torch.equal(read.speech, divided.speech)
-    plain = PPO(env=game(), device="cpu", n_steps=64, batch_size=32, **tiny_hub(game()).agent(PPO, level="outputs")).policy
+    plain = PPO(
+        env=game(),
+        device="cpu",
+        n_steps=64,
+        batch_size=32,
+        **tiny_hub(game()).agent(PPO, level="outputs"),
+    ).policy
     assert not plain.method.reads_bytes, "float32 says the sources' own numbers"
 
 
@@ -313,10 +397,14 @@ def test_parameters_are_looked_for_once_and_are_all_there(level):
     policy = PPO(env=game(), seed=1, device="cpu", n_steps=64, batch_size=32, **made).policy
     everything = [id(parameter) for _, parameter in policy.named_parameters()]
     assert [id(parameter) for parameter in policy.parameters()] == everything
-    assert {id(parameter) for group in policy.optimizer.param_groups for parameter in group["params"]} == set(everything)
+    assert {
+        id(parameter) for group in policy.optimizer.param_groups for parameter in group["params"]
+    } == set(everything)
     policy.to(torch.float64)
     assert all(parameter.dtype == torch.float64 for parameter in policy.parameters())
-    assert [id(parameter) for parameter in policy.parameters()] == [id(parameter) for _, parameter in policy.named_parameters()]
+    assert [id(parameter) for parameter in policy.parameters()] == [
+        id(parameter) for _, parameter in policy.named_parameters()
+    ]
 
 
 def test_the_fresh_pathway_draws_the_same_weights_in_either_precision():
@@ -325,7 +413,9 @@ def test_the_fresh_pathway_draws_the_same_weights_in_either_precision():
         torch.manual_seed(3)
         np.random.seed(3)
         made.append(FreshPathway(space_of((4, 84, 84)), 16, precision=precision))
-    for (name, expected), found in zip(made[0].named_parameters(), made[1].parameters(), strict=True):
+    for (name, expected), found in zip(
+        made[0].named_parameters(), made[1].parameters(), strict=True
+    ):
         assert torch.equal(expected, found), name
     seen = bytes_of((4, 84, 84)).float() / 255
     assert (made[0](seen) - made[1](seen)).abs().max() < 0.1 * made[0](seen).std()

@@ -21,10 +21,26 @@ from torch import nn
 from toys import CHOOSE, IMAGE, PARTS, VECTOR, Toy, target, tiny, tiny_hub, toy_for
 
 import hubrl
-from hubrl import BadConfig, CachedVecEnv, Hub, HubCallback, SpaceMismatch, UnknownName, load_agent, pathway_weights
+from hubrl import (
+    BadConfig,
+    CachedVecEnv,
+    Hub,
+    HubCallback,
+    SpaceMismatch,
+    UnknownName,
+    load_agent,
+    pathway_weights,
+)
 from hubrl.experiments.finished_run import distill_run, evaluate_run, run_agent
 from hubrl.experiments.run import start_run, train
-from hubrl.formats.cached_space import CACHED_FEATURES, FLOAT16_MAX, OBSERVATION, CachedFeaturesSpace, find_cached_space, store_features
+from hubrl.formats.cached_space import (
+    CACHED_FEATURES,
+    FLOAT16_MAX,
+    OBSERVATION,
+    CachedFeaturesSpace,
+    find_cached_space,
+    store_features,
+)
 from hubrl.formats.schema import write_yaml
 from hubrl.methods import Method, available, find
 from hubrl.policies.extractor import HubExtractor, parts_in, see_through_normalisation
@@ -44,9 +60,14 @@ SERVED = [
     ("frozen", {"source": "wide"}),
 ]
 WIDELY = [SERVED[0], SERVED[2], ("concat", {})]
-CASES = [*((*served, "vector") for served in SERVED), *((*served, space) for served in WIDELY for space in ("image", "parts"))]
+CASES = [
+    *((*served, "vector") for served in SERVED),
+    *((*served, space) for served in WIDELY for space in ("image", "parts")),
+]
 EVERY_CASE = pytest.mark.parametrize(
-    ("method", "options", "space"), CASES, ids=[f"{name}-{'-'.join(given)}-{space}" for name, given, space in CASES]
+    ("method", "options", "space"),
+    CASES,
+    ids=[f"{name}-{'-'.join(given)}-{space}" for name, given, space in CASES],
 )
 EVERY_SPACE = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 BOTH = pytest.mark.parametrize("options", [{}, FEATURES_ALONE], ids=["kept", "heard-alone"])
@@ -63,9 +84,16 @@ print(json.dumps([model.predict(rows, deterministic=True)[0].tolist() for model 
 def hub_for(env):
     """Two sources whose features are not equally wide."""
     image = isinstance(env.observation_space, spaces.Box) and len(env.observation_space.shape) == 3
-    wide, narrow = ({"features_extractor_kwargs": {"features_dim": width}} if image else {"net_arch": [width]} for width in (8, 5))
+    wide, narrow = (
+        {"features_extractor_kwargs": {"features_dim": width}} if image else {"net_arch": [width]}
+        for width in (8, 5)
+    )
     return Hub.from_agents(
-        [tiny(PPO, env, 1, **wide), tiny(A2C, env, 2, **({"net_arch": []} if image else {}), **narrow)], ["wide", "narrow"]
+        [
+            tiny(PPO, env, 1, **wide),
+            tiny(A2C, env, 2, **({"net_arch": []} if image else {}), **narrow),
+        ],
+        ["wide", "narrow"],
     )
 
 
@@ -74,7 +102,16 @@ def envs_for(algorithm, space=VECTOR, n_envs=2, length=10):
     return make_vec_env(lambda: Toy(space, actions, length), n_envs=n_envs, seed=0)
 
 
-def under_cache(algorithm, space=VECTOR, method="hub-pathway", hub=None, n_envs=2, seed=0, settings=None, **options):
+def under_cache(
+    algorithm,
+    space=VECTOR,
+    method="hub-pathway",
+    hub=None,
+    n_envs=2,
+    seed=0,
+    settings=None,
+    **options,
+):
     """A target under CachedVecEnv, and its hub."""
     hub = hub or hub_for(toy_for(algorithm, space))
     made = hub.agent(algorithm, method, cached=True, **options)
@@ -90,7 +127,9 @@ def observe(space, count=6):
 
 
 def one_of(rows, index):
-    return {key: part[index] for key, part in rows.items()} if isinstance(rows, dict) else rows[index]
+    return (
+        {key: part[index] for key, part in rows.items()} if isinstance(rows, dict) else rows[index]
+    )
 
 
 def said_by(hub, rows, space):
@@ -107,7 +146,8 @@ def scattered(model):
     with torch.no_grad():
         for parameter in model.policy.parameters():
             parameter.copy_(
-                torch.randn(parameter.shape, generator=generator) * (0.1 if parameter.ndim == 1 else 2 / parameter[0].numel() ** 0.5)
+                torch.randn(parameter.shape, generator=generator)
+                * (0.1 if parameter.ndim == 1 else 2 / parameter[0].numel() ** 0.5)
             )
     return model
 
@@ -118,7 +158,9 @@ class Rows:
     def __init__(self, sources):
         self.count = [0] * len(sources)
         for place, source in enumerate(sources):
-            source.encoder.register_forward_hook(lambda module, inputs, features, place=place: self._add(place, len(features)))
+            source.encoder.register_forward_hook(
+                lambda module, inputs, features, place=place: self._add(place, len(features))
+            )
 
     def _add(self, place, rows):
         self.count[place] += rows
@@ -133,8 +175,14 @@ def test_features_values_and_actions_are_those_without_it(method, options, space
     rows = observe(space)
     inside, outside = (model.policy.obs_to_tensor(rows)[0] for model in (cached, plain))
     with torch.no_grad():
-        features, expected = (model.policy.extract_features(seen) for model, seen in ((cached, inside), (plain, outside)))
-        values, worth = (model.policy.predict_values(seen) for model, seen in ((cached, inside), (plain, outside)))
+        features, expected = (
+            model.policy.extract_features(seen)
+            for model, seen in ((cached, inside), (plain, outside))
+        )
+        values, worth = (
+            model.policy.predict_values(seen)
+            for model, seen in ((cached, inside), (plain, outside))
+        )
     assert expected.std(dim=0).max() > 0.05, "a test of nothing: all observations are alike"
     torch.testing.assert_close(features, expected, atol=5e-3, rtol=5e-3)
     torch.testing.assert_close(values, worth, atol=2e-2, rtol=2e-2)
@@ -160,7 +208,14 @@ def test_what_is_observed_is_what_the_sources_say_at_ends_of_episodes_too(option
                 assert ("terminal_observation" in info) == ("terminal_observation" in other)
                 if "terminal_observation" in other:
                     ends += 1
-                    assert_heard(info["terminal_observation"], other["terminal_observation"], hub, space, keeps, one=True)
+                    assert_heard(
+                        info["terminal_observation"],
+                        other["terminal_observation"],
+                        hub,
+                        space,
+                        keeps,
+                        one=True,
+                    )
         assert_heard(seen, raw, hub, space, keeps)
     assert ends == 4
 
@@ -169,7 +224,11 @@ def assert_heard(seen, raw, hub, space, keeps, *, one=False):
     heard = seen[CACHED_FEATURES] if keeps else seen
     assert heard.dtype == np.float16
     assert keeps == isinstance(seen, dict)
-    batch = ({key: part[None] for key, part in raw.items()} if isinstance(raw, dict) else raw[None]) if one else raw
+    batch = (
+        ({key: part[None] for key, part in raw.items()} if isinstance(raw, dict) else raw[None])
+        if one
+        else raw
+    )
     np.testing.assert_allclose(heard[None] if one else heard, said_by(hub, batch, space), atol=2e-3)
     if keeps and isinstance(space, spaces.Dict):
         np.testing.assert_array_equal(seen["joints"], raw["joints"])
@@ -198,10 +257,14 @@ class Updates(BaseCallback):
         return True
 
 
-@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN, SAC, TD3], ids=lambda algorithm: algorithm.__name__)
+@pytest.mark.parametrize(
+    "algorithm", [PPO, A2C, DQN, SAC, TD3], ids=lambda algorithm: algorithm.__name__
+)
 @BOTH
 def test_every_source_is_computed_once_a_step_and_never_in_an_update(algorithm, options):
-    model, _ = under_cache(algorithm, **options, settings={} if algorithm in (PPO, A2C) else {"gradient_steps": 2})
+    model, _ = under_cache(
+        algorithm, **options, settings={} if algorithm in (PPO, A2C) else {"gradient_steps": 2}
+    )
     rows = Rows(model.get_env().sources)
     updates = Updates(rows)
     model.learn(96, callback=[HubCallback(), updates])
@@ -232,9 +295,16 @@ class FirstMinibatch(BaseCallback):
         policy.set_training_mode(True)
         for step in range(buffer.buffer_size):
             stored = buffer.observations
-            seen = obs_as_tensor({key: part[step] for key, part in stored.items()} if isinstance(stored, dict) else stored[step], "cpu")
+            seen = obs_as_tensor(
+                {key: part[step] for key, part in stored.items()}
+                if isinstance(stored, dict)
+                else stored[step],
+                "cpu",
+            )
             log_prob = policy.evaluate_actions(seen, torch.as_tensor(buffer.actions[step]))[1]
-            self.of_steps.append((log_prob.detach() - torch.as_tensor(buffer.log_probs[step])).exp())
+            self.of_steps.append(
+                (log_prob.detach() - torch.as_tensor(buffer.log_probs[step])).exp()
+            )
         for batch in buffer.get(16):
             log_prob = policy.evaluate_actions(batch.observations, batch.actions)[1].detach()
             self.of_minibatches.append((log_prob - batch.old_log_prob).exp())
@@ -251,20 +321,29 @@ def test_the_ratio_of_an_update_is_one_before_it_begins(options):
     first = FirstMinibatch()
     model.learn(192, callback=first)
     assert len(first.of_steps) == 96
-    assert torch.equal(torch.cat(first.of_steps), torch.ones(192)), "what was stored is to the bit what was acted on"
+    assert torch.equal(torch.cat(first.of_steps), torch.ones(192)), (
+        "what was stored is to the bit what was acted on"
+    )
     torch.testing.assert_close(torch.cat(first.of_minibatches), torch.ones(192), atol=1e-5, rtol=0)
 
 
 @BOTH
 def test_one_seed_gives_one_result(options):
-    first, second, other = (under_cache(PPO, seed=seed, **options)[0].learn(96).policy.state_dict() for seed in (5, 5, 6))
+    first, second, other = (
+        under_cache(PPO, seed=seed, **options)[0].learn(96).policy.state_dict()
+        for seed in (5, 5, 6)
+    )
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
     assert not all(torch.equal(first[name], tensor) for name, tensor in other.items())
 
 
-@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN, TRPO], ids=lambda algorithm: algorithm.__name__)
+@pytest.mark.parametrize(
+    "algorithm", [PPO, A2C, DQN, TRPO], ids=lambda algorithm: algorithm.__name__
+)
 @BOTH
-def test_a_loaded_model_takes_observations_as_the_environment_gives_them(algorithm, options, tmp_path):
+def test_a_loaded_model_takes_observations_as_the_environment_gives_them(
+    algorithm, options, tmp_path
+):
     options |= {"explore_coef": 0.0} if algorithm is TRPO else {}
     model, _ = under_cache(algorithm, **options)
     scattered(model.learn(48)).save(tmp_path / "model.zip")
@@ -282,7 +361,11 @@ def test_a_loaded_model_takes_observations_as_the_environment_gives_them(algorit
         np.testing.assert_allclose(one, action, atol=1e-4)
     raw = seen[OBSERVATION] if isinstance(seen, dict) else None
     if raw is not None:
-        np.testing.assert_allclose(loaded.predict(raw, deterministic=True)[0], loaded.predict(seen, deterministic=True)[0], atol=1e-5)
+        np.testing.assert_allclose(
+            loaded.predict(raw, deterministic=True)[0],
+            loaded.predict(seen, deterministic=True)[0],
+            atol=1e-5,
+        )
     again = algorithm.load(tmp_path / "model.zip", env=env, device="cpu")
     again.learn(16)
 
@@ -297,7 +380,9 @@ def test_images_are_heard_channel_last_or_first_one_or_many(options):
     np.testing.assert_array_equal(model.predict(first, deterministic=True)[0], acted)
     for index in range(len(batch)):
         for one in (batch[index], first[index]):
-            np.testing.assert_allclose(model.predict(one, deterministic=True)[0], acted[index], atol=1e-4)
+            np.testing.assert_allclose(
+                model.predict(one, deterministic=True)[0], acted[index], atol=1e-4
+            )
     assert acted.std(axis=0).min() > 1e-3
 
 
@@ -316,7 +401,9 @@ def test_parts_of_observations_are_heard_as_they_come():
     scattered(model)
     batch = observe(PARTS)
     acted = model.predict(batch, deterministic=True)[0]
-    np.testing.assert_allclose(model.predict(one_of(batch, 2), deterministic=True)[0], acted[2], atol=1e-4)
+    np.testing.assert_allclose(
+        model.predict(one_of(batch, 2), deterministic=True)[0], acted[2], atol=1e-4
+    )
 
 
 def test_models_load_in_a_new_process_and_hear_for_themselves(tmp_path):
@@ -327,7 +414,9 @@ def test_models_load_in_a_new_process_and_hear_for_themselves(tmp_path):
         np.save(tmp_path / "rows.npy", observe(IMAGE))
         expected.append(model.predict(np.load(tmp_path / "rows.npy"), deterministic=True)[0])
     command = [sys.executable, "-c", NEW_PROCESS, str(tmp_path), "PPO", "DQN"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(hubrl.__file__).parents[1])
+    ran = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=Path(hubrl.__file__).parents[1]
+    )
     assert ran.returncode == 0, ran.stderr
     for answer, actions in zip(json.loads(ran.stdout), expected, strict=True):
         np.testing.assert_allclose(np.array(answer), actions, atol=1e-5)
@@ -343,8 +432,12 @@ def test_models_load_in_a_new_process_and_hear_for_themselves(tmp_path):
         (DQN, FEATURES_ALONE, IMAGE),
     ],
 )
-def test_its_zip_is_read_without_executing_it_as_an_agent_of_the_target_itself(algorithm, options, space, tmp_path, monkeypatch):
-    model, hub = under_cache(algorithm, space, **options, settings={"buffer_size": 50} if algorithm is not PPO else {})
+def test_its_zip_is_read_without_executing_it_as_an_agent_of_the_target_itself(
+    algorithm, options, space, tmp_path, monkeypatch
+):
+    model, hub = under_cache(
+        algorithm, space, **options, settings={"buffer_size": 50} if algorithm is not PPO else {}
+    )
     scattered(model).save(tmp_path / "agent.zip")
     rows = observe(space)
     expected = model.predict(rows, deterministic=True)[0]
@@ -356,7 +449,13 @@ def test_its_zip_is_read_without_executing_it_as_an_agent_of_the_target_itself(a
     assert not source.card.network.hub.get("cached")
     np.testing.assert_allclose(source.predict(rows, deterministic=True)[0], expected, atol=2e-2)
     grown = Hub([*hub, source])
-    again, _ = under_cache(algorithm, space, hub=grown, **options, settings={"buffer_size": 50} if algorithm is not PPO else {})
+    again, _ = under_cache(
+        algorithm,
+        space,
+        hub=grown,
+        **options,
+        settings={"buffer_size": 50} if algorithm is not PPO else {},
+    )
     assert pathway_weights(again, one_of(rows, 0)).keys() >= {"wide", "narrow", "agent"}
 
 
@@ -381,7 +480,9 @@ def test_vecnormalize_normalises_what_was_observed_and_leaves_what_was_heard():
     far = spaces.Box(-1000.0, 1000.0, (4,))
     hub = hub_for(Toy(far))
     made = hub.agent(PPO, cached=True)
-    env = VecNormalize(CachedVecEnv(envs_for(PPO, far), made, device="cpu"), norm_obs_keys=[OBSERVATION])
+    env = VecNormalize(
+        CachedVecEnv(envs_for(PPO, far), made, device="cpu"), norm_obs_keys=[OBSERVATION]
+    )
     model = target(PPO, env, made)
     rows = Rows(env.venv.sources)
     model.learn(128, callback=HubCallback())
@@ -391,11 +492,15 @@ def test_vecnormalize_normalises_what_was_observed_and_leaves_what_was_heard():
     raw = env.get_original_obs()[OBSERVATION]
     np.testing.assert_allclose(seen[CACHED_FEATURES], said_by(hub, raw, far), atol=2e-3)
     np.testing.assert_allclose(
-        seen[OBSERVATION], (raw - env.obs_rms[OBSERVATION].mean) / np.sqrt(env.obs_rms[OBSERVATION].var + 1e-8), atol=1e-4
+        seen[OBSERVATION],
+        (raw - env.obs_rms[OBSERVATION].mean) / np.sqrt(env.obs_rms[OBSERVATION].var + 1e-8),
+        atol=1e-4,
     )
     see_through_normalisation(model.policy, env)
     np.testing.assert_allclose(
-        model.predict(seen[OBSERVATION], deterministic=True)[0], model.predict(seen, deterministic=True)[0], atol=1e-2
+        model.predict(seen[OBSERVATION], deterministic=True)[0],
+        model.predict(seen, deterministic=True)[0],
+        atol=1e-2,
     )
 
 
@@ -416,21 +521,37 @@ def test_vecnormalize_of_what_was_heard_is_refused(algorithm, options):
     for callback in (HubCallback(),) if algorithm is SAC else (HubCallback(), None):
         made = hub_for(toy_for(algorithm, space)).agent(algorithm, cached=True, **options)
         env = VecNormalize(CachedVecEnv(envs_for(algorithm, space), made, device="cpu"))
-        with pytest.raises(BadConfig, match="VecNormalize normalises cached features; give it norm_obs_keys without 'source_features'"):
+        with pytest.raises(
+            BadConfig,
+            match="VecNormalize normalises cached features; give it norm_obs_keys without 'source_features'",
+        ):
             target(algorithm, env, made).learn(64, callback=callback)
 
 
 def nature_hub(env):
-    return Hub.from_agents([PPO("CnnPolicy", env, n_steps=8, batch_size=8, seed=seed, device="cpu") for seed in range(3)], ["a", "b", "c"])
+    return Hub.from_agents(
+        [
+            PPO("CnnPolicy", env, n_steps=8, batch_size=8, seed=seed, device="cpu")
+            for seed in range(3)
+        ],
+        ["a", "b", "c"],
+    )
 
 
 def test_a_replay_buffer_of_what_three_nature_cnns_said_is_nine_times_smaller():
     frames = spaces.Box(0, 255, (4, 84, 84), np.uint8)
     hub = nature_hub(Toy(frames, CHOOSE))
     made = hub.agent(DQN, cached=True, **FEATURES_ALONE)
-    heard = DQN(env=CachedVecEnv(envs_for(DQN, frames), made, device="cpu"), **made, buffer_size=20, device="cpu").replay_buffer
+    heard = DQN(
+        env=CachedVecEnv(envs_for(DQN, frames), made, device="cpu"),
+        **made,
+        buffer_size=20,
+        device="cpu",
+    ).replay_buffer
     plain = DQN("CnnPolicy", envs_for(DQN, frames), buffer_size=20, device="cpu").replay_buffer
-    ours, theirs = (buffer.observations.nbytes + buffer.next_observations.nbytes for buffer in (heard, plain))
+    ours, theirs = (
+        buffer.observations.nbytes + buffer.next_observations.nbytes for buffer in (heard, plain)
+    )
     assert heard.observations.dtype == np.float16
     assert (ours, theirs) == (20 * 2 * 3 * 512 * 2, 20 * 2 * 4 * 84 * 84)
     assert theirs / ours > 9
@@ -449,7 +570,8 @@ def test_float16_keeps_what_nature_cnns_say_to_half_a_thousandth():
 def test_what_float16_cannot_hold_is_heard_as_the_greatest_that_it_holds():
     loud = torch.tensor([[1e6, -1e30, torch.inf, 1.0]])
     np.testing.assert_array_equal(
-        store_features([loud, loud[:, 3:]]), np.array([[FLOAT16_MAX, -FLOAT16_MAX, FLOAT16_MAX, 1.0, 1.0]], np.float16)
+        store_features([loud, loud[:, 3:]]),
+        np.array([[FLOAT16_MAX, -FLOAT16_MAX, FLOAT16_MAX, 1.0, 1.0]], np.float16),
     )
 
 
@@ -487,25 +609,40 @@ def test_one_environment_alone_is_wrapped_as_sb3_does():
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "name"), [(QRDQN, "MultiInputPolicy"), (SAC, "MultiInputPolicy"), (RecurrentPPO, "MultiInputLstmPolicy")]
+    ("algorithm", "name"),
+    [
+        (QRDQN, "MultiInputPolicy"),
+        (SAC, "MultiInputPolicy"),
+        (RecurrentPPO, "MultiInputLstmPolicy"),
+    ],
 )
 @BOTH
-def test_other_algorithms_learn_from_what_was_heard_under_sb3s_own_policies(algorithm, name, options):
+def test_other_algorithms_learn_from_what_was_heard_under_sb3s_own_policies(
+    algorithm, name, options
+):
     hub = hub_for(toy_for(algorithm))
     made = hub.agent(algorithm, cached=True, **options)
     assert made["policy"] == name
     env = CachedVecEnv(envs_for(algorithm), made, device="cpu")
     rows = Rows(env.sources)
     kwargs = {"lstm_hidden_size": 8} if algorithm is RecurrentPPO else {}
-    settings = {"learning_starts": 16, "buffer_size": 100} if algorithm in (QRDQN, SAC) else {"n_steps": 16, "batch_size": 16}
-    model = algorithm(name, env, policy_kwargs=kwargs | made["policy_kwargs"], device="cpu", seed=0, **settings).learn(64)
+    settings = (
+        {"learning_starts": 16, "buffer_size": 100}
+        if algorithm in (QRDQN, SAC)
+        else {"n_steps": 16, "batch_size": 16}
+    )
+    model = algorithm(
+        name, env, policy_kwargs=kwargs | made["policy_kwargs"], device="cpu", seed=0, **settings
+    ).learn(64)
     assert rows.count == [2 + model.num_timesteps + 6] * 2
 
 
 def test_the_router_may_read_features_where_nothing_is_stored_too():
     env = Toy()
     hub = hub_for(env)
-    extractor = HubExtractor(VECTOR, **hub.policy_kwargs(router_reads="features")["features_extractor_kwargs"])
+    extractor = HubExtractor(
+        VECTOR, **hub.policy_kwargs(router_reads="features")["features_extractor_kwargs"]
+    )
     rows = Rows(extractor.sources)
     router = extractor.method.router
     nn.init.normal_(router.mean.weight)
@@ -514,19 +651,36 @@ def test_the_router_may_read_features_where_nothing_is_stored_too():
     said = torch.cat([source.encoder(seen) for source in extractor.sources], dim=1)
     expected = router(said, None).softmax(dim=1)
     torch.testing.assert_close(weights, expected)
-    assert rows.count == [12, 12], "each once for the router and for its pathway together, and once here"
+    assert rows.count == [12, 12], (
+        "each once for the router and for its pathway together, and once here"
+    )
 
 
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"method": "finetune", "source": "wide"}, "method 'finetune' with sources that are trained further; leave one of them out"),
+        (
+            {"method": "finetune", "source": "wide"},
+            "method 'finetune' with sources that are trained further; leave one of them out",
+        ),
         ({"tuned": True}, "method 'hub-pathway' with sources that are trained further"),
-        ({"method": "progressive"}, "method 'progressive', which is not made of frozen sources' features alone; leave it out"),
-        ({"method": "scratch"}, "method 'scratch', which is not made of frozen sources' features alone"),
-        ({"level": "outputs"}, "cached=True was given at the level of outputs, where outputs of the sources are stored anyway"),
+        (
+            {"method": "progressive"},
+            "method 'progressive', which is not made of frozen sources' features alone; leave it out",
+        ),
+        (
+            {"method": "scratch"},
+            "method 'scratch', which is not made of frozen sources' features alone",
+        ),
+        (
+            {"level": "outputs"},
+            "cached=True was given at the level of outputs, where outputs of the sources are stored anyway",
+        ),
         ({"method": "componet"}, "Method 'componet' was asked to work at the level of features"),
-        ({"router_reads": "nothing"}, "router_reads='nothing' was given; expected 'observations' or 'features'"),
+        (
+            {"router_reads": "nothing"},
+            "router_reads='nothing' was given; expected 'observations' or 'features'",
+        ),
     ],
 )
 def test_what_cannot_be_heard_before_is_refused(given, sentence):
@@ -536,14 +690,21 @@ def test_what_cannot_be_heard_before_is_refused(given, sentence):
 
 def test_a_router_of_outputs_reads_no_features():
     env = Toy()
-    with pytest.raises(BadConfig, match="router_reads='features' was given at the level of outputs; use level='features'"):
+    with pytest.raises(
+        BadConfig,
+        match="router_reads='features' was given at the level of outputs; use level='features'",
+    ):
         target(PPO, env, tiny_hub(env).agent(PPO, router_reads="features"))
 
 
 def test_no_method_is_served_that_is_not_tested():
-    assert {name for name in available() if find(name).needs_only_features and not find(name).tunes and "features" in find(name).levels} == {
-        name for name, _ in SERVED
-    }
+    assert {
+        name
+        for name in available()
+        if find(name).needs_only_features
+        and not find(name).tunes
+        and "features" in find(name).levels
+    } == {name for name, _ in SERVED}
 
 
 def test_wrappers_in_the_wrong_order_are_refused():
@@ -554,33 +715,52 @@ def test_wrappers_in_the_wrong_order_are_refused():
     with pytest.raises(BadConfig, match=inside):
         CachedVecEnv(CachedVecEnv(envs_for(PPO), made), made)
     alone = hub_for(Toy(IMAGE)).agent(PPO, cached=True, **FEATURES_ALONE)
-    with pytest.raises(BadConfig, match=r"cached=True was given and the environment observes Box\(26,\), with nothing that was heard"):
-        target(PPO, VecFrameStack(CachedVecEnv(envs_for(PPO, IMAGE), alone, device="cpu"), 2), alone)
+    with pytest.raises(
+        BadConfig,
+        match=r"cached=True was given and the environment observes Box\(26,\), with nothing that was heard",
+    ):
+        target(
+            PPO, VecFrameStack(CachedVecEnv(envs_for(PPO, IMAGE), alone, device="cpu"), 2), alone
+        )
 
 
 def test_an_agent_and_an_environment_that_were_not_made_for_each_other_are_refused():
     hub = hub_for(Toy())
     made, plain = hub.agent(PPO, cached=True), hub.agent(PPO, level="features")
     env = CachedVecEnv(envs_for(PPO), made, device="cpu")
-    with pytest.raises(BadConfig, match=r"the environment observes Box\(4,\), with nothing that was heard; put CachedVecEnv around it"):
+    with pytest.raises(
+        BadConfig,
+        match=r"the environment observes Box\(4,\), with nothing that was heard; put CachedVecEnv around it",
+    ):
         target(PPO, envs_for(PPO), made)
-    with pytest.raises(BadConfig, match="is under CachedVecEnv and the agent was made without cached=True"):
+    with pytest.raises(
+        BadConfig, match="is under CachedVecEnv and the agent was made without cached=True"
+    ):
         target(PPO, env, {**plain, "policy": "MultiInputPolicy"})
     with pytest.raises(BadConfig, match="was given an agent made without cached=True"):
         CachedVecEnv(envs_for(PPO), plain)
     turned = Hub([hub[1], hub[0]]).agent(PPO, cached=True)
-    with pytest.raises(BadConfig, match="The environment hears the sources wide, narrow, the agent narrow, wide"):
+    with pytest.raises(
+        BadConfig, match="The environment hears the sources wide, narrow, the agent narrow, wide"
+    ):
         target(PPO, env, turned)
     alone = hub.agent(PPO, "frozen", cached=True, source="wide")
-    with pytest.raises(BadConfig, match="The environment hears the sources wide, the agent wide, narrow"):
+    with pytest.raises(
+        BadConfig, match="The environment hears the sources wide, the agent wide, narrow"
+    ):
         target(PPO, CachedVecEnv(envs_for(PPO), alone, device="cpu"), made)
 
 
 def test_an_agent_that_reads_observations_is_refused_where_none_are_kept():
     hub = hub_for(Toy(IMAGE))
-    env = CachedVecEnv(envs_for(PPO, IMAGE), hub.agent(PPO, cached=True, **FEATURES_ALONE), device="cpu")
+    env = CachedVecEnv(
+        envs_for(PPO, IMAGE), hub.agent(PPO, cached=True, **FEATURES_ALONE), device="cpu"
+    )
     for options in ({}, {"fresh": False}, {"router_reads": "features"}):
-        with pytest.raises(BadConfig, match="Method 'hub-pathway' as it was given reads observations, and only what was heard was kept"):
+        with pytest.raises(
+            BadConfig,
+            match="Method 'hub-pathway' as it was given reads observations, and only what was heard was kept",
+        ):
             target(PPO, env, hub.agent(PPO, cached=True, **options))
 
 
@@ -588,16 +768,26 @@ def test_observations_that_cannot_be_told_from_what_was_heard_are_refused():
     for name in (CACHED_FEATURES, OBSERVATION):
         space = spaces.Dict({name: VECTOR})
         hub = Hub.from_agents([tiny(PPO, Toy(space))])
-        with pytest.raises(SpaceMismatch, match=r"a part called 'source_features', or 'observation' alone, cannot be told apart"):
+        with pytest.raises(
+            SpaceMismatch,
+            match=r"a part called 'source_features', or 'observation' alone, cannot be told apart",
+        ):
             CachedVecEnv(envs_for(PPO, space), hub.agent(PPO, cached=True))
 
 
 def test_sources_that_do_not_fit_or_read_other_images_are_refused():
     hub = hub_for(Toy())
-    with pytest.raises(SpaceMismatch, match=r"The target observes Box\(7,\), source 'wide' observes Box\(4,\)"):
+    with pytest.raises(
+        SpaceMismatch, match=r"The target observes Box\(7,\), source 'wide' observes Box\(4,\)"
+    ):
         CachedVecEnv(envs_for(PPO, spaces.Box(-1, 1, (7,))), hub.agent(PPO, cached=True))
-    kinds = [tiny(PPO, Toy(IMAGE), seed, normalize_images=scaled) for seed, scaled in enumerate((True, False))]
-    with pytest.raises(SpaceMismatch, match="Some sources read images from 0 to 1 and some from 0 to 255"):
+    kinds = [
+        tiny(PPO, Toy(IMAGE), seed, normalize_images=scaled)
+        for seed, scaled in enumerate((True, False))
+    ]
+    with pytest.raises(
+        SpaceMismatch, match="Some sources read images from 0 to 1 and some from 0 to 255"
+    ):
         CachedVecEnv(envs_for(PPO, IMAGE), Hub.from_agents(kinds).agent(PPO, cached=True))
 
 
@@ -610,15 +800,32 @@ def test_observations_of_another_shape_are_refused():
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hubs") / "cartpole"
-    agents = [PPO("MlpPolicy", "CartPole-v1", seed=seed, policy_kwargs={"net_arch": [8]}, device="cpu") for seed in (0, 1)]
+    agents = [
+        PPO("MlpPolicy", "CartPole-v1", seed=seed, policy_kwargs={"net_arch": [8]}, device="cpu")
+        for seed in (0, 1)
+    ]
     Hub.from_agents(agents, names=["one", "two"]).save(folder)
     return folder
 
 
 def config_of(tmp_path, hub, algorithm="ppo", **fields):
-    kwargs = {"ppo": {"n_steps": 32, "batch_size": 32, "n_epochs": 2}, "dqn": {"learning_starts": 16, "buffer_size": 200}}[algorithm]
-    plain = {"task": "CartPole-v1", "algorithm": algorithm, "algorithm_kwargs": kwargs | {"policy_kwargs": {"net_arch": [8]}}}
-    plain |= {"hub": str(hub), "cached": True, "steps": 128, "seed": 3, "eval_episodes": 2, "eval_every": 64}
+    kwargs = {
+        "ppo": {"n_steps": 32, "batch_size": 32, "n_epochs": 2},
+        "dqn": {"learning_starts": 16, "buffer_size": 200},
+    }[algorithm]
+    plain = {
+        "task": "CartPole-v1",
+        "algorithm": algorithm,
+        "algorithm_kwargs": kwargs | {"policy_kwargs": {"net_arch": [8]}},
+    }
+    plain |= {
+        "hub": str(hub),
+        "cached": True,
+        "steps": 128,
+        "seed": 3,
+        "eval_episodes": 2,
+        "eval_every": 64,
+    }
     path = tmp_path / f"{algorithm}.yaml"
     path.write_text(write_yaml({**plain, **fields}))
     return path
@@ -633,7 +840,9 @@ def config_of(tmp_path, hub, algorithm="ppo", **fields):
     ],
     ids=["ppo-kept-normalised", "dqn-heard-alone", "ppo-heard-alone-normalised"],
 )
-def test_a_run_with_cached_true_trains_evaluates_and_is_distilled(algorithm, fields, cartpole, tmp_path, monkeypatch):
+def test_a_run_with_cached_true_trains_evaluates_and_is_distilled(
+    algorithm, fields, cartpole, tmp_path, monkeypatch
+):
     run = start_run(config_of(tmp_path, cartpole, algorithm, **fields), [], tmp_path / "runs")
     result = train(run)
     assert result["steps"] >= 128
@@ -659,7 +868,8 @@ def test_the_config_refuses_what_cannot_be_heard_before(cartpole, tmp_path):
     with pytest.raises(BadConfig, match="cached=True was given for method 'scratch'"):
         start_run(config_of(tmp_path, cartpole, method="scratch"), [], tmp_path / "runs")
     with pytest.raises(
-        (BadConfig, UnknownName), match="cached=True was given for method 'hub-pathway' with sources that are trained further"
+        (BadConfig, UnknownName),
+        match="cached=True was given for method 'hub-pathway' with sources that are trained further",
     ):
         start_run(config_of(tmp_path, cartpole, tuned=True), [], tmp_path / "runs")
 

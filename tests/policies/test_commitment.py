@@ -28,7 +28,9 @@ WEIGHTS = torch.tensor([[0.5, 0.3, 0.2]])
 
 
 def transition(previous, stickiness=None):
-    return transition_log_probs(WEIGHTS.log(), torch.tensor([previous]), stickiness)[0].exp().tolist()
+    return (
+        transition_log_probs(WEIGHTS.log(), torch.tensor([previous]), stickiness)[0].exp().tolist()
+    )
 
 
 def test_without_a_stickiness_who_acted_acts_again():
@@ -46,7 +48,9 @@ def test_stickiness_is_added_where_a_pathway_acted():
 def test_who_is_not_active_any_more_lets_go():
     weights = torch.tensor([[0.6, 0.0, 0.4]])
     for stickiness in (None, torch.full((1, 3), 5.0)):
-        assert transition_log_probs(weights.log(), torch.tensor([1]), stickiness)[0].exp().tolist() == pytest.approx([0.6, 0.0, 0.4])
+        assert transition_log_probs(weights.log(), torch.tensor([1]), stickiness)[
+            0
+        ].exp().tolist() == pytest.approx([0.6, 0.0, 0.4])
 
 
 def test_equal_weights_let_go_once_in_hold_steps_at_the_start():
@@ -54,7 +58,9 @@ def test_equal_weights_let_go_once_in_hold_steps_at_the_start():
     model = target(PPO, env, tiny_hub(env).agent(PPO, hold=8, release="learned"))
     thirds = torch.full((1, 3), 1 / 3)
     sticky = model.policy.stay_logit(torch.zeros(1, model.policy.mlp_extractor.latent_dim_pi))
-    assert transition_log_probs(thirds.log(), torch.tensor([2]), sticky)[0, 2].exp().item() == pytest.approx(7 / 8)
+    assert transition_log_probs(thirds.log(), torch.tensor([2]), sticky)[
+        0, 2
+    ].exp().item() == pytest.approx(7 / 8)
 
 
 def test_the_likelihood_is_of_pathway_and_action():
@@ -62,7 +68,9 @@ def test_the_likelihood_is_of_pathway_and_action():
     one = CommittedDistribution(spaces.Box(-1.0, 1.0, (1,))).given(torch.tensor([1]))
     one.proba_distribution(speech, torch.tensor([[0.75, 0.25]]).log())
     density = math.exp(-((1.8 - 2.0) ** 2) / (2 * 0.25)) / (0.5 * math.sqrt(2 * math.pi))
-    assert one.log_prob(torch.tensor([[1.8]])).item() == pytest.approx(math.log(0.25 * density), rel=1e-5)
+    assert one.log_prob(torch.tensor([[1.8]])).item() == pytest.approx(
+        math.log(0.25 * density), rel=1e-5
+    )
     choices = torch.tensor([[[0.9, 0.1], [0.3, 0.7]]]).log()
     other = CommittedDistribution(spaces.Discrete(2)).given(torch.tensor([1]))
     other.proba_distribution(choices, torch.tensor([[0.75, 0.25]]).log())
@@ -85,7 +93,9 @@ def test_ratios_are_one_with_noise_top_k_and_held_pathways(release, actions, obs
     assert (before == -1).any(), "an episode begins with nobody held"
     stayed = (before == after)[before >= 0].mean()
     # A rule that is learned may unlearn to hold at these learning rates.
-    assert stayed > (0.45 if release != "learned" else 0.0), "without holding a third stays by chance"
+    assert stayed > (0.45 if release != "learned" else 0.0), (
+        "without holding a third stays by chance"
+    )
 
 
 def test_a_fixed_hold_lasts_exactly_so_long():
@@ -100,7 +110,9 @@ def test_a_fixed_hold_lasts_exactly_so_long():
 def test_what_frozen_sources_said_is_not_computed_again(monkeypatch):
     rows = []
     features = Source.features
-    monkeypatch.setattr(Source, "features", lambda source, seen: (rows.append(len(seen)), features(source, seen))[1])
+    monkeypatch.setattr(
+        Source, "features", lambda source, seen: (rows.append(len(seen)), features(source, seen))[1]
+    )
 
     def trained(**options):
         rows.clear()
@@ -119,7 +131,9 @@ def test_what_frozen_sources_said_is_not_computed_again(monkeypatch):
     assert 0 < of_sources < 128
     assert many == 4 * of_sources
     for name, tensor in recalling.policy.state_dict().items():
-        torch.testing.assert_close(tensor, computing.policy.state_dict()[name], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            tensor, computing.policy.state_dict()[name], atol=1e-6, rtol=1e-5
+        )
 
 
 def test_without_a_callback_pathways_are_drawn_anew():
@@ -158,7 +172,9 @@ def test_predict_says_who_is_held():
     assert state[1].tolist() == [1, 1, 1]
     for begin in (0, 4):
         assert all(np.array_equal(who[begin], who[begin + i]) for i in range(4))
-    _, state = model.predict(rows, state=state, episode_start=np.array([True, False, False]), deterministic=True)
+    _, state = model.predict(
+        rows, state=state, episode_start=np.array([True, False, False]), deterministic=True
+    )
     assert state[0].shape == (3,)
 
 
@@ -167,20 +183,30 @@ def test_who_does_the_likeliest_lets_go_too(release, steps):
     env = make_vec_env(Toy, n_envs=1, seed=0)
     model = target(PPO, env, tiny_hub(Toy()).agent(PPO, hold=3, release=release, judging_share=0))
     model.learn(32, HubCallback(probe_share=0, warmup_share=0))
-    bias, row, state, who = model.policy.method.router.mean.bias, np.zeros((1, 4), dtype=np.float32), None, []
+    bias, row, state, who = (
+        model.policy.method.router.mean.bias,
+        np.zeros((1, 4), dtype=np.float32),
+        None,
+        [],
+    )
     for _ in range(6):
         with torch.no_grad():
             bias.copy_(torch.tensor([0.0, 1.0, 0.0] if state is None else [1.0, 0.0, 0.0]))
         _, state = model.predict(row, state=state, deterministic=True)
         who.append(int(state[0][0]))
-    assert who == [1] * steps + [0] * (6 - steps), "a learned rule holds on to whom it likes a little less"
+    assert who == [1] * steps + [0] * (6 - steps), (
+        "a learned rule holds on to whom it likes a little less"
+    )
 
 
 def test_a_mean_holds_nobody():
     env = Toy()
     hub = tiny_hub(env)
     assert hub.agent(PPO, aggregation="mean")["policy_kwargs"]["outputs"] == {"aggregation": "mean"}
-    with pytest.raises(BadConfig, match="hold=3 was given for aggregation='mean', which holds nobody; leave it out."):
+    with pytest.raises(
+        BadConfig,
+        match="hold=3 was given for aggregation='mean', which holds nobody; leave it out.",
+    ):
         target(PPO, env, hub.agent(PPO, aggregation="mean", hold=3))
     with pytest.raises(BadConfig, match="hold: Input should be greater than or equal to 1"):
         hub.agent(PPO, hold=0.5)
@@ -191,12 +217,24 @@ def test_while_the_critic_warms_up_the_actor_waits():
     model = target(PPO, env, tiny_hub(env).agent(PPO, judging_share=0.0))
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
     model.learn(64, callback=HubCallback(probe_share=0, warmup_share=0.9))
-    moved = {name for name, tensor in model.policy.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert {name.split(".")[0] for name in moved} == {"mlp_extractor", "value_net", "noise_key", "committed", "warm_until"}
+    moved = {
+        name
+        for name, tensor in model.policy.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    }
+    assert {name.split(".")[0] for name in moved} == {
+        "mlp_extractor",
+        "value_net",
+        "noise_key",
+        "committed",
+        "warm_until",
+    }
     assert not any("policy_net" in name for name in moved)
     assert not model.policy.training_state.critic_only, "nobody waits after the training"
     model.learn(64, callback=HubCallback(probe_share=0, warmup_share=0))
-    assert not torch.equal(model.policy.state_dict()["method.router.mean.bias"], before["method.router.mean.bias"])
+    assert not torch.equal(
+        model.policy.state_dict()["method.router.mean.bias"], before["method.router.mean.bias"]
+    )
 
 
 class OwnBuffer(RolloutBuffer):
@@ -242,9 +280,13 @@ def gradients_of(policy, loss):
 def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, monkeypatch):
     own = {name: options[name] for name in options if name not in ("observations", "activation_fn")}
     seen = options.get("observations", VECTOR)
-    made = tiny_hub(Toy(seen, actions)).agent(PPO, **{"hold": 3, "judging_share": 0.0 if "fresh" in options else 0.5, **own})
+    made = tiny_hub(Toy(seen, actions)).agent(
+        PPO, **{"hold": 3, "judging_share": 0.0 if "fresh" in options else 0.5, **own}
+    )
     made["policy_kwargs"]["activation_fn"] = options.get("activation_fn", nn.Tanh)
-    model = target(PPO, make_vec_env(lambda: Toy(seen, actions), n_envs=4, seed=0), made, learning_rate=1e-2)
+    model = target(
+        PPO, make_vec_env(lambda: Toy(seen, actions), n_envs=4, seed=0), made, learning_rate=1e-2
+    )
     policy, compared = model.policy, []
     asks_one = policy._current_head
 
@@ -261,14 +303,18 @@ def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, mo
                 done = batch.actions.long().flatten() if actions is CHOOSE else batch.actions
                 found = []
                 for weighs in (True, False):
-                    monkeypatch.setattr(policy, "_current_head", asks_one if weighs else lambda hearing: None)
+                    monkeypatch.setattr(
+                        policy, "_current_head", asks_one if weighs else lambda hearing: None
+                    )
                     values, log_prob, _ = policy.evaluate_actions(batch.observations, done)
                     assert not weighs or policy._head[0] is not None
                     assert policy.optimizer.packs or not weighs
                     loss = (log_prob * torch.arange(len(log_prob))).mean() + values.sum()
                     found.append([log_prob, values, *gradients_of(policy, loss)])
                 for one, other in zip(*found, strict=True):
-                    torch.testing.assert_close(*torch.broadcast_tensors(one, other), atol=1e-4, rtol=1e-4)
+                    torch.testing.assert_close(
+                        *torch.broadcast_tensors(one, other), atol=1e-4, rtol=1e-4
+                    )
                 torch.testing.assert_close(found[0][0], batch.old_log_prob, atol=1e-4, rtol=1e-4)
                 compared.append(int(sum(each.abs().sum() > 0 for each in found[0][2:])))
             monkeypatch.setattr(policy, "_current_head", asks_one)
@@ -288,7 +334,11 @@ def test_in_an_update_tuned_sources_are_computed_for_their_own_rows_alone(option
     policy, rows = model.policy, []
     policy.set_training_mode(True)
     for pathway in policy.method.pathways.sources:
-        monkeypatch.setattr(pathway, "forward", lambda seen, said=pathway.forward: (rows.append(len(seen)), said(seen))[1])
+        monkeypatch.setattr(
+            pathway,
+            "forward",
+            lambda seen, said=pathway.forward: (rows.append(len(seen)), said(seen))[1],
+        )
     for batch in model.rollout_buffer.get(16):
         rows.clear()
         acted = batch.observations.record.acted
@@ -296,15 +346,24 @@ def test_in_an_update_tuned_sources_are_computed_for_their_own_rows_alone(option
         assert sum(rows) == int((acted < 2).sum())
 
 
-@pytest.mark.parametrize(("options", "at_most"), [({"top_k": 2}, 1.0), ({"top_k": 1}, 1.0), ({"top_k": 2, "recall": False}, 3.0)])
+@pytest.mark.parametrize(
+    ("options", "at_most"),
+    [({"top_k": 2}, 1.0), ({"top_k": 1}, 1.0), ({"top_k": 2, "recall": False}, 3.0)],
+)
 def test_of_eight_sources_a_route_computes_the_one_that_acts(options, at_most, monkeypatch):
     env = Toy()
     hub = Hub.from_agents([tiny(PPO, env, seed) for seed in range(8)])
     model = target(PPO, env, hub.agent(PPO, fresh=False, **options))
     rows = []
     spoken = Source.spoken
-    monkeypatch.setattr(Source, "spoken", lambda source, features: (rows.append(len(features)), spoken(source, features))[1])
-    monkeypatch.setattr(GaussianHeads, "__call__", lambda *given: pytest.fail("all were computed together"))
+    monkeypatch.setattr(
+        Source,
+        "spoken",
+        lambda source, features: (rows.append(len(features)), spoken(source, features))[1],
+    )
+    monkeypatch.setattr(
+        GaussianHeads, "__call__", lambda *given: pytest.fail("all were computed together")
+    )
     model.learn(64, callback=HubCallback(probe_share=0))
     # Two epochs of an update behind a rollout's pass.
     assert 0 < sum(rows) <= at_most * 64
@@ -314,7 +373,11 @@ def test_layers_that_somebody_listens_to_are_called_as_torch_calls_them():
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO, judging_share=0.0))
     heard = []
-    for layer in (model.policy.action_net, model.policy.mlp_extractor.policy_net[0], model.policy.value_net):
+    for layer in (
+        model.policy.action_net,
+        model.policy.mlp_extractor.policy_net[0],
+        model.policy.value_net,
+    ):
         layer.register_forward_hook(lambda module, given, said: heard.append(module))
     model.learn(32, callback=HubCallback(probe_share=0))
     assert len({id(module) for module in heard}) == 3
@@ -342,7 +405,10 @@ def test_what_a_rollout_says_has_the_gradient_of_what_an_update_says():
     policy.enable_commitment()
     policy.training_state = TrainingState(records_steps=True)
     rows = torch.randn(8, 4)
-    found = [torch.autograd.grad(values.sum(), [policy.value_net.bias])[0] for values in (policy(rows)[1], policy.predict_values(rows))]
+    found = [
+        torch.autograd.grad(values.sum(), [policy.value_net.bias])[0]
+        for values in (policy(rows)[1], policy.predict_values(rows))
+    ]
     torch.testing.assert_close(*found)
 
 
@@ -360,7 +426,9 @@ def test_a_decision_is_forgotten_with_its_loss():
         watched = [weakref.ref(values), weakref.ref(log_prob), weakref.ref(log_prob.grad_fn)]
         (values.sum() + log_prob.sum()).backward()
         del values, log_prob
-        assert [each() for each in watched] == [None] * 3, "no cycle keeps the minibatch until the collector comes"
+        assert [each() for each in watched] == [None] * 3, (
+            "no cycle keeps the minibatch until the collector comes"
+        )
     finally:
         gc.enable()
 
@@ -391,5 +459,8 @@ def test_the_entropy_has_a_gradient_where_the_algorithm_asks_for_it(ent_coef):
     if ent_coef:
         assert all(entropy is None for _, entropy in seen), "SB3 then estimates it with a gradient"
     else:
-        assert all(torch.equal(entropy, -log_prob) and not entropy.requires_grad for log_prob, entropy in seen)
+        assert all(
+            torch.equal(entropy, -log_prob) and not entropy.requires_grad
+            for log_prob, entropy in seen
+        )
     assert model.policy.training_state.entropy_gradient

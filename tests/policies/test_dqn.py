@@ -23,7 +23,9 @@ def played(policy, **returns):
     """Records as of episodes that the pathways played."""
     for name, values in returns.items():
         for value in values:
-            policy.selection.records.add(policy.selection.records.names.index(name.replace("_", "-")), float(value))
+            policy.selection.records.add(
+                policy.selection.records.names.index(name.replace("_", "-")), float(value)
+            )
     return policy
 
 
@@ -46,7 +48,9 @@ def test_the_learner_acts_once_it_earns_more_by_a_standard_error():
     assert policy.selection.evaluation_arm == 2
     policy = played(learner().policy, ppo_0=[0, 1, 0, 1], dqn_1=[4, 5, 4, 5], fresh=[4, 6, 4, 5])
     assert policy.selection.evaluation_arm == 1, "a quarter of a point more, by chance"
-    assert played(learner().policy, dqn_1=[4, 5, 4, 5], fresh=[9, 9]).selection.evaluation_arm == 1, "not judged yet"
+    assert (
+        played(learner().policy, dqn_1=[4, 5, 4, 5], fresh=[9, 9]).selection.evaluation_arm == 1
+    ), "not judged yet"
     assert learner().policy.selection.evaluation_arm == 2, "the learner, where nobody has played"
 
 
@@ -68,8 +72,12 @@ def test_the_teaching_loss_by_hand():
     spread = math.sqrt((4 + 1 + 9) / 2)
     scaled = [value / (0.5 * spread) for value in (0.0, 1.0, 5.0)]
     expected = math.log(sum(math.exp(value) for value in scaled)) - scaled[1]
-    assert teaching_loss(q_values, torch.tensor([1]), 0.5).item() == pytest.approx(expected, rel=1e-5)
-    assert teaching_loss(100 * q_values, torch.tensor([1]), 0.5).item() == pytest.approx(expected, rel=1e-5), "the scale does not matter"
+    assert teaching_loss(q_values, torch.tensor([1]), 0.5).item() == pytest.approx(
+        expected, rel=1e-5
+    )
+    assert teaching_loss(100 * q_values, torch.tensor([1]), 0.5).item() == pytest.approx(
+        expected, rel=1e-5
+    ), "the scale does not matter"
 
 
 def test_pathways_play_whole_episodes_and_all_are_judged():
@@ -80,7 +88,9 @@ def test_pathways_play_whole_episodes_and_all_are_judged():
     assert policy.pathways.names == ["ppo-0", "dqn-1", "fresh"]
     counts = [policy.selection.records.count(arm) for arm in range(3)]
     assert min(counts) >= 3
-    assert 12 < sum(counts) < 36, "of 40 episodes those in which the learner explores do not count, nor the first, at random"
+    assert 12 < sum(counts) < 36, (
+        "of 40 episodes those in which the learner explores do not count, nor the first, at random"
+    )
 
 
 def rates_played(model, steps):
@@ -125,7 +135,9 @@ def test_a_model_that_is_saved_in_training_explores_as_before(tmp_path):
     model.learn(100, callback=CallbackList([HubCallback(), Save()]))
     loaded = DQN.load(tmp_path / "model.zip", device="cpu")
     assert not isinstance(loaded.exploration_schedule, PausedExploration)
-    assert [loaded.exploration_schedule(left) for left in (1.0, 0.95, 0.5)] == [before(left) for left in (1.0, 0.95, 0.5)]
+    assert [loaded.exploration_schedule(left) for left in (1.0, 0.95, 0.5)] == [
+        before(left) for left in (1.0, 0.95, 0.5)
+    ]
 
 
 def test_in_several_environments_episodes_count_once_little_is_random():
@@ -142,7 +154,9 @@ def test_what_an_episode_earned_is_the_tasks_own_reward():
     model.learn(200, callback=HubCallback())
     earned = [value for arm in range(3) for value in model.policy.selection.records.returns(arm)]
     assert len(earned) >= 6
-    assert all(value == int(value) and 0 <= value <= 20 for value in earned), "ten choices of 0, 1 or 2"
+    assert all(value == int(value) and 0 <= value <= 20 for value in earned), (
+        "ten choices of 0, 1 or 2"
+    )
 
 
 def test_the_best_acts_in_predict_and_survives_saving(tmp_path):
@@ -159,11 +173,19 @@ def test_the_best_acts_in_predict_and_survives_saving(tmp_path):
         model.save(tmp_path / "model.zip")
         loaded = DQN.load(tmp_path / "model.zip", device="cpu")
         assert np.array_equal(loaded.predict(ROWS, deterministic=True)[0], expected)
-        assert np.array_equal(read_agent(tmp_path / "model.zip").predict(ROWS, deterministic=True)[0], expected)
-        assert pathway_weights(loaded, ROWS[0]) == {"ppo-0": float(best == 0), "dqn-1": float(best == 1), "fresh": 0.0}
+        assert np.array_equal(
+            read_agent(tmp_path / "model.zip").predict(ROWS, deterministic=True)[0], expected
+        )
+        assert pathway_weights(loaded, ROWS[0]) == {
+            "ppo-0": float(best == 0),
+            "dqn-1": float(best == 1),
+            "fresh": 0.0,
+        }
         assert pathway_weights(loaded, ROWS)["fresh"].tolist() == [0.0] * 6
     records.get_buffer("values")[2] = 10.0
-    assert np.array_equal(model.predict(ROWS, deterministic=True)[0], model.q_net(torch.as_tensor(ROWS)).argmax(dim=1))
+    assert np.array_equal(
+        model.predict(ROWS, deterministic=True)[0], model.q_net(torch.as_tensor(ROWS)).argmax(dim=1)
+    )
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
@@ -180,14 +202,22 @@ def test_after_a_training_the_agent_acts_as_its_best_arm(n_envs, tmp_path):
     assert records.mean_return(arm) >= max(records.mean_return(source) for source in range(2))
     acts = model.policy.act_as(torch.as_tensor(ROWS), torch.full((6,), arm)).numpy()
     model.save(tmp_path / "model.zip")
-    for agent in (model, DQN.load(tmp_path / "model.zip", device="cpu"), read_agent(tmp_path / "model.zip")):
+    for agent in (
+        model,
+        DQN.load(tmp_path / "model.zip", device="cpu"),
+        read_agent(tmp_path / "model.zip"),
+    ):
         for deterministic in (True, False) if agent is model else (True,):
             assert np.array_equal(agent.predict(ROWS, deterministic=deterministic)[0], acts)
 
 
 def test_only_the_network_that_learns_is_in_the_optimizer_and_the_target():
     model = learner()
-    trained = {id(parameter) for group in model.policy.optimizer.param_groups for parameter in group["params"]}
+    trained = {
+        id(parameter)
+        for group in model.policy.optimizer.param_groups
+        for parameter in group["params"]
+    }
     assert trained == {id(parameter) for parameter in model.q_net.parameters()}
     assert len(list(model.policy.pathways.parameters())) == 0, "frozen sources hold no parameters"
     assert not any("pathways" in name for name in model.q_net_target.state_dict())
@@ -199,8 +229,20 @@ def test_a_teacher_moves_the_learner_towards_what_it_does():
     agree = {}
     for coefficient in (0.0, 5.0):
         made = hub.agent(DQN, teach_coef=coefficient)
-        settings = SETTINGS[DQN] | {"learning_rate": 3e-3, "train_freq": 1, "gamma": 0.0, "exploration_fraction": 0.01}
-        model = DQN(made["policy"], env, seed=0, device="cpu", policy_kwargs={"net_arch": [32], **made["policy_kwargs"]}, **settings)
+        settings = SETTINGS[DQN] | {
+            "learning_rate": 3e-3,
+            "train_freq": 1,
+            "gamma": 0.0,
+            "exploration_fraction": 0.01,
+        }
+        model = DQN(
+            made["policy"],
+            env,
+            seed=0,
+            device="cpu",
+            policy_kwargs={"net_arch": [32], **made["policy_kwargs"]},
+            **settings,
+        )
         played(model.policy, teacher=[1000.0] * 20, fresh=[0.0] * 8)
         model.learn(400, callback=HubCallback())
         rows = np.random.default_rng(1).normal(size=(300, 4)).astype(np.float32)
@@ -211,16 +253,26 @@ def test_a_teacher_moves_the_learner_towards_what_it_does():
 
 
 def test_one_seed_gives_one_result():
-    one, other = (learner().learn(128, callback=HubCallback()).policy.state_dict() for _ in range(2))
-    assert all(torch.equal(torch.nan_to_num(tensor), torch.nan_to_num(other[name])) for name, tensor in one.items())
+    one, other = (
+        learner().learn(128, callback=HubCallback()).policy.state_dict() for _ in range(2)
+    )
+    assert all(
+        torch.equal(torch.nan_to_num(tensor), torch.nan_to_num(other[name]))
+        for name, tensor in one.items()
+    )
 
 
 def test_what_cannot_be_is_refused():
     env = Toy(actions=CHOOSE)
     hub = tiny_hub(env)
-    with pytest.raises(BadConfig, match=r"learns from whoever plays its episodes; pass HubCallback\(\) to learn"):
+    with pytest.raises(
+        BadConfig, match=r"learns from whoever plays its episodes; pass HubCallback\(\) to learn"
+    ):
         learner().learn(64)
-    with pytest.raises(BadConfig, match="but through 'hub-pathway' without options and with frozen sources, .* use level='features'"):
+    with pytest.raises(
+        BadConfig,
+        match="but through 'hub-pathway' without options and with frozen sources, .* use level='features'",
+    ):
         target(DQN, env, hub.agent(DQN, tuned=True, level="outputs"))
     with pytest.raises(BadConfig, match="An option of the outputs cannot be: judging_share"):
         hub.agent(DQN, judging_share=0.0)
@@ -231,7 +283,10 @@ def test_what_cannot_be_is_refused():
 def test_images_are_heard_as_features_unless_asked_for():
     env = Toy(IMAGE, CHOOSE)
     hub = tiny_hub(env)
-    assert hub.agent(DQN)["policy"] == "MlpPolicy" or "features_extractor_class" in hub.agent(DQN)["policy_kwargs"]
+    assert (
+        hub.agent(DQN)["policy"] == "MlpPolicy"
+        or "features_extractor_class" in hub.agent(DQN)["policy_kwargs"]
+    )
     model = target(DQN, env, hub.agent(DQN, level="outputs"))
     model.learn(64, callback=HubCallback())
     assert isinstance(model.policy, HubDQNPolicy)
@@ -247,16 +302,25 @@ def test_fine_tuning_trains_the_sources_own_q_network(tmp_path):
     torch.testing.assert_close(model.q_net_target(rows), agent.q_net(rows), atol=1e-6, rtol=1e-5)
     model.learn(128, callback=HubCallback())
     assert not torch.equal(model.q_net(rows), agent.q_net(rows)), "it was trained"
-    np.testing.assert_array_equal(hub["mine"].predict(ROWS, deterministic=True)[0], agent.predict(ROWS, deterministic=True)[0])
+    np.testing.assert_array_equal(
+        hub["mine"].predict(ROWS, deterministic=True)[0], agent.predict(ROWS, deterministic=True)[0]
+    )
     model.save(tmp_path / "model.zip")
-    for read in (DQN.load(tmp_path / "model.zip", device="cpu"), read_agent(tmp_path / "model.zip")):
-        assert np.array_equal(read.predict(ROWS, deterministic=True)[0], model.predict(ROWS, deterministic=True)[0])
+    for read in (
+        DQN.load(tmp_path / "model.zip", device="cpu"),
+        read_agent(tmp_path / "model.zip"),
+    ):
+        assert np.array_equal(
+            read.predict(ROWS, deterministic=True)[0], model.predict(ROWS, deterministic=True)[0]
+        )
 
 
 def test_only_agents_with_q_values_are_fine_tuned_by_dqn():
     env = Toy(actions=CHOOSE)
     hub = tiny_hub(env)
-    with pytest.raises(BadConfig, match="Source 'ppo-0' has no Q-values of its own that DQN could train further"):
+    with pytest.raises(
+        BadConfig, match="Source 'ppo-0' has no Q-values of its own that DQN could train further"
+    ):
         target(DQN, env, hub.agent(DQN, "finetune", source="ppo-0", level="outputs"))
     with pytest.raises(BadConfig, match="Method 'finetune' needs source=..., one of ppo-0, dqn-1."):
         target(DQN, env, hub.agent(DQN, "finetune", level="outputs"))
@@ -267,4 +331,9 @@ def test_only_agents_with_q_values_are_fine_tuned_by_dqn():
 def test_dqn_hears_outputs_only_where_it_can():
     hub = tiny_hub(Toy(actions=CHOOSE))
     assert hub.level(DQN) == "outputs"
-    assert hub.level(DQN, tuned=True) == hub.level(DQN, "uniform") == tiny_hub(Toy(IMAGE, CHOOSE)).level(DQN) == "features"
+    assert (
+        hub.level(DQN, tuned=True)
+        == hub.level(DQN, "uniform")
+        == tiny_hub(Toy(IMAGE, CHOOSE)).level(DQN)
+        == "features"
+    )

@@ -33,16 +33,24 @@ print(json.dumps([model.predict(rows, deterministic=True)[0].tolist() for model 
 """
 
 
-def features_target(algorithm, env, hub=None, method="hub-pathway", seed=0, tuned=False, settings=None, **options):
+def features_target(
+    algorithm, env, hub=None, method="hub-pathway", seed=0, tuned=False, settings=None, **options
+):
     options |= {"explore_coef": 0.0} if algorithm is TRPO else {}
-    made = {"policy": "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"}
+    made = {
+        "policy": "MultiInputPolicy"
+        if isinstance(env.observation_space, spaces.Dict)
+        else "MlpPolicy"
+    }
     made["policy_kwargs"] = (hub or tiny_hub(env)).policy_kwargs(method, tuned=tuned, **options)
     return target(algorithm, env, made, seed, **(settings or {}))
 
 
 def frozen(module):
     """Weights of every source in every network, target networks too."""
-    return {name: tensor.clone() for name, tensor in module.state_dict().items() if ".source." in name}
+    return {
+        name: tensor.clone() for name, tensor in module.state_dict().items() if ".source." in name
+    }
 
 
 def assert_same(one, other):
@@ -52,12 +60,20 @@ def assert_same(one, other):
 
 def held_by(hub):
     """Copies of the sources' weights, by the place where a model has them."""
-    return {f"{place}.source.{name}": tensor for place, source in enumerate(hub) for name, tensor in source.tensors().items()}
+    return {
+        f"{place}.source.{name}": tensor
+        for place, source in enumerate(hub)
+        for name, tensor in source.tensors().items()
+    }
 
 
 def differs(weights, held):
     """Names of sources' weights in a model that are not those the hub held."""
-    return [name for name, tensor in weights.items() if not torch.equal(tensor, held[name.split(".pathways.sources.")[1]])]
+    return [
+        name
+        for name, tensor in weights.items()
+        if not torch.equal(tensor, held[name.split(".pathways.sources.")[1]])
+    ]
 
 
 def observe(space, count=6, seed=0):
@@ -85,7 +101,9 @@ def learned(request):
     held = held_by(hub)
     model = features_target(request.param, env, hub)
     parameters = {name: tensor.detach().clone() for name, tensor in model.policy.named_parameters()}
-    return Learned(request.param, env, model, held, frozen(model.policy), parameters)._replace(model=model.learn(128))
+    return Learned(request.param, env, model, held, frozen(model.policy), parameters)._replace(
+        model=model.learn(128)
+    )
 
 
 def test_construction_leaves_the_sources_as_they_were(learned):
@@ -109,22 +127,40 @@ def test_a_saved_model_acts_as_before(learned, tmp_path):
     learned.model.save(tmp_path / "model.zip")
     loaded = learned.algorithm.load(tmp_path / "model.zip", device="cpu")
     rows = observe(learned.env.observation_space)
-    assert np.array_equal(learned.model.predict(rows, deterministic=True)[0], loaded.predict(rows, deterministic=True)[0])
+    assert np.array_equal(
+        learned.model.predict(rows, deterministic=True)[0],
+        loaded.predict(rows, deterministic=True)[0],
+    )
     assert_same(learned.sources, frozen(loaded.policy))
 
 
 def test_optimizers_hold_routers_and_no_source(learned):
     policy = learned.model.policy
-    optimizers = [part.optimizer for part in policy.modules() if getattr(part, "optimizer", None) is not None]
-    held = {parameter.data_ptr() for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
-    sources = {tensor.data_ptr() for name, tensor in policy.state_dict().items() if ".source." in name}
+    optimizers = [
+        part.optimizer for part in policy.modules() if getattr(part, "optimizer", None) is not None
+    ]
+    held = {
+        parameter.data_ptr()
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    sources = {
+        tensor.data_ptr() for name, tensor in policy.state_dict().items() if ".source." in name
+    }
     assert held
     assert not sources & held
     assert not sources & {parameter.data_ptr() for parameter in policy.parameters()}
-    assert any(parameter.data_ptr() in held for name, parameter in policy.named_parameters() if ".router.mean." in name)
+    assert any(
+        parameter.data_ptr() in held
+        for name, parameter in policy.named_parameters()
+        if ".router.mean." in name
+    )
 
 
-@pytest.mark.parametrize("algorithm", [PPO, DQN, SAC, TD3], ids=lambda algorithm: algorithm.__name__)
+@pytest.mark.parametrize(
+    "algorithm", [PPO, DQN, SAC, TD3], ids=lambda algorithm: algorithm.__name__
+)
 def test_all_networks_of_a_model_and_all_models_share_one_copy_of_a_source(algorithm):
     env = toy_for(algorithm)
     hub = tiny_hub(env)
@@ -157,7 +193,13 @@ def test_models_load_in_a_new_process_without_their_sources(tmp_path):
         np.save(tmp_path / "rows.npy", observe(env.observation_space))
         expected.append(model.predict(np.load(tmp_path / "rows.npy"), deterministic=True)[0])
     package = Path(hubrl.__file__).parents[1]
-    ran = subprocess.run([*command, str(tmp_path), "PPO", "DQN", "SAC"], capture_output=True, text=True, check=False, cwd=package)
+    ran = subprocess.run(
+        [*command, str(tmp_path), "PPO", "DQN", "SAC"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=package,
+    )
     assert ran.returncode == 0, ran.stderr
     for answer, actions in zip(json.loads(ran.stdout), expected, strict=True):
         np.testing.assert_array_equal(np.array(answer, np.float32), actions)
@@ -165,15 +207,27 @@ def test_models_load_in_a_new_process_without_their_sources(tmp_path):
 
 def test_an_algorithm_that_differentiates_its_gradient_is_refused_an_exploration_loss():
     env = Toy()
-    model = target(TRPO, env, {"policy": "MlpPolicy", "policy_kwargs": tiny_hub(env).policy_kwargs(explore_coef=0.01)})
+    model = target(
+        TRPO,
+        env,
+        {"policy": "MlpPolicy", "policy_kwargs": tiny_hub(env).policy_kwargs(explore_coef=0.01)},
+    )
     with pytest.raises(BadConfig, match=r"TRPO does.*set explore_coef=0"):
         model.learn(32)
 
 
-@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN, SAC, TD3], ids=lambda algorithm: algorithm.__name__)
+@pytest.mark.parametrize(
+    "algorithm", [PPO, A2C, DQN, SAC, TD3], ids=lambda algorithm: algorithm.__name__
+)
 def test_a_hub_whose_weights_never_arrived_refuses_to_run(algorithm):
     env = toy_for(algorithm)
-    model = target(algorithm, env, never_offered(tiny_hub(env).agent(algorithm, level="features" if algorithm is DQN else None)))
+    model = target(
+        algorithm,
+        env,
+        never_offered(
+            tiny_hub(env).agent(algorithm, level="features" if algorithm is DQN else None)
+        ),
+    )
     with pytest.raises(SourcesNotLoaded, match=r"'ppo-0' never arrived; load a saved model"):
         model.predict(observe(env.observation_space), deterministic=True)
     with pytest.raises(SourcesNotLoaded):
@@ -187,9 +241,13 @@ def test_a_tuned_hub_whose_weights_never_arrived_refuses_to_run():
         model.predict(observe(env.observation_space), deterministic=True)
 
 
-@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN, SAC], ids=lambda algorithm: algorithm.__name__)
+@pytest.mark.parametrize(
+    "algorithm", [PPO, A2C, DQN, SAC], ids=lambda algorithm: algorithm.__name__
+)
 @pytest.mark.parametrize("level", ["features", "outputs"])
-def test_tuned_sources_learn_in_the_model_and_stay_as_they_were_in_the_hub(algorithm, level, tmp_path):
+def test_tuned_sources_learn_in_the_model_and_stay_as_they_were_in_the_hub(
+    algorithm, level, tmp_path
+):
     if level == "outputs" and algorithm not in (PPO, A2C):
         pytest.skip("it hears features")
     env = toy_for(algorithm)
@@ -205,7 +263,9 @@ def test_tuned_sources_learn_in_the_model_and_stay_as_they_were_in_the_hub(algor
     model.save(tmp_path / "model.zip")
     loaded = algorithm.load(tmp_path / "model.zip", env=env, device="cpu")
     rows = observe(env.observation_space)
-    assert np.array_equal(model.predict(rows, deterministic=True)[0], loaded.predict(rows, deterministic=True)[0])
+    assert np.array_equal(
+        model.predict(rows, deterministic=True)[0], loaded.predict(rows, deterministic=True)[0]
+    )
     assert_same(after, frozen(loaded.policy))
     loaded.learn(32)
 
@@ -213,12 +273,18 @@ def test_tuned_sources_learn_in_the_model_and_stay_as_they_were_in_the_hub(algor
 def test_tuned_sources_are_in_the_optimizer_at_their_own_rate():
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO, tuned=True, source_lr=0.25))
-    scales = {parameter: group["lr_scale"] for group in model.policy.optimizer.param_groups for parameter in group["params"]}
+    scales = {
+        parameter: group["lr_scale"]
+        for group in model.policy.optimizer.param_groups
+        for parameter in group["params"]
+    }
     for name, parameter in model.policy.named_parameters():
         assert scales[parameter] == (0.25 if ".source." in name else 1.0)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(HubAdam, torch.optim.Adam), (HubRMSprop, torch.optim.RMSprop)])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(HubAdam, torch.optim.Adam), (HubRMSprop, torch.optim.RMSprop)]
+)
 def test_a_step_is_exactly_that_of_the_plain_optimizer_at_the_scaled_rate(ours, theirs):
     starts = [torch.randn(3), torch.randn(3), torch.randn(3)]
     mixed, plain = ([torch.nn.Parameter(start.clone()) for start in starts] for _ in range(2))
@@ -226,7 +292,10 @@ def test_a_step_is_exactly_that_of_the_plain_optimizer_at_the_scaled_rate(ours, 
     # HubAdam steps by the fused kernel unless told otherwise, which rounds in another place.
     extra = {"fused": True} if ours is HubAdam else {"alpha": 0.99, "eps": 1e-5}
     scaled = ours(mixed, lr=0.01)
-    alone = [theirs([parameter], lr=rate, **extra) for parameter, rate in zip(plain, (0.01, 0.00125, 0.01), strict=True)]
+    alone = [
+        theirs([parameter], lr=rate, **extra)
+        for parameter, rate in zip(plain, (0.01, 0.00125, 0.01), strict=True)
+    ]
     for step in range(5):
         for group in scaled.param_groups:
             group["lr"] = 0.01  # as SB3 does before every update
@@ -269,7 +338,11 @@ def test_an_optimizer_goes_on_where_it_was_saved():
 def test_images_and_dicts_are_heard_through(algorithm, observations, tmp_path):
     env = toy_for(algorithm, observations)
     hub = Hub.from_agents([tiny(PPO, env)])
-    small = {"buffer_size": 50, "learning_starts": 8} if algorithm is not PPO else {"n_steps": 16, "n_epochs": 1}
+    small = (
+        {"buffer_size": 50, "learning_starts": 8}
+        if algorithm is not PPO
+        else {"n_steps": 16, "n_epochs": 1}
+    )
     held = held_by(hub)
     model = features_target(algorithm, env, hub, settings=small)
     built = frozen(model.policy)
@@ -279,12 +352,16 @@ def test_images_and_dicts_are_heard_through(algorithm, observations, tmp_path):
     model.save(tmp_path / "model.zip")
     rows = observe(env.observation_space, 3)
     loaded = algorithm.load(tmp_path / "model.zip", device="cpu")
-    assert np.array_equal(model.predict(rows, deterministic=True)[0], loaded.predict(rows, deterministic=True)[0])
+    assert np.array_equal(
+        model.predict(rows, deterministic=True)[0], loaded.predict(rows, deterministic=True)[0]
+    )
 
 
 def test_flat_observations_are_passed_on_beside_the_features():
     env = Toy()
-    extractor = HubExtractor(env.observation_space, **tiny_hub(env).policy_kwargs(width=5)["features_extractor_kwargs"])
+    extractor = HubExtractor(
+        env.observation_space, **tiny_hub(env).policy_kwargs(width=5)["features_extractor_kwargs"]
+    )
     rows = torch.randn(3, 4)
     assert extractor.features_dim == 9
     assert torch.equal(extractor(rows)[:, 5:], rows)
@@ -293,7 +370,10 @@ def test_flat_observations_are_passed_on_beside_the_features():
 
 def test_the_loss_rides_on_features_in_a_gradient_step_alone():
     env = Toy()
-    extractor = HubExtractor(env.observation_space, **tiny_hub(env).policy_kwargs(explore_coef=1.0)["features_extractor_kwargs"])
+    extractor = HubExtractor(
+        env.observation_space,
+        **tiny_hub(env).policy_kwargs(explore_coef=1.0)["features_extractor_kwargs"],
+    )
     torch.nn.init.normal_(extractor.method.router.mean.weight)
     rows = torch.randn(8, 4)
     gradients = []
@@ -308,7 +388,9 @@ def test_the_loss_rides_on_features_in_a_gradient_step_alone():
 
 def test_sources_of_other_observations_are_refused_in_a_sentence():
     hub = tiny_hub(Toy())
-    with pytest.raises(SpaceMismatch, match=r"The target observes Box\(7,\), source 'ppo-0' observes Box\(4,\)"):
+    with pytest.raises(
+        SpaceMismatch, match=r"The target observes Box\(7,\), source 'ppo-0' observes Box\(4,\)"
+    ):
         features_target(PPO, Toy(spaces.Box(-1, 1, (7,))), hub)
 
 
@@ -339,14 +421,22 @@ def test_sources_that_are_not_frozen_themselves_are_heard_frozen_too():
 def test_a_source_moves_to_another_device_with_its_statistics_in_full_precision():
     encoder = torch.nn.Linear(4, 3)
     statistics = {"": (np.full(4, 1 / 3), np.full(4, 2 / 3))}
-    source = Source(encoder=encoder, name="normalised", observation_space=Toy().observation_space, statistics=statistics)
+    source = Source(
+        encoder=encoder,
+        name="normalised",
+        observation_space=Toy().observation_space,
+        statistics=statistics,
+    )
     moved = shared.on_device(source, torch.empty(0, device="meta"))
     assert {name: tensor.dtype for name, tensor in moved.state_dict().items()} == {
         name: tensor.dtype for name, tensor in source.state_dict().items()
     }
     assert moved.state_dict()["normaliser.mean_0"].dtype == torch.float64
     assert shared.on_device(source, torch.empty(0, device="meta")) is moved
-    assert shared.on_device(source, torch.empty(0, dtype=torch.float64)).encoder.weight.dtype == torch.float64
+    assert (
+        shared.on_device(source, torch.empty(0, dtype=torch.float64)).encoder.weight.dtype
+        == torch.float64
+    )
     assert shared.on_device(source, torch.empty(0)) is source
 
 
@@ -360,9 +450,17 @@ def test_batch_norm_in_a_source_stays_fixed_in_online_and_target_networks():
     assert any("fixed_mean" in name for name in built)
     model.learn(64)
     assert_same(built, frozen(model.policy))
-    assert (next(part for part in model.policy.modules() if isinstance(part, torch.nn.BatchNorm1d)).running_mean == 0.5).all()
+    assert (
+        next(
+            part for part in model.policy.modules() if isinstance(part, torch.nn.BatchNorm1d)
+        ).running_mean
+        == 0.5
+    ).all()
 
 
 def test_an_algorithm_without_an_extractor_is_refused():
-    with pytest.raises(BadConfig, match="ARS has no features extractor by which it could use a hub; choose another algorithm"):
+    with pytest.raises(
+        BadConfig,
+        match="ARS has no features extractor by which it could use a hub; choose another algorithm",
+    ):
         tiny_hub(Toy()).agent(ARS)

@@ -79,7 +79,9 @@ def test_an_interrupted_training_leaves_nothing_behind(algorithm, where, tmp_pat
 def test_after_an_interrupted_update_the_sentence_says_how_to_go_on():
     model = interrupted(PPO, 3)
     interrupt_update(model)
-    with pytest.raises(BadConfig, match=r"after one that was interrupted call policy.set_training_mode\(False\)"):
+    with pytest.raises(
+        BadConfig, match=r"after one that was interrupted call policy.set_training_mode\(False\)"
+    ):
         model.policy.evaluate_actions(torch.as_tensor(ROWS), torch.zeros(5, 2))
     model.policy.set_training_mode(False)
     model.policy.evaluate_actions(torch.as_tensor(ROWS), torch.zeros(5, 2))
@@ -90,7 +92,9 @@ def test_an_interrupted_training_of_dqn_leaves_nothing_behind(tmp_path):
     policy = model.policy
     assert policy.selection.turns, "SB3 told nobody that the training is over"
     assert not policy.deterministic_episode
-    assert model.exploration_schedule(0.5) == model.exploration_schedule.schedule(0.5), "exploration is SB3's own again"
+    assert model.exploration_schedule(0.5) == model.exploration_schedule.schedule(0.5), (
+        "exploration is SB3's own again"
+    )
     best = policy.selection.evaluation_arm
     for arm in range(len(policy.pathways.names)):
         policy.selection.turns = [policy.selection.turns[0]._replace(arm=arm)]

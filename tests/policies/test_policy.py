@@ -22,8 +22,12 @@ ALGORITHMS = pytest.mark.parametrize("algorithm", [PPO, A2C], ids=["ppo", "a2c"]
 
 def hears(algorithm, env, seed=0, hub=None, method="hub-pathway", settings=None, **options):
     """A target that hears a hub's outputs; the router's last layer is not zero, so that routing depends on what is seen."""
-    hub = hub or tiny_hub(env if isinstance(env, Toy) else Toy(env.observation_space, env.action_space))
-    model = target(algorithm, env, hub.agent(algorithm, method, **options), seed, **(settings or {}))
+    hub = hub or tiny_hub(
+        env if isinstance(env, Toy) else Toy(env.observation_space, env.action_space)
+    )
+    model = target(
+        algorithm, env, hub.agent(algorithm, method, **options), seed, **(settings or {})
+    )
     assert isinstance(model.policy, HubActorCriticPolicy)
     if method == "hub-pathway":
         torch.manual_seed(seed)
@@ -46,16 +50,24 @@ class FirstRatios(BaseCallback):
         policy.set_training_mode(True)
         observations = torch.as_tensor(buffer.observations.reshape(-1, *buffer.obs_shape))
         actions = torch.as_tensor(buffer.actions.reshape(-1, buffer.action_dim))
-        actions = actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else actions
+        actions = (
+            actions.long().flatten()
+            if isinstance(policy.action_space, spaces.Discrete)
+            else actions
+        )
         _, log_prob, _ = policy.evaluate_actions(observations, actions)
         assert log_prob.requires_grad
-        self.log_ratios.append((log_prob.detach() - torch.as_tensor(buffer.log_probs.flatten())).abs().max().item())
+        self.log_ratios.append(
+            (log_prob.detach() - torch.as_tensor(buffer.log_probs.flatten())).abs().max().item()
+        )
         self.keys.append(int(policy.noise_key))
 
 
 @ACTIONS
 @AGGREGATIONS
-@pytest.mark.parametrize(("algorithm", "top_k"), [(PPO, 1), (A2C, None)], ids=["ppo-top-1", "a2c-all"])
+@pytest.mark.parametrize(
+    ("algorithm", "top_k"), [(PPO, 1), (A2C, None)], ids=["ppo-top-1", "a2c-all"]
+)
 def test_the_ratio_is_one_at_the_start_of_every_update(actions, aggregation, algorithm, top_k):
     env = make_vec_env(lambda: Toy(actions=actions), n_envs=2, seed=0)
     model = hears(algorithm, env, aggregation=aggregation, top_k=top_k)
@@ -77,7 +89,9 @@ class Divergences(BaseCallback):
         return True
 
     def _on_rollout_start(self):
-        self.found += [value for tag, value in self.logger.name_to_value.items() if tag == "train/approx_kl"]
+        self.found += [
+            value for tag, value in self.logger.name_to_value.items() if tag == "train/approx_kl"
+        ]
 
 
 @ACTIONS
@@ -87,7 +101,10 @@ def test_sb3s_own_divergence_is_zero_where_a_minibatch_is_the_whole_rollout(acti
     made = tiny_hub(env).agent(PPO, source_lr=1.0, tuned=True)
     model = target(PPO, env, made, n_steps=32, batch_size=64, n_epochs=1, learning_rate=1e-2)
     watch = Divergences()
-    model.learn(5 * 64, callback=[watch, *([HubCallback(probe_share=0.0, warmup_share=0.0)] if stored else [])])
+    model.learn(
+        5 * 64,
+        callback=[watch, *([HubCallback(probe_share=0.0, warmup_share=0.0)] if stored else [])],
+    )
     assert len(watch.found) == 4
     np.testing.assert_allclose(watch.found, 0.0, atol=1e-6)
 
@@ -112,20 +129,26 @@ def test_deterministic_predictions_are_without_noise_and_repeat(actions, aggrega
         assert np.array_equal(model.predict(rows, deterministic=True)[0], expected)
     routed = model.policy.route(torch.as_tensor(rows))
     if actions is STEER and aggregation == "mixture":
-        best = routed.pathway_outputs[torch.arange(50), routed.weights.argmax(dim=1)].chunk(2, dim=1)[0]
+        best = routed.pathway_outputs[torch.arange(50), routed.weights.argmax(dim=1)].chunk(
+            2, dim=1
+        )[0]
         np.testing.assert_allclose(expected, best.detach().clamp(-1, 1), atol=1e-6)
     likeliest = model.policy.distribution_parameters(routed)
     if actions is CHOOSE:
         assert np.array_equal(expected, likeliest.argmax(dim=1))
     elif aggregation == "mean":
-        np.testing.assert_allclose(expected, likeliest.detach().chunk(2, dim=1)[0].clamp(-1, 1), atol=1e-6)
+        np.testing.assert_allclose(
+            expected, likeliest.detach().chunk(2, dim=1)[0].clamp(-1, 1), atol=1e-6
+        )
 
 
 def mixture():
     mean = torch.tensor([[[0.0, 1.0], [2.0, -1.0], [50.0, 50.0]]])
     std = torch.tensor([[[1.0, 0.5], [0.1, 0.2], [1.0, 1.0]]])
     weights = torch.tensor([[0.75, 0.25, 0.0]])
-    return MixtureDistribution(spaces.Box(-1.0, 1.0, (2,))).proba_distribution(torch.cat([mean, std.log()], dim=2), weights.log())
+    return MixtureDistribution(spaces.Box(-1.0, 1.0, (2,))).proba_distribution(
+        torch.cat([mean, std.log()], dim=2), weights.log()
+    )
 
 
 def test_the_likelihood_is_that_of_the_mixture():
@@ -133,7 +156,9 @@ def test_the_likelihood_is_that_of_the_mixture():
         return math.exp(-((x - mean) ** 2) / (2 * std**2)) / (std * math.sqrt(2 * math.pi))
 
     for x, y in ((0.3, 0.7), (1.95, -0.9), (0.0, 0.0)):
-        expected = 0.75 * density(x, 0, 1) * density(y, 1, 0.5) + 0.25 * density(x, 2, 0.1) * density(y, -1, 0.2)
+        expected = 0.75 * density(x, 0, 1) * density(y, 1, 0.5) + 0.25 * density(
+            x, 2, 0.1
+        ) * density(y, -1, 0.2)
         log_prob = mixture().log_prob(torch.tensor([[x, y]], dtype=torch.float64))
         assert log_prob.item() == pytest.approx(math.log(expected), rel=1e-5)
 
@@ -205,18 +230,25 @@ def test_with_every_source_dropped_training_is_sb3s_bit_for_bit(actions, algorit
     hub = tiny_hub(env)
     expected, seen = Rewards(), Rewards(drop=method == "hub-pathway")
     steps = 2 * SETTINGS[algorithm]["n_steps"]
-    plain = algorithm("MlpPolicy", env, seed=3, device="cpu", policy_kwargs=dict(TINY), **SETTINGS[algorithm])
+    plain = algorithm(
+        "MlpPolicy", env, seed=3, device="cpu", policy_kwargs=dict(TINY), **SETTINGS[algorithm]
+    )
     plain.learn(steps, callback=expected)
     ours = target(algorithm, env, hub.agent(algorithm, method), seed=3)
     ours.learn(steps, callback=seen)
     assert ours.policy.fresh_alone
     assert len(expected.rewards) == 2
-    assert all(np.array_equal(one, other) for one, other in zip(expected.rewards, seen.rewards, strict=True))
+    assert all(
+        np.array_equal(one, other)
+        for one, other in zip(expected.rewards, seen.rewards, strict=True)
+    )
     parameters = ours.policy.state_dict()
     for name, tensor in plain.policy.state_dict().items():
         assert torch.equal(tensor, parameters[name]), name
     rows = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-    assert np.array_equal(plain.predict(rows, deterministic=True)[0], ours.predict(rows, deterministic=True)[0])
+    assert np.array_equal(
+        plain.predict(rows, deterministic=True)[0], ours.predict(rows, deterministic=True)[0]
+    )
 
 
 @ALGORITHMS
@@ -230,7 +262,9 @@ def test_one_seed_gives_one_result_and_another_another(algorithm):
 
 @ALGORITHMS
 @ACTIONS
-def test_learning_leaves_the_sources_as_they_were_and_the_model_survives_saving(algorithm, actions, tmp_path):
+def test_learning_leaves_the_sources_as_they_were_and_the_model_survives_saving(
+    algorithm, actions, tmp_path
+):
     env = Toy(actions=actions)
     hub = tiny_hub(env)
     before = [source.tensors() for source in hub]
@@ -241,11 +275,16 @@ def test_learning_leaves_the_sources_as_they_were_and_the_model_survives_saving(
     for place, source in enumerate(hub):
         heard = model.policy.method.pathways.sources[place].source.state_dict()
         assert all(torch.equal(heard[name], tensor) for name, tensor in before[place].items())
-        assert all(heard[name].data_ptr() == tensor.data_ptr() for name, tensor in source.state_dict().items())
+        assert all(
+            heard[name].data_ptr() == tensor.data_ptr()
+            for name, tensor in source.state_dict().items()
+        )
     model.save(tmp_path / "model.zip")
     loaded = algorithm.load(tmp_path / "model.zip", env=env, device="cpu")
     rows = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-    assert np.array_equal(loaded.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0])
+    assert np.array_equal(
+        loaded.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0]
+    )
     assert int(loaded.policy.noise_key) == int(model.policy.noise_key)
     loaded.learn(32)
 
@@ -255,7 +294,9 @@ def test_a_policy_alone_survives_saving(tmp_path):
     model.policy.save(tmp_path / "policy.pth")
     loaded = HubActorCriticPolicy.load(tmp_path / "policy.pth", device="cpu")
     rows = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-    assert np.array_equal(loaded.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0])
+    assert np.array_equal(
+        loaded.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0]
+    )
 
 
 def test_the_router_learns_from_the_task_and_from_the_exploration_loss():
@@ -281,7 +322,10 @@ def test_a_sources_pathway_starts_with_its_means_and_the_given_deviation():
             mean, log_std = source.outputs(rows).chunk(2, dim=1)
             heard_mean, heard_log_std = routed.pathway_outputs[:, place].chunk(2, dim=1)
             torch.testing.assert_close(heard_mean, mean)
-            torch.testing.assert_close(heard_log_std, log_std if source_std is None else torch.full_like(log_std, math.log(0.05)))
+            torch.testing.assert_close(
+                heard_log_std,
+                log_std if source_std is None else torch.full_like(log_std, math.log(0.05)),
+            )
 
 
 def test_each_pathway_can_be_asked_to_act():
@@ -302,14 +346,20 @@ def test_what_is_made_for_one_algorithm_is_refused_by_another():
             algorithm(env=Toy(actions=CHOOSE), device="cpu", **hub.agent(other))
     hub = tiny_hub(Toy())
     for algorithm in (SAC, TD3, RecurrentPPO):
-        with pytest.raises(BadConfig, match=r"What hub.agent makes for .* was given to another algorithm"):
+        with pytest.raises(
+            BadConfig, match=r"What hub.agent makes for .* was given to another algorithm"
+        ):
             algorithm(env=Toy(), device="cpu", **hub.agent(PPO))
     with pytest.raises(BadConfig, match=r"was given to TRPO; use hub.agent\(TRPO\)"):
         TRPO(env=Toy(), device="cpu", n_steps=64, batch_size=32, **hub.agent(PPO)).learn(64)
     for given in ("PPO", PPO("MlpPolicy", Toy(), device="cpu")):
-        with pytest.raises(BadConfig, match=r"expected an algorithm's class, as in hub.agent\(PPO\)"):
+        with pytest.raises(
+            BadConfig, match=r"expected an algorithm's class, as in hub.agent\(PPO\)"
+        ):
             hub.agent(given)
-    with pytest.raises(BadConfig, match=r"'ppo.zip' was given; expected a list of agents: \['ppo.zip'\]"):
+    with pytest.raises(
+        BadConfig, match=r"'ppo.zip' was given; expected a list of agents: \['ppo.zip'\]"
+    ):
         Hub.from_agents("ppo.zip")
 
 
@@ -322,13 +372,18 @@ def test_state_dependent_exploration_is_refused():
 def test_actions_that_are_neither_box_nor_discrete_are_refused():
     env = Toy(actions=spaces.MultiDiscrete([2, 3]))
     hub = Hub.from_agents([tiny(PPO, env)])
-    with pytest.raises(SpaceMismatch, match=r"The target acts in MultiDiscrete\(2, 3\).*use level='features'"):
+    with pytest.raises(
+        SpaceMismatch, match=r"The target acts in MultiDiscrete\(2, 3\).*use level='features'"
+    ):
         PPO(env=env, device="cpu", **hub.agent(PPO))
 
 
 def test_sources_that_act_otherwise_or_not_at_all_are_refused():
     env = Toy()
-    with pytest.raises(SpaceMismatch, match=r"The target acts in Discrete\(3\), source 'ppo-0' in Box\(2,\); use level='features'"):
+    with pytest.raises(
+        SpaceMismatch,
+        match=r"The target acts in Discrete\(3\), source 'ppo-0' in Box\(2,\); use level='features'",
+    ):
         PPO(env=Toy(actions=CHOOSE), device="cpu", **tiny_hub(env).agent(PPO))
 
 
@@ -336,9 +391,19 @@ def test_sources_that_act_otherwise_or_not_at_all_are_refused():
 @pytest.mark.parametrize(
     ("method", "options", "error", "message"),
     [
-        ("hub-pathway", {"top_k": 3}, BadConfig, "top_k=3 was given for a hub of 2 sources; expected 1 to 2"),
+        (
+            "hub-pathway",
+            {"top_k": 3},
+            BadConfig,
+            "top_k=3 was given for a hub of 2 sources; expected 1 to 2",
+        ),
         ("hub-pathway", {"top_k": 0}, BadConfig, "top_k=0 was given"),
-        ("hub-pathwey", {}, UnknownName, "Unknown method 'hub-pathwey'. Did you mean 'hub-pathway'"),
+        (
+            "hub-pathwey",
+            {},
+            UnknownName,
+            "Unknown method 'hub-pathwey'. Did you mean 'hub-pathway'",
+        ),
         (
             "hub-pathway",
             {"explore_coeff": 1},
@@ -372,10 +437,19 @@ def test_an_option_of_the_outputs_that_cannot_be_is_refused(options, message):
             {"width": 32},
             "width=32 was given at the level of outputs, which are as wide as the actions; use level='features', or leave it out",
         ),
-        ({"fresh": False, "trial_share": 0.1}, "trial_share or fresh_joins was given with fresh=False, which leaves no fresh pathway"),
-        ({"trial_share": 0.1, "judging_share": 0.0}, "trial_share=0.1 was given where no arms are judged; give judging_share"),
+        (
+            {"fresh": False, "trial_share": 0.1},
+            "trial_share or fresh_joins was given with fresh=False, which leaves no fresh pathway",
+        ),
+        (
+            {"trial_share": 0.1, "judging_share": 0.0},
+            "trial_share=0.1 was given where no arms are judged; give judging_share",
+        ),
         ({"trial_share": 0.1, "top_k": 1}, "trial_share=0.1 was given where no arms are judged"),
-        ({"method": "uniform", "trial_share": 0.1}, "trial_share=0.1 was given where no arms are judged"),
+        (
+            {"method": "uniform", "trial_share": 0.1},
+            "trial_share=0.1 was given where no arms are judged",
+        ),
         (
             {"hold": 1, "release": "fixed"},
             "release='fixed' was given with hold=1, which holds nobody; give a greater hold, or leave it out",
@@ -389,7 +463,10 @@ def test_an_option_that_would_change_nothing_is_refused(options, message):
 
 
 def test_noise_that_cannot_be_replayed_is_refused():
-    with pytest.raises(BadConfig, match="noise=True was given at the level of features, where it cannot be replayed; use level='outputs'"):
+    with pytest.raises(
+        BadConfig,
+        match="noise=True was given at the level of features, where it cannot be replayed; use level='outputs'",
+    ):
         target(PPO, Toy(), tiny_hub(Toy()).agent(PPO, level="features", noise=True))
 
 
@@ -397,7 +474,9 @@ def test_noise_that_cannot_be_replayed_is_refused():
 @ACTIONS
 def test_images_and_dicts_are_heard_through(observations, actions, tmp_path):
     env = Toy(observations, actions)
-    hub = Hub.from_agents([tiny(PPO, env), tiny(DQN, env)] if actions is CHOOSE else [tiny(PPO, env)])
+    hub = Hub.from_agents(
+        [tiny(PPO, env), tiny(DQN, env)] if actions is CHOOSE else [tiny(PPO, env)]
+    )
     small = "cnn_output_dim" if observations is PARTS else "features_dim"
     made = hub.agent(PPO)
     made["policy_kwargs"]["features_extractor_kwargs"] = {small: 8}
@@ -407,7 +486,9 @@ def test_images_and_dicts_are_heard_through(observations, actions, tmp_path):
     env.observation_space.seed(0)
     row = env.observation_space.sample()
     loaded = PPO.load(tmp_path / "model.zip", device="cpu")
-    assert np.array_equal(loaded.predict(row, deterministic=True)[0], model.predict(row, deterministic=True)[0])
+    assert np.array_equal(
+        loaded.predict(row, deterministic=True)[0], model.predict(row, deterministic=True)[0]
+    )
     assert watch is None or max(watch.log_ratios) < 1e-5
 
 

@@ -33,8 +33,14 @@ def names_in(path):
 
     with zipfile.ZipFile(path) as archive:
         found = json.loads(archive.read("data"))
-        tensors = b"".join(archive.read(name) for name in archive.namelist() if name.endswith(".pth"))
-    pickled = [base64.b64decode(value[":serialized:"]) for value in found.values() if isinstance(value, dict) and ":serialized:" in value]
+        tensors = b"".join(
+            archive.read(name) for name in archive.namelist() if name.endswith(".pth")
+        )
+    pickled = [
+        base64.b64decode(value[":serialized:"])
+        for value in found.values()
+        if isinstance(value, dict) and ":serialized:" in value
+    ]
     text = b"\n".join([json.dumps(found).encode(), tensors, *pickled]).decode("latin1")
     return set(re.findall(r"hubrl(?:\.[A-Za-z_]\w*)+", text))
 
@@ -59,7 +65,11 @@ def test_a_file_names_public_classes_alone(algorithm, level, cached, tmp_path):
     model.learn(64, callback=HubCallback(probe_share=0.0))
     model.save(tmp_path / "model.zip")
     names = names_in(tmp_path / "model.zip")
-    inner = {name for name in names if not hasattr(hubrl, name.split(".")[1]) or name.split(".")[1].islower()}
+    inner = {
+        name
+        for name in names
+        if not hasattr(hubrl, name.split(".")[1]) or name.split(".")[1].islower()
+    }
     assert not inner, "names of modules inside the package"
     np.save(tmp_path / "rows.npy", ROWS)
     given = [tmp_path / "model.zip", algorithm.__name__, tmp_path / "rows.npy"]

@@ -63,7 +63,12 @@ ONES = array(np.ones(4))
 def statistics(mean=ONES, var=ONES, moments=None, **more):
     """A VecNormalize of these parts, four numbers wide unless they say otherwise."""
     obs_rms = moments if moments is not None else record(MOMENTS, mean=mean, var=var)
-    fields = {"norm_obs": TRUE, "clip_obs": number(10.0), "epsilon": number(1e-8), "obs_rms": obs_rms}
+    fields = {
+        "norm_obs": TRUE,
+        "clip_obs": number(10.0),
+        "epsilon": number(1e-8),
+        "obs_rms": obs_rms,
+    }
     return whole(record(VECNORMALIZE, **{**fields, **more}))
 
 
@@ -78,8 +83,16 @@ def torch_pickle(body):
 
 def tensor(numel, size, stride, offset=0, kind="FloatStorage", key=None):
     """A tensor as torch pickles it, by numbers that need not be true."""
-    storage = tuple_of(text("storage"), name("torch", kind), key or text("0"), text("cpu"), number(numel)) + b"Q"
+    storage = (
+        tuple_of(text("storage"), name("torch", kind), key or text("0"), text("cpu"), number(numel))
+        + b"Q"
+    )
     sizes = (tuple_of(*map(number, each)) for each in (size, stride))
     return call(
-        name("torch._utils", "_rebuild_tensor_v2"), storage, number(offset), *sizes, FALSE, call(name("collections", "OrderedDict"))
+        name("torch._utils", "_rebuild_tensor_v2"),
+        storage,
+        number(offset),
+        *sizes,
+        FALSE,
+        call(name("collections", "OrderedDict")),
     )

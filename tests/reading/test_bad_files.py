@@ -73,7 +73,11 @@ def rewrite(path, compression=zipfile.ZIP_STORED, **changes):
         saved = io.BytesIO()
         torch.save(changes["weights"](torch.load(io.BytesIO(members["policy.pth"]))), saved)
         members["policy.pth"] = saved.getvalue()
-    members |= {name.replace("_", "."): content for name, content in changes.items() if isinstance(content, bytes)}
+    members |= {
+        name.replace("_", "."): content
+        for name, content in changes.items()
+        if isinstance(content, bytes)
+    }
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
@@ -98,7 +102,10 @@ def test_weights_that_would_run_code_are_refused(agent, marker, form):
     hostile = {"log_std": Hostile(marker)}
     torch.save(hostile, saved) if form == "torch" else pickle.dump(hostile, saved)
     rewrite(agent, policy_pth=saved.getvalue())
-    with pytest.raises(BadFile, match=r"The weights in .*agent\.zip are damaged or hold more than tensors, and were refused"):
+    with pytest.raises(
+        BadFile,
+        match=r"The weights in .*agent\.zip are damaged or hold more than tensors, and were refused",
+    ):
         read_agent(agent)
 
 
@@ -117,7 +124,8 @@ def test_pickles_in_the_data_are_never_opened(agent, marker):
     rewrite(agent, data=poison)
     observations = np.zeros((3, 4), np.float32)
     np.testing.assert_array_equal(
-        read_agent(agent).predict(observations, deterministic=True)[0], before.predict(observations, deterministic=True)[0]
+        read_agent(agent).predict(observations, deterministic=True)[0],
+        before.predict(observations, deterministic=True)[0],
     )
 
 
@@ -129,8 +137,13 @@ def test_statistics_that_would_run_code_are_refused(agent, marker, inside):
         vec.render_mode = hostile
     if inside == "in an array":
         vec.obs_rms.mean = np.array([hostile], dtype=object)
-    agent.with_name("agent.vecnormalize.pkl").write_bytes(pickle.dumps(hostile if inside == "alone" else vec))
-    with pytest.raises(BadFile, match=r"agent\.vecnormalize\.pkl was refused as statistics of VecNormalize: it names posix\.mkdir"):
+    agent.with_name("agent.vecnormalize.pkl").write_bytes(
+        pickle.dumps(hostile if inside == "alone" else vec)
+    )
+    with pytest.raises(
+        BadFile,
+        match=r"agent\.vecnormalize\.pkl was refused as statistics of VecNormalize: it names posix\.mkdir",
+    ):
         read_agent(agent)
 
 
@@ -139,7 +152,12 @@ def test_bare_weights_that_would_run_code_are_refused(hub, marker, suffix):
     weights = hub / f"bare{suffix}"
     torch.save({"encoder.hidden.0.weight": Hostile(marker)}, weights)
     change_card(hub, lambda card: card.pop("sha256"))
-    with pytest.raises(BadFile, match="were refused" if suffix != ".safetensors" else "is damaged or not a safetensors file"):
+    with pytest.raises(
+        BadFile,
+        match="were refused"
+        if suffix != ".safetensors"
+        else "is damaged or not a safetensors file",
+    ):
         read_agent(weights, hub / "good.yaml")
 
 
@@ -157,7 +175,10 @@ def test_a_file_that_is_not_there_is_named(name, tmp_path):
 
 def test_something_that_is_no_agent_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(BadFile, match=r"notes\.txt is no agent: expected an SB3 zip, a folder with one, a source's card, or weights"):
+    with pytest.raises(
+        BadFile,
+        match=r"notes\.txt is no agent: expected an SB3 zip, a folder with one, a source's card, or weights",
+    ):
         read_agent(tmp_path / "notes.txt")
 
 
@@ -169,7 +190,9 @@ def test_a_folder_without_an_agent_is_refused(tmp_path):
 def test_a_folder_with_several_agents_asks_which(tmp_path):
     for name in ("left", "right"):
         untrained(PPO).save(tmp_path / f"{name}.zip")
-    with pytest.raises(BadFile, match="holds 2 zips and none is clearly the agent; name the zip itself"):
+    with pytest.raises(
+        BadFile, match="holds 2 zips and none is clearly the agent; name the zip itself"
+    ):
         read_agent(tmp_path)
 
 
@@ -188,11 +211,16 @@ def test_weights_without_their_card_are_refused(hub):
 def test_a_zip_that_was_cut_short_is_refused(agent, share):
     cut(agent, share)
     # Near its end the last zip inside is found instead: its weights are zips too.
-    with pytest.raises(BadFile, match=r"agent\.zip is (damaged or not an SB3 zip|a zip without data and policy\.pth)"):
+    with pytest.raises(
+        BadFile,
+        match=r"agent\.zip is (damaged or not an SB3 zip|a zip without data and policy\.pth)",
+    ):
         read_agent(agent)
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize(
+    "compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]
+)
 def test_a_zip_with_a_flipped_byte_is_refused(agent, compression):
     rewrite(agent, compression)
     with zipfile.ZipFile(agent) as archive:
@@ -205,7 +233,10 @@ def test_a_zip_with_a_flipped_byte_is_refused(agent, compression):
 
 
 def test_a_zip_greater_than_its_limit_is_refused(agent):
-    with pytest.raises(BadFile, match=r"agent\.zip has \d+ bytes, 1000 are allowed; widen hubrl\.Limits if it is trusted"):
+    with pytest.raises(
+        BadFile,
+        match=r"agent\.zip has \d+ bytes, 1000 are allowed; widen hubrl\.Limits if it is trusted",
+    ):
         read_agent(agent, limits=Limits(file_bytes=1000))
 
 
@@ -235,7 +266,9 @@ def test_weights_inside_a_zip_that_were_cut_short_are_refused(agent, share):
 def test_bare_weights_that_were_cut_short_are_refused(hub, suffix, share):
     weights = hub / f"bare{suffix}"
     tensors = Hub.load(hub)[0].tensors()
-    torch.save(tensors, weights) if suffix == ".pth" else safetensors.torch.save_file(tensors, weights)
+    torch.save(tensors, weights) if suffix == ".pth" else safetensors.torch.save_file(
+        tensors, weights
+    )
     change_card(hub, lambda card: card.pop("sha256"))
     assert read_agent(weights, hub / "good.yaml").name == "good"
     cut(weights, share)
@@ -243,10 +276,21 @@ def test_bare_weights_that_were_cut_short_are_refused(hub, suffix, share):
         read_agent(weights, hub / "good.yaml")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x04.", pickle.dumps({"norm_obs": True}), pickle.dumps(normalised())[:-40]])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello",
+        b"\x80\x04.",
+        pickle.dumps({"norm_obs": True}),
+        pickle.dumps(normalised())[:-40],
+    ],
+)
 def test_statistics_that_are_none_are_refused(agent, content):
     agent.with_name("agent.vecnormalize.pkl").write_bytes(content)
-    with pytest.raises(BadFile, match=r"agent\.vecnormalize\.pkl (was refused as statistics|holds no) "):
+    with pytest.raises(
+        BadFile, match=r"agent\.vecnormalize\.pkl (was refused as statistics|holds no) "
+    ):
         read_agent(agent)
 
 
@@ -271,7 +315,9 @@ def statistics_with(**attributes):
     ids=lambda attributes: " ".join(attributes),
 )
 def test_statistics_of_odd_parts_are_refused(agent, attributes):
-    agent.with_name("agent.vecnormalize.pkl").write_bytes(pickle.dumps(statistics_with(**attributes)))
+    agent.with_name("agent.vecnormalize.pkl").write_bytes(
+        pickle.dumps(statistics_with(**attributes))
+    )
     with pytest.raises(
         BadFile,
         match=r"agent\.vecnormalize\.pkl (holds a VecNormalize without statistics|holds statistics that are not finite|clips at .*)",
@@ -296,7 +342,9 @@ def test_statistics_of_other_observations_are_refused(agent):
 
 def test_statistics_of_keys_are_refused_by_an_agent_without_keys(agent):
     normalised(spaces.Dict(a=FLAT)).save(agent.with_name("agent.vecnormalize.pkl"))
-    with pytest.raises(BadFile, match=r"Statistics are given for 'a', the source observes Box\(4,\)"):
+    with pytest.raises(
+        BadFile, match=r"Statistics are given for 'a', the source observes Box\(4,\)"
+    ):
         read_agent(agent)
 
 
@@ -310,7 +358,9 @@ def test_a_zip_that_lacks_a_part_is_refused(agent, member, others):
         read_agent(agent)
 
 
-@pytest.mark.parametrize("data", [b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"], ids=range(5))
+@pytest.mark.parametrize(
+    "data", [b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"], ids=range(5)
+)
 def test_a_zip_whose_data_is_no_object_is_refused(agent, data):
     rewrite(agent, data=lambda _: None)
     with zipfile.ZipFile(agent) as archive:
@@ -340,7 +390,9 @@ def test_weights_that_are_not_finite_are_refused(agent, value):
         return tensors
 
     rewrite(agent, weights=spoil)
-    with pytest.raises(BadFile, match=r"The weights 'action_net\.weight' in .*agent\.zip hold NaN or infinity"):
+    with pytest.raises(
+        BadFile, match=r"The weights 'action_net\.weight' in .*agent\.zip hold NaN or infinity"
+    ):
         read_agent(agent)
 
 
@@ -348,14 +400,26 @@ def test_nan_in_a_hubs_weights_is_refused(hub):
     tensors = Hub.load(hub)[0].tensors()
     tensors["action.mean.bias"][0] = np.nan
     safetensors.torch.save_file(tensors, hub / "good.safetensors")
-    change_card(hub, lambda card: card.update(sha256=hashlib.sha256((hub / "good.safetensors").read_bytes()).hexdigest()))
-    with pytest.raises(BadFile, match=r"The weights of source 'good' do not fit: action\.mean\.bias holds NaN or infinity"):
+    change_card(
+        hub,
+        lambda card: card.update(
+            sha256=hashlib.sha256((hub / "good.safetensors").read_bytes()).hexdigest()
+        ),
+    )
+    with pytest.raises(
+        BadFile,
+        match=r"The weights of source 'good' do not fit: action\.mean\.bias holds NaN or infinity",
+    ):
         Hub.load(hub)
 
 
 @pytest.mark.parametrize(
     "tensor",
-    [torch.zeros(2, device="meta"), torch.zeros(2).to_sparse(), torch.zeros(2, dtype=torch.complex64)],
+    [
+        torch.zeros(2, device="meta"),
+        torch.zeros(2).to_sparse(),
+        torch.zeros(2, dtype=torch.complex64),
+    ],
     ids=["meta", "sparse", "complex"],
 )
 def test_weights_that_are_no_plain_numbers_are_refused(agent, tensor):
@@ -365,25 +429,42 @@ def test_weights_that_are_no_plain_numbers_are_refused(agent, tensor):
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp_extractor.policy_net.0.scale", "extra.weight", "features_extractor.extra.weight", "vf_features_extractor.cnn"]
+    "name",
+    [
+        "mlp_extractor.policy_net.0.scale",
+        "extra.weight",
+        "features_extractor.extra.weight",
+        "vf_features_extractor.cnn",
+    ],
 )
 def test_weights_that_sb3_does_not_have_are_refused(agent, name):
     rewrite(agent, weights=lambda tensors: {**tensors, name: torch.zeros(2)})
     with pytest.raises(
-        BadFile, match=rf"holds weights that SB3's networks do not have \('{name}'\); make a hubrl\.Source from your own modules"
+        BadFile,
+        match=rf"holds weights that SB3's networks do not have \('{name}'\); make a hubrl\.Source from your own modules",
     ):
         read_agent(agent)
 
 
 def test_weights_that_are_missing_are_named(agent):
-    rewrite(agent, weights=lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "value_net.bias"})
-    with pytest.raises(BadFile, match=r"holds no weights 'value_net\.bias'; its network is not SB3's, make a hubrl\.Source"):
+    rewrite(
+        agent,
+        weights=lambda tensors: {
+            name: tensor for name, tensor in tensors.items() if name != "value_net.bias"
+        },
+    )
+    with pytest.raises(
+        BadFile,
+        match=r"holds no weights 'value_net\.bias'; its network is not SB3's, make a hubrl\.Source",
+    ):
         read_agent(agent)
 
 
 def test_weights_of_another_shape_are_refused(agent):
     rewrite(agent, weights=lambda tensors: {**tensors, "action_net.weight": torch.zeros(2, 9)})
-    with pytest.raises(BadFile, match=r"action\.mean\.weight has shape \(2, 9\), the card says \(2, 8\)"):
+    with pytest.raises(
+        BadFile, match=r"action\.mean\.weight has shape \(2, 9\), the card says \(2, 8\)"
+    ):
         read_agent(agent)
 
 
@@ -392,11 +473,47 @@ def test_weights_of_another_shape_are_refused(agent):
     [
         {"policy_kwargs": {"use_sde": True, "clip_mean": "much"}},
         {"policy_kwargs": {"features_extractor_kwargs": {"hub": 5}}},
-        {"action_space": {":type:": "<class 'gymnasium.spaces.discrete.Discrete'>", "n": "3", "start": "0"}},
-        {"action_space": {":type:": "<class 'gymnasium.spaces.discrete.Discrete'>", "n": "0", "start": "0"}},
-        {"observation_space": {":type:": "Box", "dtype": "no dtype", "_shape": [4], "low": "-1", "high": "1"}},
-        {"observation_space": {":type:": "Box", "dtype": "float32", "_shape": [10**9, 10**9], "low": "-1", "high": "1"}},
-        {"observation_space": {":type:": "Box", "dtype": "float32", "_shape": [-4], "low": "-1", "high": "1"}},
+        {
+            "action_space": {
+                ":type:": "<class 'gymnasium.spaces.discrete.Discrete'>",
+                "n": "3",
+                "start": "0",
+            }
+        },
+        {
+            "action_space": {
+                ":type:": "<class 'gymnasium.spaces.discrete.Discrete'>",
+                "n": "0",
+                "start": "0",
+            }
+        },
+        {
+            "observation_space": {
+                ":type:": "Box",
+                "dtype": "no dtype",
+                "_shape": [4],
+                "low": "-1",
+                "high": "1",
+            }
+        },
+        {
+            "observation_space": {
+                ":type:": "Box",
+                "dtype": "float32",
+                "_shape": [10**9, 10**9],
+                "low": "-1",
+                "high": "1",
+            }
+        },
+        {
+            "observation_space": {
+                ":type:": "Box",
+                "dtype": "float32",
+                "_shape": [-4],
+                "low": "-1",
+                "high": "1",
+            }
+        },
         {"observation_space": {":type:": "Tuple"}},
         {"observation_space": 7},
         {"num_timesteps": [1]},
@@ -415,9 +532,17 @@ def test_data_that_cannot_be_ends_in_no_traceback(tmp_path, algorithm, change):
 
 def test_a_q_network_for_actions_that_are_no_choice_is_refused(tmp_path):
     untrained(DQN, actions=KEYS).save(tmp_path / "agent.zip")
-    arm = {":type:": "<class 'gymnasium.spaces.box.Box'>", "dtype": "float32", "_shape": [2], "low": "-1", "high": "1"}
+    arm = {
+        ":type:": "<class 'gymnasium.spaces.box.Box'>",
+        "dtype": "float32",
+        "_shape": [2],
+        "low": "-1",
+        "high": "1",
+    }
     rewrite(tmp_path / "agent.zip", data=lambda data: {**data, "action_space": arm})
-    with pytest.raises(BadFile, match=r"agent\.zip describes an agent that cannot be \(KeyError: 'n'\)"):
+    with pytest.raises(
+        BadFile, match=r"agent\.zip describes an agent that cannot be \(KeyError: 'n'\)"
+    ):
         read_agent(tmp_path / "agent.zip")
 
 
@@ -439,25 +564,30 @@ class Tanh(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("observations", "extractor", "kwargs"), [(FLAT, Tenth, {}), (IMAGE, MyNatureCNN, {"features_dim": 8})], ids=["flat", "image"]
+    ("observations", "extractor", "kwargs"),
+    [(FLAT, Tenth, {}), (IMAGE, MyNatureCNN, {"features_dim": 8})],
+    ids=["flat", "image"],
 )
 def test_a_features_extractor_of_ones_own_is_refused(tmp_path, observations, extractor, kwargs):
     kwargs = {"features_extractor_class": extractor, "features_extractor_kwargs": kwargs}
     model = untrained(PPO, observations, policy_kwargs=kwargs)
     model.save(tmp_path / "agent.zip")
-    sentence = (
-        rf"has a features extractor of its own \(.*{extractor.__name__}\), which hubrl cannot declare; make a hubrl\.Source from your own"
-    )
+    sentence = rf"has a features extractor of its own \(.*{extractor.__name__}\), which hubrl cannot declare; make a hubrl\.Source from your own"
     with pytest.raises(BadFile, match=rf"agent\.zip {sentence}"):
         read_agent(tmp_path / "agent.zip")
     with pytest.raises(BadFile, match=rf"the model 'live' {sentence}"):
         read_live(model, "live")
 
 
-@pytest.mark.parametrize("activation", [Tanh, nn.Hardtanh], ids=lambda activation: activation.__module__)
+@pytest.mark.parametrize(
+    "activation", [Tanh, nn.Hardtanh], ids=lambda activation: activation.__module__
+)
 def test_an_activation_that_hubrl_does_not_have_is_refused(tmp_path, activation):
     untrained(PPO, policy_kwargs={"activation_fn": activation}).save(tmp_path / "agent.zip")
-    with pytest.raises(BadFile, match=rf"has the activation .*{activation.__name__}; hubrl declares tanh|Tanh, .*hubrl\.Source"):
+    with pytest.raises(
+        BadFile,
+        match=rf"has the activation .*{activation.__name__}; hubrl declares tanh|Tanh, .*hubrl\.Source",
+    ):
         read_agent(tmp_path / "agent.zip")
 
 
@@ -468,13 +598,24 @@ def test_an_activation_that_hubrl_does_not_have_is_refused(tmp_path, activation)
 )
 def test_an_algorithm_that_hubrl_does_not_read_is_refused(tmp_path, algorithm, kwargs):
     policy = "MlpLstmPolicy" if algorithm is RecurrentPPO else "MlpPolicy"
-    algorithm(policy, Noise(), device="cpu", policy_kwargs={"net_arch": [8]}, **kwargs).save(tmp_path / "agent.zip")
-    with pytest.raises(BadFile, match=r"holds a policy of module 'sb3_contrib\..*'; hubrl reads PPO, A2C, TRPO, MaskablePPO, DQN"):
+    algorithm(policy, Noise(), device="cpu", policy_kwargs={"net_arch": [8]}, **kwargs).save(
+        tmp_path / "agent.zip"
+    )
+    with pytest.raises(
+        BadFile,
+        match=r"holds a policy of module 'sb3_contrib\..*'; hubrl reads PPO, A2C, TRPO, MaskablePPO, DQN",
+    ):
         read_agent(tmp_path / "agent.zip")
 
 
 def test_a_policy_class_of_ones_own_is_refused(agent):
-    rewrite(agent, data=lambda data: {**data, "policy_class": {**data["policy_class"], "__module__": "my.policies"}})
+    rewrite(
+        agent,
+        data=lambda data: {
+            **data,
+            "policy_class": {**data["policy_class"], "__module__": "my.policies"},
+        },
+    )
     with pytest.raises(BadFile, match=r"holds a policy of module 'my\.policies'; hubrl reads PPO"):
         read_agent(agent)
     rewrite(agent, data=lambda data: {**data, "policy_class": None})
@@ -484,13 +625,17 @@ def test_a_policy_class_of_ones_own_is_refused(agent):
 
 def test_a_card_of_a_newer_format_asks_for_an_update(hub):
     change_card(hub, lambda card: card.update(format=99, colour="blue"))
-    with pytest.raises(BadFile, match=r"good\.yaml is a card of format 99, this hubrl reads up to 1; update hubrl"):
+    with pytest.raises(
+        BadFile, match=r"good\.yaml is a card of format 99, this hubrl reads up to 1; update hubrl"
+    ):
         Hub.load(hub)
 
 
 def test_a_hub_of_a_newer_format_asks_for_an_update(hub):
     (hub / "hub.yaml").write_text("format: 99\nsources: [good]\n")
-    with pytest.raises(BadFile, match="is a hub of format 99, this hubrl reads up to 1; update hubrl"):
+    with pytest.raises(
+        BadFile, match="is a hub of format 99, this hubrl reads up to 1; update hubrl"
+    ):
         Hub.load(hub)
 
 
@@ -498,13 +643,24 @@ def test_weights_that_are_not_the_cards_are_refused(hub):
     raw = bytearray((hub / "good.safetensors").read_bytes())
     raw[-1] ^= 1
     (hub / "good.safetensors").write_bytes(raw)
-    found, said = hashlib.sha256(raw).hexdigest(), yaml.safe_load((hub / "good.yaml").read_text())["sha256"]
-    with pytest.raises(BadFile, match=rf"good\.safetensors has sha256 {found}, its card says {said}; the file or the card was changed"):
+    found, said = (
+        hashlib.sha256(raw).hexdigest(),
+        yaml.safe_load((hub / "good.yaml").read_text())["sha256"],
+    )
+    with pytest.raises(
+        BadFile,
+        match=rf"good\.safetensors has sha256 {found}, its card says {said}; the file or the card was changed",
+    ):
         Hub.load(hub)
 
 
 def test_a_builder_that_this_process_has_not_registered_is_refused(hub):
-    change_card(hub, lambda card: card.update(network={"kind": "registered", "builder": "os.system", "kwargs": {"command": "true"}}))
+    change_card(
+        hub,
+        lambda card: card.update(
+            network={"kind": "registered", "builder": "os.system", "kwargs": {"command": "true"}}
+        ),
+    )
     with pytest.raises(
         BadFile,
         match=r"Source 'good' needs a registered network. Unknown network builder 'os\.system'\..* Call hubrl\.register_network first",
@@ -523,13 +679,22 @@ def test_a_builder_that_this_process_has_not_registered_is_refused(hub):
             lambda card: card["network"].update(hidden={"widths": [0]}),
             r"network\.declared\.hidden\.widths\.0: Input should be greater than 0",
         ),
-        (lambda card: card["network"].update(hidden={"widths": [10**9]}), "Input should be less than or equal to 65536"),
+        (
+            lambda card: card["network"].update(hidden={"widths": [10**9]}),
+            "Input should be less than or equal to 65536",
+        ),
         (
             lambda card: card["network"].update(hidden={"activation": "os.system"}),
             r"network\.declared\.hidden\.activation: Input should be",
         ),
-        (lambda card: card.update(preprocessing=[{"op": "eval"}]), "preprocessing.0: Input tag 'eval'"),
-        (lambda card: card.update(normalisation={"clip": -1.0}), r"normalisation\.clip: Input should be greater than 0"),
+        (
+            lambda card: card.update(preprocessing=[{"op": "eval"}]),
+            "preprocessing.0: Input tag 'eval'",
+        ),
+        (
+            lambda card: card.update(normalisation={"clip": -1.0}),
+            r"normalisation\.clip: Input should be greater than 0",
+        ),
     ],
 )
 def test_a_card_that_cannot_be_is_refused_at_its_first_mistake(hub, change, sentence):
@@ -541,7 +706,9 @@ def test_a_card_that_cannot_be_is_refused_at_its_first_mistake(hub, change, sent
 @pytest.mark.parametrize(
     "change",
     [
-        lambda card: card.update(observation_space={"type": "Box", "shape": [0], "dtype": "float32", "low": 0, "high": 1}),
+        lambda card: card.update(
+            observation_space={"type": "Box", "shape": [0], "dtype": "float32", "low": 0, "high": 1}
+        ),
         lambda card: card.update(action_space={"type": "Discrete", "n": -1}),
     ],
 )
@@ -558,20 +725,31 @@ def test_a_card_with_a_space_that_cannot_be_is_refused(hub, change):
             lambda card: card["network"]["hidden"].update(widths=[9]),
             r"encoder\.hidden\.0\.weight has shape \(8, 4\), the card says \(9, 4\)",
         ),
-        (lambda card: card["network"]["hidden"].update(widths=[8, 8]), r"encoder\.hidden\.2\.weight is missing"),
+        (
+            lambda card: card["network"]["hidden"].update(widths=[8, 8]),
+            r"encoder\.hidden\.2\.weight is missing",
+        ),
         (lambda card: card["network"].pop("value"), r"critic\..* is not in its card"),
         (
-            lambda card: card["network"].update(trunks={"": {"convs": [{"channels": 4, "kernel": 8, "stride": 4}]}}),
+            lambda card: card["network"].update(
+                trunks={"": {"convs": [{"channels": 4, "kernel": 8, "stride": 4}]}}
+            ),
             "cannot be built|do not read",
         ),
         (
             lambda card: card["network"].update(trunks={"camera": {}}),
             r"The card has trunks for \['camera'\], its observation space has \[''\]",
         ),
-        (lambda card: card["network"]["action"].update(kind="q-values"), "A q-values head cannot act in Box"),
+        (
+            lambda card: card["network"]["action"].update(kind="q-values"),
+            "A q-values head cannot act in Box",
+        ),
         (lambda card: card.pop("action_space"), "has an action head and no action space"),
         (lambda card: card.update(normalisation={"keys": ["a"]}), "Statistics are given for 'a'"),
-        (lambda card: card.update(weights={"encoder.hidden.0.weight": "no.such"}), r"holds no weights 'no\.such', which its card"),
+        (
+            lambda card: card.update(weights={"encoder.hidden.0.weight": "no.such"}),
+            r"holds no weights 'no\.such', which its card",
+        ),
     ],
 )
 def test_a_card_that_is_not_its_weights_is_refused(hub, change, sentence):
@@ -580,7 +758,11 @@ def test_a_card_that_is_not_its_weights_is_refused(hub, change, sentence):
         Hub.load(hub)
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", "5", "hello: [", "a: 2024-13-45", "\0", "- " * 50_000, "x: " + "9" * 5000], ids=range(8))
+@pytest.mark.parametrize(
+    "text",
+    ["", "[1, 2]", "5", "hello: [", "a: 2024-13-45", "\0", "- " * 50_000, "x: " + "9" * 5000],
+    ids=range(8),
+)
 def test_a_card_that_is_no_yaml_or_no_card_is_refused(hub, text):
     (hub / "good.yaml").write_text(text)
     with pytest.raises(BadFile, match=r"good\.yaml (cannot be read as YAML|is not a source card)"):
@@ -593,11 +775,15 @@ def test_a_hub_whose_source_lies_outside_its_folder_is_refused(hub, name):
     for suffix in (".yaml", ".safetensors"):
         (hub.parent / f"outside{suffix}").write_bytes((hub / f"good{suffix}").read_bytes())
     (hub / "hub.yaml").write_text(yaml.safe_dump({"format": 1, "sources": [name]}))
-    with pytest.raises(BadFile, match=rf"names a source '{name}', which is not a name|There is no (readable )?file"):
+    with pytest.raises(
+        BadFile, match=rf"names a source '{name}', which is not a name|There is no (readable )?file"
+    ):
         Hub.load(hub)
 
 
-@pytest.mark.parametrize("text", ["sources: []", "sources: 5", "format: 1", "sources: [good]\ncolour: blue"])
+@pytest.mark.parametrize(
+    "text", ["sources: []", "sources: 5", "format: 1", "sources: [good]\ncolour: blue"]
+)
 def test_a_hub_that_says_nonsense_of_itself_is_refused(hub, text):
     (hub / "hub.yaml").write_text(text)
     with pytest.raises(BadFile, match=r"hub\.yaml is not a hub's card: (sources|colour)"):
@@ -605,7 +791,9 @@ def test_a_hub_that_says_nonsense_of_itself_is_refused(hub, text):
 
 
 def test_a_folder_that_is_no_hub_is_refused(tmp_path):
-    with pytest.raises(BadFile, match=r"is no hub: it has no hub\.yaml; make one with `hubrl hub build`"):
+    with pytest.raises(
+        BadFile, match=r"is no hub: it has no hub\.yaml; make one with `hubrl hub build`"
+    ):
         Hub.load(tmp_path)
 
 

@@ -32,7 +32,11 @@ def with_weights(path, change):
 
 def assert_acts_as(source, model, observations=FLAT):
     rows = draw(observations, 50)
-    np.testing.assert_allclose(source.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0], atol=1e-6)
+    np.testing.assert_allclose(
+        source.predict(rows, deterministic=True)[0],
+        model.predict(rows, deterministic=True)[0],
+        atol=1e-6,
+    )
 
 
 WRAPPED = {
@@ -43,11 +47,16 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("form", WRAPPED)
-@pytest.mark.parametrize("algorithm", [PPO, SAC, TD3, DQN], ids=lambda algorithm: algorithm.__name__)
+@pytest.mark.parametrize(
+    "algorithm", [PPO, SAC, TD3, DQN], ids=lambda algorithm: algorithm.__name__
+)
 def test_weights_of_wrapped_modules_are_read_under_their_own_names(tmp_path, algorithm, form):
     model = untrained(algorithm, actions=KEYS if algorithm is DQN else ARM)
     model.save(tmp_path / "agent.zip")
-    with_weights(tmp_path / "agent.zip", lambda tensors: {WRAPPED[form](name): tensor for name, tensor in tensors.items()})
+    with_weights(
+        tmp_path / "agent.zip",
+        lambda tensors: {WRAPPED[form](name): tensor for name, tensor in tensors.items()},
+    )
     assert_acts_as(load_agent(tmp_path / "agent.zip"), model)
 
 
@@ -56,7 +65,10 @@ def test_an_agent_that_was_stripped_of_its_critic_is_read_without_one(tmp_path, 
     model = untrained(algorithm)
     model.save(tmp_path / "agent.zip")
     with_weights(
-        tmp_path / "agent.zip", lambda tensors: {k: v for k, v in tensors.items() if "value" not in k and not k.startswith("critic")}
+        tmp_path / "agent.zip",
+        lambda tensors: {
+            k: v for k, v in tensors.items() if "value" not in k and not k.startswith("critic")
+        },
     )
     source = load_agent(tmp_path / "agent.zip")
     assert source.critic is None
@@ -70,19 +82,33 @@ def test_a_zip_is_found_without_its_suffix_as_by_sb3(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["policy.zip", "policy.pt", "policy.pkl", "policy"])
-@pytest.mark.parametrize("algorithm", [PPO, SAC, TD3, DQN], ids=lambda algorithm: algorithm.__name__)
+@pytest.mark.parametrize(
+    "algorithm", [PPO, SAC, TD3, DQN], ids=lambda algorithm: algorithm.__name__
+)
 def test_a_policy_that_was_saved_alone_is_read(tmp_path, algorithm, name):
-    model = untrained(algorithm, actions=KEYS if algorithm is DQN else ARM, policy_kwargs={"activation_fn": nn.ELU})
+    model = untrained(
+        algorithm,
+        actions=KEYS if algorithm is DQN else ARM,
+        policy_kwargs={"activation_fn": nn.ELU},
+    )
     model.policy.save(tmp_path / name)
     assert_acts_as(load_agent(tmp_path / name), model)
 
 
-@pytest.mark.parametrize("observations", [IMAGE, spaces.Dict(a=FLAT, b=spaces.Discrete(3))], ids=["image", "dict"])
+@pytest.mark.parametrize(
+    "observations", [IMAGE, spaces.Dict(a=FLAT, b=spaces.Discrete(3))], ids=["image", "dict"]
+)
 def test_the_spaces_of_a_policy_that_was_saved_alone_are_read(tmp_path, observations):
     actions = spaces.MultiDiscrete([2, 3])
     small = {"features_dim": 8} if observations is IMAGE else {}
     policy = "CnnPolicy" if observations is IMAGE else "MultiInputPolicy"
-    model = untrained(PPO, observations, actions, policy, policy_kwargs={"features_extractor_kwargs": small} if small else None)
+    model = untrained(
+        PPO,
+        observations,
+        actions,
+        policy,
+        policy_kwargs={"features_extractor_kwargs": small} if small else None,
+    )
     model.policy.save(tmp_path / "policy.pt")
     source = load_agent(tmp_path / "policy.pt")
     assert source.actions == actions
@@ -103,7 +129,9 @@ class Backwards(ActorCriticPolicy):
 
 def test_a_policy_in_memory_that_computes_something_else_is_refused():
     policy = Backwards(FLAT, ARM, lambda _: 1e-3, net_arch=[8])
-    with pytest.raises(BadFile, match=r"The policy 'policy-0' computes its own _predict; make a hubrl\.Source"):
+    with pytest.raises(
+        BadFile, match=r"The policy 'policy-0' computes its own _predict; make a hubrl\.Source"
+    ):
         Hub.from_agents([policy])
 
 
@@ -113,11 +141,23 @@ def cleanrl(tmp_path):
     torch.manual_seed(0)
     actor = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
     weights = {f"actor_mean.{name}": tensor for name, tensor in actor.state_dict().items()}
-    torch.save({**weights, "actor_logstd": torch.full((1, 2), -0.5)}, tmp_path / "ppo.cleanrl_model")
+    torch.save(
+        {**weights, "actor_logstd": torch.full((1, 2), -0.5)}, tmp_path / "ppo.cleanrl_model"
+    )
     box = {"type": "Box", "dtype": "float32", "low": -1.0, "high": 1.0}
-    names = {f"encoder.hidden.{i}.{part}": f"actor_mean.{i}.{part}" for i in (0, 2) for part in ("weight", "bias")}
-    names |= {f"action.mean.{part}": f"actor_mean.4.{part}" for part in ("weight", "bias")} | {"action.log_std": "actor_logstd"}
-    network = {"kind": "declared", "hidden": {"widths": [8, 8]}, "action": {"kind": "gaussian", "log_std": "parameter"}}
+    names = {
+        f"encoder.hidden.{i}.{part}": f"actor_mean.{i}.{part}"
+        for i in (0, 2)
+        for part in ("weight", "bias")
+    }
+    names |= {f"action.mean.{part}": f"actor_mean.4.{part}" for part in ("weight", "bias")} | {
+        "action.log_std": "actor_logstd"
+    }
+    network = {
+        "kind": "declared",
+        "hidden": {"widths": [8, 8]},
+        "action": {"kind": "gaussian", "log_std": "parameter"},
+    }
     card = {"format": 1, "name": "ppo", "algorithm": "PPO", "network": network, "weights": names}
     card |= {"observation_space": {**box, "shape": [4]}, "action_space": {**box, "shape": [2]}}
     (tmp_path / "ppo.yaml").write_text(yaml.safe_dump(card))
@@ -140,7 +180,11 @@ def test_parts_of_a_dict_that_gym_0_17_printed_are_read_and_pictures_are_refused
     def printed(parts):
         return {":type:": "<class 'gym.spaces.dict.Dict'>", "spaces": f"OrderedDict([{parts}])"}
 
-    space = space_from_dict(parse_space(printed("('a', Box(4,)), ('g', Box(2,))"), "observation space"))
+    space = space_from_dict(
+        parse_space(printed("('a', Box(4,)), ('g', Box(2,))"), "observation space")
+    )
     assert {key: part.shape for key, part in space.spaces.items()} == {"a": (4,), "g": (2,)}
-    with pytest.raises(BadFile, match=r"gym 0\.17\.0 to 0\.17\.2 printed neither dtype nor bounds of pictures"):
+    with pytest.raises(
+        BadFile, match=r"gym 0\.17\.0 to 0\.17\.2 printed neither dtype nor bounds of pictures"
+    ):
         parse_space(printed("('camera', Box(84, 84, 3))"), "observation space")

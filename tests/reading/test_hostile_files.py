@@ -58,7 +58,9 @@ def write(path, content, compression=zipfile.ZIP_STORED):
 
 def torch_zip(content, storage=bytes(64)):
     saved = io.BytesIO()
-    write(saved, {"archive/data.pkl": content, "archive/data/0": storage, "archive/version": b"3\n"})
+    write(
+        saved, {"archive/data.pkl": content, "archive/data/0": storage, "archive/version": b"3\n"}
+    )
     return saved.getvalue()
 
 
@@ -78,7 +80,10 @@ def test_a_pickle_is_read_as_inert_records():
     ("raw", "sentence"),
     [
         (whole(name("os", "system")), r"it names os\.system, which is not needed here"),
-        (whole(text("numpy") + text("dtype.__class__") + b"\x93"), r"it names numpy\.dtype\.__class__"),
+        (
+            whole(text("numpy") + text("dtype.__class__") + b"\x93"),
+            r"it names numpy\.dtype\.__class__",
+        ),
         (whole(name("a", "B") + dict_of(x=number(1)) + b"b"), r"it changes a\.B"),
         (b"\x80\x040.", "the stack is empty"),
         (b"\x80\x04h\x07.", "it is damaged"),
@@ -112,7 +117,12 @@ def test_statistics_of_every_protocol_are_read(tmp_path, protocol):
 
 
 def interface(address, typestr="<f8"):
-    fields = dict_of(data=tuple_of(number(address), pickles.FALSE), shape=tuple_of(number(4)), typestr=text(typestr), version=number(3))
+    fields = dict_of(
+        data=tuple_of(number(address), pickles.FALSE),
+        shape=tuple_of(number(4)),
+        typestr=text(typestr),
+        version=number(3),
+    )
     return record(pickles.MOMENTS, __array_interface__=fields)
 
 
@@ -120,14 +130,30 @@ def lying_dtype():
     """A dtype whose flags hide that it holds objects."""
     inner = tuple_of(call(pickles.DTYPE, text("O"), pickles.FALSE, pickles.TRUE), number(0))
     state = tuple_of(
-        number(3), text("|"), pickles.NONE, tuple_of(text("a")), b"}(" + text("a") + inner + b"u", number(8), number(1), number(0)
+        number(3),
+        text("|"),
+        pickles.NONE,
+        tuple_of(text("a")),
+        b"}(" + text("a") + inner + b"u",
+        number(8),
+        number(1),
+        number(0),
     )
     return call(pickles.DTYPE, text("V8"), pickles.FALSE, pickles.TRUE) + state + b"b"
 
 
 def reconstructed(shape, dtype, data):
-    start = call(name(ARRAY_MODULE, "_reconstruct"), name("numpy", "ndarray"), tuple_of(number(0)), raw_bytes(b"b"))
-    return start + tuple_of(number(1), tuple_of(*map(number, shape)), dtype, pickles.FALSE, data) + b"b"
+    start = call(
+        name(ARRAY_MODULE, "_reconstruct"),
+        name("numpy", "ndarray"),
+        tuple_of(number(0)),
+        raw_bytes(b"b"),
+    )
+    return (
+        start
+        + tuple_of(number(1), tuple_of(*map(number, shape)), dtype, pickles.FALSE, data)
+        + b"b"
+    )
 
 
 F8 = call(pickles.DTYPE, text("f8"), pickles.FALSE, pickles.TRUE)
@@ -138,12 +164,22 @@ HOSTILE_STATISTICS = {
     "memory of this process": pickles.statistics(mean=interface(ctypes.addressof(SECRET))),
     "an address of nothing": pickles.statistics(mean=interface(16)),
     "bytes as objects": pickles.statistics(mean=interface(ctypes.addressof(SECRET), "|O8")),
-    "a dtype that lies": pickles.statistics(mean=reconstructed((4,), lying_dtype(), raw_bytes(b"A" * 32))),
-    "objects from bytes": pickles.statistics(mean=reconstructed((4,), OBJECTS, raw_bytes(b"A" * 32))),
-    "more shape than bytes": pickles.statistics(mean=reconstructed((2**40,), F8, raw_bytes(b"A" * 32))),
+    "a dtype that lies": pickles.statistics(
+        mean=reconstructed((4,), lying_dtype(), raw_bytes(b"A" * 32))
+    ),
+    "objects from bytes": pickles.statistics(
+        mean=reconstructed((4,), OBJECTS, raw_bytes(b"A" * 32))
+    ),
+    "more shape than bytes": pickles.statistics(
+        mean=reconstructed((2**40,), F8, raw_bytes(b"A" * 32))
+    ),
     "a negative shape": pickles.statistics(mean=reconstructed((-4,), F8, raw_bytes(b"A" * 32))),
-    "an array of strides": pickles.statistics(mean=name("numpy", "ndarray") + tuple_of(tuple_of(number(2**30))) + b"\x81"),
-    "changed flags of a dtype": pickles.statistics(junk=F8 + tuple_of(number(3), text(">"), *[pickles.NONE] * 3, number(9)) + b"b")[:-1]
+    "an array of strides": pickles.statistics(
+        mean=name("numpy", "ndarray") + tuple_of(tuple_of(number(2**30))) + b"\x81"
+    ),
+    "changed flags of a dtype": pickles.statistics(
+        junk=F8 + tuple_of(number(3), text(">"), *[pickles.NONE] * 3, number(9)) + b"b"
+    )[:-1]
     + b"0"
     + name("numpy", "float64")
     + dict_of(x=number(1))
@@ -151,7 +187,9 @@ HOSTILE_STATISTICS = {
     "a key of nested tuples": whole(b"}" + nested(60) + number(1) + b"s"),
     "a set of nested tuples": whole(b"\x8f(" + nested(60) + b"\x90"),
     "a mean of nested tuples": pickles.statistics(mean=nested(40)),
-    "a shape of nested tuples": pickles.statistics(mean=reconstructed((), F8, raw_bytes(b"")).replace(b"(t", b"(" + nested(40) + b"t", 1)),
+    "a shape of nested tuples": pickles.statistics(
+        mean=reconstructed((), F8, raw_bytes(b"")).replace(b"(t", b"(" + nested(40) + b"t", 1)
+    ),
     "a mean too great for float32": pickles.statistics(mean=pickles.array(np.full(4, 1e308))),
     "a mean that is complex": pickles.statistics(mean=pickles.array(np.full(4, 1j))),
     "a mean of text": pickles.statistics(mean=pickles.array(np.array(["1"] * 4))),
@@ -161,14 +199,21 @@ HOSTILE_STATISTICS = {
 @pytest.mark.parametrize("kind", HOSTILE_STATISTICS)
 def test_hostile_statistics_are_refused(agent, kind):
     agent.with_name("agent.vecnormalize.pkl").write_bytes(HOSTILE_STATISTICS[kind])
-    with pytest.raises(BadFile, match=r"agent\.vecnormalize\.pkl (was refused as statistics|holds (no|a) VecNormalize|holds statistics)"):
+    with pytest.raises(
+        BadFile,
+        match=r"agent\.vecnormalize\.pkl (was refused as statistics|holds (no|a) VecNormalize|holds statistics)",
+    ):
         read_agent(agent)
 
 
 def test_statistics_leave_numpys_dtypes_alone(tmp_path):
     before = np.dtype("f8").__reduce__()
     path = tmp_path / "vecnormalize.pkl"
-    poison = call(pickles.DTYPE, text("f8")) + tuple_of(number(3), text(">"), *[pickles.NONE] * 3, number(4), number(1), number(63)) + b"b"
+    poison = (
+        call(pickles.DTYPE, text("f8"))
+        + tuple_of(number(3), text(">"), *[pickles.NONE] * 3, number(4), number(1), number(63))
+        + b"b"
+    )
     path.write_bytes(pickles.statistics(junk=poison))
     read_statistics(path)
     assert np.dtype("f8").__reduce__() == before
@@ -180,25 +225,46 @@ def test_statistics_leave_numpys_dtypes_alone(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (pickles.tensor(2**20, (2**10, 2**10), (2**10, 1)), "a tensor of 1048576 numbers in a storage of 16"),
+        (
+            pickles.tensor(2**20, (2**10, 2**10), (2**10, 1)),
+            "a tensor of 1048576 numbers in a storage of 16",
+        ),
         (pickles.tensor(17, (17,), (1,)), "a tensor of 17 numbers in a storage of 16"),
-        (pickles.tensor(16, (65536, 65536), (0, 0)), "a tensor of 4294967296 numbers in a storage of 16"),
+        (
+            pickles.tensor(16, (65536, 65536), (0, 0)),
+            "a tensor of 4294967296 numbers in a storage of 16",
+        ),
         (pickles.tensor(16, (2, 8), (8, 1), offset=9), "a tensor of 16 numbers in a storage of 16"),
         (pickles.tensor(16, (2, 8), (8, 1), offset=-8), "a tensor of no shape"),
         (pickles.tensor(16, (1,) * 100, (1,) * 100), "a tensor of no shape"),
-        (pickles.tensor(16, (2, 8), (8, 1), kind="ComplexFloatStorage"), r"it names torch\.ComplexFloatStorage"),
-        (pickles.tensor(16, (2, 8), (8, 1), key=text("../0")), r"There is no item named 'archive/data/\.\./0'"),
+        (
+            pickles.tensor(16, (2, 8), (8, 1), kind="ComplexFloatStorage"),
+            r"it names torch\.ComplexFloatStorage",
+        ),
+        (
+            pickles.tensor(16, (2, 8), (8, 1), key=text("../0")),
+            r"There is no item named 'archive/data/\.\./0'",
+        ),
         (call(name("torch", "Tensor"), number(2**31)), r"it names torch\.Tensor"),
         (call(name("builtins", "bytearray"), number(2**33)), r"it names builtins\.bytearray"),
     ],
 )
 def test_tensors_that_are_not_in_the_file_are_refused(content, sentence):
-    with pytest.raises(BadFile, match=f"The weights in x were refused|are damaged or hold more than tensors.*{sentence}"):
+    with pytest.raises(
+        BadFile,
+        match=f"The weights in x were refused|are damaged or hold more than tensors.*{sentence}",
+    ):
         parse_torch(torch_zip(pickles.torch_pickle(content)), "x")
 
 
 def test_a_tensor_made_by_hand_is_read():
-    read = parse_torch(torch_zip(pickles.torch_pickle(pickles.tensor(16, (2, 8), (8, 1))), np.arange(16, dtype="f4").tobytes()), "x")
+    read = parse_torch(
+        torch_zip(
+            pickles.torch_pickle(pickles.tensor(16, (2, 8), (8, 1))),
+            np.arange(16, dtype="f4").tobytes(),
+        ),
+        "x",
+    )
     torch.testing.assert_close(read["log_std"], torch.arange(16.0).reshape(2, 8))
 
 
@@ -230,14 +296,19 @@ def test_many_views_of_one_storage_are_refused():
     one = torch.zeros(2**22)
     saved = io.BytesIO()
     torch.save({str(index): one for index in range(200)}, saved)
-    with pytest.raises(BadFile, match=r"The tensors in x have \d+ bytes, \d+ are in the file; widen hubrl\.Limits"):
+    with pytest.raises(
+        BadFile, match=r"The tensors in x have \d+ bytes, \d+ are in the file; widen hubrl\.Limits"
+    ):
         parse_torch(saved.getvalue(), "x", Limits(inflation=1))
 
 
 @pytest.mark.parametrize(
     "header",
     [
-        {f"t{index}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for index in range(30_000)},
+        {
+            f"t{index}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+            for index in range(30_000)
+        },
         {"a": {"dtype": "F32", "shape": [1] * 1000, "data_offsets": [0, 4]}},
         {"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}},
         {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}},
@@ -245,7 +316,15 @@ def test_many_views_of_one_storage_are_refused():
         {"a": 5},
         [],
     ],
-    ids=["30,000 tensors", "1000 axes", "float8", "overflow", "beyond the end", "a number", "a list"],
+    ids=[
+        "30,000 tensors",
+        "1000 axes",
+        "float8",
+        "overflow",
+        "beyond the end",
+        "a number",
+        "a list",
+    ],
 )
 def test_hostile_safetensors_are_refused(tmp_path, header):
     raw = json.dumps(header).encode()
@@ -280,7 +359,10 @@ def test_a_negative_variance_in_a_hub_is_refused(tmp_path, agent):
 @pytest.mark.parametrize("member", ["data", "policy.pth"])
 def test_a_member_that_inflates_beyond_its_zip_is_refused(agent, member):
     write(agent, {**members(agent), member: bytes(80 * MIB)}, zipfile.ZIP_DEFLATED)
-    with pytest.raises(BadFile, match=r"agent\.zip inflates to far more than its own size; agents do not. Widen hubrl\.Limits"):
+    with pytest.raises(
+        BadFile,
+        match=r"agent\.zip inflates to far more than its own size; agents do not. Widen hubrl\.Limits",
+    ):
         read_agent(agent)
 
 
@@ -293,7 +375,9 @@ def test_compression_that_cannot_be_limited_is_refused(agent, compression):
 
 def test_a_zip_of_many_members_is_refused(agent):
     write(agent, members(agent) | {str(index): b"" for index in range(5000)})
-    with pytest.raises(BadFile, match=r"agent\.zip has \d+ members, 4096 are allowed; widen hubrl\.Limits"):
+    with pytest.raises(
+        BadFile, match=r"agent\.zip has \d+ members, 4096 are allowed; widen hubrl\.Limits"
+    ):
         read_agent(agent)
     assert read_agent(agent, limits=Limits(zip_members=10_000)).name == "agent"
 
@@ -313,7 +397,16 @@ def test_yaml_that_grows_is_refused(text, sentence):
 
 
 @pytest.mark.parametrize(
-    "text", ["x: !!bool maybe", "x: !!int ''", "x: !!timestamp now", "? [a]\n: b", "!!set {a}", "x: !!binary é", "- <<: 5"]
+    "text",
+    [
+        "x: !!bool maybe",
+        "x: !!int ''",
+        "x: !!timestamp now",
+        "? [a]\n: b",
+        "!!set {a}",
+        "x: !!binary é",
+        "- <<: 5",
+    ],
 )
 def test_yaml_with_odd_tags_is_refused_in_a_sentence(tmp_path, text):
     (tmp_path / "card.yaml").write_text(text)
@@ -323,7 +416,9 @@ def test_yaml_with_odd_tags_is_refused_in_a_sentence(tmp_path, text):
 
 def test_a_card_greater_than_cards_are_is_refused(tmp_path):
     (tmp_path / "card.yaml").write_text("name: a" + " " * 5 * MIB)
-    with pytest.raises(BadFile, match=r"card\.yaml has \d+ bytes, 4194304 are allowed; widen hubrl\.Limits"):
+    with pytest.raises(
+        BadFile, match=r"card\.yaml has \d+ bytes, 4194304 are allowed; widen hubrl\.Limits"
+    ):
         read_agent(tmp_path / "card.yaml")
 
 
@@ -349,7 +444,13 @@ def test_json_that_is_deep_or_long_is_refused():
         {"type": "MultiBinary", "n": 2**26},
         {"type": "MultiDiscrete", "nvec": [2] * 2000},
         {"type": "MultiDiscrete", "nvec": [3, -1]},
-        {"type": "Dict", "spaces": {str(n): {"type": "Box", "shape": [2**20], "dtype": "float32", "low": 0, "high": 1} for n in range(20)}},
+        {
+            "type": "Dict",
+            "spaces": {
+                str(n): {"type": "Box", "shape": [2**20], "dtype": "float32", "low": 0, "high": 1}
+                for n in range(20)
+            },
+        },
     ],
     ids=lambda plain: f"{plain['type']} {str(plain)[20:50]}",
 )
@@ -375,7 +476,9 @@ def test_a_network_greater_than_its_weights_is_refused(hub, widths):
     folder, card = hub
     card["network"]["hidden"]["widths"] = widths
     (folder / "good.yaml").write_text(yaml.safe_dump(card))
-    with pytest.raises(BadFile, match=r"The card of source 'good' declares \d+ parameters, its weights have \d+"):
+    with pytest.raises(
+        BadFile, match=r"The card of source 'good' declares \d+ parameters, its weights have \d+"
+    ):
         Hub.load(folder)
 
 
@@ -410,7 +513,10 @@ def test_only_regular_files_are_read(hub, kind, which):
     folder, _ = hub
     (folder / which).unlink()
     NOT_REGULAR[kind](folder / which)
-    with pytest.raises(BadFile, match=r"is no regular file|bytes, \d+ are allowed|There is no file|is no hub|no agent"):
+    with pytest.raises(
+        BadFile,
+        match=r"is no regular file|bytes, \d+ are allowed|There is no file|is no hub|no agent",
+    ):
         Hub.load(folder)
 
 

@@ -17,7 +17,11 @@ from hubrl.routing.target import TargetSpec, check_fit
 
 ZIPS = sorted((CHECKPOINTS / "sb3-zoo").glob("*.zip"))
 
-absent = pytest.param(None, marks=pytest.mark.skip(f"{CHECKPOINTS} is not there; HUBRL_CHECKPOINTS names it"), id="absent")
+absent = pytest.param(
+    None,
+    marks=pytest.mark.skip(f"{CHECKPOINTS} is not there; HUBRL_CHECKPOINTS names it"),
+    id="absent",
+)
 public = pytest.mark.parametrize("path", ZIPS or [absent], ids=lambda path: path.stem)
 
 
@@ -35,7 +39,11 @@ class Permissive(pickle.Unpickler):
     """Fit for files that are known to be good, as these are; `gym`, which they name, is not installed."""
 
     def find_class(self, module, name):
-        return super().find_class(module, name) if module.startswith("numpy") and "random" not in module else Stub
+        return (
+            super().find_class(module, name)
+            if module.startswith("numpy") and "random" not in module
+            else Stub
+        )
 
 
 class Rebuilt:
@@ -44,7 +52,9 @@ class Rebuilt:
     def __init__(self, path):
         self.algorithm = path.stem.split("-")[0]
         with zipfile.ZipFile(path) as archive:
-            self.weights = torch.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
+            self.weights = torch.load(
+                io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True
+            )
         relu = self.algorithm in ("dqn", "qrdqn", "sac", "tqc") or path.stem == "ppo-HalfCheetah-v3"
         self.activation = torch.relu if relu else torch.tanh
         pkl = path.with_suffix(".vecnormalize.pkl")
@@ -52,11 +62,16 @@ class Rebuilt:
 
     @property
     def inputs(self):
-        return next(tensor.shape[1] for name, tensor in self.weights.items() if name.endswith(".0.weight"))
+        return next(
+            tensor.shape[1] for name, tensor in self.weights.items() if name.endswith(".0.weight")
+        )
 
     def observations(self, count):
         """Observations as its task would have them, and some that VecNormalize clips."""
-        noise = np.random.default_rng(0).normal(size=(count, self.inputs)) * np.linspace(0, 15, count)[:, None]
+        noise = (
+            np.random.default_rng(0).normal(size=(count, self.inputs))
+            * np.linspace(0, 15, count)[:, None]
+        )
         if self.vec is not None:
             noise = noise * np.sqrt(self.vec.obs_rms.var) + self.vec.obs_rms.mean
         return noise.astype(np.float32)
@@ -64,15 +79,23 @@ class Rebuilt:
     def seen(self, observations):
         if self.vec is None:
             return torch.as_tensor(observations)
-        normal = (observations - self.vec.obs_rms.mean) / np.sqrt(self.vec.obs_rms.var + self.vec.epsilon)
+        normal = (observations - self.vec.obs_rms.mean) / np.sqrt(
+            self.vec.obs_rms.var + self.vec.epsilon
+        )
         return torch.as_tensor(np.clip(normal, -self.vec.clip_obs, self.vec.clip_obs)).float()
 
     def linear(self, name, values):
-        return torch.nn.functional.linear(values, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+        return torch.nn.functional.linear(
+            values, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        )
 
     def stack(self, name, values):
         """The layers of a stack; no activation behind the last, which the caller may add."""
-        numbers = sorted(int(key.split(".")[-2]) for key in self.weights if key.startswith(f"{name}.") and key.endswith(".weight"))
+        numbers = sorted(
+            int(key.split(".")[-2])
+            for key in self.weights
+            if key.startswith(f"{name}.") and key.endswith(".weight")
+        )
         for number in numbers:
             values = self.linear(f"{name}.{number}", self.activation(values) if number else values)
         return values
@@ -83,11 +106,20 @@ class Rebuilt:
             case "dqn":
                 return self.stack("q_net.q_net", values).argmax(dim=1)
             case "qrdqn":
-                return self.stack("quantile_net.quantile_net", values).view(len(values), 10, -1).mean(dim=1).argmax(dim=1)
+                return (
+                    self.stack("quantile_net.quantile_net", values)
+                    .view(len(values), 10, -1)
+                    .mean(dim=1)
+                    .argmax(dim=1)
+                )
             case "sac" | "tqc":
-                return torch.tanh(self.linear("actor.mu", torch.relu(self.stack("actor.latent_pi", values))))
+                return torch.tanh(
+                    self.linear("actor.mu", torch.relu(self.stack("actor.latent_pi", values)))
+                )
             case _:
-                said = self.linear("action_net", self.activation(self.stack("mlp_extractor.policy_net", values)))
+                said = self.linear(
+                    "action_net", self.activation(self.stack("mlp_extractor.policy_net", values))
+                )
                 return said.clamp(-1, 1) if "log_std" in self.weights else said.argmax(dim=1)
 
     def value(self, observations):
@@ -96,12 +128,24 @@ class Rebuilt:
             case "dqn":
                 return self.stack("q_net.q_net", values).max(dim=1).values
             case "qrdqn":
-                return self.stack("quantile_net.quantile_net", values).view(len(values), 10, -1).mean(dim=1).max(dim=1).values
+                return (
+                    self.stack("quantile_net.quantile_net", values)
+                    .view(len(values), 10, -1)
+                    .mean(dim=1)
+                    .max(dim=1)
+                    .values
+                )
             case "sac" | "tqc":
                 asked = torch.cat([values, self.act(observations)], dim=1)
-                return torch.stack([self.stack(f"critic.qf{n}", asked).mean(dim=1) for n in range(2)]).min(dim=0).values
+                return (
+                    torch.stack([self.stack(f"critic.qf{n}", asked).mean(dim=1) for n in range(2)])
+                    .min(dim=0)
+                    .values
+                )
             case _:
-                return self.linear("value_net", self.activation(self.stack("mlp_extractor.value_net", values))).squeeze(1)
+                return self.linear(
+                    "value_net", self.activation(self.stack("mlp_extractor.value_net", values))
+                ).squeeze(1)
 
 
 @public
@@ -124,7 +168,9 @@ def test_a_public_agent_values_as_its_network_does(path):
     observations = rebuilt.observations(1000)
     expected = rebuilt.value(observations)
     scale = expected.abs().max().item()
-    torch.testing.assert_close(source.value(torch.as_tensor(observations)), expected, atol=1e-5 * scale, rtol=1e-4)
+    torch.testing.assert_close(
+        source.value(torch.as_tensor(observations)), expected, atol=1e-5 * scale, rtol=1e-4
+    )
 
 
 @public
@@ -138,22 +184,28 @@ def test_a_public_agents_card_says_what_it_is(path):
 
 def test_public_agents_make_a_hub_that_comes_back(checkpoints, tmp_path):
     zoo = checkpoints / "sb3-zoo"
-    hub = Hub.from_agents(zoo / f"{name}-HalfCheetah-v3.zip" for name in ("ppo", "sac", "tqc", "trpo", "a2c"))
+    hub = Hub.from_agents(
+        zoo / f"{name}-HalfCheetah-v3.zip" for name in ("ppo", "sac", "tqc", "trpo", "a2c")
+    )
     hub.save(tmp_path / "hub")
     again = Hub.load(tmp_path / "hub")
     observations = Rebuilt(zoo / "ppo-HalfCheetah-v3.zip").observations(20)
     for source, other in zip(hub, again, strict=True):
         assert other.card == source.card
         np.testing.assert_array_equal(
-            other.predict(observations, deterministic=True)[0], source.predict(observations, deterministic=True)[0]
+            other.predict(observations, deterministic=True)[0],
+            source.predict(observations, deterministic=True)[0],
         )
 
 
 def test_an_agent_that_saw_the_time_is_refused_by_a_task_without_it(checkpoints):
     source = read_agent(checkpoints / "sb3-zoo" / "ppo-Walker2d-v3.zip")
-    sentence = (
-        r"The target observes Box\(17,\), source 'ppo-Walker2d-v3' observes Box\(18,\); leave it out, or give its card a preprocessing"
-    )
+    sentence = r"The target observes Box\(17,\), source 'ppo-Walker2d-v3' observes Box\(18,\); leave it out, or give its card a preprocessing"
     with pytest.raises(SpaceMismatch, match=sentence):
         check_fit(source, TargetSpec(spaces.Box(-np.inf, np.inf, (17,))))
-    check_fit(source, TargetSpec(spaces.Box(-np.inf, np.inf, (18,), np.float64), "outputs", spaces.Box(-1.0, 1.0, (6,))))
+    check_fit(
+        source,
+        TargetSpec(
+            spaces.Box(-np.inf, np.inf, (18,), np.float64), "outputs", spaces.Box(-1.0, 1.0, (6,))
+        ),
+    )

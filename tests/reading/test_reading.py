@@ -25,7 +25,14 @@ CONTINUOUS = [SAC, TQC, TD3, DDPG]
 GREEDY = [DQN, QRDQN]
 ALL = [*ON_POLICY, *CONTINUOUS, *GREEDY]
 
-ROW = spaces.Dict({"speed": spaces.Box(-5.0, 5.0, (3,)), "gear": spaces.Discrete(4), "camera": IMAGE, "lamps": spaces.MultiBinary(2)})
+ROW = spaces.Dict(
+    {
+        "speed": spaces.Box(-5.0, 5.0, (3,)),
+        "gear": spaces.Discrete(4),
+        "camera": IMAGE,
+        "lamps": spaces.MultiBinary(2),
+    }
+)
 CNN = {"features_extractor_kwargs": {"features_dim": 16}}
 COMBINED = {"features_extractor_kwargs": {"cnn_output_dim": 16}}
 
@@ -54,7 +61,11 @@ def value_of(model, observations):
 @torch.no_grad()
 def said_by(source, model, observations, ask="value"):
     tensor, _ = model.policy.obs_to_tensor(observations)
-    return getattr(source, ask)(preprocess_obs(tensor, model.observation_space, normalize_images=model.policy.normalize_images))
+    return getattr(source, ask)(
+        preprocess_obs(
+            tensor, model.observation_space, normalize_images=model.policy.normalize_images
+        )
+    )
 
 
 def assert_alike(source, model, observations, seen=None):
@@ -63,7 +74,9 @@ def assert_alike(source, model, observations, seen=None):
     acted, _ = source.predict(observations, deterministic=True)
     expected, _ = model.predict(seen, deterministic=True)
     np.testing.assert_allclose(acted, expected, atol=1e-5)
-    torch.testing.assert_close(said_by(source, model, observations), value_of(model, seen), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        said_by(source, model, observations), value_of(model, seen), atol=1e-4, rtol=1e-4
+    )
 
 
 def assert_reads(model, folder):
@@ -72,7 +85,9 @@ def assert_reads(model, folder):
     assert source.card.algorithm == type(model).__name__
     observations = draw(model.get_env().observation_space, 50)
     assert_alike(source, model, observations)
-    assert len(said_by(source, model, observations).unique()) > 2, "a test of nothing: all observations are worth the same"
+    assert len(said_by(source, model, observations).unique()) > 2, (
+        "a test of nothing: all observations are worth the same"
+    )
     return source
 
 
@@ -113,15 +128,24 @@ def test_widths_depths_and_activations_are_read(algorithm, policy_kwargs, tmp_pa
     assert_alike(read_agent(tmp_path / "agent.zip"), model, draw(FLAT, 50))
 
 
-@pytest.mark.parametrize("algorithm", [PPO, A2C, TRPO, MaskablePPO], ids=lambda algorithm: algorithm.__name__)
-@pytest.mark.parametrize("actions", [KEYS, spaces.MultiDiscrete([2, 3, 2]), spaces.MultiBinary(3)], ids=lambda space: type(space).__name__)
+@pytest.mark.parametrize(
+    "algorithm", [PPO, A2C, TRPO, MaskablePPO], ids=lambda algorithm: algorithm.__name__
+)
+@pytest.mark.parametrize(
+    "actions",
+    [KEYS, spaces.MultiDiscrete([2, 3, 2]), spaces.MultiBinary(3)],
+    ids=lambda space: type(space).__name__,
+)
 def test_actions_that_are_choices_are_read(algorithm, actions, tmp_path):
     assert_reads(untrained(algorithm, FLAT, actions), tmp_path)
 
 
 @pytest.mark.parametrize("algorithm", [PPO, *CONTINUOUS], ids=lambda algorithm: algorithm.__name__)
 def test_actions_keep_their_own_bounds_and_shape(algorithm, tmp_path):
-    uneven = spaces.Box(np.array([[-2.0, 0.0], [-0.1, -7.5]], np.float32), np.array([[3.0, 1 / 3], [0.1, 30.0]], np.float32))
+    uneven = spaces.Box(
+        np.array([[-2.0, 0.0], [-0.1, -7.5]], np.float32),
+        np.array([[3.0, 1 / 3], [0.1, 30.0]], np.float32),
+    )
     source = assert_reads(untrained(algorithm, FLAT, uneven), tmp_path)
     assert source.actions == uneven
 
@@ -150,24 +174,39 @@ def test_observations_of_every_type_are_read(algorithm, space, tmp_path):
     assert_reads(untrained(algorithm, space, KEYS), tmp_path)
 
 
-@pytest.mark.parametrize("algorithm", [PPO, SAC, TD3, DQN], ids=lambda algorithm: algorithm.__name__)
+@pytest.mark.parametrize(
+    "algorithm", [PPO, SAC, TD3, DQN], ids=lambda algorithm: algorithm.__name__
+)
 def test_observations_of_images_and_numbers_together_are_read(algorithm, tmp_path):
     model = untrained(algorithm, ROW, actions_of(algorithm), policy_kwargs=COMBINED)
     source = assert_reads(model, tmp_path)
     one = {key: rows[0] for key, rows in draw(ROW, 1).items()}
-    np.testing.assert_allclose(source.predict(one, deterministic=True)[0], model.predict(one, deterministic=True)[0], atol=1e-5)
+    np.testing.assert_allclose(
+        source.predict(one, deterministic=True)[0],
+        model.predict(one, deterministic=True)[0],
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "apart"])
-@pytest.mark.parametrize("algorithm", [PPO, A2C, SAC, TQC, TD3], ids=lambda algorithm: algorithm.__name__)
+@pytest.mark.parametrize(
+    "algorithm", [PPO, A2C, SAC, TQC, TD3], ids=lambda algorithm: algorithm.__name__
+)
 def test_convolutions_are_read_shared_or_not_between_policy_and_value(algorithm, shared, tmp_path):
     kwargs = {**CNN, "share_features_extractor": shared}
-    assert_reads(untrained(algorithm, IMAGE, actions_of(algorithm), "CnnPolicy", policy_kwargs=kwargs), tmp_path)
+    assert_reads(
+        untrained(algorithm, IMAGE, actions_of(algorithm), "CnnPolicy", policy_kwargs=kwargs),
+        tmp_path,
+    )
 
 
-@pytest.mark.parametrize("algorithm", [TRPO, MaskablePPO, DQN, QRDQN, DDPG], ids=lambda algorithm: algorithm.__name__)
+@pytest.mark.parametrize(
+    "algorithm", [TRPO, MaskablePPO, DQN, QRDQN, DDPG], ids=lambda algorithm: algorithm.__name__
+)
 def test_convolutions_are_read_from_every_algorithm(algorithm, tmp_path):
-    assert_reads(untrained(algorithm, IMAGE, actions_of(algorithm), "CnnPolicy", policy_kwargs=CNN), tmp_path)
+    assert_reads(
+        untrained(algorithm, IMAGE, actions_of(algorithm), "CnnPolicy", policy_kwargs=CNN), tmp_path
+    )
 
 
 def test_images_and_numbers_are_read_where_policy_and_value_see_with_their_own_eyes(tmp_path):
@@ -177,7 +216,10 @@ def test_images_and_numbers_are_read_where_policy_and_value_see_with_their_own_e
 
 def test_images_that_were_not_divided_by_255_are_read_as_they_are(tmp_path):
     floats = spaces.Box(0.0, 1.0, (3, 36, 36))
-    extractor = {"features_extractor_class": NatureCNN, "features_extractor_kwargs": {"features_dim": 16, "normalized_image": True}}
+    extractor = {
+        "features_extractor_class": NatureCNN,
+        "features_extractor_kwargs": {"features_dim": 16, "normalized_image": True},
+    }
     kwargs = {"normalize_images": False, **extractor}
     source = assert_reads(untrained(PPO, floats, ARM, "CnnPolicy", policy_kwargs=kwargs), tmp_path)
     assert not source.card.normalize_images
@@ -196,24 +238,49 @@ def test_an_image_that_is_only_flattened_is_read(tmp_path):
     ],
 )
 def test_state_dependent_exploration_is_read(algorithm, policy_kwargs, tmp_path):
-    assert_reads(untrained(algorithm, FLAT, ARM, use_sde=True, policy_kwargs=policy_kwargs), tmp_path)
+    assert_reads(
+        untrained(algorithm, FLAT, ARM, use_sde=True, policy_kwargs=policy_kwargs), tmp_path
+    )
 
 
 def test_state_dependent_exploration_squashed_or_with_unclipped_means_is_read(tmp_path):
-    assert_reads(untrained(PPO, FLAT, spaces.Box(-2.0, 0.5, (2,)), use_sde=True, policy_kwargs={"squash_output": True}), tmp_path)
-    assert_reads(untrained(SAC, FLAT, ARM, use_sde=True, policy_kwargs={"clip_mean": 0.0}), tmp_path)
-    assert_reads(untrained(SAC, FLAT, ARM, use_sde=True, policy_kwargs={"clip_mean": 0.05}), tmp_path)
+    assert_reads(
+        untrained(
+            PPO,
+            FLAT,
+            spaces.Box(-2.0, 0.5, (2,)),
+            use_sde=True,
+            policy_kwargs={"squash_output": True},
+        ),
+        tmp_path,
+    )
+    assert_reads(
+        untrained(SAC, FLAT, ARM, use_sde=True, policy_kwargs={"clip_mean": 0.0}), tmp_path
+    )
+    assert_reads(
+        untrained(SAC, FLAT, ARM, use_sde=True, policy_kwargs={"clip_mean": 0.05}), tmp_path
+    )
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{}, {"use_sde": True}, {"use_sde": True, "policy_kwargs": {"full_std": False, "use_expln": True}}], ids=str
+    "kwargs",
+    [
+        {},
+        {"use_sde": True},
+        {"use_sde": True, "policy_kwargs": {"full_std": False, "use_expln": True}},
+    ],
+    ids=str,
 )
 def test_a_gaussian_is_as_wide_as_it_was(kwargs):
     wide = spaces.Box(-100.0, 100.0, (2,))
     model = untrained(A2C, FLAT, wide, **kwargs)
     observations = draw(FLAT, 50)
-    mean, log_std = said_by(read_live(model, "live"), model, observations, "outputs").chunk(2, dim=1)
-    gaussian = model.policy.get_distribution(model.policy.obs_to_tensor(observations)[0]).distribution
+    mean, log_std = said_by(read_live(model, "live"), model, observations, "outputs").chunk(
+        2, dim=1
+    )
+    gaussian = model.policy.get_distribution(
+        model.policy.obs_to_tensor(observations)[0]
+    ).distribution
     torch.testing.assert_close(mean, gaussian.mean.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(log_std.exp(), gaussian.stddev.detach(), atol=1e-5, rtol=1e-4)
 
@@ -231,7 +298,13 @@ def test_what_a_source_is_called_and_where_it_comes_from_is_in_its_card(tmp_path
     model = untrained(PPO).learn(8)
     model.save(tmp_path / "my agent (2).zip")
     card = read_agent(tmp_path / "my agent (2).zip").card
-    assert (card.name, card.algorithm, card.steps, card.seed, card.origin) == ("my-agent-2", "PPO", 8, 0, "my agent (2).zip")
+    assert (card.name, card.algorithm, card.steps, card.seed, card.origin) == (
+        "my-agent-2",
+        "PPO",
+        8,
+        0,
+        "my agent (2).zip",
+    )
     assert read_agent(tmp_path / "my agent (2).zip", name="walker").name == "walker"
 
 
@@ -247,7 +320,10 @@ def test_a_name_that_is_no_name_is_refused(name, tmp_path):
 
 @pytest.mark.parametrize("algorithm", [PPO, SAC, DQN], ids=lambda algorithm: algorithm.__name__)
 def test_the_statistics_of_vecnormalize_are_applied(algorithm, tmp_path):
-    far = spaces.Box(np.array([-300.0, 5.0, -1e-3, 0.0], np.float32), np.array([500.0, 6.0, 1e-3, 1.0], np.float32))
+    far = spaces.Box(
+        np.array([-300.0, 5.0, -1e-3, 0.0], np.float32),
+        np.array([500.0, 6.0, 1e-3, 1.0], np.float32),
+    )
     vec = normalised(far, actions_of(algorithm), clip_obs=1.2)
     model = untrained(algorithm, far, env=vec)
     model.save(tmp_path / "agent.zip")
@@ -255,13 +331,18 @@ def test_the_statistics_of_vecnormalize_are_applied(algorithm, tmp_path):
     observations = draw(far, 50)
     seen = vec.normalize_obs(observations)
     assert (np.abs(seen) == np.float32(1.2)).any(), "a test of nothing: no observation was clipped"
-    for source in (read_agent(tmp_path / "agent.zip", tmp_path / "statistics.pkl"), read_live(model, "live")):
+    for source in (
+        read_agent(tmp_path / "agent.zip", tmp_path / "statistics.pkl"),
+        read_live(model, "live"),
+    ):
         assert_alike(source, model, observations, seen)
 
 
 @pytest.mark.parametrize("keys", [["speed"], ["speed", "camera"]], ids=str)
 def test_the_statistics_of_some_keys_are_applied_to_those(keys, tmp_path):
-    space = spaces.Dict({"speed": spaces.Box(-50.0, 5.0, (3,)), "gear": spaces.Discrete(4), "camera": IMAGE})
+    space = spaces.Dict(
+        {"speed": spaces.Box(-50.0, 5.0, (3,)), "gear": spaces.Discrete(4), "camera": IMAGE}
+    )
     vec = normalised(space, ARM, norm_obs_keys=keys)
     model = untrained(PPO, space, env=vec, policy_kwargs=COMBINED)
     model.save(tmp_path / "agent.zip")
@@ -290,7 +371,9 @@ def test_the_statistics_of_a_seeded_training_are_read(tmp_path):
     model.save(tmp_path / "agent.zip")
     vec.save(tmp_path / "agent.vecnormalize.pkl")
     observations = draw(FLAT, 50)
-    assert_alike(read_agent(tmp_path / "agent.zip"), model, observations, vec.normalize_obs(observations))
+    assert_alike(
+        read_agent(tmp_path / "agent.zip"), model, observations, vec.normalize_obs(observations)
+    )
 
 
 @pytest.fixture
@@ -344,11 +427,19 @@ def test_a_download_from_hugging_face_is_read(three_agents, unzipped, tmp_path):
 def test_the_files_of_sb3s_checkpoint_callback_belong_together(tmp_path):
     vec = normalised()
     model = untrained(PPO, env=vec)
-    model.learn(16, callback=CheckpointCallback(8, str(tmp_path), name_prefix="walk", save_vecnormalize=True))
-    assert sorted(path.name for path in tmp_path.glob("*.pkl")) == ["walk_vecnormalize_16_steps.pkl", "walk_vecnormalize_8_steps.pkl"]
+    model.learn(
+        16,
+        callback=CheckpointCallback(8, str(tmp_path), name_prefix="walk", save_vecnormalize=True),
+    )
+    assert sorted(path.name for path in tmp_path.glob("*.pkl")) == [
+        "walk_vecnormalize_16_steps.pkl",
+        "walk_vecnormalize_8_steps.pkl",
+    ]
     early, late = (read_agent(tmp_path / f"walk_{steps}_steps.zip") for steps in (8, 16))
     assert (early.card.steps, late.card.steps) == (8, 16)
-    assert not torch.equal(early.tensors()["normaliser.mean_0"], late.tensors()["normaliser.mean_0"])
+    assert not torch.equal(
+        early.tensors()["normaliser.mean_0"], late.tensors()["normaliser.mean_0"]
+    )
     np.testing.assert_array_equal(late.tensors()["normaliser.mean_0"], vec.obs_rms.mean)
 
 
@@ -364,23 +455,31 @@ def test_a_pair_names_the_statistics_itself(three_agents, tmp_path):
     model, vec = three_agents[2]
     model.save(tmp_path / "agent.zip")
     vec.save(tmp_path / "elsewhere.pkl")
-    assert_is(Hub.from_agents([(tmp_path / "agent.zip", tmp_path / "elsewhere.pkl")])[0], three_agents[2])
+    assert_is(
+        Hub.from_agents([(tmp_path / "agent.zip", tmp_path / "elsewhere.pkl")])[0], three_agents[2]
+    )
 
 
 @pytest.mark.parametrize("level", ["features", "outputs"])
 def test_an_agent_that_learned_through_a_hub_is_a_source_itself(level, tmp_path):
     hub = Hub.from_agents([untrained(PPO), untrained(A2C)], names=["one", "two"])
-    model = PPO(env=Noise(FLAT, ARM), device="cpu", **SMALLEST[PPO], **hub.agent(PPO, level=level)).learn(8)
+    model = PPO(
+        env=Noise(FLAT, ARM), device="cpu", **SMALLEST[PPO], **hub.agent(PPO, level=level)
+    ).learn(8)
     model.save(tmp_path / "agent.zip")
     observations = draw(FLAT, 50)
     expected, _ = model.predict(observations, deterministic=True)
     for source in (read_agent(tmp_path / "agent.zip"), read_live(model, "live")):
-        np.testing.assert_allclose(source.predict(observations, deterministic=True)[0], expected, atol=1e-5)
+        np.testing.assert_allclose(
+            source.predict(observations, deterministic=True)[0], expected, atol=1e-5
+        )
 
 
 def test_a_repository_of_hugging_face_is_read_as_the_folder_it_is(tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
-    PPO("MlpPolicy", "CartPole-v1", seed=3, policy_kwargs={"net_arch": [8]}, device="cpu").save(tmp_path / "ppo-CartPole-v1.zip")
+    PPO("MlpPolicy", "CartPole-v1", seed=3, policy_kwargs={"net_arch": [8]}, device="cpu").save(
+        tmp_path / "ppo-CartPole-v1.zip"
+    )
     asked = []
 
     def snapshot(name, revision, allow_patterns):

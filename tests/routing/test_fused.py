@@ -17,7 +17,12 @@ def made(**options):
     space = Toy(IMAGE).observation_space
     channels_first = type(space)(0, 255, (3, 36, 36), space.dtype)
     sources = list(tiny_hub(Toy(IMAGE)))
-    method = create("hub-pathway", sources, TargetSpec(channels_first), {"fresh": False, "router_reads": "features", **options})
+    method = create(
+        "hub-pathway",
+        sources,
+        TargetSpec(channels_first),
+        {"fresh": False, "router_reads": "features", **options},
+    )
     for parameter in method.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return method.train()
@@ -26,13 +31,24 @@ def made(**options):
 def learnt(method, stored):
     """Features, log-weights, loss, and the gradients of a loss of the features and of the exploration loss."""
     routed = method(stored, source_outputs=stored)
-    features = inject(routed.features, routed.loss) if routed.loss.requires_grad else routed.features
+    features = (
+        inject(routed.features, routed.loss) if routed.loss.requires_grad else routed.features
+    )
     outer = torch.linspace(-1, 1, features.numel()).view_as(features)
-    return [routed.features, routed.log_weights, routed.loss, *torch.autograd.grad((features * outer).sum(), list(parameters(method)))]
+    return [
+        routed.features,
+        routed.log_weights,
+        routed.loss,
+        *torch.autograd.grad((features * outer).sum(), list(parameters(method))),
+    ]
 
 
 def parameters(method):
-    return [parameter for name, parameter in method.named_parameters() if not name.startswith("router.spread")]
+    return [
+        parameter
+        for name, parameter in method.named_parameters()
+        if not name.startswith("router.spread")
+    ]
 
 
 def test_the_fused_operation_computes_and_learns_the_same(monkeypatch):
@@ -63,5 +79,8 @@ def test_an_algorithm_that_differentiates_its_gradient_is_refused():
     options = {"fresh": False, "router_reads": "features", "cached": True}
     kwargs = hub.agent(TRPO, **options)
     model = target(TRPO, CachedVecEnv(Toy(IMAGE), kwargs), kwargs)
-    with pytest.raises(BadConfig, match=r"\(TRPO does\), through which a loss cannot be injected; set explore_coef=0"):
+    with pytest.raises(
+        BadConfig,
+        match=r"\(TRPO does\), through which a loss cannot be injected; set explore_coef=0",
+    ):
         model.learn(64)

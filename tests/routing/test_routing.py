@@ -45,7 +45,11 @@ def test_noise_differs_for_another_key_and_for_another_row():
     noise = replayable_noise(rows, key=3, n=2)
     nudged = rows.clone()
     nudged[:, 2] = torch.nextafter(nudged[:, 2], torch.tensor(torch.inf))
-    for other in (replayable_noise(rows, key=4, n=2), replayable_noise(nudged, key=3, n=2), replayable_noise(rows.flip(1), key=3, n=2)):
+    for other in (
+        replayable_noise(rows, key=4, n=2),
+        replayable_noise(nudged, key=3, n=2),
+        replayable_noise(rows.flip(1), key=3, n=2),
+    ):
         assert (other != noise).float().mean() > 0.999
         assert torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1].abs() < 0.1
 
@@ -71,8 +75,16 @@ def test_noise_columns_are_independent_of_one_another():
 
 def test_top_k_takes_the_first_of_equals():
     z = torch.tensor([[1.0, 1.0, 1.0], [0.0, 2.0, 2.0], [3.0, 1.0, 3.0]])
-    assert stable_top_k(z, 1).tolist() == [[True, False, False], [False, True, False], [True, False, False]]
-    assert stable_top_k(z, 2).tolist() == [[True, True, False], [False, True, True], [True, False, True]]
+    assert stable_top_k(z, 1).tolist() == [
+        [True, False, False],
+        [False, True, False],
+        [True, False, False],
+    ]
+    assert stable_top_k(z, 2).tolist() == [
+        [True, True, False],
+        [False, True, True],
+        [True, False, True],
+    ]
     assert stable_top_k(z, 3).all()
 
 
@@ -93,7 +105,9 @@ def test_pathway_weights_sum_to_one_and_are_zero_for_the_distrusted():
 
 
 def test_distrusted_pathways_do_not_use_up_the_top_k():
-    logs, active = pathway_weights(torch.tensor([[9.0, 1.0, 2.0]]), 1, torch.tensor([False, True, True]))
+    logs, active = pathway_weights(
+        torch.tensor([[9.0, 1.0, 2.0]]), 1, torch.tensor([False, True, True])
+    )
     assert active.tolist() == [[False, False, True]]
     assert logs.exp().tolist() == [[0.0, 0.0, 1.0]]
 
@@ -101,7 +115,11 @@ def test_distrusted_pathways_do_not_use_up_the_top_k():
 def test_gradients_of_pathway_weights_are_finite_where_pathways_are_not_active():
     z = torch.randn(8, 3, requires_grad=True)
     logs, active = pathway_weights(z, 2, torch.tensor([True, False, True]))
-    ((logs.exp() * torch.randn(8, 3)).sum() + torch.logsumexp(logs + torch.randn(8, 3), dim=1).sum() + logs[active].sum()).backward()
+    (
+        (logs.exp() * torch.randn(8, 3)).sum()
+        + torch.logsumexp(logs + torch.randn(8, 3), dim=1).sum()
+        + logs[active].sum()
+    ).backward()
     assert torch.isfinite(z.grad).all()
     assert (z.grad[:, 1] == 0).all()
 
@@ -118,7 +136,9 @@ def test_dispatch_computes_active_rows_alone():
 
     observations = torch.arange(1.0, 9.0).view(4, 2)
     active = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 1, 0], [0, 1, 0]]).bool()
-    speech = dispatch([speaker("a", 1), speaker("b", 10), speaker("c", 100)], observations, active, 2)
+    speech = dispatch(
+        [speaker("a", 1), speaker("b", 10), speaker("c", 100)], observations, active, 2
+    )
     assert seen == {"a": 2, "b": 4, "c": 0}
     assert speech[:, 0].tolist() == [[1, 2], [0, 0], [5, 6], [0, 0]]
     assert torch.equal(speech[:, 1], observations * 10)
@@ -141,15 +161,25 @@ def test_gradients_reach_a_speaker_from_its_rows_alone():
 
 def test_aggregation_is_the_weighted_sum():
     speech = torch.tensor([[[1.0, 2.0], [3.0, 6.0]]])
-    torch.testing.assert_close(aggregate(speech, torch.tensor([[0.25, 0.75]])), torch.tensor([[2.5, 5.0]]))
+    torch.testing.assert_close(
+        aggregate(speech, torch.tensor([[0.25, 0.75]])), torch.tensor([[2.5, 5.0]])
+    )
 
 
 @pytest.mark.parametrize("space", [VECTOR, PARTS, spaces.Discrete(4)])
 def test_a_new_router_prefers_nobody(space):
     channel_first = spaces.Box(0, 255, (3, 36, 36), "uint8")
-    space = spaces.Dict({"camera": channel_first, "joints": VECTOR}) if isinstance(space, spaces.Dict) else space
+    space = (
+        spaces.Dict({"camera": channel_first, "joints": VECTOR})
+        if isinstance(space, spaces.Dict)
+        else space
+    )
     router = Router(space, n_pathways=3, hidden_dim=8)
-    rows = {"camera": torch.rand(5, 3, 36, 36), "joints": torch.randn(5, 4)} if isinstance(space, spaces.Dict) else torch.randn(5, 4)
+    rows = (
+        {"camera": torch.rand(5, 3, 36, 36), "joints": torch.randn(5, 4)}
+        if isinstance(space, spaces.Dict)
+        else torch.randn(5, 4)
+    )
     assert (router(rows) == 0).all()
     assert router(rows, router.draw_noise(rows, 1)).abs().min() > 0
     assert torch.equal(router.draw_noise(rows, 1), router.draw_noise(rows, 1))

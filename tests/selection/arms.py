@@ -20,7 +20,9 @@ def rising(start: float, end: float, std: float, rng: np.random.Generator) -> Ar
     return lambda done: float(rng.normal(start + (end - start) * done, std))
 
 
-def train(selection: ArmSelection, arms: dict[str, Arm], *, rounds: int = 60, n_envs: int = 8) -> list[str]:
+def train(
+    selection: ArmSelection, arms: dict[str, Arm], *, rounds: int = 60, n_envs: int = 8
+) -> list[str]:
     """Play rounds of episodes, one in every environment; the name of the arm of every episode."""
     total, played = rounds * n_envs, []
     names = selection.records.names

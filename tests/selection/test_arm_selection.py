@@ -25,7 +25,11 @@ def name_of(selection):
 
 def test_every_source_plays_before_the_hub_does():
     selection, rng = made("a", "b"), np.random.default_rng(0)
-    played = train(selection, {"a": constant(1, 0.1, rng), "b": constant(2, 0.1, rng), "together": constant(3, 0.1, rng)}, rounds=2)
+    played = train(
+        selection,
+        {"a": constant(1, 0.1, rng), "b": constant(2, 0.1, rng), "together": constant(3, 0.1, rng)},
+        rounds=2,
+    )
     assert played[:6].count("a") == played[:6].count("b") == 3
 
 
@@ -49,7 +53,12 @@ def test_a_hub_that_learns_more_than_its_best_source_acts(seed):
     np.random.seed(seed)
     rng = np.random.default_rng(seed)
     selection = made("a", "b")
-    arms = {"a": constant(100, 20, rng), "b": constant(90, 20, rng), "together": rising(50, 200, 20, rng), "fresh": constant(0, 5, rng)}
+    arms = {
+        "a": constant(100, 20, rng),
+        "b": constant(90, 20, rng),
+        "together": rising(50, 200, 20, rng),
+        "fresh": constant(0, 5, rng),
+    }
     train(selection, arms)
     assert name_of(selection) == "together"
 
@@ -63,7 +72,14 @@ def test_segments_alone_say_who_acts_before_any_episode():
 def test_a_dropped_source_never_plays_nor_acts():
     selection, rng = made("a", "b"), np.random.default_rng(0)
     selection.judge([Fate.DROPPED, Fate.KEPT], [9.0, 1.0])
-    played = train(selection, {"b": constant(1, 0.1, rng), "together": constant(0, 0.1, rng), "fresh": constant(0, 0.1, rng)})
+    played = train(
+        selection,
+        {
+            "b": constant(1, 0.1, rng),
+            "together": constant(0, 0.1, rng),
+            "fresh": constant(0, 0.1, rng),
+        },
+    )
     assert "a" not in played
     assert name_of(selection) == "b"
 
@@ -71,7 +87,12 @@ def test_a_dropped_source_never_plays_nor_acts():
 def test_a_deferred_source_plays_only_once_a_quarter_is_over_and_may_turn_out_best():
     selection, rng = made("a", "b"), np.random.default_rng(0)
     selection.judge([Fate.DEFERRED, Fate.KEPT], [1.0, 9.0])
-    arms = {"a": constant(20, 1, rng), "b": constant(10, 1, rng), "together": constant(5, 1, rng), "fresh": constant(0, 1, rng)}
+    arms = {
+        "a": constant(20, 1, rng),
+        "b": constant(10, 1, rng),
+        "together": constant(5, 1, rng),
+        "fresh": constant(0, 1, rng),
+    }
     played = train(selection, arms)
     assert "a" not in played[: len(played) // 4]
     assert name_of(selection) == "a"
@@ -80,7 +101,12 @@ def test_a_deferred_source_plays_only_once_a_quarter_is_over_and_may_turn_out_be
 def test_in_doubt_the_fresh_pathway_plays_and_a_better_source_is_kept():
     selection, rng = made("a", "b"), np.random.default_rng(0)
     selection.doubt_all()
-    arms = {"a": constant(10, 1, rng), "b": constant(0, 1, rng), "together": constant(10, 1, rng), "fresh": constant(0, 1, rng)}
+    arms = {
+        "a": constant(10, 1, rng),
+        "b": constant(0, 1, rng),
+        "together": constant(10, 1, rng),
+        "fresh": constant(0, 1, rng),
+    }
     played = train(selection, arms, rounds=3)
     assert played.count("fresh") >= SETTINGS.episodes
     assert selection.trial.at is not Phase.DOUBT
@@ -133,7 +159,11 @@ def test_no_source_is_given_up_for_want_of_data():
 def test_the_contenders_are_played_until_one_is_clearly_best():
     selection, rng = made("a", "b", "c"), np.random.default_rng(0)
     arms = {"a": constant(100, 40, rng), "b": constant(95, 40, rng), "c": constant(0, 40, rng)}
-    played = train(selection, {**arms, "together": constant(50, 40, rng), "fresh": constant(0, 1, rng)}, rounds=100)
+    played = train(
+        selection,
+        {**arms, "together": constant(50, 40, rng), "fresh": constant(0, 1, rng)},
+        rounds=100,
+    )
     assert min(played.count("a"), played.count("b")) > 2 * played.count("c")
 
 
@@ -142,23 +172,40 @@ def test_the_best_of_sources_that_vary_much_is_found(seed):
     """LunarLander: three sources that earn 195, 150 and 116, each episode a hundred more or less."""
     np.random.seed(seed)
     rng = np.random.default_rng(seed)
-    arms = {"ppo": constant(195, 100, rng), "a2c": constant(150, 100, rng), "dqn": constant(116, 100, rng)}
+    arms = {
+        "ppo": constant(195, 100, rng),
+        "a2c": constant(150, 100, rng),
+        "dqn": constant(116, 100, rng),
+    }
     selection = made(*arms)
-    train(selection, {**arms, "together": constant(50, 100, rng), "fresh": constant(-200, 100, rng)}, rounds=35)
+    train(
+        selection,
+        {**arms, "together": constant(50, 100, rng), "fresh": constant(-200, 100, rng)},
+        rounds=35,
+    )
     assert name_of(selection) != "dqn"
     assert selection.records.count(0) >= 10
 
 
 def test_the_training_learns_from_most_episodes():
     selection, rng = made("a", "b"), np.random.default_rng(0)
-    arms = {"a": constant(10, 1, rng), "b": constant(9, 1, rng), "together": constant(20, 1, rng), "fresh": constant(0, 1, rng)}
+    arms = {
+        "a": constant(10, 1, rng),
+        "b": constant(9, 1, rng),
+        "together": constant(20, 1, rng),
+        "fresh": constant(0, 1, rng),
+    }
     played = train(selection, arms, rounds=100)
     assert played.count("together") > 0.8 * len(played)
 
 
 def test_a_learner_that_rises_beyond_poor_sources_goes_on_alone_and_acts():
     selection, rng = made("poor"), np.random.default_rng(0)
-    arms = {"poor": constant(10, 1, rng), "together": constant(10, 1, rng), "fresh": rising(0, 60, 2, rng)}
+    arms = {
+        "poor": constant(10, 1, rng),
+        "together": constant(10, 1, rng),
+        "fresh": rising(0, 60, 2, rng),
+    }
     train(selection, arms, rounds=100)
     assert selection.trial.at is Phase.ALONE
     assert name_of(selection) == "fresh"
@@ -166,7 +213,11 @@ def test_a_learner_that_rises_beyond_poor_sources_goes_on_alone_and_acts():
 
 def test_a_good_source_is_not_left_for_a_learner_that_rises_slowly():
     selection, rng = made("good"), np.random.default_rng(0)
-    arms = {"good": constant(100, 5, rng), "together": constant(100, 5, rng), "fresh": rising(0, 30, 2, rng)}
+    arms = {
+        "good": constant(100, 5, rng),
+        "together": constant(100, 5, rng),
+        "fresh": rising(0, 30, 2, rng),
+    }
     train(selection, arms, rounds=100)
     assert selection.trial.at is Phase.SETTLED
 
@@ -182,7 +233,12 @@ def test_the_router_starts_lower_for_a_source_that_earns_clearly_less():
 
 def test_trust_survives_saving():
     selection, rng = made("a", "b"), np.random.default_rng(0)
-    arms = {"a": constant(10, 1, rng), "b": constant(9, 1, rng), "together": constant(20, 1, rng), "fresh": constant(0, 1, rng)}
+    arms = {
+        "a": constant(10, 1, rng),
+        "b": constant(9, 1, rng),
+        "together": constant(20, 1, rng),
+        "fresh": constant(0, 1, rng),
+    }
     train(selection, arms)
     other = made("a", "b")
     other.load_state_dict(selection.state_dict())

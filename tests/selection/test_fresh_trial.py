@@ -16,7 +16,10 @@ def trial_of(hub, *, begun=100, n_sources=1):
     trial = FreshTrial(SETTINGS)
     for place, earned in enumerate(hub):
         trial.add(begun * place // len(hub), earned, fresh=False)
-    assert trial.advance(begun, TOTAL, n_sources=n_sources, round_steps=ROUND, alternatives=()) is Phase.TRIAL
+    assert (
+        trial.advance(begun, TOTAL, n_sources=n_sources, round_steps=ROUND, alternatives=())
+        is Phase.TRIAL
+    )
     return trial
 
 
@@ -26,7 +29,9 @@ def decided(fresh, hub, *, begun=100, n_sources=1, alternatives=()):
     length = round(SETTINGS.trial_share * TOTAL)
     for place, earned in enumerate(fresh, start=1):
         trial.add(begun + length * place // len(fresh), float(earned), fresh=True)
-    trial.advance(begun + length, TOTAL, n_sources=n_sources, round_steps=ROUND, alternatives=alternatives)
+    trial.advance(
+        begun + length, TOTAL, n_sources=n_sources, round_steps=ROUND, alternatives=alternatives
+    )
     return trial
 
 
@@ -89,8 +94,14 @@ def test_a_hub_of_one_source_is_not_expected_to_rise_for_ever():
 
 
 def test_a_hub_is_expected_to_earn_what_its_best_arm_does():
-    assert decided(np.arange(1.0, 11.0), [20.0] * FORECAST_EPISODES, alternatives=(45.0, 30.0)).at is Phase.SETTLED
-    assert decided(np.arange(1.0, 11.0), [20.0] * FORECAST_EPISODES, alternatives=(30.0,)).at is Phase.ALONE
+    assert (
+        decided(np.arange(1.0, 11.0), [20.0] * FORECAST_EPISODES, alternatives=(45.0, 30.0)).at
+        is Phase.SETTLED
+    )
+    assert (
+        decided(np.arange(1.0, 11.0), [20.0] * FORECAST_EPISODES, alternatives=(30.0,)).at
+        is Phase.ALONE
+    )
 
 
 def test_there_is_no_trial_where_it_could_show_nothing():
@@ -98,25 +109,40 @@ def test_there_is_no_trial_where_it_could_show_nothing():
     options = {"n_sources": 2, "alternatives": ()}
     for _ in range(FORECAST_EPISODES - 1):
         trial.add(0, 1.0, fresh=False)
-    assert trial.advance(500, TOTAL, round_steps=ROUND, **options) is None, "the hub has not shown what it earns"
+    assert trial.advance(500, TOTAL, round_steps=ROUND, **options) is None, (
+        "the hub has not shown what it earns"
+    )
     trial.add(0, 1.0, fresh=False)
-    assert trial.advance(249, TOTAL, round_steps=ROUND, **options) is None, "several sources first learn to combine"
-    assert trial.advance(250, TOTAL, round_steps=50.1, **options) is Phase.SETTLED, "no room for two rounds of episodes"
+    assert trial.advance(249, TOTAL, round_steps=ROUND, **options) is None, (
+        "several sources first learn to combine"
+    )
+    assert trial.advance(250, TOTAL, round_steps=50.1, **options) is Phase.SETTLED, (
+        "no room for two rounds of episodes"
+    )
 
 
-@pytest.mark.parametrize(("now", "round_steps"), [(950, ROUND), (100, float("inf"))], ids=["too late", "no episode has ended"])
+@pytest.mark.parametrize(
+    ("now", "round_steps"),
+    [(950, ROUND), (100, float("inf"))],
+    ids=["too late", "no episode has ended"],
+)
 def test_no_trial_begins_that_could_not_end_or_whose_length_is_not_known(now, round_steps):
     trial = FreshTrial(SETTINGS)
     for _ in range(FORECAST_EPISODES):
         trial.add(0, 1.0, fresh=False)
-    assert trial.advance(now, TOTAL, n_sources=1, round_steps=round_steps, alternatives=()) is Phase.SETTLED
+    assert (
+        trial.advance(now, TOTAL, n_sources=1, round_steps=round_steps, alternatives=())
+        is Phase.SETTLED
+    )
 
 
 def test_without_a_share_there_is_no_trial():
     trial = FreshTrial(TrustSettings(trial_share=0.0))
     for _ in range(FORECAST_EPISODES):
         trial.add(0, 1.0, fresh=False)
-    assert trial.advance(100, TOTAL, n_sources=1, round_steps=ROUND, alternatives=()) is Phase.SETTLED
+    assert (
+        trial.advance(100, TOTAL, n_sources=1, round_steps=ROUND, alternatives=()) is Phase.SETTLED
+    )
 
 
 def test_what_was_earned_before_the_trial_says_nothing_of_the_network_that_begins_there():
@@ -128,7 +154,9 @@ def test_what_was_earned_before_the_trial_says_nothing_of_the_network_that_begin
     assert trial.at is Phase.TRIAL
     assert len(trial.fresh) == 0
     trial.add(110, 3.0, fresh=False)
-    assert len(trial.hub) == FORECAST_EPISODES, "nor what the hub earns meanwhile of what it earned before"
+    assert len(trial.hub) == FORECAST_EPISODES, (
+        "nor what the hub earns meanwhile of what it earned before"
+    )
 
 
 def test_a_trial_that_was_not_finished_is_to_come_again():

@@ -25,13 +25,18 @@ def test_one_segment_above_an_untrained_network_is_enough_not_to_be_dropped():
 
 def test_a_source_that_earns_far_more_is_not_dropped_however_much_untrained_networks_vary():
     """29.9 +- 0.5 beside -2 +- 6 was dropped once, and earned eight times what scratch ends with."""
-    fate = fates([-20.0, 12.0, -9.0, 15.0, -2.0, -8.0], good=[29.4, 30.4, 29.9, 29.9, 29.5, 30.3])["good"]
+    fate = fates([-20.0, 12.0, -9.0, 15.0, -2.0, -8.0], good=[29.4, 30.4, 29.9, 29.9, 29.5, 30.3])[
+        "good"
+    ]
     assert fate in (Fate.DOUBTED, Fate.KEPT)
 
 
 def test_a_source_is_kept_for_its_better_half():
     """It may be good for a part of the task alone."""
-    assert fates(UNTRAINED, half=[-1300.0, 1300.0, -1300.0, 1301.0, -1300.0, 1302.0])["half"] is Fate.KEPT
+    assert (
+        fates(UNTRAINED, half=[-1300.0, 1300.0, -1300.0, 1301.0, -1300.0, 1302.0])["half"]
+        is Fate.KEPT
+    )
 
 
 def test_a_clear_difference_is_one_of_segment_errors():
@@ -52,7 +57,10 @@ def test_what_may_be_level_with_the_best_is_not_deferred():
     assert found["noisy"] is not Fate.DEFERRED
 
 
-@pytest.mark.parametrize(("own", "untrained"), [([100.0], [0.0, 1.0]), ([], [0.0, 1.0]), ([-5.0], [0.0, 1.0]), ([1.0, 2.0], [])])
+@pytest.mark.parametrize(
+    ("own", "untrained"),
+    [([100.0], [0.0, 1.0]), ([], [0.0, 1.0]), ([-5.0], [0.0, 1.0]), ([1.0, 2.0], [])],
+)
 def test_fewer_than_two_segments_decide_nothing(own, untrained):
     assert fates(untrained, once=own)["once"] is Fate.DOUBTED
 
@@ -63,17 +71,33 @@ def test_those_that_are_clearly_worse_than_the_best_leave_the_race():
 
 
 def test_a_tie_without_variance_keeps_everybody_in_the_race():
-    assert still_racing({"one": [2.0, 2.0], "two": [2.0, 2.0], "less": [1.0, 1.0]}, 2.0) == ["one", "two"]
+    assert still_racing({"one": [2.0, 2.0], "two": [2.0, 2.0], "less": [1.0, 1.0]}, 2.0) == [
+        "one",
+        "two",
+    ]
 
 
 def test_by_segments_the_router_starts_at_the_likelihood_of_being_level_with_the_best():
-    returns = {"first": [30.0, 34.0], "second": [29.0, 31.0], "far": [10.0, 10.1], "out": [0.0, 0.0]}
+    returns = {
+        "first": [30.0, 34.0],
+        "second": [29.0, 31.0],
+        "far": [10.0, 10.1],
+        "out": [0.0, 0.0],
+    }
     start = starting_points(returns, ["first", "second", "far"], SETTINGS)
     lag = conservative_lag(returns["second"], returns["first"])
     assert 0 < lag < 2
     lowest = -SETTINGS.most_lag
-    assert start == {"first": 0.0, "second": pytest.approx(-(lag**2) / 2), "far": lowest, "out": lowest}
+    assert start == {
+        "first": 0.0,
+        "second": pytest.approx(-(lag**2) / 2),
+        "far": lowest,
+        "out": lowest,
+    }
 
 
 def test_where_no_source_is_kept_the_router_starts_uniform():
-    assert starting_points({"bad": [0.0, 1.0], "worse": [-4.0, 5.0]}, [], SETTINGS) == {"bad": 0.0, "worse": 0.0}
+    assert starting_points({"bad": [0.0, 1.0], "worse": [-4.0, 5.0]}, [], SETTINGS) == {
+        "bad": 0.0,
+        "worse": 0.0,
+    }

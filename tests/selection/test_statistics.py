@@ -28,7 +28,9 @@ def test_the_corrected_lag_is_as_unlikely_as_welchs_t(size):
     rng = np.random.default_rng(size)
     one, other = rng.normal(0, 1, size).tolist(), rng.normal(1, 2, size).tolist()
     exact = stats.ttest_ind(other, one, equal_var=False, alternative="greater")
-    assert corrected_lag(one, other) == pytest.approx(stats.norm.isf(exact.pvalue), rel=0.05, abs=0.02)
+    assert corrected_lag(one, other) == pytest.approx(
+        stats.norm.isf(exact.pvalue), rel=0.05, abs=0.02
+    )
 
 
 def test_a_line_is_extended_where_its_slope_is_clear():

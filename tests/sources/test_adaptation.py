@@ -20,7 +20,9 @@ def test_a_mirrored_source_acts_with_other_signs_in_another_order(algorithm):
     source = read_live(tiny(algorithm, Toy()), "gait")
     mirrored = source.adapted("mirrored", order=[1, 0], signs=[1, -1])
     plain = source.predict(ROWS[:, :4], deterministic=True)[0]
-    np.testing.assert_allclose(mirrored.predict(ROWS[:, :4], deterministic=True)[0], plain[:, [1, 0]] * [1, -1], atol=1e-6)
+    np.testing.assert_allclose(
+        mirrored.predict(ROWS[:, :4], deterministic=True)[0], plain[:, [1, 0]] * [1, -1], atol=1e-6
+    )
     assert mirrored.name == "mirrored"
     assert source.card.action_map is None, "the source itself stays as it is"
 
@@ -29,7 +31,9 @@ def test_choices_are_reordered():
     source = read_live(tiny(DQN, Toy(actions=CHOOSE)), "chooser")
     other = source.adapted(order=[2, 0, 1])
     plain = source.predict(ROWS[:, :4], deterministic=True)[0]
-    assert [[2, 0, 1][choice] for choice in other.predict(ROWS[:, :4], deterministic=True)[0]] == plain.tolist()
+    assert [
+        [2, 0, 1][choice] for choice in other.predict(ROWS[:, :4], deterministic=True)[0]
+    ] == plain.tolist()
 
 
 def test_a_source_reads_its_part_of_a_wider_observation(tmp_path):
@@ -40,16 +44,22 @@ def test_a_source_reads_its_part_of_a_wider_observation(tmp_path):
     np.testing.assert_allclose(adapted.predict(ROWS, deterministic=True)[0], expected, atol=1e-6)
     Hub([source, adapted]).save(tmp_path / "hub")
     loaded = Hub.load(tmp_path / "hub")["adapted"]
-    assert np.array_equal(loaded.predict(ROWS, deterministic=True)[0], adapted.predict(ROWS, deterministic=True)[0])
+    assert np.array_equal(
+        loaded.predict(ROWS, deterministic=True)[0], adapted.predict(ROWS, deterministic=True)[0]
+    )
     assert loaded.accepts(WIDE)
     assert not loaded.accepts(VECTOR)
 
 
-@pytest.mark.parametrize("observes", [["camera", "joints"], {"camera": "left eye", "joints": "joints"}])
+@pytest.mark.parametrize(
+    "observes", [["camera", "joints"], {"camera": "left eye", "joints": "joints"}]
+)
 def test_a_source_of_several_parts_reads_its_own_of_a_target_that_has_more(observes, tmp_path):
     source = read_live(tiny(PPO, Toy(PARTS)), "seeing")
     names = observes if isinstance(observes, dict) else {key: key for key in observes}
-    wider = spaces.Dict({names["camera"]: IMAGE, "joints": VECTOR, "goal": spaces.Box(-1.0, 1.0, (2,))})
+    wider = spaces.Dict(
+        {names["camera"]: IMAGE, "joints": VECTOR, "goal": spaces.Box(-1.0, 1.0, (2,))}
+    )
     adapted = source.adapted("adapted", observes=observes)
     assert not source.accepts(wider)
     env = Toy(wider)
@@ -57,10 +67,14 @@ def test_a_source_of_several_parts_reads_its_own_of_a_target_that_has_more(obser
     model.learn(64, callback=HubCallback(probe_share=0))
     wider.seed(0)
     one = wider.sample()
-    expected = source.predict({key: one[name] for key, name in names.items()}, deterministic=True)[0]
+    expected = source.predict({key: one[name] for key, name in names.items()}, deterministic=True)[
+        0
+    ]
     np.testing.assert_allclose(adapted.predict(one, deterministic=True)[0], expected, atol=1e-6)
     Hub([adapted]).save(tmp_path / "hub")
-    np.testing.assert_allclose(Hub.load(tmp_path / "hub")[0].predict(one, deterministic=True)[0], expected, atol=1e-6)
+    np.testing.assert_allclose(
+        Hub.load(tmp_path / "hub")[0].predict(one, deterministic=True)[0], expected, atol=1e-6
+    )
     heard = model.policy.method.pathways.sources[0].compute_source_outputs(
         {key: torch.as_tensor(np.asarray(part)[None]) for key, part in _as_seen(one, wider)}
     )
@@ -73,7 +87,12 @@ def test_a_source_of_several_parts_reads_its_own_of_a_target_that_has_more(obser
 def _as_seen(one, space):
     """Parts as SB3 preprocesses them, images channel first."""
     for key, part in one.items():
-        yield key, np.moveaxis(part, -1, 0).astype(np.float32) / 255 if space[key].dtype == np.uint8 else part
+        yield (
+            key,
+            np.moveaxis(part, -1, 0).astype(np.float32) / 255
+            if space[key].dtype == np.uint8
+            else part,
+        )
 
 
 def test_a_source_reads_one_key_of_a_dict():
@@ -82,33 +101,47 @@ def test_a_source_reads_one_key_of_a_dict():
     assert adapted.accepts(parts)
     assert not adapted.accepts(spaces.Dict({"goal": VECTOR}))
     env = Toy(parts)
-    model = target(PPO, env, {**Hub([adapted]).agent(PPO), "policy": Hub([adapted]).agent(PPO)["policy"]})
+    model = target(
+        PPO, env, {**Hub([adapted]).agent(PPO), "policy": Hub([adapted]).agent(PPO)["policy"]}
+    )
     model.learn(64)
     for algorithm, level in ((PPO, "features"), (SAC, None)):
         target(algorithm, env, Hub([adapted]).agent(algorithm, level=level)).learn(64)
     one = {"joints": ROWS[0, :4], "goal": np.zeros(2, np.float32)}
     np.testing.assert_allclose(
-        adapted.predict(one, deterministic=True)[0], read_live(tiny(PPO, Toy()), "x").predict(ROWS[0, :4], deterministic=True)[0]
+        adapted.predict(one, deterministic=True)[0],
+        read_live(tiny(PPO, Toy()), "x").predict(ROWS[0, :4], deterministic=True)[0],
     )
-    with pytest.raises(SpaceMismatch, match=r"reads parts \['joints'\] of a Dict, it was given a dict of \['goal'\]"):
+    with pytest.raises(
+        SpaceMismatch,
+        match=r"reads parts \['joints'\] of a Dict, it was given a dict of \['goal'\]",
+    ):
         adapted.predict({"goal": np.zeros(2, np.float32)})
 
 
 def test_a_hub_of_a_gait_and_its_mirror_learns_on_a_wider_target(tmp_path):
     source = read_live(tiny(SAC, Toy()), "gait")
-    hub = Hub([source.adapted("left", observes=range(4)), source.adapted("right", observes=range(4), signs=[-1, 1])])
+    hub = Hub(
+        [
+            source.adapted("left", observes=range(4)),
+            source.adapted("right", observes=range(4), signs=[-1, 1]),
+        ]
+    )
     env = Toy(WIDE)
     model = target(PPO, env, hub.agent(PPO)).learn(64)
     model.save(tmp_path / "model.zip")
     assert np.array_equal(
-        PPO.load(tmp_path / "model.zip", device="cpu").predict(ROWS, deterministic=True)[0], model.predict(ROWS, deterministic=True)[0]
+        PPO.load(tmp_path / "model.zip", device="cpu").predict(ROWS, deterministic=True)[0],
+        model.predict(ROWS, deterministic=True)[0],
     )
     read_agent(tmp_path / "model.zip")
 
 
 def test_bounds_follow_the_signs():
     lopsided = spaces.Box(np.array([-1.0, -2.0], np.float32), np.array([3.0, 4.0], np.float32))
-    adapted = read_live(tiny(PPO, Toy(actions=lopsided)), "lopsided").adapted(order=[1, 0], signs=[-1, 1])
+    adapted = read_live(tiny(PPO, Toy(actions=lopsided)), "lopsided").adapted(
+        order=[1, 0], signs=[-1, 1]
+    )
     assert adapted.actions.low.tolist() == [-4.0, -1.0]
     assert adapted.actions.high.tolist() == [2.0, 3.0]
 
@@ -120,7 +153,11 @@ def test_bounds_follow_the_signs():
         ({"signs": [1]}, SpaceMismatch, "has 1 signs for Box"),
         ({"signs": [1, 2]}, BadConfig, "cannot be adapted so: .*action_map"),
         ({"observes": [-1]}, BadConfig, "cannot be adapted so: .*indices"),
-        ({"observes": range(10)}, BadConfig, "Source 'gait' reads 4 numbers, and observes names 10; name one for each of them"),
+        (
+            {"observes": range(10)},
+            BadConfig,
+            "Source 'gait' reads 4 numbers, and observes names 10; name one for each of them",
+        ),
         ({"name": "no spaces"}, BadConfig, "cannot be adapted so: .*name"),
     ],
 )
@@ -134,7 +171,9 @@ def test_signs_are_for_boxes_and_maps_do_not_pile_up():
     chooser = read_live(tiny(DQN, Toy(actions=CHOOSE)), "chooser")
     with pytest.raises(SpaceMismatch, match="has 3 signs for Discrete"):
         chooser.adapted(signs=[1, 1, -1])
-    with pytest.raises(BadConfig, match="has an action map already; adapt the source that it was made from"):
+    with pytest.raises(
+        BadConfig, match="has an action map already; adapt the source that it was made from"
+    ):
         chooser.adapted(order=[1, 0, 2]).adapted(order=[1, 0, 2])
 
 
@@ -168,21 +207,33 @@ def test_a_source_of_another_game_acts_by_meaning(algorithm, tmp_path):
     rows = torch.as_tensor(ROWS[:, :4])
     heard = pathways.sources[0](rows)
     assert heard.shape == (5, 3)
-    torch.testing.assert_close(heard, action_params.match_meanings(source.outputs(rows), PONG, SKIING))
+    torch.testing.assert_close(
+        heard, action_params.match_meanings(source.outputs(rows), PONG, SKIING)
+    )
     model.save(tmp_path / "model.zip")
     loaded = algorithm.load(tmp_path / "model.zip", device="cpu")
-    assert np.array_equal(loaded.predict(ROWS[:, :4], deterministic=True)[0], model.predict(ROWS[:, :4], deterministic=True)[0])
+    assert np.array_equal(
+        loaded.predict(ROWS[:, :4], deterministic=True)[0],
+        model.predict(ROWS[:, :4], deterministic=True)[0],
+    )
 
 
 def test_meanings_that_cannot_be_are_refused():
     source = read_live(tiny(PPO, Toy(actions=spaces.Discrete(6))), "pong")
     env = Toy(actions=CHOOSE)
-    with pytest.raises(SpaceMismatch, match=r"in Discrete\(6\); use level='features', or say what the actions of both mean"):
+    with pytest.raises(
+        SpaceMismatch,
+        match=r"in Discrete\(6\); use level='features', or say what the actions of both mean",
+    ):
         target(PPO, env, Hub([source]).agent(PPO, action_meanings=SKIING))
     with pytest.raises(SpaceMismatch, match=r"gives 3 meanings to Discrete\(6\)"):
         source.adapted(meanings=SKIING)
     known = source.adapted(meanings=PONG)
-    with pytest.raises(SpaceMismatch, match=r"6 action_meanings were given, the target acts in Discrete\(3\)"):
+    with pytest.raises(
+        SpaceMismatch, match=r"6 action_meanings were given, the target acts in Discrete\(3\)"
+    ):
         target(PPO, env, Hub([known]).agent(PPO, action_meanings=PONG))
-    with pytest.raises(SpaceMismatch, match="Source 'pong' knows none of the target's actions NOOP, UP, DOWN"):
+    with pytest.raises(
+        SpaceMismatch, match="Source 'pong' knows none of the target's actions NOOP, UP, DOWN"
+    ):
         target(PPO, env, Hub([known]).agent(PPO, action_meanings=("NOOP", "UP", "DOWN")))

@@ -24,17 +24,26 @@ def perceptron(seed, widths=(16, 16), **kwargs):
 
 
 def eye(seed, algorithm=PPO, **kwargs):
-    return read_live(tiny(algorithm, Toy(IMAGE, CHOOSE), seed, net_arch=[], **kwargs), f"eye-{seed}")
+    return read_live(
+        tiny(algorithm, Toy(IMAGE, CHOOSE), seed, net_arch=[], **kwargs), f"eye-{seed}"
+    )
 
 
 def normalised(source, seed):
     """The same source behind statistics of its own."""
     rng = np.random.default_rng(seed)
     statistics = {"": (rng.normal(size=4), rng.uniform(0.5, 2, size=4))}
-    card = type(source.card).model_validate({**source.card.to_dict(), "name": f"normal-{seed}", "normalisation": {"clip": 1.0}})
+    card = type(source.card).model_validate(
+        {**source.card.to_dict(), "name": f"normal-{seed}", "normalisation": {"clip": 1.0}}
+    )
     made = Source.from_card(card, None)
     normaliser = Normaliser(source.space, card.normalisation, statistics)
-    made.load_weights({**source.tensors(), **{f"normaliser.{name}": tensor for name, tensor in normaliser.state_dict().items()}})
+    made.load_weights(
+        {
+            **source.tensors(),
+            **{f"normaliser.{name}": tensor for name, tensor in normaliser.state_dict().items()},
+        }
+    )
     return made
 
 
@@ -43,7 +52,9 @@ def flat(rows=8):
 
 
 def images(rows=8):
-    return torch.randint(0, 256, (rows, 3, 36, 36), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (rows, 3, 36, 36), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def groups(encoders):
@@ -57,7 +68,12 @@ def test_in_float32_every_source_says_its_own_numbers():
 
 
 def test_perceptrons_of_the_same_widths_are_computed_together():
-    sources = [perceptron(1), perceptron(2, (8,)), perceptron(3), perceptron(4, (16, 16), activation_fn=torch.nn.ReLU)]
+    sources = [
+        perceptron(1),
+        perceptron(2, (8,)),
+        perceptron(3),
+        perceptron(4, (16, 16), activation_fn=torch.nn.ReLU),
+    ]
     encoders = BatchedSources(sources, "bfloat16")
     assert groups(encoders) == [([0, 2], MLPs), ([1], Group), ([3], Group)]
     for said, source in zip(encoders(flat()), sources, strict=True):
@@ -96,15 +112,21 @@ def test_natures_say_what_the_trainable_one_says():
     sources = [eye(1), eye(2)]
     for said, source in zip(BatchedSources(sources, "bfloat16")(images()), sources, strict=True):
         network = BF16NatureCNN(CAMERA, 8)
-        for mine, theirs in zip(network.parameters(), source.encoder.trunks.readers[0].buffers(), strict=True):
+        for mine, theirs in zip(
+            network.parameters(), source.encoder.trunks.readers[0].buffers(), strict=True
+        ):
             mine.data.copy_(theirs)
-        torch.testing.assert_close(said, network(images()), atol=0.01 * said.std().item(), rtol=0.01)
+        torch.testing.assert_close(
+            said, network(images()), atol=0.01 * said.std().item(), rtol=0.01
+        )
 
 
 def test_natures_read_bytes_and_say_the_same():
     encoders = BatchedSources([eye(1), eye(2)], "bfloat16")
     assert encoders.reads_bytes
-    for of_bytes, of_floats in zip(encoders(images()), encoders(images().float() / 255), strict=True):
+    for of_bytes, of_floats in zip(
+        encoders(images()), encoders(images().float() / 255), strict=True
+    ):
         assert torch.equal(of_bytes, of_floats)
     assert not BatchedSources([eye(1), eye(2)]).reads_bytes
     assert not BatchedSources([eye(1).adapted(observes="camera")], "bfloat16").reads_bytes
@@ -144,7 +166,9 @@ def test_pathways_that_all_speak_say_what_each_says_alone(observed):
     some = torch.ones(8, 3, dtype=torch.bool)
     some[0, 0] = some[1, 1] = False
     apart = pathways.compute_outputs(seen, some)
-    torch.testing.assert_close(together[2:], apart[2:], atol=0.01 * together.std().item(), rtol=0.01)
+    torch.testing.assert_close(
+        together[2:], apart[2:], atol=0.01 * together.std().item(), rtol=0.01
+    )
     assert (apart[0, 0] == 0).all()
     assert (apart[0, 1] != 0).any()
 
@@ -152,17 +176,35 @@ def test_pathways_that_all_speak_say_what_each_says_alone(observed):
 def test_outputs_of_perceptrons_together_are_their_own():
     sources = Hub([perceptron(1), perceptron(2)])
     exact, together = (
-        Pathways(sources, TargetSpec(VECTOR, "outputs", STEER, precision=precision), fresh=False) for precision in ("float32", "bfloat16")
+        Pathways(sources, TargetSpec(VECTOR, "outputs", STEER, precision=precision), fresh=False)
+        for precision in ("float32", "bfloat16")
     )
     wanted = [True, True]
-    torch.testing.assert_close(exact.compute_source_outputs(flat(), wanted)[:, 1], sources[1].outputs(flat()), atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(together.compute_source_outputs(flat(), wanted), exact.compute_source_outputs(flat(), wanted), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        exact.compute_source_outputs(flat(), wanted)[:, 1],
+        sources[1].outputs(flat()),
+        atol=1e-6,
+        rtol=1e-6,
+    )
+    torch.testing.assert_close(
+        together.compute_source_outputs(flat(), wanted),
+        exact.compute_source_outputs(flat(), wanted),
+        atol=1e-5,
+        rtol=1e-5,
+    )
     assert (together.compute_source_outputs(flat(), [True, False])[:, 1] == 0).all()
 
 
 def steering(algorithm, seed, **kwargs):
     """An agent whose head is a Gaussian one, none of whose weights is zero."""
-    model = algorithm("MlpPolicy", Toy(VECTOR, STEER), seed=seed, device="cpu", **kwargs, policy_kwargs={"net_arch": [16, 16]})
+    model = algorithm(
+        "MlpPolicy",
+        Toy(VECTOR, STEER),
+        seed=seed,
+        device="cpu",
+        **kwargs,
+        policy_kwargs={"net_arch": [16, 16]},
+    )
     with torch.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -170,7 +212,13 @@ def steering(algorithm, seed, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "kwargs"), [(PPO, {}), (PPO, {"use_sde": True}), (SAC, {"buffer_size": 10}), (SAC, {"buffer_size": 10, "use_sde": True})]
+    ("algorithm", "kwargs"),
+    [
+        (PPO, {}),
+        (PPO, {"use_sde": True}),
+        (SAC, {"buffer_size": 10}),
+        (SAC, {"buffer_size": 10, "use_sde": True}),
+    ],
 )
 def test_heads_of_one_kind_are_computed_together(algorithm, kwargs):
     sources = [steering(algorithm, seed, **kwargs) for seed in (1, 2, 3)]

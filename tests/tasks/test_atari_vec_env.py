@@ -112,7 +112,9 @@ def record(game, n_steps, full_action_space=False, **kwargs):
         )
         frame, reward, terminated, truncated, info = sb3.step(action)
         done = terminated or truncated
-        recorded.sb3.append(Stepped(reward, done, truncated and not terminated, info["lives"], statistics(info)))
+        recorded.sb3.append(
+            Stepped(reward, done, truncated and not terminated, info["lives"], statistics(info))
+        )
         last = infos[0]["terminal_observation"][-1] if dones[0] else seen[0, -1]
         if "episode" not in info:
             recorded.frames.append((last, frame[..., 0]))
@@ -271,7 +273,10 @@ def test_monitors_files_are_read_as_the_training_curve(tmp_path):
         monitor=tmp_path / "monitor",
     )
     assert isinstance(env, AtariVecEnv)
-    returns = [[info["episode"] for info in infos if "episode" in info] for _, _, _, infos in play(env, 250)]
+    returns = [
+        [info["episode"] for info in infos if "episode" in info]
+        for _, _, _, infos in play(env, 250)
+    ]
     env.close()
     episodes = [episode for several in returns for episode in several]
     assert len(episodes) >= 2
@@ -280,8 +285,12 @@ def test_monitors_files_are_read_as_the_training_curve(tmp_path):
     lines = [file.read_text().splitlines() for file in files]
     assert all('"env_id": "BreakoutNoFrameskip-v4"' in text[0] for text in lines)
     rows = [row for text in lines for row in csv.DictReader(text[1:])]
-    assert sorted((float(row["r"]), int(row["l"]), float(row["t"])) for row in rows) == sorted((e["r"], e["l"], e["t"]) for e in episodes)
-    (tmp_path / "config.yaml").write_text("task: BreakoutNoFrameskip-v4\npreprocessing: atari\nmethod: scratch\nsteps: 500\n")
+    assert sorted((float(row["r"]), int(row["l"]), float(row["t"])) for row in rows) == sorted(
+        (e["r"], e["l"], e["t"]) for e in episodes
+    )
+    (tmp_path / "config.yaml").write_text(
+        "task: BreakoutNoFrameskip-v4\npreprocessing: atari\nmethod: scratch\nsteps: 500\n"
+    )
     curve = training_curve(tmp_path)
     assert sorted(value for _, value in curve) == sorted(episode["r"] for episode in episodes)
     # Steps of four frames: 500 in all, and no more than the no-ops and the FIREs of the games and lives beside them.
@@ -290,18 +299,26 @@ def test_monitors_files_are_read_as_the_training_curve(tmp_path):
 
 @pytest.mark.parametrize("algorithm", [PPO, DQN])
 def test_a_model_that_learned_here_plays_in_sb3s_environments_and_back(algorithm, tmp_path):
-    env = make_env("PongNoFrameskip-v4", {"full_action_space": True}, n_envs=2, preprocessing="atari")
+    env = make_env(
+        "PongNoFrameskip-v4", {"full_action_space": True}, n_envs=2, preprocessing="atari"
+    )
     assert env.action_space == spaces.Discrete(18)
-    model = algorithm("CnnPolicy", env, seed=0, device="cpu", policy_kwargs=NARROW, **TINY[algorithm]).learn(256)
+    model = algorithm(
+        "CnnPolicy", env, seed=0, device="cpu", policy_kwargs=NARROW, **TINY[algorithm]
+    ).learn(256)
     assert model.get_env() is env
     model.save(tmp_path / "model.zip")
-    other = make_env("PongNoFrameskip-v4", {"full_action_space": True}, n_envs=2, preprocessing="atari-sb3")
+    other = make_env(
+        "PongNoFrameskip-v4", {"full_action_space": True}, n_envs=2, preprocessing="atari-sb3"
+    )
     assert isinstance(other, VecFrameStack)
     assert other.observation_space.shape == (84, 84, 4)
     again = algorithm.load(tmp_path / "model.zip", env=other, device="cpu")
     seen = other.reset()
     actions = again.predict(seen, deterministic=True)[0]
-    np.testing.assert_array_equal(actions, model.predict(seen.transpose(0, 3, 1, 2), deterministic=True)[0])
+    np.testing.assert_array_equal(
+        actions, model.predict(seen.transpose(0, 3, 1, 2), deterministic=True)[0]
+    )
     again.save(tmp_path / "again.zip")
     back = algorithm.load(tmp_path / "again.zip", env=env, device="cpu")
     assert back.get_env() is env
@@ -310,7 +327,9 @@ def test_a_model_that_learned_here_plays_in_sb3s_environments_and_back(algorithm
 
 
 def test_evaluate_policy_plays_whole_games_with_true_returns():
-    env = AtariVecEnv("SpaceInvadersNoFrameskip-v4", {"max_num_frames_per_episode": 300}, n_envs=2, seed=0)
+    env = AtariVecEnv(
+        "SpaceInvadersNoFrameskip-v4", {"max_num_frames_per_episode": 300}, n_envs=2, seed=0
+    )
     model = PPO("CnnPolicy", env, seed=0, device="cpu", **TINY[PPO])
     returns, lengths = evaluate_policy(model, env, n_eval_episodes=2, return_episode_rewards=True)
     env.close()
@@ -335,7 +354,9 @@ def test_evaluate_policy_plays_whole_games_with_true_returns():
         ),
     ],
 )
-def test_what_the_vector_environment_cannot_do_is_played_by_sb3s_wrappers_and_says_so(task, kwargs, sentence):
+def test_what_the_vector_environment_cannot_do_is_played_by_sb3s_wrappers_and_says_so(
+    task, kwargs, sentence
+):
     with pytest.warns(UserWarning, match=sentence):
         env = make_env(task, kwargs, preprocessing="atari")
     assert isinstance(env, VecFrameStack)
@@ -365,7 +386,9 @@ def test_sticky_actions_are_ale_pys_own():
             env.reset()
             seen[probability, action] = [env.step(np.array([action]))[0] for _ in range(30)][-1]
             env.close()
-    assert np.array_equal(seen[1.0, 2], seen[1.0, 3]), "whoever always repeats never does what it is told"
+    assert np.array_equal(seen[1.0, 2], seen[1.0, 3]), (
+        "whoever always repeats never does what it is told"
+    )
     assert not np.array_equal(seen[0.0, 2], seen[0.0, 3])
 
 
@@ -376,7 +399,9 @@ def test_attributes_are_the_games_and_what_runs_in_c_is_named(breakout):
         "RIGHT",
         "LEFT",
     ]
-    assert breakout.env_method("get_action_meanings", indices=1) == [["NOOP", "FIRE", "RIGHT", "LEFT"]]
+    assert breakout.env_method("get_action_meanings", indices=1) == [
+        ["NOOP", "FIRE", "RIGHT", "LEFT"]
+    ]
     assert breakout.env_is_wrapped(Monitor) == [True, True]
     assert breakout.env_is_wrapped(VecFrameStack) == [False, False]
     breakout.set_attr("note", "mine", indices=[0])
@@ -423,5 +448,7 @@ def test_games_are_known_before_anyone_imports_ale_py():
 
 def test_an_older_ale_py_is_named(monkeypatch):
     monkeypatch.setattr("ale_py.__version__", "0.11.2")
-    with pytest.raises(BadConfig, match=r"has ale-py 0\.11\.2, whose vector environment is another; 0\.12 or newer"):
+    with pytest.raises(
+        BadConfig, match=r"has ale-py 0\.11\.2, whose vector environment is another; 0\.12 or newer"
+    ):
         AtariVecEnv("PongNoFrameskip-v4")

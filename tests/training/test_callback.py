@@ -39,7 +39,10 @@ def watched(algorithm, level=None, env=None, callback=None, steps=128, **options
     return model, memory
 
 
-@pytest.mark.parametrize("given", [{"probe_share": 2.0}, {"probe_share": -0.1}, {"warmup_share": "0.1"}, {"warmup_share": 1.0}])
+@pytest.mark.parametrize(
+    "given",
+    [{"probe_share": 2.0}, {"probe_share": -0.1}, {"warmup_share": "0.1"}, {"warmup_share": 1.0}],
+)
 def test_a_share_that_is_none_is_refused(given):
     (name, value), *_ = given.items()
     with pytest.raises(BadConfig, match=f"{name}={value!r} was given; expected a share"):
@@ -48,17 +51,26 @@ def test_a_share_that_is_none_is_refused(given):
 
 def test_a_probe_that_has_no_room_says_so(capsys):
     watched(PPO, steps=64, callback=HubCallback(verbose=1))
-    assert "No probe: 1 steps are too few for it; whole episodes decide whom to trust." in capsys.readouterr().out
+    assert (
+        "No probe: 1 steps are too few for it; whole episodes decide whom to trust."
+        in capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize(("algorithm", "level"), [(PPO, "outputs"), (PPO, "features"), (DQN, "features"), (SAC, "features")])
+@pytest.mark.parametrize(
+    ("algorithm", "level"),
+    [(PPO, "outputs"), (PPO, "features"), (DQN, "features"), (SAC, "features")],
+)
 def test_who_speaks_is_logged_for_every_pathway(algorithm, level):
     # Without selection: arms would play alone.
     options = {"judging_share": 0.0} if level == "outputs" else {}
     model, memory = watched(algorithm, level, **options)
     names = parts_in(model.policy, Method)[0].pathways.names
     assert names == ["ppo-0", "dqn-1" if algorithm is DQN else "sac-1", FRESH]
-    shares = [[memory.values(f"pathway/{what}/{name}")[-1] for name in names] for what in ("weight", "active")]
+    shares = [
+        [memory.values(f"pathway/{what}/{name}")[-1] for name in names]
+        for what in ("weight", "active")
+    ]
     assert sum(shares[0]) == pytest.approx(1.0, abs=1e-5)
     assert shares[1] == [1.0, 1.0, 1.0]
     assert memory.values("pathway/active_sources")[-1] == 3.0
@@ -72,7 +84,9 @@ def test_who_speaks_is_logged_for_every_pathway(algorithm, level):
 
 def test_counts_start_anew_after_every_record():
     model, memory = watched(PPO, steps=192, callback=HubCallback(log_every=1), judging_share=0.0)
-    assert model.policy.method.routing_stats.sums.rows == 0, "an update goes through what was counted in the rollout"
+    assert model.policy.method.routing_stats.sums.rows == 0, (
+        "an update goes through what was counted in the rollout"
+    )
     assert len(memory.values("pathway/entropy_nats")) >= 3
     assert all(value == pytest.approx(1.0) for value in memory.values(f"pathway/active/{FRESH}"))
 
@@ -101,14 +115,28 @@ def test_a_probe_is_logged():
 def test_tensorboard_shows_scalars_distributions_the_card_and_hyperparameters(tmp_path):
     env = toy_for(PPO)
     kwargs = tiny_hub(env).agent(PPO, top_k=1)
-    model = target(PPO, env, kwargs, tensorboard_log=str(tmp_path)).learn(128, callback=HubCallback(log_every=1))
+    model = target(PPO, env, kwargs, tensorboard_log=str(tmp_path)).learn(
+        128, callback=HubCallback(log_every=1)
+    )
     model.logger.close()
     events = EventAccumulator(model.logger.dir).Reload()
     tags = events.Tags()
-    scalars = {"pathway/entropy_nats", "pathway/active_sources", "loss/exploration", "router/gradient_norm", "rollout/ep_rew_mean"}
+    scalars = {
+        "pathway/entropy_nats",
+        "pathway/active_sources",
+        "loss/exploration",
+        "router/gradient_norm",
+        "rollout/ep_rew_mean",
+    }
     assert scalars <= set(tags["scalars"])
-    assert {f"pathway/{what}/{name}" for what in ("weight", "active") for name in ("ppo-0", "sac-1", FRESH)} <= set(tags["scalars"])
-    assert {"pathway/weights/ppo-0", "pathway/weights/sac-1", f"pathway/weights/{FRESH}"} <= set(tags["histograms"])
+    assert {
+        f"pathway/{what}/{name}"
+        for what in ("weight", "active")
+        for name in ("ppo-0", "sac-1", FRESH)
+    } <= set(tags["scalars"])
+    assert {"pathway/weights/ppo-0", "pathway/weights/sac-1", f"pathway/weights/{FRESH}"} <= set(
+        tags["histograms"]
+    )
     assert "hub/card/text_summary" in tags["tensors"]
     assert events.Scalars("pathway/active_sources")[-1].value == 1.0
 
@@ -132,10 +160,15 @@ def test_a_model_without_a_hub_is_left_alone_with_a_warning():
     memory = RecordedScalars()
     model = tiny(PPO, env)
     model.set_logger(Logger(None, [memory]))
-    with pytest.warns(HubrlWarning, match="HubCallback was given to a PPO that learns through no hub, and does nothing"):
+    with pytest.warns(
+        HubrlWarning,
+        match="HubCallback was given to a PPO that learns through no hub, and does nothing",
+    ):
         model.learn(64, callback=HubCallback(log_every=1))
     assert hub_spec(model.policy) is None
-    assert not any(tag.startswith(("pathway", "hub", "loss")) for record in memory.records for tag in record)
+    assert not any(
+        tag.startswith(("pathway", "hub", "loss")) for record in memory.records for tag in record
+    )
 
 
 class Far(Toy):
@@ -145,7 +178,9 @@ class Far(Toy):
         super().__init__(FAR, actions)
 
     def _observe(self, space):
-        return (self.np_random.normal(size=4) * [100.0, 1.0, 0.1, 10.0] + [50.0, -3.0, 0.0, 7.0]).astype(np.float32)
+        return (
+            self.np_random.normal(size=4) * [100.0, 1.0, 0.1, 10.0] + [50.0, -3.0, 0.0, 7.0]
+        ).astype(np.float32)
 
 
 def see_some(env):
@@ -176,7 +211,10 @@ class SeesOriginals(BaseCallback):
         for pathway in pathways:
             with torch.no_grad():
                 if self.level == "outputs":
-                    expected, said = pathway.source.outputs(torch.as_tensor(rows)), pathway(normalised)
+                    expected, said = (
+                        pathway.source.outputs(torch.as_tensor(rows)),
+                        pathway(normalised),
+                    )
                 else:
                     expected = pathway.projection(pathway.source.features(torch.as_tensor(rows)))
                     said = pathway(normalised)
@@ -184,10 +222,15 @@ class SeesOriginals(BaseCallback):
             self.compared += 1
 
 
-@pytest.mark.parametrize(("algorithm", "level"), [(PPO, "outputs"), (PPO, "features"), (DQN, "features"), (SAC, "features")])
+@pytest.mark.parametrize(
+    ("algorithm", "level"),
+    [(PPO, "outputs"), (PPO, "features"), (DQN, "features"), (SAC, "features")],
+)
 def test_sources_see_what_was_before_the_targets_vecnormalize(algorithm, level, tmp_path):
     actions = CHOOSE if algorithm is DQN else STEER
-    hub = Hub.from_agents([tiny(PPO, Far(actions)), tiny(DQN if algorithm is DQN else SAC, Far(actions))])
+    hub = Hub.from_agents(
+        [tiny(PPO, Far(actions)), tiny(DQN if algorithm is DQN else SAC, Far(actions))]
+    )
     env = VecNormalize(make_vec_env(lambda: Far(actions), n_envs=1, seed=0))
     see_some(env)
     outputs = {"source_std": None, "residual": False} if level == "outputs" else {}
@@ -199,19 +242,25 @@ def test_sources_see_what_was_before_the_targets_vecnormalize(algorithm, level, 
     model.save(tmp_path / "model.zip")
     loaded = algorithm.load(tmp_path / "model.zip", device="cpu")
     rows = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
-    assert np.array_equal(model.predict(rows, deterministic=True)[0], loaded.predict(rows, deterministic=True)[0])
+    assert np.array_equal(
+        model.predict(rows, deterministic=True)[0], loaded.predict(rows, deterministic=True)[0]
+    )
 
 
 def test_observations_may_be_stacked_after_they_were_normalised():
     """The RL Zoo's order."""
     env = VecFrameStack(VecNormalize(make_vec_env(Far, n_envs=2, seed=0), clip_obs=1e6), 3)
     newest = Hub.from_agents([tiny(PPO, Far())])[0].adapted("newest", observes=range(8, 12))
-    model = target(PPO, env, Hub([newest]).agent(PPO)).learn(64, callback=HubCallback(probe_share=0.0))
+    model = target(PPO, env, Hub([newest]).agent(PPO)).learn(
+        64, callback=HubCallback(probe_share=0.0)
+    )
     see_through_normalisation(model.policy, env)
     normalize = env.venv
     rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     seen = torch.as_tensor(np.tile(normalize.normalize_obs(rows), 3), dtype=torch.float32)
-    np.testing.assert_allclose(model.policy.method.pathways.sources[0].denormalizer(seen), np.tile(rows, 3), atol=1e-4)
+    np.testing.assert_allclose(
+        model.policy.method.pathways.sources[0].denormalizer(seen), np.tile(rows, 3), atol=1e-4
+    )
 
 
 class Halved(VecEnvWrapper):
@@ -230,13 +279,20 @@ class Halved(VecEnvWrapper):
 
 def test_other_observations_than_were_normalised_are_refused():
     env = Halved(VecNormalize(make_vec_env(Toy, n_envs=1, seed=0)))
-    model = target(PPO, env, Hub.from_agents([tiny(PPO, Toy(spaces.Box(-np.inf, np.inf, (2,))))]).agent(PPO))
-    with pytest.raises(BadConfig, match=r"normalises observations of shape \(4,\), and the agent sees \(2,\); put VecNormalize around"):
+    model = target(
+        PPO, env, Hub.from_agents([tiny(PPO, Toy(spaces.Box(-np.inf, np.inf, (2,))))]).agent(PPO)
+    )
+    with pytest.raises(
+        BadConfig,
+        match=r"normalises observations of shape \(4,\), and the agent sees \(2,\); put VecNormalize around",
+    ):
         model.learn(64, callback=HubCallback(probe_share=0.0))
 
 
 def test_without_vecnormalize_nothing_is_undone():
-    model = target(PPO, Toy(), tiny_hub(Toy()).agent(PPO)).learn(32, callback=HubCallback(probe_share=0.0))
+    model = target(PPO, Toy(), tiny_hub(Toy()).agent(PPO)).learn(
+        32, callback=HubCallback(probe_share=0.0)
+    )
     original = model.policy.method.pathways.sources[0].denormalizer
     rows = torch.randn(5, 4)
     assert torch.equal(original(rows), rows)
@@ -245,11 +301,15 @@ def test_without_vecnormalize_nothing_is_undone():
 def test_a_source_that_learned_through_a_hub_keeps_its_own_statistics():
     """The target's statistics are none of its business: they would change frozen weights that others share."""
     far = VecNormalize(make_vec_env(Far, n_envs=1, seed=0))
-    first = target(PPO, far, Hub.from_agents([tiny(PPO, Far())]).agent(PPO)).learn(64, callback=HubCallback(probe_share=0.0))
+    first = target(PPO, far, Hub.from_agents([tiny(PPO, Far())]).agent(PPO)).learn(
+        64, callback=HubCallback(probe_share=0.0)
+    )
     nested = read_live(first, "nested")
     before = nested.tensors()
     env = VecNormalize(make_vec_env(lambda: Toy(FAR), n_envs=1, seed=0))
-    model = target(PPO, env, Hub([nested]).agent(PPO)).learn(64, callback=HubCallback(probe_share=0.0))
+    model = target(PPO, env, Hub([nested]).agent(PPO)).learn(
+        64, callback=HubCallback(probe_share=0.0)
+    )
     assert all(torch.equal(before[name], tensor) for name, tensor in nested.tensors().items())
     assert len(parts_in(model.policy, Method)) == 1
     see_through_normalisation(model.policy, env)
@@ -259,10 +319,18 @@ def test_a_source_that_learned_through_a_hub_keeps_its_own_statistics():
 def test_statistics_of_a_dict_are_undone_key_by_key():
     space = spaces.Dict({"near": VECTOR, "far": FAR})
     env = VecNormalize(make_vec_env(lambda: Toy(space), n_envs=1, seed=0), norm_obs_keys=["far"])
-    model = target(PPO, env, Hub.from_agents([tiny(PPO, Toy(space))]).agent(PPO)).learn(32, callback=HubCallback(probe_share=0.0))
+    model = target(PPO, env, Hub.from_agents([tiny(PPO, Toy(space))]).agent(PPO)).learn(
+        32, callback=HubCallback(probe_share=0.0)
+    )
     see_through_normalisation(model.policy, env)
-    rows = {key: np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32) for key in ("near", "far")}
-    seen = {key: torch.as_tensor(values, dtype=torch.float32) for key, values in env.normalize_obs(rows).items()}
+    rows = {
+        key: np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+        for key in ("near", "far")
+    }
+    seen = {
+        key: torch.as_tensor(values, dtype=torch.float32)
+        for key, values in env.normalize_obs(rows).items()
+    }
     original = model.policy.method.pathways.sources[0].denormalizer(seen)
     for key, values in rows.items():
         np.testing.assert_allclose(original[key], values, atol=1e-5)

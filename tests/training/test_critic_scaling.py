@@ -14,7 +14,15 @@ from hubrl.training.critic_scaling import CriticScaling
 
 
 def learner(**options):
-    return trusted(target(PPO, make_vec_env(Toy, n_envs=2, seed=0), up_and_down().agent(PPO, **options), n_steps=64, gamma=0.9))
+    return trusted(
+        target(
+            PPO,
+            make_vec_env(Toy, n_envs=2, seed=0),
+            up_and_down().agent(PPO, **options),
+            n_steps=64,
+            gamma=0.9,
+        )
+    )
 
 
 class Values(BaseCallback):
@@ -30,7 +38,10 @@ class Values(BaseCallback):
     def _on_rollout_end(self):
         buffer, policy = self.model.rollout_buffer, self.model.policy
         with torch.no_grad():
-            now = [policy.predict_values(obs_as_tensor(rows, "cpu")).numpy().ravel() for rows in buffer.observations]
+            now = [
+                policy.predict_values(obs_as_tensor(rows, "cpu")).numpy().ravel()
+                for rows in buffer.observations
+            ]
         self.agree.append(np.allclose(np.stack(now), buffer.values, atol=1e-3, rtol=1e-3))
         self.units.append(policy.value_net.units)
 

@@ -27,7 +27,9 @@ def played(env, steps, *, whole=True, now=0):
     env.reset()
     finished = []
     for step in range(1, steps + 1):
-        _, rewards, dones, infos = env.step(np.array([env.action_space.sample() for _ in range(env.num_envs)]))
+        _, rewards, dones, infos = env.step(
+            np.array([env.action_space.sample() for _ in range(env.num_envs)])
+        )
         finished += returns.step(rewards, dones, infos, now + step * env.num_envs)
     return returns, finished
 
@@ -36,7 +38,13 @@ def played(env, steps, *, whole=True, now=0):
 def test_every_environments_episode_has_its_own_return(wrapper):
     env = DummyVecEnv([lambda: wrapper(Ones(length=4)), lambda: wrapper(Ones(length=6))])
     returns, finished = played(env, 12)
-    assert [(one.env, one.value) for one in finished] == [(0, 4.0), (1, 6.0), (0, 4.0), (0, 4.0), (1, 6.0)]
+    assert [(one.env, one.value) for one in finished] == [
+        (0, 4.0),
+        (1, 6.0),
+        (0, 4.0),
+        (0, 4.0),
+        (1, 6.0),
+    ]
     assert [one.began for one in finished] == [0, 0, 8, 16, 12]
     assert returns.sums.tolist() == [0.0, 0.0]
 
@@ -104,7 +112,9 @@ class Lives(gym.Env):
 
 
 def test_a_lost_life_ends_no_episode():
-    env = DummyVecEnv([lambda: AtariWrapper(Monitor(Lives()), noop_max=0, frame_skip=1, screen_size=36)])
+    env = DummyVecEnv(
+        [lambda: AtariWrapper(Monitor(Lives()), noop_max=0, frame_skip=1, screen_size=36)]
+    )
     returns = EpisodeReturns(env, 0, whole=True)
     env.reset()
     finished, dones = [], 0
@@ -113,5 +123,7 @@ def test_a_lost_life_ends_no_episode():
         dones += int(done[0])
         finished += returns.step(rewards, done, infos, step)
     assert dones >= 3 * len(finished) > 0
-    assert {one.value for one in finished} == {21.0}, "whole games, and their rewards before clipping"
+    assert {one.value for one in finished} == {21.0}, (
+        "whole games, and their rewards before clipping"
+    )
     assert returns.round_steps > 10

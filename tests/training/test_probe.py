@@ -27,9 +27,15 @@ def test_a_probe_keeps_the_good_source_and_drops_the_bad_one(n_envs):
     assert model.get_env().get_attr("total") == [result.steps // n_envs] * n_envs
     assert result.steps <= 900
     assert all(len(returns) >= SEGMENTS for returns in result.returns.values())
-    assert np.mean(result.returns["good"]) > np.mean(result.returns[FRESH]) > np.mean(result.returns["bad"])
+    assert (
+        np.mean(result.returns["good"])
+        > np.mean(result.returns[FRESH])
+        > np.mean(result.returns["bad"])
+    )
     method = model.policy.method
-    assert method.get_buffer("trusted").tolist() == [False, True, False], "the fresh pathway acts in its trial alone"
+    assert method.get_buffer("trusted").tolist() == [False, True, False], (
+        "the fresh pathway acts in its trial alone"
+    )
     weights = model.policy.route(torch.randn(5, 4)).weights
     assert weights.tolist() == [[0.0, 1.0, 0.0]] * 5
 
@@ -59,7 +65,10 @@ def test_a_budget_too_small_for_a_race_changes_nothing():
 
 def test_a_model_that_mixes_features_cannot_be_probed():
     env = Toy()
-    with pytest.raises(BadConfig, match="A probe needs a model that aggregates the sources' outputs and has an environment"):
+    with pytest.raises(
+        BadConfig,
+        match="A probe needs a model that aggregates the sources' outputs and has an environment",
+    ):
         probe(target(PPO, env, tiny_hub(env).agent(PPO, level="features")), 1000)
 
 
@@ -68,7 +77,9 @@ def test_a_segments_return_ends_with_the_episode_and_is_in_true_rewards():
     (alone,) = play_segment(model.policy, model.get_env(), ["good"], 100)
     assert alone == pytest.approx(40.0, abs=1e-3)
     env = VecNormalize(make_vec_env(Aim, n_envs=2, seed=0))
-    model = target(PPO, env, Hub([always("good", AIM), always("bad", -0.2)]).agent(PPO, source_std=1e-6))
+    model = target(
+        PPO, env, Hub([always("good", AIM), always("bad", -0.2)]).agent(PPO, source_std=1e-6)
+    )
     returns = play_segment(model.policy, env, ["good", "bad"], 30)
     assert returns == pytest.approx([30.0, 0.0], abs=1e-3)
 
@@ -83,7 +94,9 @@ def test_every_segment_has_an_untrained_network_of_its_own_and_the_seed_says_whi
     torch.set_rng_state(before)
     fresh = model.policy.action_net.weight.detach().clone()
     play(2)
-    assert torch.equal(fresh, model.policy.action_net.weight), "the one that is to be trained does not play"
+    assert torch.equal(fresh, model.policy.action_net.weight), (
+        "the one that is to be trained does not play"
+    )
 
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C], ids=["ppo", "a2c"])
@@ -110,7 +123,9 @@ def test_no_share_means_no_probe_and_whole_episodes_decide():
 
 
 def test_a_probe_prints_what_it_measured_if_asked(capsys):
-    aiming(always("bad", -1.0), always("good", 0.75)).learn(350, callback=HubCallback(probe_share=0.9, verbose=1))
+    aiming(always("bad", -1.0), always("good", 0.75)).learn(
+        350, callback=HubCallback(probe_share=0.9, verbose=1)
+    )
     lines = capsys.readouterr().out.splitlines()
     assert "Probe: " in lines[0]
     assert [line.split(":")[0].strip() for line in lines[1:4]] == ["bad", "good", FRESH]
@@ -120,7 +135,9 @@ def test_a_probe_prints_what_it_measured_if_asked(capsys):
 
 def test_without_whole_episodes_only_what_is_clear_is_kept():
     """`judging_share=0` leaves out selection, so that nothing would settle a doubt."""
-    model = aiming(always("bad", -1.0), always("level", 0.1), always("good", 0.75), judging_share=0.0)
+    model = aiming(
+        always("bad", -1.0), always("level", 0.1), always("good", 0.75), judging_share=0.0
+    )
     fates = probe(model, 1200).fates
     assert fates["level"] in (Fate.DEFERRED, Fate.DOUBTED)
     assert model.policy.method.get_buffer("trusted").tolist() == [False, False, True, True]
@@ -155,11 +172,21 @@ def test_behind_a_probe_that_dropped_every_source_training_is_from_scratch_bit_f
     seen, watch = SameStart(), HubCallback(probe_share=0.5)
     ours.learn(600, callback=[watch, seen])
     assert watch.probe_result.fates == {"bad": Fate.DROPPED}
-    plain = algorithm("MlpPolicy", make_vec_env(Aim, seed=0), seed=0, device="cpu", policy_kwargs=dict(TINY), **SETTINGS[algorithm])
+    plain = algorithm(
+        "MlpPolicy",
+        make_vec_env(Aim, seed=0),
+        seed=0,
+        device="cpu",
+        policy_kwargs=dict(TINY),
+        **SETTINGS[algorithm],
+    )
     expected = SameStart()
     plain.learn(600 - watch.probe_result.steps, callback=expected)
     assert len(expected.rewards) == len(seen.rewards) >= 8
-    assert all(np.array_equal(one, other) for one, other in zip(expected.rewards, seen.rewards, strict=True))
+    assert all(
+        np.array_equal(one, other)
+        for one, other in zip(expected.rewards, seen.rewards, strict=True)
+    )
     parameters = ours.policy.state_dict()
     for name, tensor in plain.policy.state_dict().items():
         assert torch.equal(tensor, parameters[name]), name

@@ -53,7 +53,11 @@ def acts_best(selection, arm, value=20.0):
 def test_ratios_are_one_and_an_episode_has_one_player(algorithm, actions, hold):
     env = make_vec_env(lambda: Toy(VECTOR, actions), n_envs=2, seed=0)
     hub = tiny_hub(Toy(VECTOR, actions))
-    model = trusted(target(algorithm, env, hub.agent(algorithm, hold=hold, judging_share=0.5), learning_rate=1e-2))
+    model = trusted(
+        target(
+            algorithm, env, hub.agent(algorithm, hold=hold, judging_share=0.5), learning_rate=1e-2
+        )
+    )
     ratios, turns = Ratios(), Turns()
     np.random.seed(1)
     model.learn(256, callback=[turns, quiet(), ratios])
@@ -80,7 +84,9 @@ def test_trust_follows_what_sources_earn(algorithm, tmp_path):
     model.save(tmp_path / "model.zip")
     loaded = algorithm.load(tmp_path / "model.zip", device="cpu")
     assert loaded.policy.selection.records.returns(0) == selection.records.returns(0)
-    assert np.array_equal(loaded.predict(ROWS, deterministic=True)[0], model.predict(ROWS, deterministic=True)[0])
+    assert np.array_equal(
+        loaded.predict(ROWS, deterministic=True)[0], model.predict(ROWS, deterministic=True)[0]
+    )
 
 
 def test_in_doubt_whole_episodes_decide_and_say_so(capsys):
@@ -88,7 +94,10 @@ def test_in_doubt_whole_episodes_decide_and_say_so(capsys):
     model.learn(4000, callback=HubCallback(probe_share=0.0, verbose=1))
     selection = model.policy.selection
     assert selection.fate(1) is Fate.KEPT
-    assert "good is kept: its episodes earn more than an untrained network's." in capsys.readouterr().out
+    assert (
+        "good is kept: its episodes earn more than an untrained network's."
+        in capsys.readouterr().out
+    )
     assert selection.records.mean_return(1) > 35
     assert model.policy.method.trusted_pathways[1]
 
@@ -97,7 +106,9 @@ def test_a_training_too_short_for_whole_episodes_says_so():
     model = learner()
     model.set_env(make_vec_env(lambda: Toy(length=1000), n_envs=2, seed=0))
     model.policy.selection.records.add(0, 1.0)
-    with pytest.warns(HubrlWarning, match="A training of 64 steps ended before down had played a whole episode"):
+    with pytest.warns(
+        HubrlWarning, match="A training of 64 steps ended before down had played a whole episode"
+    ):
         model.learn(64, callback=quiet())
 
 
@@ -115,9 +126,14 @@ def test_an_episode_that_was_going_on_is_no_record():
     model.learn(64, callback=quiet())
     selection, recorded = model.policy.selection, []
     record = selection.record
-    selection.record = lambda env, value, now: (recorded.append((env, value)), record(env, value, now))
+    selection.record = lambda env, value, now: (
+        recorded.append((env, value)),
+        record(env, value, now),
+    )
     model.learn(64, callback=quiet(), reset_num_timesteps=False)
-    assert len(recorded) == 4, "of six that ended in two environments, the first of each was begun before"
+    assert len(recorded) == 4, (
+        "of six that ended in two environments, the first of each was begun before"
+    )
 
 
 # Who acts in evaluation
@@ -141,7 +157,9 @@ class Evaluates(BaseCallback):
     def _on_step(self):
         state = None
         for _ in range(3):
-            _, state = self.model.predict(np.zeros((2, 4), dtype=np.float32), state=state, deterministic=True)
+            _, state = self.model.predict(
+                np.zeros((2, 4), dtype=np.float32), state=state, deterministic=True
+            )
         return True
 
 
@@ -153,7 +171,10 @@ def test_a_training_is_not_disturbed_by_evaluations(algorithm):
         model = learner(algorithm, judging_share=0.5)
         model.learn(256, callback=[quiet(), *also])
         states.append(model.policy.state_dict())
-    assert all(torch.equal(torch.nan_to_num(one), torch.nan_to_num(states[1][name])) for name, one in states[0].items())
+    assert all(
+        torch.equal(torch.nan_to_num(one), torch.nan_to_num(states[1][name]))
+        for name, one in states[0].items()
+    )
 
 
 @ALGORITHMS
@@ -162,11 +183,17 @@ def test_a_source_that_acts_in_evaluation_does_so_as_it_is(algorithm, tmp_path):
     policy = model.policy
     policy.enable_commitment()
     nn.init.normal_(policy.residual.weight)
-    assert (model.predict(ROWS, deterministic=True)[0] != 1.0).any(), "corrected, as all play together"
+    assert (model.predict(ROWS, deterministic=True)[0] != 1.0).any(), (
+        "corrected, as all play together"
+    )
     acts_best(policy.selection, 0)
     assert policy.evaluation_pathway == 0
     model.save(tmp_path / "model.zip")
-    for agent in (model, algorithm.load(tmp_path / "model.zip", device="cpu"), read_agent(tmp_path / "model.zip")):
+    for agent in (
+        model,
+        algorithm.load(tmp_path / "model.zip", device="cpu"),
+        read_agent(tmp_path / "model.zip"),
+    ):
         assert (agent.predict(ROWS, deterministic=True)[0] == 1.0).all()
     assert pathway_weights(model, ROWS[0]) == {"up": 1.0, "down": 0.0, "fresh": 0.0}
 
@@ -177,7 +204,9 @@ def test_after_a_training_the_agent_is_the_best_source_until_a_learned_arm_excee
     model.learn(256, callback=quiet())
     assert model.policy.evaluation_pathway == 0
     model.save(tmp_path / "model.zip")
-    assert (PPO.load(tmp_path / "model.zip", device="cpu").predict(ROWS, deterministic=True)[0] == 1.0).all()
+    assert (
+        PPO.load(tmp_path / "model.zip", device="cpu").predict(ROWS, deterministic=True)[0] == 1.0
+    ).all()
     selection = model.policy.selection
     selection.records.forget(selection.together)
     for _ in range(3):
@@ -196,7 +225,11 @@ def test_the_fresh_pathway_acts_as_it_learns_where_it_earns_most():
     for _ in range(3):
         selection.records.add(selection.fresh, 99.0)
     with torch.no_grad():
-        mean = policy.action_net(policy.mlp_extractor.forward_actor(torch.as_tensor(ROWS))).clamp(-1, 1).numpy()
+        mean = (
+            policy.action_net(policy.mlp_extractor.forward_actor(torch.as_tensor(ROWS)))
+            .clamp(-1, 1)
+            .numpy()
+        )
     np.testing.assert_allclose(model.predict(ROWS, deterministic=True)[0], mean, atol=1e-6)
     assert pathway_weights(model, ROWS[0]) == {"up": 0.0, "down": 0.0, "fresh": 1.0}
 
@@ -216,8 +249,12 @@ def test_the_actor_learns_nothing_from_deterministic_episodes():
     assert log_prob.shape == (6,)
     actor = [*policy.residual.parameters(), *policy.method.router.parameters()]
     for which, learns in ((calm, False), (~calm, True)):
-        gradients = torch.autograd.grad(log_prob[which].sum(), actor, retain_graph=True, allow_unused=True)
-        assert any(gradient is not None and bool(gradient.any()) for gradient in gradients) == learns
+        gradients = torch.autograd.grad(
+            log_prob[which].sum(), actor, retain_graph=True, allow_unused=True
+        )
+        assert (
+            any(gradient is not None and bool(gradient.any()) for gradient in gradients) == learns
+        )
 
 
 def test_a_deterministic_episode_of_a_source_is_as_it_is():
@@ -278,7 +315,14 @@ def outputs_of(policy):
     rows = torch.as_tensor(ROWS)
     with torch.no_grad():
         latent = policy.mlp_extractor.forward_actor(rows)
-        return torch.cat([policy.action_net(latent), policy.predict_values(rows), policy.log_std.exp().expand(5, 2)], dim=1)
+        return torch.cat(
+            [
+                policy.action_net(latent),
+                policy.predict_values(rows),
+                policy.log_std.exp().expand(5, 2),
+            ],
+            dim=1,
+        )
 
 
 def test_a_fresh_pathway_that_comes_further_than_a_poor_source_goes_on_alone_and_acts(tmp_path):
@@ -287,10 +331,19 @@ def test_a_fresh_pathway_that_comes_further_than_a_poor_source_goes_on_alone_and
     assert list(dict.fromkeys(turns.phases)) == [Phase.HUB, Phase.TRIAL, Phase.ALONE]
     assert ratios.greatest < 1e-4
     assert model.policy.evaluation_pathway == 1
-    assert (model.predict(ROWS, deterministic=True)[0] > 0.3).all(), "it earns more than the source's 0.1"
+    assert (model.predict(ROWS, deterministic=True)[0] > 0.3).all(), (
+        "it earns more than the source's 0.1"
+    )
     model.save(tmp_path / "model.zip")
-    for agent in (PPO.load(tmp_path / "model.zip", device="cpu"), read_agent(tmp_path / "model.zip")):
-        np.testing.assert_allclose(agent.predict(ROWS, deterministic=True)[0], model.predict(ROWS, deterministic=True)[0], atol=1e-6)
+    for agent in (
+        PPO.load(tmp_path / "model.zip", device="cpu"),
+        read_agent(tmp_path / "model.zip"),
+    ):
+        np.testing.assert_allclose(
+            agent.predict(ROWS, deterministic=True)[0],
+            model.predict(ROWS, deterministic=True)[0],
+            atol=1e-6,
+        )
 
 
 def test_a_trial_begins_and_ends_with_new_episodes():
@@ -312,7 +365,11 @@ def test_a_trial_begins_and_ends_with_new_episodes():
 @pytest.mark.parametrize("joins", [False, True])
 def test_what_acts_for_the_hub_does_not_change_while_the_fresh_pathway_trains_alone(joins):
     env = make_vec_env(Toy, n_envs=2, seed=0)
-    model = trusted(target(PPO, env, Hub([steers("one", 0.1)]).agent(PPO, fresh_joins=joins), learning_rate=1e-2))
+    model = trusted(
+        target(
+            PPO, env, Hub([steers("one", 0.1)]).agent(PPO, fresh_joins=joins), learning_rate=1e-2
+        )
+    )
     policy, selection = model.policy, model.policy.selection
     nn.init.normal_(policy.residual.weight)
     policy.enable_commitment()
@@ -349,7 +406,9 @@ def test_the_fresh_pathway_begins_its_trial_as_sb3_would_have_begun(algorithm, t
     assert torch.equal(outputs_of(policy), new)
     assert not policy.value_net.rescaled
     assert policy.action_net.weight not in policy.optimizer.state
-    assert policy.residual.weight in policy.optimizer.state, "of what is not exchanged the optimizer knows on"
+    assert policy.residual.weight in policy.optimizer.state, (
+        "of what is not exchanged the optimizer knows on"
+    )
     model.save(tmp_path / "model.zip")
     loaded = algorithm.load(tmp_path / "model.zip", device="cpu").policy
     assert torch.equal(outputs_of(loaded), new)
@@ -363,7 +422,10 @@ def test_the_fresh_pathway_begins_its_trial_as_sb3_would_have_begun(algorithm, t
 def test_the_critics_own_extractor_is_exchanged_too():
     env = make_vec_env(lambda: Toy(IMAGE), n_envs=1, seed=0)
     made = tiny_hub(Toy(IMAGE)).agent(PPO)
-    made["policy_kwargs"] |= {"share_features_extractor": False, "features_extractor_kwargs": {"features_dim": 8}}
+    made["policy_kwargs"] |= {
+        "share_features_extractor": False,
+        "features_extractor_kwargs": {"features_dim": 8},
+    }
     policy = target(PPO, env, made).policy
     seen, _ = policy.obs_to_tensor(env.reset().transpose(0, 3, 1, 2))
 
@@ -406,7 +468,9 @@ class Stops(BaseCallback):
 
 
 @pytest.mark.parametrize("saved", [False, True], ids=["same model", "saved and loaded"])
-def test_a_trial_that_was_not_finished_is_held_anew_by_the_hub_and_the_fresh_pathway_as_they_were(saved, tmp_path):
+def test_a_trial_that_was_not_finished_is_held_anew_by_the_hub_and_the_fresh_pathway_as_they_were(
+    saved, tmp_path
+):
     model, turns = overtaken(trial_share=0.1), Turns()
     model.learn(6_400, callback=[quiet(), Stops(Phase.TRIAL, interrupts=False)])
     selection = model.policy.selection
@@ -420,7 +484,9 @@ def test_a_trial_that_was_not_finished_is_held_anew_by_the_hub_and_the_fresh_pat
         def _on_rollout_start(self):
             if not turns.phases:
                 now = model.policy._learning_parts().state_dict()
-                assert all(torch.equal(part, kept[name]) for name, part in now.items()), "the hub's learn again"
+                assert all(torch.equal(part, kept[name]) for name, part in now.items()), (
+                    "the hub's learn again"
+                )
 
         def _on_step(self):
             return True
@@ -444,7 +510,9 @@ def test_a_trial_that_goes_on_ends_at_its_time():
 
 @pytest.mark.parametrize("phase", [Phase.HUB, Phase.TRIAL])
 @ALGORITHMS
-def test_an_interrupted_training_leaves_an_agent_that_predicts_and_goes_on(algorithm, phase, tmp_path):
+def test_an_interrupted_training_leaves_an_agent_that_predicts_and_goes_on(
+    algorithm, phase, tmp_path
+):
     hub = Hub([steers("one", 0.1)])
     model = learner(algorithm, hub, n_envs=4, trial_share=0.3)
     with pytest.raises(KeyboardInterrupt):
@@ -473,7 +541,10 @@ def test_what_was_unfinished_counts_where_nothing_else_is_known():
 def test_selection_that_cannot_be_is_refused():
     env = Toy()
     hub = tiny_hub(env)
-    with pytest.raises(BadConfig, match="judging_share was given with top_k, under which a pathway may not be computed"):
+    with pytest.raises(
+        BadConfig,
+        match="judging_share was given with top_k, under which a pathway may not be computed",
+    ):
         target(PPO, env, hub.agent(PPO, top_k=1, judging_share=0.1))
     with pytest.raises(BadConfig, match="judging_share was given where no pathway is drawn"):
         target(PPO, env, hub.agent(PPO, aggregation="mean", judging_share=0.1))
@@ -486,7 +557,14 @@ def test_selection_that_cannot_be_is_refused():
 def test_sources_that_are_trained_further_are_judged_by_their_latest_episodes():
     windows = {}
     for tuned in (True, False):
-        records = target(PPO, Toy(), tiny_hub(Toy()).agent(PPO, tuned=tuned)).policy.selection.records
+        records = target(
+            PPO, Toy(), tiny_hub(Toy()).agent(PPO, tuned=tuned)
+        ).policy.selection.records
         windows[tuned] = dict(zip(records.names, records.base_windows, strict=True))
-    assert windows[True]["ppo-0"] == windows[False]["fresh"] == windows[False]["together"] == TrustSettings().window
+    assert (
+        windows[True]["ppo-0"]
+        == windows[False]["fresh"]
+        == windows[False]["together"]
+        == TrustSettings().window
+    )
     assert windows[False]["ppo-0"] == 500

@@ -30,8 +30,8 @@ class ActorSnapshot(nn.Module):
     def swap(self, policy: ActorCriticPolicy) -> None:
         """Exchange the copy with the policy's own actor and critic, which the optimizer then knows nothing of.
 
-        The fresh pathway begins with parameters that have learned nothing: hidden layers that correct sources, and a critic
-        of what sources' states are worth, are of no use to it.
+        The fresh pathway begins with parameters that have learned nothing: hidden layers that
+        correct sources, and a critic of what sources' states are worth, are of no use to it.
         """
         learning = learning_parts(policy)
         now = copy.deepcopy(learning)
@@ -64,6 +64,17 @@ def learning_parts(policy: ActorCriticPolicy) -> nn.ModuleList:
     """SB3's actor and critic: extractor, hidden layers, last layers, and for Box the standard deviation."""
     hidden = policy.mlp_extractor
     std = [policy.log_std] if isinstance(policy.action_space, spaces.Box) else []
-    actor = [policy.pi_features_extractor, hidden.policy_net, policy.action_net, nn.ParameterList(std)]
+    actor = [
+        policy.pi_features_extractor,
+        hidden.policy_net,
+        policy.action_net,
+        nn.ParameterList(std),
+    ]
     critic = [hidden.value_net, policy.value_net]
-    return nn.ModuleList([*actor, *critic, *([] if policy.share_features_extractor else [policy.vf_features_extractor])])
+    return nn.ModuleList(
+        [
+            *actor,
+            *critic,
+            *([] if policy.share_features_extractor else [policy.vf_features_extractor]),
+        ]
+    )

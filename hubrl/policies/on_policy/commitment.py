@@ -21,7 +21,9 @@ class CommitmentState:
         self.steps: Int[np.ndarray, " envs"] = np.zeros(n_envs, dtype=np.int64)
 
     @classmethod
-    def restored(cls, n_rows: int, state: PredictState | None, episode_start: np.ndarray | None) -> "CommitmentState":
+    def restored(
+        cls, n_rows: int, state: PredictState | None, episode_start: np.ndarray | None
+    ) -> "CommitmentState":
         """The commitments that the last `predict` returned.
 
         Raises:
@@ -49,7 +51,9 @@ class CommitmentState:
 
     def binding(self, at_most: float | None) -> Int[np.ndarray, " envs"]:
         """Pathways that bind the next step, -1 for none; no longer than a number of steps, if there is one."""
-        return self.pathway if at_most is None else np.where(self.steps >= at_most, -1, self.pathway)
+        return (
+            self.pathway if at_most is None else np.where(self.steps >= at_most, -1, self.pathway)
+        )
 
 
 def transition_log_probs(
@@ -59,9 +63,9 @@ def transition_log_probs(
 ) -> Float[Tensor, "batch pathways"]:
     """Log-probabilities of the next pathway given the previous one [ours].
 
-    Each pathway's own stay logit `c_i` is added where it acted: `p = softmax(log w + c [i = previous])`; without one, the
-    previous pathway acts again for sure. Where none acted before `p = w`. A commitment ends when its pathway is not active
-    any more.
+    Each pathway's own stay logit `c_i` is added where it acted: `p = softmax(log w + c [i =
+    previous])`; without one, the previous pathway acts again for sure. Where none acted before `p =
+    w`. A commitment ends when its pathway is not active any more.
 
     Args:
         log_weights: Logarithms of pathway weights; minus infinity where a pathway is not active.
@@ -76,7 +80,9 @@ def transition_log_probs(
     return torch.where(there.any(dim=1, keepdim=True), certain, log_weights)
 
 
-def certain_log_weights(pathway: Int[Tensor, " batch"], n_pathways: int) -> Float[Tensor, "batch pathways"]:
+def certain_log_weights(
+    pathway: Int[Tensor, " batch"], n_pathways: int
+) -> Float[Tensor, "batch pathways"]:
     """Logarithms of pathway weights where one pathway a row has all the weight."""
     logs = torch.full((len(pathway), n_pathways), -torch.inf, device=pathway.device)
     return logs.masked_fill(index_mask(pathway, n_pathways), 0.0)

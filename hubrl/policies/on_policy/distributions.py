@@ -28,7 +28,9 @@ class PathwayDistribution(Distribution):
         raise BadConfig("A mixture of pathways has no network of its own.")
 
     def proba_distribution(
-        self, action_params: Float[Tensor, "batch computed outputs"], log_weights: Float[Tensor, "batch pathways"]
+        self,
+        action_params: Float[Tensor, "batch computed outputs"],
+        log_weights: Float[Tensor, "batch pathways"],
     ) -> "PathwayDistribution":
         """The distribution of these action parameters, of all pathways or of the one that acts in each row, and log-weights."""
         self.action_params, self.log_weights = action_params, log_weights
@@ -41,7 +43,9 @@ class PathwayDistribution(Distribution):
         Raises:
             BadConfig: TRPO asks for it, to compute a divergence.
         """
-        raise BadConfig("What hub.agent makes for PPO or A2C was given to TRPO; use hub.agent(TRPO).")
+        raise BadConfig(
+            "What hub.agent makes for PPO or A2C was given to TRPO; use hub.agent(TRPO)."
+        )
 
     def entropy(self) -> Tensor | None:
         """None: there is no closed form, and SB3 then estimates it by the mean negative log-probability."""
@@ -57,11 +61,17 @@ class PathwayDistribution(Distribution):
         self.acted = draw_pathway(self.log_weights, deterministic=True)
         return draw_action(self._of_acted(), self.action_space, deterministic=True)
 
-    def actions_from_params(self, action_params: Tensor, log_weights: Tensor, deterministic: bool = False) -> Tensor:
+    def actions_from_params(
+        self, action_params: Tensor, log_weights: Tensor, deterministic: bool = False
+    ) -> Tensor:
         """Actions for action parameters of pathways."""
-        return self.proba_distribution(action_params, log_weights).get_actions(deterministic=deterministic)
+        return self.proba_distribution(action_params, log_weights).get_actions(
+            deterministic=deterministic
+        )
 
-    def log_prob_from_params(self, action_params: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    def log_prob_from_params(
+        self, action_params: Tensor, log_weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Actions for action parameters of pathways, and their log-probabilities."""
         actions = self.actions_from_params(action_params, log_weights)
         return actions, self.log_prob(actions)
@@ -74,7 +84,9 @@ class PathwayDistribution(Distribution):
         if self.action_params.shape[1] == 1:
             # Only one is left.
             return self.action_params[:, 0]
-        return self.action_params.gather(1, self.acted[:, None, None].expand(-1, 1, self.action_params.shape[2])).squeeze(1)
+        return self.action_params.gather(
+            1, self.acted[:, None, None].expand(-1, 1, self.action_params.shape[2])
+        ).squeeze(1)
 
 
 class MixtureDistribution(PathwayDistribution):
@@ -88,13 +100,18 @@ class MixtureDistribution(PathwayDistribution):
 class CommittedDistribution(PathwayDistribution):
     """Who acts is part of the decision, because it binds the next ones: the likelihood is of pathway and action.
 
-    The weights are those of a transition: how likely each pathway acts, given the one that acted before.
+    The weights are those of a transition: how likely each pathway acts, given the one that acted
+    before.
     """
 
     deterministic: Bool[Tensor, " batch"] | None = None
     acted: Int[Tensor, " batch"] | None = None  # type: ignore[assignment]
 
-    def given(self, acted: Int[Tensor, " batch"] | None, deterministic: Bool[Tensor, " batch"] | None = None) -> "CommittedDistribution":
+    def given(
+        self,
+        acted: Int[Tensor, " batch"] | None,
+        deterministic: Bool[Tensor, " batch"] | None = None,
+    ) -> "CommittedDistribution":
         """The same with what is known of the decisions.
 
         Args:
@@ -120,27 +137,39 @@ class CommittedDistribution(PathwayDistribution):
 
 
 def log_likelihood(
-    action_params: Float[Tensor, "*rows outputs"], actions: Tensor, space: spaces.Box | spaces.Discrete
+    action_params: Float[Tensor, "*rows outputs"],
+    actions: Tensor,
+    space: spaces.Box | spaces.Discrete,
 ) -> Float[Tensor, " *rows"]:
     """Log-likelihood of actions under action parameters.
 
     Args:
         action_params: Means and log standard deviations, or log-probabilities up to a constant.
-        actions: Of the shape of the means, or of one with ones in it; without the last dimension where they are choices.
+        actions: Of the shape of the means, or of one with ones in it; without the last dimension
+            where they are choices.
         space: Box or Discrete.
     """
     if isinstance(space, spaces.Discrete):
         normal = functional.log_softmax(action_params, dim=-1)
-        choice = actions.long().reshape(len(actions), *[1] * (action_params.ndim - 1)).expand(*normal.shape[:-1], 1)
+        choice = (
+            actions.long()
+            .reshape(len(actions), *[1] * (action_params.ndim - 1))
+            .expand(*normal.shape[:-1], 1)
+        )
         return normal.gather(-1, choice).squeeze(-1)
     mean, log_std = action_params.chunk(2, dim=-1)
     scaled = (actions - mean) * (-log_std).exp()
-    density: Tensor = (-0.5 * scaled.square() - log_std).sum(dim=-1) - 0.5 * math.log(2 * math.pi) * mean.shape[-1]
+    density: Tensor = (-0.5 * scaled.square() - log_std).sum(dim=-1) - 0.5 * math.log(
+        2 * math.pi
+    ) * mean.shape[-1]
     return density
 
 
 def draw_pathway(
-    log_weights: Float[Tensor, "batch pathways"], at_mode: Bool[Tensor, " batch"] | None = None, *, deterministic: bool = False
+    log_weights: Float[Tensor, "batch pathways"],
+    at_mode: Bool[Tensor, " batch"] | None = None,
+    *,
+    deterministic: bool = False,
 ) -> Int[Tensor, " batch"]:
     """Pathways drawn by weight; the likeliest in some rows, or everywhere."""
     if deterministic:
@@ -178,13 +207,15 @@ def draw_gaussian(
 
 
 def _draw(logits: Float[Tensor, "batch choices"]) -> Int[Tensor, " batch"]:
-    # As `torch.multinomial` does it, which checks all it is given first: a race of exponential clocks is won in proportion to rates.
+    # As `torch.multinomial` does it, which checks all it is given first: a race of exponential
+    # clocks is won in proportion to rates.
     weights = functional.softmax(logits, dim=1)
     return (weights / torch.empty_like(weights).exponential_(1.0)).argmax(dim=1)
 
 
 def mixed_categorical(
-    action_params: Float[Tensor, "batch pathways outputs"], log_weights: Float[Tensor, "batch pathways"]
+    action_params: Float[Tensor, "batch pathways outputs"],
+    log_weights: Float[Tensor, "batch pathways"],
 ) -> CategoricalDistribution:
     """A mixture of discrete choices, which is a discrete choice itself, so that its entropy is exact."""
     normal = functional.log_softmax(action_params, dim=2)

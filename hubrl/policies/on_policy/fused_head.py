@@ -1,7 +1,8 @@
 """The hand-made backward of `CommittedHead.decide`, its optional faster twin.
 
-Networks of a few dozen units cost what calling an operation costs, and autograd calls twice as many as there are. So
-everything behind the features is one operation to autograd, whose derivatives are short formulas.
+Networks of a few dozen units cost what calling an operation costs, and autograd calls twice as many
+as there are. So everything behind the features is one operation to autograd, whose derivatives are
+short formulas.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,8 @@ def evaluate_fused(
         head: The head.
         features: What the actor and the critic read.
         log_weights: Logarithms of the pathway weights.
-        selected_output: The output of the source that acted; anything where the fresh pathway acted.
+        selected_output: The output of the source that acted; anything where the fresh pathway
+            acted.
         context: The step's inputs, with the pathways that acted and those before.
         actions: The actions.
     """
@@ -60,7 +62,13 @@ def gradients(
     of_critics, critic, value = _of_critic(head, cache, by_values, features=wanted[1])
     if by_log_prob is None:
         nothing = [None] * (len(head.op_inputs.parameters) - len(critic) - len(value))
-        return [None, of_critics, None, None, *head.op_inputs.gradients([*critic, *value, *nothing])]
+        return [
+            None,
+            of_critics,
+            None,
+            None,
+            *head.op_inputs.gradients([*critic, *value, *nothing]),
+        ]
     outer = by_log_prob[:, None]
     slope = outer * _slope(cache)
     of_means = slope if cache.precision is None else slope * cache.precision
@@ -74,9 +82,17 @@ def gradients(
     if cache.stayed is not None:
         of_heads.append(of_weights * cache.stayed)
     of_actors, actor, heads = _of_actor(head, cache, of_heads, features=wanted[0])
-    of_output = _of_output(cache, of_means, None if head.log_stds else of_log_stds) if wanted[3] else None
+    of_output = (
+        _of_output(cache, of_means, None if head.log_stds else of_log_stds) if wanted[3] else None
+    )
     stds = [] if of_log_stds is None else _of_stds(head, cache, of_log_stds)
-    return [of_actors, of_critics, of_weights, of_output, *head.op_inputs.gradients([*critic, *value, *actor, *heads, *stds])]
+    return [
+        of_actors,
+        of_critics,
+        of_weights,
+        of_output,
+        *head.op_inputs.gradients([*critic, *value, *actor, *heads, *stds]),
+    ]
 
 
 def _of_actor(
@@ -88,7 +104,9 @@ def _of_actor(
     latent = cache.actor[-1]
     of_fused = torch.cat(list(of_heads), dim=1)
     weights, biases = linear_gradients(of_fused, latent)
-    read, hidden = head.actor.backward(cache.actor, of_fused @ cast("Tensor", head.fused.weight), inputs=features)
+    read, hidden = head.actor.backward(
+        cache.actor, of_fused @ cast("Tensor", head.fused.weight), inputs=features
+    )
     return read, hidden, [*weights.split(head.sizes), *biases.split(head.sizes)]
 
 
@@ -100,18 +118,28 @@ def _of_critic(
         return None, [None] * len(head.critic.parameters), [None, None]
     if isinstance(head.value, PopArtLinear) and head.value.rescaled:
         by_values = by_values / head.value.units[1]
-    read, hidden = head.critic.backward(cache.critic, by_values @ head.value.weight, inputs=features)
+    read, hidden = head.critic.backward(
+        cache.critic, by_values @ head.value.weight, inputs=features
+    )
     return read, hidden, linear_gradients(by_values, cache.critic[-1])
 
 
-def _of_transition(cache: BackwardCache, outer: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch pathways"]:
+def _of_transition(
+    cache: BackwardCache, outer: Float[Tensor, "batch 1"]
+) -> Float[Tensor, "batch pathways"]:
     """Gradient of the weights' logarithms, and of what is added to them where a pathway acted before."""
     free = outer.masked_fill(cache.solo, 0.0)
     chosen = index_mask(cache.acted, cache.transition.shape[1]) * free
-    return chosen if cache.stayed is None else chosen.addcmul_(cache.transition.exp(), free, value=-1.0)
+    return (
+        chosen
+        if cache.stayed is None
+        else chosen.addcmul_(cache.transition.exp(), free, value=-1.0)
+    )
 
 
-def _of_stds(head: CommittedHead, cache: BackwardCache, of_log_stds: Float[Tensor, "batch actions"]) -> list[Tensor]:
+def _of_stds(
+    head: CommittedHead, cache: BackwardCache, of_log_stds: Float[Tensor, "batch actions"]
+) -> list[Tensor]:
     """Gradients of the standard deviations' logarithms, summed up over where each pathway acted."""
     if head.log_stds:
         who = cached_arange(len(head.stds), cache.acted.device)[:, None] == cache.acted
@@ -128,13 +156,17 @@ def _slope(cache: BackwardCache) -> Float[Tensor, "batch _"]:
 
 
 def _of_output(
-    cache: BackwardCache, of_means: Float[Tensor, "batch _"], of_log_stds: Float[Tensor, "batch actions"] | None
+    cache: BackwardCache,
+    of_means: Float[Tensor, "batch _"],
+    of_log_stds: Float[Tensor, "batch actions"] | None,
 ) -> Float[Tensor, "batch outputs"]:
     """Gradient of sources' outputs, which is of consequence where they are trained further."""
     own = (
         of_means
         if cache.precision is None
-        else torch.cat([of_means, torch.zeros_like(of_means) if of_log_stds is None else of_log_stds], dim=1)
+        else torch.cat(
+            [of_means, torch.zeros_like(of_means) if of_log_stds is None else of_log_stds], dim=1
+        )
     )
     return own.masked_fill(cache.fresh, 0.0)
 
@@ -155,9 +187,12 @@ class _FusedDecide(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        # Not read again, but torch then notices weights that changed before the gradient was asked for.
+        # Not read again, but torch then notices weights that changed before the gradient was asked
+        # for.
         ctx.save_for_backward(log_weights, selected_output, *parameters)
-        step = head.decide((actors, critics), log_weights, lambda _: selected_output, context, actions)
+        step = head.decide(
+            (actors, critics), log_weights, lambda _: selected_output, context, actions
+        )
         # Not the step itself: results must not be referred to by what makes their gradient.
         ctx.head, ctx.cache = head, step.cache
         return step.values, step.log_prob
@@ -166,4 +201,9 @@ class _FusedDecide(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, by_values: Tensor | None, by_log_prob: Tensor | None) -> tuple[Any, ...]:
         assert ctx.saved_tensors
-        return (None, None, None, *gradients(ctx.head, ctx.cache, by_values, by_log_prob, ctx.needs_input_grad[3:7]))
+        return (
+            None,
+            None,
+            None,
+            *gradients(ctx.head, ctx.cache, by_values, by_log_prob, ctx.needs_input_grad[3:7]),
+        )

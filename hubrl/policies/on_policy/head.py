@@ -1,6 +1,7 @@
 """The head of a policy that draws one pathway: everything behind the features, under plain autograd.
 
-It is the reference. `hubrl.policies.on_policy.fused_head` makes one operation of it, with its gradients by hand.
+It is the reference. `hubrl.policies.on_policy.fused_head` makes one operation of it, with its
+gradients by hand.
 """
 
 import math
@@ -22,7 +23,8 @@ from hubrl.policies.on_policy.step import StepContext, encode_solo
 from hubrl.routing.weights import index_mask
 
 SelectOutput = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch outputs"]]
-"""From the pathway that acts in each row to that source's own output; anything where the fresh pathway acts."""
+"""From the pathway that acts in each row to that source's own output; anything where the fresh
+pathway acts."""
 
 
 class BackwardCache(NamedTuple):
@@ -36,14 +38,16 @@ class BackwardCache(NamedTuple):
     stayed: Float[Tensor, "batch pathways"] | None
     """One at the pathway that acted before; none where no commitment is learned."""
     scaled: Float[Tensor, "batch _"]
-    """Distances of actions from their means, in standard deviations; or log-probabilities of the choices."""
+    """Distances of actions from their means, in standard deviations; or log-probabilities of the
+    choices."""
     precision: Float[Tensor, "batch actions"] | None
     """One over the standard deviations; none where actions are choices."""
     actions: Tensor
     fresh: Bool[Tensor, "batch 1"]
     """Where the fresh pathway acts."""
     solo: Bool[Tensor, "batch 1"]
-    """Where a pathway plays its episode alone, is sure to act and, if it is a source, is not corrected."""
+    """Where a pathway plays its episode alone, is sure to act and, if it is a source, is not
+    corrected."""
 
 
 class FusedHeads(NamedTuple):
@@ -97,16 +101,20 @@ class CommittedHead:
     stay_logit: nn.Linear | None
     """The learned commitment to the previous pathway, if there is one."""
     log_stds: Sequence[Tensor]
-    """Logarithms of the standard deviations of the sources' pathways; empty where they are the sources' own."""
+    """Logarithms of the standard deviations of the sources' pathways; empty where they are the
+    sources' own."""
     log_std: Tensor | None
     """That of the fresh pathway, where it has one."""
     reads_features: bool = True
-    """Whether `actor` and `critic` are the policy's hidden layers; else it reads what those of another kind give."""
+    """Whether `actor` and `critic` are the policy's hidden layers; else it reads what those of
+    another kind give."""
 
     @property
     def heads(self) -> list[nn.Linear]:
         """Layers that read the actor's last hidden layer."""
-        return [layer for layer in (self.fresh, self.residual, self.stay_logit) if layer is not None]
+        return [
+            layer for layer in (self.fresh, self.residual, self.stay_logit) if layer is not None
+        ]
 
     @property
     def stds(self) -> list[Tensor]:
@@ -116,7 +124,11 @@ class CommittedHead:
     @property
     def parts(self) -> list[list[Tensor]]:
         """Parameters whose gradients come together: the critic's, and those of the pathway and its action."""
-        heads = [*(layer.weight for layer in self.heads), *(layer.bias for layer in self.heads), *self.stds]
+        heads = [
+            *(layer.weight for layer in self.heads),
+            *(layer.bias for layer in self.heads),
+            *self.stds,
+        ]
         critic = [*self.critic.parameters, self.value.weight, self.value.bias]
         return [critic, [*(self.actor.parameters if self.heads else []), *heads]]
 
@@ -136,7 +148,10 @@ class CommittedHead:
         return self._views if self.op_inputs.packs else self._stack_heads()
 
     def _stack_heads(self) -> FusedHeads:
-        weights, biases = [layer.weight for layer in self.heads], [layer.bias for layer in self.heads]
+        weights, biases = (
+            [layer.weight for layer in self.heads],
+            [layer.bias for layer in self.heads],
+        )
         stds = stack_parameters(self.stds, new=True) if self.stds else None
         if not weights:
             return FusedHeads(None, None, stds)
@@ -190,16 +205,25 @@ class CommittedHead:
         if actions is None:
             actions = acting.draw(context.deterministic, deterministic=deterministic)
         likelihood, scaled, precision = self._likelihood(acting, actions)
-        cache = BackwardCache(acted, actor, critic, transition, stayed, scaled, precision, actions, fresh, solo)
-        return PolicyStep(acted, selected, actions, self.value(critic[-1]), chosen + likelihood, cache)
+        cache = BackwardCache(
+            acted, actor, critic, transition, stayed, scaled, precision, actions, fresh, solo
+        )
+        return PolicyStep(
+            acted, selected, actions, self.value(critic[-1]), chosen + likelihood, cache
+        )
 
-    def _head_outputs(self, latent: Float[Tensor, "batch latent"], fused: FusedHeads) -> tuple[Tensor | None, ...]:
+    def _head_outputs(
+        self, latent: Float[Tensor, "batch latent"], fused: FusedHeads
+    ) -> tuple[Tensor | None, ...]:
         """Outputs of the fresh pathway's layer, the correction and the commitment; none where there is no such layer."""
         outputs: Sequence[Tensor] = ()
         if fused.weight is not None:
             outputs = functional.linear(latent, fused.weight, fused.bias).split(self.sizes, dim=1)
         each = iter(outputs)
-        return tuple(None if layer is None else next(each) for layer in (self.fresh, self.residual, self.stay_logit))
+        return tuple(
+            None if layer is None else next(each)
+            for layer in (self.fresh, self.residual, self.stay_logit)
+        )
 
     def _acting_params(
         self,
@@ -221,11 +245,15 @@ class CommittedHead:
         std = log_std.exp()
         # In units of the standard deviation, so that a sharp source is moved gently.
         corrected = mean if correction is None else torch.addcmul(mean, correction, std.detach())
-        return ActingParams(corrected if own is None else torch.where(fresh, own, corrected), log_std, std)
+        return ActingParams(
+            corrected if own is None else torch.where(fresh, own, corrected), log_std, std
+        )
 
     def _likelihood(
         self, acting: ActingParams, actions: Tensor
-    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch _"], Float[Tensor, "batch actions"] | None]:
+    ) -> tuple[
+        Float[Tensor, " batch"], Float[Tensor, "batch _"], Float[Tensor, "batch actions"] | None
+    ]:
         """Log-likelihoods (as of `distributions.log_likelihood`), and two results of which their derivatives are made."""
         if acting.log_std is None or acting.std is None:
             normal = acting.params.log_softmax(dim=1)

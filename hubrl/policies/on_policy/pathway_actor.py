@@ -6,7 +6,11 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Float, Int
-from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
+from stable_baselines3.common.distributions import (
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    Distribution,
+)
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor, nn
@@ -42,22 +46,34 @@ class PathwayActor(PathwayNetworks):
             return routed._replace(whole=routed.features)
         alone = torch.full((len(latent),), pathway, device=latent.device)
         only_fresh = pathway == self.fresh_index
-        context = StepContext(observations, exploring=False, previous=encode_solo(alone), only_fresh=only_fresh)
+        context = StepContext(
+            observations, exploring=False, previous=encode_solo(alone), only_fresh=only_fresh
+        )
         routed = self._route(context, latent)
-        routed = routed._replace(log_weights=certain_log_weights(alone, len(self.method.pathways.names)))
+        routed = routed._replace(
+            log_weights=certain_log_weights(alone, len(self.method.pathways.names))
+        )
         if only_fresh:
             fresh = cast("Tensor", self.fresh_params(latent))
-            # The router gives the fresh pathway no weight while the hub plays, so that it is not among what was routed.
+            # The router gives the fresh pathway no weight while the hub plays, so that it is not
+            # among what was routed.
             before = cast("Tensor", routed.pathway_outputs)
-            routed = routed._replace(pathway_outputs=torch.cat([before[:, :-1], fresh[:, None]], dim=1))
+            routed = routed._replace(
+                pathway_outputs=torch.cat([before[:, :-1], fresh[:, None]], dim=1)
+            )
         return routed._replace(whole=routed.features)
 
     def distribution_parameters(self, routed: Routed) -> Float[Tensor, "batch outputs"]:
         """Action parameters whose mode is what `predict` does: those of the heaviest pathway.
 
-        Where actions are discrete and no pathway is committed, the log-probabilities of the mixture.
+        Where actions are discrete and no pathway is committed, the log-probabilities of the
+        mixture.
         """
-        if routed.pathway_outputs is None or routed.log_weights is None or self.aggregation != "mixture":
+        if (
+            routed.pathway_outputs is None
+            or routed.log_weights is None
+            or self.aggregation != "mixture"
+        ):
             return routed.features
         if isinstance(self.action_space, spaces.Discrete) and not self.commits:
             return mixed_categorical(routed.pathway_outputs, routed.log_weights).distribution.logits
@@ -70,7 +86,8 @@ class PathwayActor(PathwayNetworks):
 
         Args:
             obs: Observations as tensors, not yet preprocessed.
-            pathway: Position among the method's candidates, which are its pathways unless it says otherwise, row by row.
+            pathway: Position among the method's candidates, which are its pathways unless it says
+                otherwise, row by row.
         """
         observations = self.preprocess(obs)
         latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
@@ -95,7 +112,9 @@ class PathwayActor(PathwayNetworks):
         """The pathway and its action, drawn."""
         pathways = self.method.pathways
         features, weights = self.head_features(head, context), self.weigh(context)
-        select = lambda acted: pathways.selected_output(acted, context.observations, context.source_outputs)  # noqa: E731 - a closure over one step
+        select = lambda acted: pathways.selected_output(
+            acted, context.observations, context.source_outputs
+        )  # noqa: E731 - a closure over one step
         return head.decide(features, weights, select, context, deterministic=deterministic)
 
     def head_features(self, head: CommittedHead, context: StepContext) -> tuple[Tensor, Tensor]:
@@ -106,7 +125,9 @@ class PathwayActor(PathwayNetworks):
     def weigh(self, context: StepContext) -> Float[Tensor, "batch pathways"]:
         """Logarithms of the pathway weights, or of a fixed commitment's; the loss of routing rides on them."""
         assert isinstance(self.method, RoutedMethod)
-        (log_weights, _), loss = self.method.compute_weights(context.observations, self._noise(context))
+        (log_weights, _), loss = self.method.compute_weights(
+            context.observations, self._noise(context)
+        )
         logs = self._with_loss(Routed(None, loss, None, log_weights), context).log_weights
         assert logs is not None
         if self.stay_logit is not None or self.outputs.hold == 1:
@@ -114,7 +135,9 @@ class PathwayActor(PathwayNetworks):
         assert context.previous is not None
         return transition_log_probs(logs, context.previous)
 
-    def make_distribution(self, context: StepContext, latent: Float[Tensor, "batch latent"]) -> Distribution:
+    def make_distribution(
+        self, context: StepContext, latent: Float[Tensor, "batch latent"]
+    ) -> Distribution:
         """The action distribution, from all pathways or, where it plays alone in all rows, from the fresh one.
 
         Args:
@@ -132,12 +155,16 @@ class PathwayActor(PathwayNetworks):
             transition = self._transition(logs, context, latent)
             committed: PathwayDistribution = CommittedDistribution(self.action_space)
             assert isinstance(committed, CommittedDistribution)
-            return committed.given(context.acted, context.deterministic).proba_distribution(params, transition)
+            return committed.given(context.acted, context.deterministic).proba_distribution(
+                params, transition
+            )
         if isinstance(self.action_space, spaces.Discrete):
             return mixed_categorical(params, logs)
         return MixtureDistribution(self.action_space).proba_distribution(params, logs)
 
-    def fresh_params(self, latent: Float[Tensor, "batch latent"], *, of_snapshot: bool = False) -> Float[Tensor, "batch outputs"] | None:
+    def fresh_params(
+        self, latent: Float[Tensor, "batch latent"], *, of_snapshot: bool = False
+    ) -> Float[Tensor, "batch outputs"] | None:
         """Action parameters of the fresh pathway, or those by the actor's snapshot; none where there is no such pathway."""
         if self.method.pathways.names[-1] != FRESH:
             return None
@@ -152,10 +179,18 @@ class PathwayActor(PathwayNetworks):
         if self._noise_generator is None:
             self._noise_generator = np.random.default_rng(int(self.get_buffer("noise_key")))
         shape = context.n_rows, len(self.method.pathways.names)
-        noise = torch.as_tensor(self._noise_generator.standard_normal(shape, dtype=np.float32), device=self.device)
-        return noise if context.deterministic is None else noise.masked_fill(context.deterministic[:, None], 0.0)
+        noise = torch.as_tensor(
+            self._noise_generator.standard_normal(shape, dtype=np.float32), device=self.device
+        )
+        return (
+            noise
+            if context.deterministic is None
+            else noise.masked_fill(context.deterministic[:, None], 0.0)
+        )
 
-    def count_fresh(self, n_rows: int, device: torch.device, context: StepContext) -> Float[Tensor, "batch pathways"]:
+    def count_fresh(
+        self, n_rows: int, device: torch.device, context: StepContext
+    ) -> Float[Tensor, "batch pathways"]:
         """Logarithms of the pathway weights where the fresh pathway acts alone, counted for the logs."""
         n_pathways = len(self.method.pathways.names)
         logs = certain_log_weights(torch.full((n_rows,), n_pathways - 1, device=device), n_pathways)
@@ -166,10 +201,17 @@ class PathwayActor(PathwayNetworks):
         by_snapshot = self.acts_by_snapshot and not context.exploring and not context.only_fresh
         read = self._hub_latent(context.observations, latent) if by_snapshot else latent
         fresh = self.fresh_params(read, of_snapshot=by_snapshot)
-        routed: Routed = self.method(context.observations, fresh=fresh, noise=self._noise(context), source_outputs=context.source_outputs)
+        routed: Routed = self.method(
+            context.observations,
+            fresh=fresh,
+            noise=self._noise(context),
+            source_outputs=context.source_outputs,
+        )
         if routed.pathway_outputs is None or routed.log_weights is None:
             return routed
-        return routed._replace(pathway_outputs=self._with_residual(routed.pathway_outputs, context, latent), whole=None)
+        return routed._replace(
+            pathway_outputs=self._with_residual(routed.pathway_outputs, context, latent), whole=None
+        )
 
     def _noise(self, context: StepContext) -> Float[Tensor, "batch pathways"] | None:
         """The router's noise: as recorded, or by the rollout's key; none where it is off."""
@@ -180,7 +222,9 @@ class PathwayActor(PathwayNetworks):
             return noise
         return noise.masked_fill(context.deterministic[:, None], 0.0)
 
-    def _hub_latent(self, observations: Observations, latent: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch latent"]:
+    def _hub_latent(
+        self, observations: Observations, latent: Float[Tensor, "batch latent"]
+    ) -> Float[Tensor, "batch latent"]:
         """Last hidden layer for the correction and the commitment: the snapshot's while the fresh pathway trains alone."""
         if not self.acts_by_snapshot or self.actor_snapshot is None:
             return latent
@@ -205,7 +249,10 @@ class PathwayActor(PathwayNetworks):
         return torch.cat([corrected, params[:, n_sources:]], dim=1)
 
     def _transition(
-        self, logs: Float[Tensor, "batch pathways"], context: StepContext, latent: Float[Tensor, "batch latent"]
+        self,
+        logs: Float[Tensor, "batch pathways"],
+        context: StepContext,
+        latent: Float[Tensor, "batch latent"],
     ) -> Float[Tensor, "batch pathways"]:
         """Log-probabilities of the pathway given the previous one; without a record of it, as if none was committed."""
         if context.previous is None:
@@ -224,19 +271,25 @@ class PathwayActor(PathwayNetworks):
         certain = certain_log_weights(encode_solo(context.previous), logs.shape[1])
         return torch.where(context.solo[:, None], certain, logs)
 
-    def _fresh_distribution(self, context: StepContext, latent: Float[Tensor, "batch latent"]) -> Distribution:
+    def _fresh_distribution(
+        self, context: StepContext, latent: Float[Tensor, "batch latent"]
+    ) -> Distribution:
         fresh = self.fresh_params(latent)
         assert fresh is not None
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
         logs = self.count_fresh(len(fresh), fresh.device, context)
-        committed = CommittedDistribution(self.action_space).given(context.acted, context.deterministic)
+        committed = CommittedDistribution(self.action_space).given(
+            context.acted, context.deterministic
+        )
         return committed.proba_distribution(fresh[:, None], logs)
 
     def _whole_distribution(self, params: Float[Tensor, "batch outputs"]) -> Distribution:
         if isinstance(self.action_space, spaces.Discrete):
             return CategoricalDistribution(params.shape[1]).proba_distribution(params)
         mean, log_std = params.chunk(2, dim=1)
-        return DiagGaussianDistribution(get_action_dim(self.action_space)).proba_distribution(mean, log_std)
+        return DiagGaussianDistribution(get_action_dim(self.action_space)).proba_distribution(
+            mean, log_std
+        )
 
     def _with_loss(self, routed: Routed, context: StepContext) -> Routed:
         """The same, counted for the logs; where it learns, the loss of routing rides on what the distribution is made of."""

@@ -37,9 +37,10 @@ from hubrl.sources.preprocessing import Observations
 class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
     """SB3's actor and critic, a method over the sources, and what stands between them and an action distribution.
 
-    Everything that SB3's policy builds is built first and unchanged: it is the fresh pathway and the critic. The hub
-    is added behind it and draws on no random number of the surrounding generator, so that with every source dropped
-    what is left is SB3's policy, bit for bit. Arguments as of `HubActorCriticPolicy`.
+    Everything that SB3's policy builds is built first and unchanged: it is the fresh pathway and
+    the critic. The hub is added behind it and draws on no random number of the surrounding
+    generator, so that with every source dropped what is left is SB3's policy, bit for bit.
+    Arguments as of `HubActorCriticPolicy`.
     """
 
     def __init__(
@@ -53,19 +54,29 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         **kwargs: Any,
     ) -> None:
         if kwargs.get("use_sde"):
-            raise BadConfig("use_sde=True was given; pathways have standard deviations of their own, leave it out.")
+            raise BadConfig(
+                "use_sde=True was given; pathways have standard deviations of their own, leave it out."
+            )
         if not isinstance(action_space, spaces.Box | spaces.Discrete):
             raise SpaceMismatch(
                 f"The target acts in {describe(action_space)}; outputs are mixed for Box and Discrete, use level='features'."
             )
         self.spec = parse_spec(hub)
-        self.outputs = outputs if isinstance(outputs, OutputOptions) else OutputOptions.model_validate(outputs or {})
+        self.outputs = (
+            outputs
+            if isinstance(outputs, OutputOptions)
+            else OutputOptions.model_validate(outputs or {})
+        )
         self.aggregation = find(self.spec.method).aggregation or self.outputs.aggregation
         if self.outputs.hold > 1 and self.aggregation != "mixture":
             by_method = self.outputs.aggregation == "mixture"
             given = f"method {self.spec.method!r}" if by_method else "aggregation='mean'"
-            raise BadConfig(f"hold={self.outputs.hold:g} was given for {given}, which holds nobody; leave it out.")
-        kwargs.setdefault("features_extractor_class", extractor_class(observation_space, self.spec.precision))
+            raise BadConfig(
+                f"hold={self.outputs.hold:g} was given for {given}, which holds nobody; leave it out."
+            )
+        kwargs.setdefault(
+            "features_extractor_class", extractor_class(observation_space, self.spec.precision)
+        )
         if kwargs["features_extractor_class"] is BF16NatureCNN:
             kwargs.setdefault("net_arch", [])  # as SB3 has it behind NatureCNN
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
@@ -81,7 +92,9 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         Raises:
             BadConfig: An algorithm asks for it that the policy was not made for.
         """
-        raise BadConfig("What hub.agent makes for PPO or A2C was given to another algorithm; use hub.agent with that algorithm's class.")
+        raise BadConfig(
+            "What hub.agent makes for PPO or A2C was given to another algorithm; use hub.agent with that algorithm's class."
+        )
 
     actor = lstm_actor = q_net
     """As of `q_net`; SAC, TD3 and RecurrentPPO ask for them."""
@@ -107,7 +120,9 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
     @property
     def draws_in_evaluation(self) -> bool:
         """Whether evaluations draw actions, as in Atari games: a deterministic agent may play one game for ever."""
-        return isinstance(self.action_space, spaces.Discrete) and is_image_space(self.observation_space)
+        return isinstance(self.action_space, spaces.Discrete) and is_image_space(
+            self.observation_space
+        )
 
     @property
     def acts_by_snapshot(self) -> bool:
@@ -124,13 +139,19 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         super()._build(lr_schedule)
         with torch.random.fork_rng(devices=[]):
             self._build_hub()
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.optimizer = self.optimizer_class(
+            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+        )  # type: ignore[call-arg]
 
     def _build_hub(self) -> None:
         meanings = check_meanings(self.outputs.action_meanings, self.action_space)
         std = None if find(self.spec.method).keeps_source_std else self.outputs.source_std
-        target = TargetSpec(self.observation_space, "outputs", self.action_space, std, meanings, self.spec.precision)
-        self.method: Method = create(self.spec.method, spec_sources(self.spec), target, self.spec.options)
+        target = TargetSpec(
+            self.observation_space, "outputs", self.action_space, std, meanings, self.spec.precision
+        )
+        self.method: Method = create(
+            self.spec.method, spec_sources(self.spec), target, self.spec.options
+        )
         self.register_buffer("noise_key", torch.randint(2**31, ()))
         self.register_buffer("warm_until", torch.zeros((), dtype=torch.float64))
         self.selection: ArmSelection | None = self._make_selection()
@@ -141,15 +162,23 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         if self.selection is not None and self.outputs.trial_share > 0:
             self.actor_snapshot = ActorSnapshot(self)
         self.residual = None
-        if self.outputs.residual and self.method.allows_residual and len(self.method.pathways.sources):
-            self.residual = ZeroLinear(self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space))
+        if (
+            self.outputs.residual
+            and self.method.allows_residual
+            and len(self.method.pathways.sources)
+        ):
+            self.residual = ZeroLinear(
+                self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space)
+            )
 
     def _make_selection(self) -> ArmSelection | None:
         names = self.method.pathways.names
         if self.outputs.judging_share == 0 or len(names) == 1:
             return None
         check_selection(self.aggregation, self.method)
-        settings = TrustSettings(judging_share=self.outputs.judging_share, trial_share=self.outputs.trial_share)
+        settings = TrustSettings(
+            judging_share=self.outputs.judging_share, trial_share=self.outputs.trial_share
+        )
         return ArmSelection(
             [name for name in names if name != FRESH],
             settings,
@@ -172,14 +201,20 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
     def preprocess(self, obs: PyTorchObs) -> Observations:
         """Observations as SB3 preprocesses them; images stay bytes where everything that reads them takes bytes."""
         seen: Any = obs
-        if self.method.reads_bytes and isinstance(self.pi_features_extractor, BF16NatureCNN) and self.normalize_images:
+        if (
+            self.method.reads_bytes
+            and isinstance(self.pi_features_extractor, BF16NatureCNN)
+            and self.normalize_images
+        ):
             return cast("Observations", seen)
         return preprocess_obs(seen, self.observation_space, normalize_images=self.normalize_images)
 
     def extract_both(self, observations: Observations) -> tuple[Tensor, Tensor]:
         """Features of the actor and of the critic."""
         actor = self.pi_features_extractor(observations)
-        return actor, actor if self.share_features_extractor else self.vf_features_extractor(observations)
+        return actor, actor if self.share_features_extractor else self.vf_features_extractor(
+            observations
+        )
 
     def extract_latents(self, observations: Observations) -> tuple[Tensor, Tensor]:
         """Last hidden layers of the actor and of the critic."""
@@ -197,8 +232,12 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
             return None
         hidden = (extractor.policy_net, extractor.value_net)
         # Hidden layers of another kind stay torch's, and what they give is what the head reads.
-        reads_features = type(extractor) is MlpExtractor and all(ManualMLP.supports(layers) for layers in hidden)
-        actor, critic = (ManualMLP(layers if reads_features else nn.Sequential()) for layers in hidden)
+        reads_features = type(extractor) is MlpExtractor and all(
+            ManualMLP.supports(layers) for layers in hidden
+        )
+        actor, critic = (
+            ManualMLP(layers if reads_features else nn.Sequential()) for layers in hidden
+        )
         fresh_net, residual, stay_logit = cast("tuple[nn.Linear | None, ...]", heads)
         return CommittedHead(
             self.action_space,

@@ -16,7 +16,13 @@ from hubrl.policies.on_policy.distributions import CommittedDistribution
 from hubrl.policies.on_policy.fused_head import evaluate_fused
 from hubrl.policies.on_policy.head import CommittedHead
 from hubrl.policies.on_policy.pathway_actor import PathwayActor
-from hubrl.policies.on_policy.step import RecordedBatch, StepContext, StepRecord, TrainingState, encode_solo
+from hubrl.policies.on_policy.step import (
+    RecordedBatch,
+    StepContext,
+    StepRecord,
+    TrainingState,
+    encode_solo,
+)
 
 
 class HubActorCriticPolicy(PathwayActor):
@@ -29,7 +35,8 @@ class HubActorCriticPolicy(PathwayActor):
         args: SB3's positional arguments.
         hub: What `Hub.agent` makes: the sources' cards, the method and its options, as plain data.
         outputs: Options of the level of outputs, see `OutputOptions`.
-        kwargs: SB3's keyword arguments (`net_arch`, `activation_fn`, ...); they shape the fresh pathway and the critic.
+        kwargs: SB3's keyword arguments (`net_arch`, `activation_fn`, ...); they shape the fresh
+            pathway and the critic.
 
     Raises:
         SpaceMismatch: If a source does not fit the target's observations or actions.
@@ -43,7 +50,8 @@ class HubActorCriticPolicy(PathwayActor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._training_state = TrainingState()
         self.last_record = StepRecord()
-        """The record of the last rollout step; the rollout buffer reads it right behind `forward`."""
+        """The record of the last rollout step; the rollout buffer reads it right behind
+        `forward`."""
         self._commitment: CommitmentState | None = None
         self._evaluated: CommitmentState | None = None
         """The commitments of the `predict` that is running."""
@@ -72,7 +80,9 @@ class HubActorCriticPolicy(PathwayActor):
         if self._commitment is not None:
             self._commitment.end(np.asarray(ended, dtype=bool))
 
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, obs: PyTorchObs, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, values and log-probabilities for a rollout.
 
         Raises:
@@ -99,17 +109,23 @@ class HubActorCriticPolicy(PathwayActor):
             log_prob = distribution.log_prob(actions)
             if isinstance(distribution, CommittedDistribution):
                 context.acted = distribution.acted
-        if self._commitment is not None and context.acted is not None and context.previous is not None:
+        if (
+            self._commitment is not None
+            and context.acted is not None
+            and context.previous is not None
+        ):
             self._commitment.advance(context.acted, context.previous.cpu().numpy())
         if self.training_state.records_steps:
             self.last_record = context.record()
         return actions.reshape((-1, *self.action_space.shape)), values, log_prob  # type: ignore[misc]
 
-    def evaluate_actions(self, obs: PyTorchObs | RecordedBatch, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def evaluate_actions(
+        self, obs: PyTorchObs | RecordedBatch, actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values, log-probabilities and entropy for an update, under the rollout's noise.
 
-        Outside a training whose steps are recorded, log-probabilities are those of `get_distribution`: of the mixture,
-        whichever pathway acted.
+        Outside a training whose steps are recorded, log-probabilities are those of
+        `get_distribution`: of the mixture, whichever pathway acted.
 
         Raises:
             BadConfig: If steps of the training are recorded and these observations have no record.
@@ -118,8 +134,13 @@ class HubActorCriticPolicy(PathwayActor):
         if self.fresh_alone:
             self.end_update()
             return super().evaluate_actions(cast("Tensor", obs), actions)
-        exploring, critic_only = record.acted is not None or not self.commits, self.training_state.critic_only
-        context = StepContext.of_record(self.preprocess(obs), record, exploring=exploring, critic_only=critic_only)
+        exploring, critic_only = (
+            record.acted is not None or not self.commits,
+            self.training_state.critic_only,
+        )
+        context = StepContext.of_record(
+            self.preprocess(obs), record, exploring=exploring, critic_only=critic_only
+        )
         values, log_prob, entropy = self._evaluate(context, actions)
         if record.deterministic is not None:
             # An action without noise says nothing of what its distribution should be.
@@ -175,14 +196,21 @@ class HubActorCriticPolicy(PathwayActor):
         bound, pathway = self._evaluated.binding(self.most_steps), self.evaluation_pathway
         if pathway >= 0:
             bound = encode_solo(np.full_like(bound, pathway))
-        previous, only_fresh = torch.as_tensor(bound, device=self.device), pathway == self.fresh_index
-        context = StepContext(self.preprocess(observation), exploring=False, previous=previous, only_fresh=only_fresh)
+        previous, only_fresh = (
+            torch.as_tensor(bound, device=self.device),
+            pathway == self.fresh_index,
+        )
+        context = StepContext(
+            self.preprocess(observation), exploring=False, previous=previous, only_fresh=only_fresh
+        )
         head = self._current_head(context)
         if head is not None:
             step = self.decide(head, context, deterministic)
             actions, acted = step.actions, cast("Tensor | None", step.acted)
         else:
-            latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(context.observations))
+            latent = self.mlp_extractor.forward_actor(
+                self.pi_features_extractor(context.observations)
+            )
             distribution = self.make_distribution(context, latent)
             actions = distribution.get_actions(deterministic=deterministic)
             acted = distribution.acted if isinstance(distribution, CommittedDistribution) else None
@@ -193,8 +221,8 @@ class HubActorCriticPolicy(PathwayActor):
     def begin_rollout(self) -> None:
         """Forget the last rollout and what was told of it: weights, and the trusted sources, may be others by now.
 
-        A rollout buffer that records calls it when SB3 empties it, so that a training that was interrupted leaves nothing
-        to the next.
+        A rollout buffer that records calls it when SB3 empties it, so that a training that was
+        interrupted leaves nothing to the next.
         """
         self._head = None
         self.last_record = StepRecord()
@@ -217,12 +245,15 @@ class HubActorCriticPolicy(PathwayActor):
     def train(self, mode: bool = True) -> "HubActorCriticPolicy":
         """`nn.Module.train`; going back to a rollout after an update draws new noise."""
         if self.training == mode:
-            # SB3 asks before every step; going through all parts of all sources would take as long as they do.
+            # SB3 asks before every step; going through all parts of all sources would take as long
+            # as they do.
             return self
         self._head = None
         if self.training:
             self.end_update()
-            self.training_state = TrainingState()  # of the rollout whose update is over, or was interrupted
+            self.training_state = (
+                TrainingState()
+            )  # of the rollout whose update is over, or was interrupted
             self._some_fresh = False
         if self.training and hasattr(self, "noise_key"):
             self.get_buffer("noise_key").add_(1)
@@ -258,10 +289,14 @@ class HubActorCriticPolicy(PathwayActor):
             return context
         top_k = self.method.top_k
         # All sources together cost little more than one, unless some are not active.
-        selects = top_k < len(self.method.pathways.names) and self._current_head(context) is not None
+        selects = (
+            top_k < len(self.method.pathways.names) and self._current_head(context) is not None
+        )
         if self._keeps_outputs and not selects:
             trusted = self.method.trusted_pathways
-            context.source_outputs = self.method.pathways.compute_source_outputs(context.observations, trusted)
+            context.source_outputs = self.method.pathways.compute_source_outputs(
+                context.observations, trusted
+            )
         if self.method.noisy:
             context.noise = self.draw_noise(context)
         return context
@@ -269,7 +304,9 @@ class HubActorCriticPolicy(PathwayActor):
     def _bind(self, context: StepContext) -> None:
         """Complete a rollout step's inputs with the pathways that bind it: committed ones, and those of solo episodes."""
         if not self.training_state.records_steps:
-            raise BadConfig("This model was trained with pathways held and nothing stores who acts; pass HubCallback() to go on.")
+            raise BadConfig(
+                "This model was trained with pathways held and nothing stores who acts; pass HubCallback() to go on."
+            )
         if self._commitment is None or len(self._commitment.pathway) != context.n_rows:
             self._commitment = CommitmentState(context.n_rows)
         bound, selection = self._commitment.binding(self.most_steps), self.selection
@@ -280,7 +317,8 @@ class HubActorCriticPolicy(PathwayActor):
         context.only_fresh = bool(fresh.all())
         self._some_fresh |= bool(fresh.any())
         if selection is not None and not self.draws_in_evaluation and selection.deterministic.any():
-            # Arrays are made anew for every turn: before the step is stored, the next episodes have begun.
+            # Arrays are made anew for every turn: before the step is stored, the next episodes have
+            # begun.
             context.deterministic = torch.as_tensor(selection.deterministic, device=self.device)
 
     def _is_only_fresh(self, context: StepContext) -> bool:
@@ -288,7 +326,9 @@ class HubActorCriticPolicy(PathwayActor):
         if context.only_fresh is None:
             possible = self.commits and (self._some_fresh or not self.training_state.fused_update)
             codes = context.previous if possible else None
-            context.only_fresh = codes is not None and not bool((codes != encode_solo(self.fresh_index)).any())
+            context.only_fresh = codes is not None and not bool(
+                (codes != encode_solo(self.fresh_index)).any()
+            )
         return context.only_fresh
 
     def _current_head(self, context: StepContext) -> CommittedHead | None:
@@ -296,24 +336,38 @@ class HubActorCriticPolicy(PathwayActor):
         if context.previous is None or self._is_only_fresh(context):
             return None
         if self._head is None:
-            # Once a rollout and once an update, so that it knows layers that were replaced, or hooked, in between.
+            # Once a rollout and once an update, so that it knows layers that were replaced, or
+            # hooked, in between.
             self._head = (self.make_head(),)
         return self._head[0]
 
-    def _evaluate(self, context: StepContext, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _evaluate(
+        self, context: StepContext, actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values, log-probabilities and entropy, by the head where the pathways that acted are known."""
         head = self._current_head(context)
         if head is None or context.acted is None:
             self.end_update()
             latent, critic_latent = self.extract_latents(context.observations)
             distribution = self.make_distribution(context, latent)
-            return self.value_net(critic_latent), distribution.log_prob(actions), distribution.entropy()
+            return (
+                self.value_net(critic_latent),
+                distribution.log_prob(actions),
+                distribution.entropy(),
+            )
         if self.training_state.fused_update:
             self.pack_parameters(head)
         selected = context.selected_output
         if selected is None:
-            selected = self.method.pathways.selected_output(context.acted, context.observations, context.source_outputs)
+            selected = self.method.pathways.selected_output(
+                context.acted, context.observations, context.source_outputs
+            )
         features, weights = self.head_features(head, context), self.weigh(context)
         values, log_prob = evaluate_fused(head, features, weights, selected, context, actions)
-        # What SB3 estimates it by if it is none, with a gradient that a coefficient of zero would then be multiplied with.
-        return values, log_prob, None if self.training_state.entropy_gradient else -log_prob.detach()
+        # What SB3 estimates it by if it is none, with a gradient that a coefficient of zero would
+        # then be multiplied with.
+        return (
+            values,
+            log_prob,
+            None if self.training_state.entropy_gradient else -log_prob.detach(),
+        )

@@ -1,7 +1,7 @@
 """SB3's rollout buffer with a record of every step of a hub's policy.
 
-A frozen source's output for an observation is the same in every epoch of an update. So it is stored with the transition, as
-the few numbers that it is, and the update computes no source at all.
+A frozen source's output for an observation is the same in every epoch of an update. So it is stored
+with the transition, as the few numbers that it is, and the update computes no source at all.
 """
 
 from collections.abc import Generator
@@ -47,7 +47,9 @@ class HubRolloutBuffer(RolloutBuffer):
             for name, rows in self.policy.last_record.tensors().items():
                 array = rows.cpu().numpy()
                 if name not in self.records:
-                    self.records[name] = np.zeros((self.buffer_size, *array.shape), dtype=array.dtype)
+                    self.records[name] = np.zeros(
+                        (self.buffer_size, *array.shape), dtype=array.dtype
+                    )
                 self.records[name][self.pos] = array
         super().add(*args, **kwargs)
 
@@ -56,14 +58,20 @@ class HubRolloutBuffer(RolloutBuffer):
         if not self.generator_ready:
             # SB3 gives what has no dimension of its own one.
             flat = {name: self.swap_and_flatten(array) for name, array in self.records.items()}
-            self.records = {name: rows if self.records[name].ndim > 2 else rows[:, 0] for name, rows in flat.items()}
+            self.records = {
+                name: rows if self.records[name].ndim > 2 else rows[:, 0]
+                for name, rows in flat.items()
+            }
         yield from super().get(batch_size)
 
     def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> Any:
         samples = super()._get_samples(batch_inds, env)
         if self.policy is None:
             return samples
-        record = {name: torch.as_tensor(array[batch_inds], device=self.device) for name, array in self.records.items()}
+        record = {
+            name: torch.as_tensor(array[batch_inds], device=self.device)
+            for name, array in self.records.items()
+        }
         batch: Any = RecordedBatch(samples.observations, StepRecord(**record))
         return samples._replace(observations=batch)
 
@@ -80,7 +88,10 @@ def install_rollout_buffer(model: OnPolicyAlgorithm, policy: RecordingPolicy) ->
     if isinstance(old, HubRolloutBuffer):
         old.policy = policy
         return True
-    made: dict[type, type[HubRolloutBuffer]] = {RolloutBuffer: HubRolloutBuffer, DictRolloutBuffer: HubDictRolloutBuffer}
+    made: dict[type, type[HubRolloutBuffer]] = {
+        RolloutBuffer: HubRolloutBuffer,
+        DictRolloutBuffer: HubDictRolloutBuffer,
+    }
     if type(old) not in made:
         return False
     new = made[type(old)](

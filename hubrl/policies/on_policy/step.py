@@ -12,7 +12,8 @@ from hubrl.sources.preprocessing import Observations
 Rows = TypeVar("Rows", int, Tensor, np.ndarray)
 
 SOLO_CODE = -2
-"""Values of at most this, in place of the previous pathway, name the pathway that plays the episode alone."""
+"""Values of at most this, in place of the previous pathway, name the pathway that plays the episode
+alone."""
 
 
 def encode_solo(pathway: Rows) -> Rows:
@@ -27,7 +28,8 @@ class TrainingState:
     progress_remaining: float = 1.0
     """Share of the training that is still to come."""
     records_steps: bool = False
-    """Whether a rollout buffer stores a record of each step and yields it with each minibatch (`RecordedBatch`)."""
+    """Whether a rollout buffer stores a record of each step and yields it with each minibatch
+    (`RecordedBatch`)."""
     critic_only: bool = False
     """Whether only the critic learns, so that the actor waits until advantages mean something."""
     fused_update: bool = False
@@ -98,7 +100,9 @@ class StepContext:
     """Whether only the critic learns, so that no loss of routing counts."""
 
     @classmethod
-    def of_record(cls, observations: Observations, record: StepRecord, *, exploring: bool, critic_only: bool) -> "StepContext":
+    def of_record(
+        cls, observations: Observations, record: StepRecord, *, exploring: bool, critic_only: bool
+    ) -> "StepContext":
         """The inputs of a recorded step, for its update."""
         return cls(
             observations,
@@ -113,12 +117,23 @@ class StepContext:
 
     def record(self) -> StepRecord:
         """The record of a step that is done."""
-        return StepRecord(self.previous, self.acted, self.noise, self.source_outputs, self.selected_output, self.deterministic)
+        return StepRecord(
+            self.previous,
+            self.acted,
+            self.noise,
+            self.source_outputs,
+            self.selected_output,
+            self.deterministic,
+        )
 
     @property
     def n_rows(self) -> int:
         """Number of observations."""
-        return len(next(iter(self.observations.values())) if isinstance(self.observations, dict) else self.observations)
+        return len(
+            next(iter(self.observations.values()))
+            if isinstance(self.observations, dict)
+            else self.observations
+        )
 
     @property
     def solo(self) -> Bool[Tensor, " batch"] | None:
