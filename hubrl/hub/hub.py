@@ -17,7 +17,7 @@ from hubrl.formats.schema import Schema, first_problem, read_yaml, write_yaml
 from hubrl.hub.algorithm_kwargs import AlgorithmKwargs
 from hubrl.reading import read_agent, read_live, read_live_policy
 from hubrl.routing.pathways import FRESH
-from hubrl.selection.arm_selection import TOGETHER_ARM as TOGETHER
+from hubrl.selection.arm_evidence import TOGETHER_ARM as TOGETHER
 from hubrl.sources.source import Source
 
 HUB_FORMAT = 1

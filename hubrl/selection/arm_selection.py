@@ -1,32 +1,23 @@
-"""Which arm plays the next episode, which acts in evaluation, which sources stay: three rules on one record of returns.
+"""Selection among arms: three rules on one record of returns.
 
-Whole episodes are played by one arm from the beginning to the end, deterministically, as it would
-be evaluated. Which two arms are compared follows LUCB (Kalyanakrishnan et al. 2012), an algorithm
+One rule says which arm plays the next episode, one which acts in evaluation, one which sources
+stay. An episode is played by one arm from the beginning to the end, deterministically, as it would
+be evaluated. The two arms that are compared follow LUCB (Kalyanakrishnan et al. 2012), an algorithm
 for best-arm identification: the arm with the greatest mean and the one that is least clearly behind
 it. The rest is ours.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import nn
 
-from hubrl.selection.fresh_trial import FreshTrial, Phase
-from hubrl.selection.probe_verdict import Fate, start_behind
-from hubrl.selection.return_records import ReturnRecords
+from hubrl.selection.arm_evidence import ArmEvidence
+from hubrl.selection.fresh_trial import Phase
+from hubrl.selection.probe_verdict import Fate
 from hubrl.selection.settings import TrustSettings
-from hubrl.selection.statistics import conservative_lag, corrected_lag, standard_error
-
-FRESH_ARM, TOGETHER_ARM, UNTRAINED, UNTRAINED_NOISY = (
-    "fresh",
-    "together",
-    "untrained",
-    "untrained-noisy",
-)
+from hubrl.selection.statistics import standard_error
 
 
 class Turn(NamedTuple):
@@ -38,18 +29,19 @@ class Turn(NamedTuple):
     from it."""
 
 
-IN_DOUBT = "No source earns clearly more than an untrained network so far: the fresh pathway trains, and sources are judged beside it."
 CONTEST = 6
-"""Episodes of a source, in `episodes`, after which its mean is known well enough beside
-another's."""
+"""Episodes of a source, in `episodes`, after which its mean is known well enough."""
+
+IN_DOUBT = (
+    "No source earns clearly more than an untrained network so far: the fresh pathway trains, and "
+    "sources are judged beside it."
+)
 
 NOTHING = Turn(-2, deterministic=False)
 
 
-class ArmSelection(nn.Module):
+class ArmSelection(ArmEvidence):
     """Trust in the sources of a hub, from what every arm earned on the target.
-
-    Arms are the sources in order, then the fresh pathway, then all pathways of the hub together.
 
     - *Who plays.* First each source plays `episodes` whole episodes; where no source is known to be
       better than an untrained network, the fresh pathway plays as many. Then the learner plays: the
@@ -66,12 +58,9 @@ class ArmSelection(nn.Module):
     Args:
         sources: Names of the sources.
         settings: Thresholds.
-        fresh: Whether there is a fresh pathway, to doubt sources by and to hold a trial of.
-        tuned: Whether sources are trained further, so that their old returns mean little.
         sources_explore: Whether a source that is known to be best goes on playing episodes, from
             which the learner learns off-policy (DQN).
-        every_episode_counts: Whether an episode of learning is played as in an evaluation, and
-            counts as a record.
+        evidence: Keyword arguments of `ArmEvidence`.
     """
 
     def __init__(
@@ -79,35 +68,15 @@ class ArmSelection(nn.Module):
         sources: Sequence[str],
         settings: TrustSettings,
         *,
-        fresh: bool = True,
-        tuned: bool = False,
         sources_explore: bool = False,
-        every_episode_counts: bool = False,
+        **evidence: bool,
     ) -> None:
-        super().__init__()
-        self.settings = settings
-        self.has_fresh, self.sources_explore, self.every_episode_counts = (
-            fresh,
-            sources_explore,
-            every_episode_counts,
-        )
-        self.n_sources = len(sources)
-        self.fresh, self.together = self.n_sources, self.n_sources + 1
-        self.untrained, self.untrained_noisy = self.n_sources + 2, self.n_sources + 3
-        names = [*sources, FRESH_ARM, TOGETHER_ARM, UNTRAINED, UNTRAINED_NOISY]
-        learning = {FRESH_ARM, TOGETHER_ARM, *(sources if tuned else ())}
-        self.records = ReturnRecords(names, learning, settings.window)
-        self.trial = FreshTrial(settings)
-        self.register_buffer("fates", torch.full((self.n_sources,), int(Fate.KEPT)))
-        self.register_buffer("segment_means", torch.zeros(self.n_sources, dtype=torch.float64))
-        self.register_buffer("segment_start", torch.zeros(self.n_sources, dtype=torch.float64))
-        self.register_buffer("has_segments", torch.zeros(self.n_sources, dtype=torch.bool))
-        self.register_buffer("screened", torch.zeros((), dtype=torch.bool))
+        super().__init__(sources, settings, **evidence)
+        self.sources_explore = sources_explore
         self.done = 0.0
         """Share of the training that is over."""
         self.round_share = 0.0
-        """Share of the training that an episode in every environment takes; 0 while none has
-        ended."""
+        """Share of the training that an episode in every environment takes; 0 before any ended."""
         self.turns: list[Turn] = []
         """What is played in each environment; empty outside training."""
         self._refresh()
@@ -124,71 +93,6 @@ class ArmSelection(nn.Module):
         )
         """Where the episode is played as in an evaluation."""
 
-    # Evidence
-
-    def doubt_all(self) -> None:
-        """Begin without a probe: nothing is known of any source."""
-        if self.has_fresh:
-            self.judge([Fate.DOUBTED] * self.n_sources, [torch.nan] * self.n_sources)
-
-    def judge(
-        self, fates: Sequence[Fate], segment_means: Sequence[float], start: Sequence[float] = ()
-    ) -> None:
-        """Take over the verdict of a probe.
-
-        Args:
-            fates: How far each source is trusted.
-            segment_means: Mean return of each source's segments; NaN without any.
-            start: Where the router starts for each source until whole episodes were compared; zeros
-                if not given.
-        """
-        self.get_buffer("fates").copy_(torch.tensor([int(fate) for fate in fates]))
-        self.get_buffer("segment_start").copy_(
-            torch.tensor(list(start) or [0.0] * self.n_sources, dtype=torch.float64)
-        )
-        for source, mean in enumerate(segment_means):
-            self._set_segment_mean(source, mean)
-        if all(fate is Fate.DROPPED for fate in fates):
-            self.trial.go(Phase.ALONE)
-            self.get_buffer("screened").fill_(True)
-        elif Fate.KEPT not in fates:
-            self.trial.go(Phase.DOUBT)
-
-    def _set_segment_mean(self, source: int, mean: float) -> None:
-        # NaN is not stored: files with weights that are no numbers are refused as damaged.
-        known = not math.isnan(mean)
-        self.get_buffer("segment_means")[source] = mean if known else 0.0
-        self.get_buffer("has_segments")[source] = known
-
-    @property
-    def _segment_means(self) -> list[float]:
-        """Mean return of each source's segments; NaN without any."""
-        means: list[float] = (
-            self.get_buffer("segment_means")
-            .where(self.get_buffer("has_segments"), torch.nan)
-            .tolist()
-        )
-        return means
-
-    @property
-    def unplayed(self) -> list[int]:
-        """Sources that should have played a whole episode and have not."""
-        return [source for source in self._screening if not self.records.count(source)]
-
-    @property
-    def is_screened(self) -> bool:
-        """Whether the first comparison of the sources is over."""
-        return bool(self.get_buffer("screened"))
-
-    def fate(self, source: int) -> Fate:
-        """How far a source is trusted."""
-        return Fate(int(self.get_buffer("fates")[source]))
-
-    @property
-    def candidates(self) -> list[int]:
-        """Sources that segments did not drop."""
-        return [source for source in range(self.n_sources) if self.fate(source) is not Fate.DROPPED]
-
     def record(self, env: int, value: float, now: int, *, counts: bool = True) -> None:
         """Record the return of the episode that an environment has just finished.
 
@@ -200,34 +104,17 @@ class ArmSelection(nn.Module):
         """
         arm, deterministic = self.turns[env]
         if arm == self.fresh and self.trial.at is Phase.DOUBT:
-            self._record_untrained(value, as_evaluated=deterministic or self.every_episode_counts)
+            self.record_untrained(value, as_evaluated=deterministic or self.every_episode_counts)
         if counts and (deterministic or self.every_episode_counts):
             self.records.add(arm, value, keep=self._is_final)
         if deterministic:
             return
         self.trial.add(now, value, fresh=arm == self.fresh)
 
-    def _record_untrained(self, value: float, *, as_evaluated: bool) -> None:
-        """Record the fresh pathway's first episodes, before it has learned anything."""
-        arm = self.untrained if as_evaluated else self.untrained_noisy
-        if self.records.count(arm) < self.settings.episodes * (1 + self.every_episode_counts):
-            self.records.add(arm, value)
-
-    def lag_of_untrained(self, source: int) -> float:
-        """Standard errors by which an untrained network's episodes lie below a source's, all played as in an evaluation.
-
-        The spread is the greater of the source's and of all the untrained network's episodes, those
-        with noise included: what does nothing earns the same every time, and any other such network
-        hardly less.
-        """
-        own, untrained = self.records.returns(source), self.records.returns(self.untrained)
-        spread = [*untrained, *self.records.returns(self.untrained_noisy)]
-        return conservative_lag(untrained, own, spread)
-
     def note_unfinished(
         self, sums: Float[np.ndarray, " envs"], lengths: Int[np.ndarray, " envs"]
     ) -> None:
-        """Where a training ends before any whole episode, take what its arms earned so far as segments.
+        """Count unfinished episodes as segments where a training ends before any whole one.
 
         Only episodes of the greatest length count, so that equal lengths are compared.
         """
@@ -240,9 +127,7 @@ class ArmSelection(nn.Module):
                 if turn.arm == source and lengths[env] == lengths.max()
             ]
             if earned:
-                self._set_segment_mean(source, float(np.mean(earned)))
-
-    # Rule 1: who plays
+                self.set_segment_mean(source, float(np.mean(earned)))
 
     def begin(self, n_envs: int) -> None:
         """Choose what each environment plays, all of whose episodes begin."""
@@ -295,7 +180,7 @@ class ArmSelection(nn.Module):
 
     @property
     def _is_promising(self) -> bool:
-        """Whether a source in doubt may well be better than an untrained network, so that more episodes soon tell."""
+        """Whether a source in doubt may well be better than an untrained network."""
         lags = (self.lag_of_untrained(source) for source in self.candidates)
         return self.trial.at is Phase.DOUBT and any(
             lag > self.settings.episode_errors / 2 for lag in lags
@@ -303,17 +188,17 @@ class ArmSelection(nn.Module):
 
     @property
     def _is_final(self) -> bool:
-        """Whether the training is nearly over, so that arms change little and the choice is made."""
+        """Whether the training is nearly over, so that arms change little."""
         return self.done >= 1 - max(self.settings.final_share, 2 * self.round_share)
 
     def _unscreened(self) -> int | None:
-        """The arm that lacks most episodes of the first comparison, those in play counted; None once there is none."""
+        """The arm that lacks most episodes of the first comparison; None once there is none."""
         if self.is_screened:
             return None
         in_play = [turn.arm for turn in self.turns]
         lacking = {
             arm: self.settings.episodes - self.records.count(arm) - in_play.count(arm)
-            for arm in self._screening
+            for arm in self.first_compared
         }
         if self.trial.at is Phase.DOUBT:
             # Half as in an evaluation, half as in training, from which it learns.
@@ -326,20 +211,12 @@ class ArmSelection(nn.Module):
         most = max(lacking, key=lambda arm: lacking[arm], default=None)
         return most if most is not None and lacking[most] > 0 else None
 
-    @property
-    def _screening(self) -> list[int]:
-        """Sources of the first comparison, the best of the probe first."""
-        first = [source for source in self.candidates if self.fate(source) is not Fate.DEFERRED]
-        means = self._segment_means
-        return sorted(
-            first, key=lambda source: math.inf if math.isnan(means[source]) else -means[source]
-        )
-
     def _judged(self) -> int | None:
-        """The arm of the next judging episode: half of the time the learner, else one of the two contenders.
+        """The arm of the next judging episode: the learner, or one of the two contenders.
 
-        Of the contenders the one whose mean is known less. Where one is clearly best there are
-        none, and nothing is judged; or a best source explores.
+        Half of the time it is the learner. Of the contenders it is the one whose mean is known
+        less. Where one is clearly best there are none, and nothing is judged; or a best source
+        explores.
         """
         if np.random.random() < 0.5:
             return self.learner
@@ -348,14 +225,14 @@ class ArmSelection(nn.Module):
         if unknown:
             return unknown[0]
         leader = max(arms, key=self.records.mean_return)
-        lags = {arm: self._lag(arm, leader) for arm in arms if arm != leader}
+        lags = {arm: self.lag(arm, leader) for arm in arms if arm != leader}
         challenger = min(lags, key=lambda arm: lags[arm], default=leader)
         if challenger == leader or lags[challenger] > self.settings.episode_errors:
             return leader if self.sources_explore and leader != self.learner else None
         return max((leader, challenger), key=lambda arm: standard_error(self.records.returns(arm)))
 
     def _contested(self) -> int | None:
-        """Of the two sources that contend for being the best one, the one to play; None where that is known, or known enough.
+        """The source to play of two that contend for being the best; None where that is known.
 
         Where returns vary much, the best of several sources by a few episodes is the luckiest of
         them. None either where the learner is clearly better than both.
@@ -366,10 +243,10 @@ class ArmSelection(nn.Module):
         best = max(sources, key=known.mean_return)
         rival = min(
             (source for source in sources if source != best),
-            key=lambda source: self._lag(source, best),
+            key=lambda source: self.lag(source, best),
         )
-        decided = self._lag(rival, best) > self.settings.episode_errors
-        if decided or self._lag(best, self.learner) > self.settings.episode_errors:
+        decided = self.lag(rival, best) > self.settings.episode_errors
+        if decided or self.lag(best, self.learner) > self.settings.episode_errors:
             return None
         source = max((best, rival), key=lambda source: standard_error(known.returns(source)))
         return source if known.count(source) < CONTEST * self.settings.episodes else None
@@ -380,21 +257,6 @@ class ArmSelection(nn.Module):
         return [
             source for source in self.candidates if late or self.fate(source) is not Fate.DEFERRED
         ]
-
-    def _lag(self, arm: int, other: int) -> float:
-        return corrected_lag(self.records.returns(arm), self.records.returns(other))
-
-    # Rule 2: who acts in evaluation
-
-    @property
-    def best_source(self) -> int | None:
-        """The source that earned most in whole episodes, else in segments; None if nothing is known."""
-        played = [source for source in self.candidates if self.records.count(source)]
-        if played:
-            return max(played, key=self.records.mean_return)
-        means = self._segment_means
-        tried = [source for source in self.candidates if not math.isnan(means[source])]
-        return max(tried, key=lambda source: means[source], default=None)
 
     @property
     def evaluation_arm(self) -> int:
@@ -410,19 +272,7 @@ class ArmSelection(nn.Module):
             return self.learner if arm is None else arm
         if arm is None or not self.records.count(source):
             return source
-        return arm if self._lag(source, arm) > self.settings.episode_errors / 2 else source
-
-    def gap(self, arm: int, other: int) -> float:
-        """How much less an arm earns than another, from 0 (not less) to 1 (it was not judged yet, or earns the least known)."""
-        if self.records.count(arm) < self.settings.episodes:
-            return 1.0
-        returns = [
-            value for index in range(self.n_sources + 2) for value in self.records.returns(index)
-        ]
-        best, own = self.records.mean_return(other), self.records.mean_return(arm)
-        return min(max((best - own) / max(best - min(returns), 1e-8), 0.0), 1.0)
-
-    # Rule 3: who stays
+        return arm if self.lag(source, arm) > self.settings.episode_errors / 2 else source
 
     def update(self, now: int, total: int, round_steps: float) -> list[str]:
         """Settle what can be settled between two rollouts.
@@ -466,9 +316,12 @@ class ArmSelection(nn.Module):
         return [self._explained(before, phase)]
 
     def _settle_doubt(self) -> list[str]:
-        """End the doubt as soon as whole episodes show a source that is better than an untrained network, and than the learner."""
+        """End the doubt once whole episodes show a source that beats an untrained network.
+
+        It must also earn more than the fresh pathway does by then.
+        """
         enough = self.settings.episodes
-        if min(self.records.count(arm) for arm in (self.untrained, *self._screening)) < enough:
+        if min(self.records.count(arm) for arm in (self.untrained, *self.first_compared)) < enough:
             return []
         first = not self.is_screened
         self.get_buffer("screened").fill_(True)
@@ -479,7 +332,7 @@ class ArmSelection(nn.Module):
         )
         better = [
             source
-            for source in self._screening
+            for source in self.first_compared
             if self.lag_of_untrained(source) > self.settings.episode_errors
             and self.records.mean_return(source) > learned
         ]
@@ -490,13 +343,13 @@ class ArmSelection(nn.Module):
         self.trial.go(Phase.HUB)
         self.records.forget(self.fresh)
         return [
-            f"{self.records.names[source]} is kept: its episodes earn more than an untrained network's."
+            f"{self.records.names[source]} is kept: it earns more than an untrained network."
             for source in better
         ]
 
     def _settle_screening(self) -> list[str]:
         enough = 1 if self.done >= self.settings.judged_by else self.settings.episodes
-        if not all(self.records.count(source) >= enough for source in self._screening):
+        if not all(self.records.count(source) >= enough for source in self.first_compared):
             return []
         self.get_buffer("screened").fill_(True)
         played = [source for source in self.candidates if self.records.count(source)]
@@ -517,24 +370,5 @@ class ArmSelection(nn.Module):
             if phase is Phase.ALONE
             else "the hub plays to the end"
         )
-        return f"By the end the fresh pathway is expected to earn {ahead:.4g}, the hub {behind:.4g}: {goes_on}."
-
-    @property
-    def router_start(self) -> list[float]:
-        """Where the router starts for each source, in nats; by segments until whole episodes were compared.
-
-        See `start_behind`; sources without whole episodes start lowest.
-        """
-        start = [-self.settings.most_lag] * self.n_sources
-        best = max(
-            (source for source in self.candidates if self.records.count(source)),
-            key=self.records.mean_return,
-            default=None,
-        )
-        if best is None or not self.is_screened:
-            by_segments: list[float] = self.get_buffer("segment_start").tolist()
-            return by_segments
-        for source in self.candidates:
-            if self.records.count(source) > 1 or source == best:
-                start[source] = start_behind(self._lag(source, best), self.settings)
-        return start
+        expected = f"the fresh pathway is expected to earn {ahead:.4g}, the hub {behind:.4g}"
+        return f"By the end {expected}: {goes_on}."

@@ -1,4 +1,4 @@
-"""The fresh pathway's trial: would it, training alone, come further than the hub by the end of the training?
+"""The fresh pathway's trial: would it come further than the hub by the end of the training?
 
 A hub of good sources leaves the fresh pathway almost no data. That is right where they are far
 better than what the budget allows to learn, and wrong where they are poor and the training is long.
@@ -73,7 +73,9 @@ class Curve(nn.Module):
 
 
 class FreshTrial(nn.Module):
-    """Phases of the training around the fresh pathway's trial. Times are environment steps over all environments.
+    """Phases of the training around the fresh pathway's trial.
+
+    Times are environment steps over all environments.
 
     Args:
         settings: `judged_by`, `trial_share` and `rise` are used.
@@ -103,7 +105,7 @@ class FreshTrial(nn.Module):
 
     @property
     def forecasts(self) -> tuple[float, float]:
-        """Returns expected at the end of the training, of the fresh pathway and of the hub; NaN before a trial has shown them."""
+        """Returns expected at the end, of the fresh pathway and of the hub; NaN before a trial."""
         ahead, behind = (
             self.get_buffer("forecast").where(self.get_buffer("has_forecast"), torch.nan).tolist()
         )
@@ -111,7 +113,7 @@ class FreshTrial(nn.Module):
 
     @property
     def is_swapped(self) -> bool:
-        """Whether an actor-critic of its own trains for the fresh pathway, beside the hub's as it was before the trial."""
+        """Whether an actor-critic of its own trains for the fresh pathway, beside the hub's."""
         return bool(self.get_buffer("swapped"))
 
     @property
@@ -120,14 +122,14 @@ class FreshTrial(nn.Module):
         return self.at in (Phase.DOUBT, Phase.TRIAL, Phase.ALONE)
 
     def begin(self) -> None:
-        """A training begins at step 0: an unfinished trial is to come again, and times of before mean nothing."""
+        """Begin a training at step 0: an unfinished trial is to come again."""
         if self.at is Phase.TRIAL:
             self.go(Phase.HUB)
         self.hub.forget()
         self.fresh.forget()
 
     def add(self, now: int, value: float, *, fresh: bool) -> None:
-        """Record an episode of learning, of the fresh pathway in its trial or of the hub before it."""
+        """Record an episode of learning, of the hub or of the fresh pathway in its trial."""
         if fresh and self.at is Phase.TRIAL:
             self.fresh.add(now, value)
         elif not fresh and self.at is Phase.HUB:

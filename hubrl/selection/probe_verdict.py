@@ -74,7 +74,7 @@ def start_behind(lag: float, settings: TrustSettings) -> float:
 
 
 def still_racing(returns: Returns, errors: float) -> list[str]:
-    """Names whose mean is not below the greatest by more than some standard errors (Welch), in the order given."""
+    """Names whose mean is within some standard errors (Welch) of the greatest, in order."""
     best = max(returns.values(), key=lambda own: float(np.mean(own)) if own else -math.inf)
     return [name for name, own in returns.items() if welch_lag(own, best) <= errors]
 
@@ -82,7 +82,9 @@ def still_racing(returns: Returns, errors: float) -> list[str]:
 def starting_points(
     returns: Returns, kept: Sequence[str], settings: TrustSettings
 ) -> dict[str, float]:
-    """Where the router starts for each source by segments, in nats; lowest for a source that is not kept.
+    """Where the router starts for each source by segments, in nats.
+
+    Lowest for a source that is not kept.
 
     All start at zero where none is kept.
     """

@@ -19,18 +19,18 @@ class TrustSettings:
     episodes: int = 3
     """Whole episodes per source before sources are compared: the least that has a spread."""
     episode_errors: float = 2.0
-    """Standard errors, corrected for small samples, that make a difference of whole episodes clear. Half as many by which
-    an arm that learns must exceed the best source before it acts in evaluation: that can be taken
-    back."""
+    """Standard errors, corrected for small samples, that make a difference of whole episodes clear.
+    Half as many by which an arm that learns must exceed the best source before it acts in
+    evaluation: that can be taken back."""
     window: int = 5
     """Latest deterministic episodes by which an arm that learns is judged before the end, because
     it changes."""
     judging_share: float = 0.25
-    """Share of the episodes that judge arms, deterministically, and from which the actor does not learn; half as many where
-    one arm is clearly best."""
+    """Share of the episodes that judge arms, deterministically, and from which the actor does not
+    learn; half as many where one arm is clearly best."""
     final_share: float = 0.1
-    """Share of the training at its end, at least two rounds of episodes, in which every other episode judges and all of them
-    count, so that the choice rests on many episodes of arms as they are."""
+    """Share of the training at its end, at least two rounds of episodes, in which every other
+    episode judges and all of them count, so that the choice rests on many episodes."""
     judged_by: float = 0.25
     """Share of the training from which on deferred sources get episodes, and with several sources a
     trial may begin."""

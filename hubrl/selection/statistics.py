@@ -48,7 +48,7 @@ def corrected_lag(one: Sequence[float], other: Sequence[float]) -> float:
 def conservative_lag(
     one: Sequence[float], other: Sequence[float], spread: Sequence[float] = ()
 ) -> float:
-    """`welch_lag` with the greatest variance of both samples, and of a third that only spreads, for both.
+    """`welch_lag` with the greatest variance of both samples and of a third, for both.
 
     What does nothing earns the same every time; its small spread says nothing of how much is left
     to chance.
@@ -66,7 +66,9 @@ def conservative_lag(
 def extrapolate_return(
     when: Float[np.ndarray, " episodes"], returns: Float[np.ndarray, " episodes"], at: float
 ) -> float:
-    """Return at a later time by a least-squares line; the mean where the slope is within two standard errors of zero.
+    """Return at a later time by a least-squares line; the mean where no slope is clear.
+
+    A slope is clear beyond two standard errors.
 
     Args:
         when: Time at which each episode ended, in any unit.

@@ -1,1 +1,1 @@
-"""What happens around SB3's training loop: the callback, the probe, selection among arms, metrics."""
+"""The part around SB3's training loop: callback, probe, selection among arms, metrics."""

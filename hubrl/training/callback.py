@@ -1,4 +1,4 @@
-"""The callback that makes a training with a hub complete: probe, selection, critic's warm-up, metrics."""
+"""The callback of a training with a hub: probe, selection, critic's warm-up, metrics."""
 
 import warnings
 
@@ -28,7 +28,7 @@ FEW_RANDOM = 0.2
 
 
 class HubCallback(BaseCallback):
-    """Probes the sources on the target, gives episodes to arms, lets sources see through VecNormalize, and logs.
+    """Probe, selection among arms, denormalised observations for the sources, and metrics.
 
     Every tag and its formula stands in `docs/metrics.md`. All shares are of the steps that `learn`
     is called for, with those before if `reset_num_timesteps=False`.
@@ -58,7 +58,8 @@ class HubCallback(BaseCallback):
         for name, share in (("probe_share", probe_share), ("warmup_share", warmup_share)):
             if not isinstance(share, int | float) or not 0 <= share < 1:
                 raise BadConfig(
-                    f"{name}={share!r} was given; expected a share of the training's steps, at least 0 and below 1."
+                    f"{name}={share!r} was given; expected a share of the training's steps, at least "
+                    "0 and below 1."
                 )
         self.probe_share = probe_share
         self.warmup_share = warmup_share
@@ -88,7 +89,8 @@ class HubCallback(BaseCallback):
             if not isinstance(model, PPO | A2C):
                 name = type(model).__name__
                 raise BadConfig(
-                    f"What hub.agent makes for PPO or A2C was given to {name}; use hub.agent({name})."
+                    f"What hub.agent makes for PPO or A2C was given to {name}; use "
+                    f"hub.agent({name})."
                 )
             self._start_on_policy(model, policy)
         if isinstance(model, DQN) and isinstance(policy, HubDQNPolicy):
@@ -135,7 +137,8 @@ class HubCallback(BaseCallback):
             if budget:
                 self._tell(
                     [
-                        f"No probe: {budget} steps are too few for it; whole episodes decide whom to trust."
+                        f"No probe: {budget} steps are too few for it; whole episodes decide whom "
+                        "to trust."
                     ]
                 )
             return
@@ -249,7 +252,7 @@ class HubCallback(BaseCallback):
             policy.end_update()
 
     def _warn_if_too_short(self, selection: ArmSelection) -> None:
-        """Warn where sources have not played a whole episode, so that segments alone say who acts."""
+        """Warn where sources have not played a whole episode, so that segments alone decide."""
         untried = [selection.records.names[source] for source in selection.unplayed]
         if untried:
             warnings.warn(
@@ -258,12 +261,12 @@ class HubCallback(BaseCallback):
 
 
 NO_HUB = (
-    "HubCallback was given to a {} that learns through no hub, and does nothing; make the model with hub.agent or "
-    "hub.policy_kwargs, or leave the callback out."
+    "HubCallback was given to a {} that learns through no hub, and does nothing; make the model "
+    "with hub.agent or hub.policy_kwargs, or leave the callback out."
 )
 TOO_SHORT = (
-    "A training of {} steps ended before {} had played a whole episode, so the agent was chosen by less than that; train "
-    "for longer, or with fewer parallel environments."
+    "A training of {} steps ended before {} had played a whole episode, so the agent was chosen by "
+    "less than that; train for longer, or with fewer parallel environments."
 )
 
 

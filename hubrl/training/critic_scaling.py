@@ -1,4 +1,4 @@
-"""The critic's units: discounted returns are measured while training goes on, and the value head is scaled by them."""
+"""The critic's units: the value head is scaled by the discounted returns of the training."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ class CriticScaling:
         self.returns.add(rewards, dones)
 
     def rollout_end(self) -> None:
-        """Rescale the value head; the first time, the rollout's values are computed again in the new units."""
+        """Rescale the value head; the first time, compute the rollout's values again."""
         head = self.policy.value_net
         if (
             not isinstance(head, PopArtLinear)

@@ -1,4 +1,4 @@
-"""Returns of whole episodes, an environment at a time; of whole games where an episode is one life."""
+"""Returns of whole episodes; of whole games where an episode is one life."""
 
 from typing import Any, NamedTuple
 
@@ -58,7 +58,7 @@ class EpisodeReturns:
 
     @property
     def round_steps(self) -> float:
-        """Environment steps that an episode in every environment takes, by those that have ended; infinite before."""
+        """Environment steps of an episode in every environment; infinite before any has ended."""
         return self.steps / self.episodes * self.env.num_envs if self.episodes else np.inf
 
 

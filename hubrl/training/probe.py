@@ -1,4 +1,4 @@
-"""A probe: every source plays short segments on the target before the training, beside untrained networks.
+"""A probe: short segments of every source and of untrained networks before the training.
 
 The design is ours. In place of the fresh pathway, which has learned nothing yet, untrained networks
 of its architecture play, another one in every segment. What follows from the segments stands in
@@ -59,7 +59,7 @@ class ProbeResult(NamedTuple):
 
 
 def probe(model: OnPolicyAlgorithm, budget: int) -> ProbeResult | None:
-    """Let the pathways of a model play segments on its own environments, and set the trust of its method.
+    """Let a model's pathways play segments on its own environments, and set its trust.
 
     Args:
         model: PPO or A2C with a hub at the level of outputs.
@@ -99,7 +99,7 @@ def probe(model: OnPolicyAlgorithm, budget: int) -> ProbeResult | None:
 
 
 def _fates(returns: dict[str, list[float]], settings: TrustSettings) -> dict[str, Fate]:
-    """The sources' fates; where no untrained network played, what is not clearly worse than the best is kept."""
+    """The sources' fates; without untrained networks, those near the best are kept."""
     if FRESH in returns:
         sources = {name: own for name, own in returns.items() if name != FRESH}
         return judge_segments(sources, returns[FRESH], settings)
@@ -108,7 +108,7 @@ def _fates(returns: dict[str, list[float]], settings: TrustSettings) -> dict[str
 
 
 def _trust(policy: HubActorCriticPolicy, result: ProbeResult, settings: TrustSettings) -> None:
-    """Set the trust of the selection, or of a method that judges no whole episodes, which keeps what is clear already."""
+    """Set the trust of the selection, or of a method without one, which keeps what is clear."""
     means = [float(np.mean(own)) for own in result.returns.values()]
     kept = [name for name, fate in result.fates.items() if fate is Fate.KEPT]
     start = list(
@@ -130,7 +130,9 @@ def _trust(policy: HubActorCriticPolicy, result: ProbeResult, settings: TrustSet
 def play_segment(
     policy: HubActorCriticPolicy, env: VecEnv, players: list[str], segment: int, *, seed: int = 0
 ) -> list[float]:
-    """One segment from a reset, every environment under one pathway; what each earned up to its first end of an episode.
+    """Returns of one segment from a reset, every environment under one pathway.
+
+    A segment ends with its first episode.
 
     Where the fresh pathway is to play, an untrained network does, drawn by the seed and the
     environment's position.
@@ -156,7 +158,7 @@ def play_segment(
 
 
 class Untrained:
-    """A network of the fresh pathway's architecture as it is before any training, but for a last layer that matters.
+    """A network of the fresh pathway's architecture, untrained but for its larger last layer.
 
     It acts with the noise of a source, so that what is compared is what the means do.
     """

@@ -1,4 +1,4 @@
-"""Selection among arms while PPO or A2C trains: gives episodes to arms, and lets the policy follow what they earned."""
+"""Selection among arms while PPO or A2C trains."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ class SourceSelection:
             self.selection.begin(self.env.num_envs)
 
     def step(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
-        """Count one step; record the episodes that ended and choose what their environments play next."""
+        """Count one step; record the episodes that ended and choose the next ones."""
         if not self.policy.commits:
             return
         playing = self.selection.playing
@@ -69,7 +69,7 @@ class SourceSelection:
             self.selection.next_turn(env)
 
     def rollout_start(self) -> list[str]:
-        """Let trust follow the records between an update and the next rollout; what changed and why, in sentences."""
+        """Let trust follow the records before a rollout; return what changed and why."""
         if not self.policy.commits:
             return []
         selection = self.selection
@@ -83,7 +83,7 @@ class SourceSelection:
         return changes
 
     def _restart_episodes(self) -> None:
-        """Begin new episodes: other parameters train, and a critic that saw what others earn takes long to forget it."""
+        """Begin new episodes: other parameters train, and their critic starts anew."""
         self.model._last_obs = self.env.reset()  # type: ignore[assignment]
         self.model._last_episode_starts = np.ones(self.env.num_envs, dtype=bool)
         self.policy.end_commitments(np.ones(self.env.num_envs, dtype=bool))

@@ -1,0 +1,193 @@
+"""Evidence on the arms: records of returns, verdicts of segments, and what follows from both."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from hubrl.selection.fresh_trial import FreshTrial, Phase
+from hubrl.selection.probe_verdict import Fate, start_behind
+from hubrl.selection.return_records import ReturnRecords
+from hubrl.selection.settings import TrustSettings
+from hubrl.selection.statistics import conservative_lag, corrected_lag
+
+FRESH_ARM, TOGETHER_ARM = "fresh", "together"
+UNTRAINED, UNTRAINED_NOISY = "untrained", "untrained-noisy"
+
+
+class ArmEvidence(nn.Module):
+    """Records of the arms and verdicts on the sources, saved with the model.
+
+    Arms are the sources in order, then the fresh pathway, then all pathways of the hub together.
+
+    Args:
+        sources: Names of the sources.
+        settings: Thresholds.
+        fresh: Whether there is a fresh pathway, to doubt sources by and to hold a trial of.
+        tuned: Whether sources are trained further, so that their old returns mean little.
+        every_episode_counts: Whether an episode of learning is played as in an evaluation.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        settings: TrustSettings,
+        *,
+        fresh: bool = True,
+        tuned: bool = False,
+        every_episode_counts: bool = False,
+    ) -> None:
+        super().__init__()
+        self.settings, self.has_fresh = settings, fresh
+        self.every_episode_counts = every_episode_counts
+        self.n_sources = len(sources)
+        self.fresh, self.together = self.n_sources, self.n_sources + 1
+        self.untrained, self.untrained_noisy = self.n_sources + 2, self.n_sources + 3
+        names = [*sources, FRESH_ARM, TOGETHER_ARM, UNTRAINED, UNTRAINED_NOISY]
+        learning = {FRESH_ARM, TOGETHER_ARM, *(sources if tuned else ())}
+        self.records = ReturnRecords(names, learning, settings.window)
+        self.trial = FreshTrial(settings)
+        self.register_buffer("fates", torch.full((self.n_sources,), int(Fate.KEPT)))
+        self.register_buffer("segment_means", torch.zeros(self.n_sources, dtype=torch.float64))
+        self.register_buffer("segment_start", torch.zeros(self.n_sources, dtype=torch.float64))
+        self.register_buffer("has_segments", torch.zeros(self.n_sources, dtype=torch.bool))
+        self.register_buffer("screened", torch.zeros((), dtype=torch.bool))
+
+    def doubt_all(self) -> None:
+        """Begin without a probe: nothing is known of any source."""
+        if self.has_fresh:
+            self.judge([Fate.DOUBTED] * self.n_sources, [torch.nan] * self.n_sources)
+
+    def judge(
+        self, fates: Sequence[Fate], segment_means: Sequence[float], start: Sequence[float] = ()
+    ) -> None:
+        """Take over the verdict of a probe.
+
+        Args:
+            fates: How far each source is trusted.
+            segment_means: Mean return of each source's segments; NaN without any.
+            start: Where the router starts for each source until whole episodes were compared; zeros
+                if not given.
+        """
+        self.get_buffer("fates").copy_(torch.tensor([int(fate) for fate in fates]))
+        self.get_buffer("segment_start").copy_(
+            torch.tensor(list(start) or [0.0] * self.n_sources, dtype=torch.float64)
+        )
+        for source, mean in enumerate(segment_means):
+            self.set_segment_mean(source, mean)
+        if all(fate is Fate.DROPPED for fate in fates):
+            self.trial.go(Phase.ALONE)
+            self.get_buffer("screened").fill_(True)
+        elif Fate.KEPT not in fates:
+            self.trial.go(Phase.DOUBT)
+
+    def set_segment_mean(self, source: int, mean: float) -> None:
+        """Set the mean return of a source's segments; NaN for none."""
+        # NaN is not stored: files with weights that are no numbers are refused as damaged.
+        known = not math.isnan(mean)
+        self.get_buffer("segment_means")[source] = mean if known else 0.0
+        self.get_buffer("has_segments")[source] = known
+
+    @property
+    def _segment_means(self) -> list[float]:
+        """Mean return of each source's segments; NaN without any."""
+        means: list[float] = (
+            self.get_buffer("segment_means")
+            .where(self.get_buffer("has_segments"), torch.nan)
+            .tolist()
+        )
+        return means
+
+    @property
+    def unplayed(self) -> list[int]:
+        """Sources that should have played a whole episode and have not."""
+        return [source for source in self.first_compared if not self.records.count(source)]
+
+    @property
+    def is_screened(self) -> bool:
+        """Whether the first comparison of the sources is over."""
+        return bool(self.get_buffer("screened"))
+
+    def fate(self, source: int) -> Fate:
+        """How far a source is trusted."""
+        return Fate(int(self.get_buffer("fates")[source]))
+
+    @property
+    def candidates(self) -> list[int]:
+        """Sources that segments did not drop."""
+        return [source for source in range(self.n_sources) if self.fate(source) is not Fate.DROPPED]
+
+    def record_untrained(self, value: float, *, as_evaluated: bool) -> None:
+        """Record the fresh pathway's first episodes, before it has learned anything."""
+        arm = self.untrained if as_evaluated else self.untrained_noisy
+        if self.records.count(arm) < self.settings.episodes * (1 + self.every_episode_counts):
+            self.records.add(arm, value)
+
+    def lag_of_untrained(self, source: int) -> float:
+        """Standard errors by which an untrained network earns less than a source in evaluation.
+
+        The spread is the greater of the source's and of all the untrained network's episodes, those
+        with noise included: what does nothing earns the same every time, and any other such network
+        hardly less.
+        """
+        own, untrained = self.records.returns(source), self.records.returns(self.untrained)
+        spread = [*untrained, *self.records.returns(self.untrained_noisy)]
+        return conservative_lag(untrained, own, spread)
+
+    @property
+    def first_compared(self) -> list[int]:
+        """Sources of the first comparison, the best of the probe first."""
+        first = [source for source in self.candidates if self.fate(source) is not Fate.DEFERRED]
+        means = self._segment_means
+        return sorted(
+            first, key=lambda source: math.inf if math.isnan(means[source]) else -means[source]
+        )
+
+    def lag(self, arm: int, other: int) -> float:
+        """Standard errors by which an arm's mean lies below another's (`corrected_lag`)."""
+        return corrected_lag(self.records.returns(arm), self.records.returns(other))
+
+    @property
+    def best_source(self) -> int | None:
+        """The source with the greatest mean of episodes, else of segments; None without any."""
+        played = [source for source in self.candidates if self.records.count(source)]
+        if played:
+            return max(played, key=self.records.mean_return)
+        means = self._segment_means
+        tried = [source for source in self.candidates if not math.isnan(means[source])]
+        return max(tried, key=lambda source: means[source], default=None)
+
+    def gap(self, arm: int, other: int) -> float:
+        """How much less an arm earns than another, as a share of all that is known.
+
+        From 0, not less, to 1, where it was not judged yet or earns the least on record.
+        """
+        if self.records.count(arm) < self.settings.episodes:
+            return 1.0
+        returns = [
+            value for index in range(self.n_sources + 2) for value in self.records.returns(index)
+        ]
+        best, own = self.records.mean_return(other), self.records.mean_return(arm)
+        return min(max((best - own) / max(best - min(returns), 1e-8), 0.0), 1.0)
+
+    @property
+    def router_start(self) -> list[float]:
+        """Where the router starts for each source, in nats.
+
+        By segments until whole episodes were compared; then see `start_behind`, and sources
+        without whole episodes start lowest.
+        """
+        start = [-self.settings.most_lag] * self.n_sources
+        best = max(
+            (source for source in self.candidates if self.records.count(source)),
+            key=self.records.mean_return,
+            default=None,
+        )
+        if best is None or not self.is_screened:
+            by_segments: list[float] = self.get_buffer("segment_start").tolist()
+            return by_segments
+        for source in self.candidates:
+            if self.records.count(source) > 1 or source == best:
+                start[source] = start_behind(self.lag(source, best), self.settings)
+        return start
