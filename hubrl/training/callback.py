@@ -58,8 +58,8 @@ class HubCallback(BaseCallback):
         for name, share in (("probe_share", probe_share), ("warmup_share", warmup_share)):
             if not isinstance(share, int | float) or not 0 <= share < 1:
                 raise BadConfig(
-                    f"{name}={share!r} was given; expected a share of the training's steps, at least "
-                    "0 and below 1."
+                    f"{name}={share!r} was given; expected a share of the training's steps, at "
+                    "least 0 and below 1."
                 )
         self.probe_share = probe_share
         self.warmup_share = warmup_share
