@@ -77,7 +77,8 @@ def main(
     draw(untouched, folder, settings)
     console.print(table(summary))
     console.print(
-        f"One seed: a first look, and no claim. Curves: {folder / 'curves.png'}. Numbers: {folder / 'summary.json'}."
+        f"One seed: a first look, and no claim. Curves: {folder / 'curves.png'}. Numbers: "
+        f"{folder / 'summary.json'}."
     )
     console.print(f"Look further: tensorboard --logdir {folder}")
 

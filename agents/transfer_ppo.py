@@ -33,7 +33,8 @@ def main(
     model.learn(steps, callback=HubCallback(verbose=1), progress_bar=True)
     mean, std = evaluate_policy(model, env, n_eval_episodes=8)
     print(
-        f"Return {mean} ± {std}; at the start speaks: {pathway_weights(model, np.asarray(env.reset())[0])}"
+        f"Return {mean} ± {std}; at the start speaks: "
+        f"{pathway_weights(model, np.asarray(env.reset())[0])}"
     )
     model.save(save)
 

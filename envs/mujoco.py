@@ -77,7 +77,8 @@ def with_physics(
     strengths = np.asarray(motors, dtype=float)
     if strengths.ndim and strengths.shape != (env.model.nu,):
         raise ValueError(
-            f"motors={motors!r} gives {strengths.size} factors, the robot has {env.model.nu} motors."
+            f"motors={motors!r} gives {strengths.size} factors, the robot has {env.model.nu} "
+            "motors."
         )
     env.model.opt.gravity[:] *= gravity
     env.model.body_mass[:] *= mass

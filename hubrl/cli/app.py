@@ -149,7 +149,8 @@ def export(folder: RunArgument, out: OutArgument, overwrite: Overwrite = False) 
     exported = finished_run.export_run(folder, out, overwrite=overwrite)
     kind, difference = type(exported.model).__name__, f"{exported.difference:.1e}"
     print_line(
-        f"{out}: an ordinary {kind}, at most {difference} from the run's agent on {OBSERVATIONS} random observations."
+        f"{out}: an ordinary {kind}, at most {difference} from the run's agent on "
+        f"{OBSERVATIONS} random observations."
     )
 
 

@@ -167,6 +167,7 @@ def linear_schedule(name: str, text: str) -> LinearSchedule:
         start = 0.0
     if kind != "lin" or not 0 < start < float("inf"):
         raise BadConfig(
-            f"{name}={text!r} was given; expected a number, or lin_ and a number (lin_2.5e-4) that falls linearly to zero."
+            f"{name}={text!r} was given; expected a number, or lin_ and a number (lin_2.5e-4) "
+            "that falls linearly to zero."
         )
     return LinearSchedule(start, 0.0, end_fraction=1.0)

@@ -134,16 +134,19 @@ def check_playable(source: Source, env: VecEnv) -> None:
     observed = _channel_first(env)
     if not source.accepts(observed):
         raise SpaceMismatch(
-            f"The task observes {describe(observed)}, source {source.name!r} observes {describe(source.space)}."
+            f"The task observes {describe(observed)}, source {source.name!r} observes "
+            f"{describe(source.space)}."
         )
     if not fits(source.actions, env.action_space):
         raise SpaceMismatch(
-            f"The task acts in {describe(env.action_space)}, source {source.name!r} in {describe(source.actions)}."
+            f"The task acts in {describe(env.action_space)}, source {source.name!r} in "
+            f"{describe(source.actions)}."
         )
     bounds = differing_bounds(env.action_space, source.actions)
     if bounds is not None:
         raise SpaceMismatch(
-            f"The task's actions go from {bounds[0]}, those of source {source.name!r} from {bounds[1]}; "
+            f"The task's actions go from {bounds[0]}, those of source {source.name!r} from "
+            f"{bounds[1]}; "
             "put the task under gymnasium.wrappers.RescaleAction."
         )
 

@@ -38,7 +38,8 @@ def play_controls(model: BaseAlgorithm, env: VecEnv, episodes: int, seed: int) -
     policy = model.policy
     if not isinstance(policy, HubActorCriticPolicy) or not isinstance(policy.method, HubPathway):
         raise BadConfig(
-            "Router controls were given a model without a router; expected hub-pathway at the level of outputs."
+            "Router controls were given a model without a router; expected hub-pathway at the "
+            "level of outputs."
         )
     if env.num_envs < 2:
         raise BadConfig(

@@ -109,7 +109,8 @@ def read_study(path: Path) -> Study:
         check_known(f"agent of hub {case.hub!r}", study.hubs[case.hub], study.agents)
         if ORACLE in case.methods and case.oracle is None:
             raise BadConfig(
-                f"{path}: case {name!r} has the method 'oracle' without a rule; add `oracle:` to it."
+                f"{path}: case {name!r} has the method 'oracle' without a rule; add `oracle:` "
+                "to it."
             )
     return study
 

@@ -121,7 +121,8 @@ def _trunk(trunk: nn.Module) -> Chain:
         assert isinstance(extractor, HubExtractor)
         if extractor.beside:
             raise NotPlainError(
-                f"method {extractor.spec.method!r} passes observations on beside the sources' features"
+                f"method {extractor.spec.method!r} passes observations on beside the sources' "
+                "features"
             )
         return _method_features(extractor.method, extractor.spec.method)
     assert isinstance(trunk, Trunks)

@@ -65,7 +65,8 @@ def export(agent: Source) -> Exported:
         return _export(agent)
     except NotPlainError as error:
         raise NotPlainError(
-            f"The agent {agent.name!r} cannot be merged into one plain network: {error}. Distil it with `hubrl distill`."
+            f"The agent {agent.name!r} cannot be merged into one plain network: {error}. "
+            "Distil it with `hubrl distill`."
         ) from error
 
 

@@ -41,7 +41,8 @@ def read_file(path: Path, most: int, what: str = "file") -> bytes:
             )
         if found.st_size > most:
             raise BadFile(
-                f"{path} has {found.st_size} bytes, {most} are allowed; widen hubrl.Limits if it is trusted."
+                f"{path} has {found.st_size} bytes, {most} are allowed; widen hubrl.Limits if "
+                "it is trusted."
             )
         with os.fdopen(handle, "rb", closefd=False) as file:
             return file.read(found.st_size)

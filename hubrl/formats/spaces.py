@@ -119,7 +119,8 @@ def _count_numbers(plain: SpaceDict, limits: Limits) -> int:
         if len(plain["shape"]) > MAX_AXES or plain["dtype"] not in DTYPES:
             dtype = str(plain["dtype"])[:40]
             raise ValueError(
-                f"a Box of {len(plain['shape'])} axes and dtype {dtype}, expected at most {MAX_AXES} of numbers"
+                f"a Box of {len(plain['shape'])} axes and dtype {dtype}, expected at most "
+                f"{MAX_AXES} of numbers"
             )
         return math.prod(_whole(n) for n in plain["shape"])
     if kind == "MultiDiscrete":

@@ -172,7 +172,8 @@ def read_live_policy(policy: BasePolicy, name: str, *, frozen: bool = True) -> S
     changed = sorted({name for kind in own for name in vars(kind) if name in COMPUTES})
     if changed:
         raise BadFile(
-            f"The policy {name!r} computes its own {changed[0]}; make a hubrl.Source from your own modules instead."
+            f"The policy {name!r} computes its own {changed[0]}; make a hubrl.Source from your "
+            "own modules instead."
         )
     policy.save(cast("Any", saved))  # torch.save takes a stream as well as a path
     card, tensors = read_archive(saved, name, UNLIMITED)
@@ -199,7 +200,8 @@ def tidy(stem: str) -> str:
 def _check_name(name: str | None) -> None:
     if name is not None and not re.fullmatch(NAME_PATTERN, name):
         raise BadConfig(
-            f"A source cannot be called {name!r}; use letters, digits, '.', '_' and '-', and begin with a letter or a digit."
+            f"A source cannot be called {name!r}; use letters, digits, '.', '_' and '-', and "
+            "begin with a letter or a digit."
         )
 
 
@@ -263,7 +265,8 @@ def _agent_in(folder: Path) -> Path:
         if candidates:
             return candidates[0]
     raise BadFile(
-        f"The folder {folder} holds {len(zips)} zips and none is clearly the agent; name the zip itself."
+        f"The folder {folder} holds {len(zips)} zips and none is clearly the agent; name the "
+        "zip itself."
     )
 
 

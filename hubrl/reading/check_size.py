@@ -31,7 +31,8 @@ def check_parameters(card: SourceCard, tensors: Mapping[str, Tensor]) -> None:
     declared = _count_parameters(card)
     if declared > there + SPARE:
         raise BadFile(
-            f"The card of source {card.name!r} declares {declared} parameters, its weights have {there}."
+            f"The card of source {card.name!r} declares {declared} parameters, its weights "
+            f"have {there}."
         )
 
 

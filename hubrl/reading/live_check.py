@@ -52,8 +52,10 @@ def check_live(model: BaseAlgorithm, source: Source) -> None:
     ):
         return
     raise BadFile(
-        f"The model {source.name!r} computes other actions than SB3's network of its class and arguments with its "
-        "weights; a module was exchanged. Make it with policy_kwargs, or give its modules to hubrl.Source."
+        f"The model {source.name!r} computes other actions than SB3's network of its class and "
+        "arguments with its "
+        "weights; a module was exchanged. Make it with policy_kwargs, or give its modules to "
+        "hubrl.Source."
     )
 
 

@@ -50,7 +50,8 @@ def describe_policy(
     )
     if family is None:
         raise BadFile(
-            f"{where} holds a policy that is none of SB3's; make a hubrl.Source from your own modules instead."
+            f"{where} holds a policy that is none of SB3's; make a hubrl.Source from your own "
+            "modules instead."
         )
     module, hyperparameters = family
     plain = {key: _plain(value) for key, value in arguments.items()}

@@ -134,7 +134,8 @@ def _box_of_gym_017(shape: list[int]) -> SpaceDict:
     """A Box that gym 0.17.0 to 0.17.2 printed in a Dict, without bounds and dtype."""
     if len(shape) > 1:
         raise ValueError(
-            "gym 0.17.0 to 0.17.2 printed neither dtype nor bounds of pictures; save the agent under a newer gym"
+            "gym 0.17.0 to 0.17.2 printed neither dtype nor bounds of pictures; save the agent "
+            "under a newer gym"
         )
     return {"type": "Box", "shape": shape, "dtype": "float32", "low": "-inf", "high": "inf"}
 

@@ -100,7 +100,8 @@ class StateDict:
             channels, _, kernel, _ = (int(n) for n in weight.shape)
             if kernel not in NATURE_STRIDES:
                 raise BadFile(
-                    f"{self.where} has a convolution of kernel {kernel}, NatureCNN has 8, 4 and 3; {OWN_NETWORK}."
+                    f"{self.where} has a convolution of kernel {kernel}, NatureCNN has 8, 4 "
+                    f"and 3; {OWN_NETWORK}."
                 )
             convs.append(Conv(channels=channels, kernel=kernel, stride=NATURE_STRIDES[kernel]))
         return Trunk(convs=tuple(convs), linear=self.linear(f"{old}.linear.0", f"{new}.linear.0"))
@@ -140,6 +141,7 @@ class StateDict:
         left = sorted(set(self.tensors) - self.taken)
         if left:
             raise BadFile(
-                f"{self.where} holds weights that SB3's networks do not have ({left[0]!r}); {OWN_NETWORK}."
+                f"{self.where} holds weights that SB3's networks do not have ({left[0]!r}); "
+                f"{OWN_NETWORK}."
             )
         return self.renamed

@@ -136,7 +136,8 @@ class Archive:
                 else "policy it does not name"
             )
             raise BadFile(
-                f"{self.path} holds a {named}; hubrl reads PPO, A2C, TRPO, MaskablePPO, DQN, QR-DQN, SAC, TD3, DDPG and TQC. "
+                f"{self.path} holds a {named}; hubrl reads PPO, A2C, TRPO, MaskablePPO, DQN, "
+                "QR-DQN, SAC, TD3, DDPG and TQC. "
                 f"For another, {OWN_NETWORK}."
             )
         if family == ON_POLICY:
@@ -162,7 +163,8 @@ class Archive:
         name = printed.rsplit(".", 1)[-1]
         if name not in ACTIVATION_NAMES or not printed.startswith("torch.nn."):
             raise BadFile(
-                f"{self.path} has the activation {printed}; hubrl declares {', '.join(ACTIVATION_NAMES)}. For another, {OWN_NETWORK}."
+                f"{self.path} has the activation {printed}; hubrl declares "
+                f"{', '.join(ACTIVATION_NAMES)}. For another, {OWN_NETWORK}."
             )
         return ACTIVATION_NAMES[name]
 
@@ -184,7 +186,8 @@ def _unzip(raw: bytes, where: str, limits: Limits) -> tuple[bytes, bytes]:
     missing = {"data", "policy.pth"} - set(members.names)
     if missing:
         raise BadFile(
-            f"{where} is a zip without {' and '.join(sorted(missing))}; SB3 saves both in an agent's zip."
+            f"{where} is a zip without {' and '.join(sorted(missing))}; SB3 saves both in an "
+            "agent's zip."
         )
     return members.read("data"), members.read("policy.pth")
 
@@ -276,7 +279,8 @@ def hub_kwargs(archive: Archive) -> dict[str, Any]:
     odd = [key for key, value in kwargs.items() if isinstance(value, str) and value.startswith("<")]
     if odd:
         raise BadFile(
-            f"{archive.path} was trained with the policy argument {odd[0]}={kwargs[odd[0]]}, which is not plain data; {OWN_NETWORK}."
+            f"{archive.path} was trained with the policy argument {odd[0]}={kwargs[odd[0]]}, "
+            f"which is not plain data; {OWN_NETWORK}."
         )
     return kwargs
 
@@ -287,7 +291,8 @@ def _refuse_custom(archive: Archive) -> None:
     )
     if extractor not in KNOWN_EXTRACTORS:
         raise BadFile(
-            f"{archive.path} has a features extractor of its own ({extractor}), which hubrl cannot declare; {OWN_NETWORK}."
+            f"{archive.path} has a features extractor of its own ({extractor}), which hubrl "
+            f"cannot declare; {OWN_NETWORK}."
         )
 
 
@@ -379,7 +384,8 @@ def _check_unsquashed(archive: Archive) -> None:
     space = space_from_dict(archive.space("action"))
     if not (isinstance(space, spaces.Box) and np.all(space.low == -1) and np.all(space.high == 1)):
         raise BadFile(
-            f"{archive.path} has squash_output=True without use_sde, which SB3 before 2.2 read in two ways, and action bounds other "
+            f"{archive.path} has squash_output=True without use_sde, which SB3 before 2.2 read "
+            "in two ways, and action bounds other "
             "than -1 and 1; train it again without squash_output."
         )
 

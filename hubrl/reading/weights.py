@@ -91,7 +91,8 @@ def read_weights(
     found = hashlib.sha256(raw).hexdigest()
     if sha256 is not None and found != sha256:
         raise BadFile(
-            f"{path} has sha256 {found}, its card says {sha256[:64]}; the file or the card was changed, fetch both again."
+            f"{path} has sha256 {found}, its card says {sha256[:64]}; the file or the card was "
+            "changed, fetch both again."
         )
     return (
         parse_safetensors(raw, str(path), limits)
@@ -136,7 +137,8 @@ def _check_header(raw: bytes, limits: Limits) -> None:
             continue
         if tensor["dtype"] not in SAFE_DTYPES or len(tensor["shape"]) > MAX_AXES:
             raise ValueError(
-                f"{name[:60]!r} has dtype {str(tensor['dtype'])[:20]} and {len(tensor['shape'])} axes, which hubrl does not read"
+                f"{name[:60]!r} has dtype {str(tensor['dtype'])[:20]} and "
+                f"{len(tensor['shape'])} axes, which hubrl does not read"
             )
 
 
@@ -161,7 +163,8 @@ def parse_torch(raw: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> dict
             else type(error).__name__
         )
         raise BadFile(
-            f"The weights in {where} are damaged or hold more than tensors, and were refused ({reason})."
+            f"The weights in {where} are damaged or hold more than tensors, and were refused "
+            f"({reason})."
         ) from error
     if loaded is None:
         raise BadFile(f"{where} does not hold tensors by name.")
@@ -174,7 +177,8 @@ def _check_numbers(tensors: dict[str, Tensor], raw: bytes, where: str, limits: L
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if total > FREE_BYTES + limits.inflation * len(raw):
         raise BadFile(
-            f"The tensors in {where} have {total} bytes, {len(raw)} are in the file; widen hubrl.Limits if it is trusted."
+            f"The tensors in {where} have {total} bytes, {len(raw)} are in the file; widen "
+            "hubrl.Limits if it is trusted."
         )
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():

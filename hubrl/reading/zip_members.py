@@ -34,7 +34,8 @@ class ZipMembers:
         infos = self._zip.infolist()
         if len(infos) > limits.zip_members:
             raise BadFile(
-                f"{where} has {len(infos)} members, {limits.zip_members} are allowed; widen hubrl.Limits if it is trusted."
+                f"{where} has {len(infos)} members, {limits.zip_members} are allowed; widen "
+                "hubrl.Limits if it is trusted."
             )
         self.names = [info.filename for info in infos]
 
@@ -49,7 +50,8 @@ class ZipMembers:
         info = self._zip.getinfo(name)
         if info.compress_type not in METHODS:
             raise BadFile(
-                f"{self._where} is damaged or not an SB3 zip (its {name!r} is neither stored nor deflated)."
+                f"{self._where} is damaged or not an SB3 zip (its {name!r} is neither stored "
+                "nor deflated)."
             )
         if info.file_size > self._left:
             self._refuse()
@@ -62,5 +64,6 @@ class ZipMembers:
 
     def _refuse(self) -> None:
         raise BadFile(
-            f"{self._where} inflates to far more than its own size; agents do not. Widen hubrl.Limits(inflation=...) if it is trusted."
+            f"{self._where} inflates to far more than its own size; agents do not. Widen "
+            "hubrl.Limits(inflation=...) if it is trusted."
         )

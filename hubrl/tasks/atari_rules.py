@@ -68,7 +68,8 @@ def read_rules(task: str, kwargs: dict[str, Any] | None = None) -> GameRules:
         if type(bare) is not AtariEnv:
             kind = type(bare).__name__
             raise BadConfig(
-                f"Task {task!r} is not a bare game of ale-py ({kind}), as its vector environment needs."
+                f"Task {task!r} is not a bare game of ale-py ({kind}), as its vector "
+                "environment needs."
             )
         given: dict[str, Any] = bare._ezpickle_kwargs
         meanings = tuple(bare.get_action_meanings())
@@ -93,7 +94,8 @@ def _check_arguments(task: str, given: dict[str, Any]) -> None:
     ]
     if unsupported:
         raise BadConfig(
-            f"Task {task!r} is played with {', '.join(unsupported)}, which ale-py's vector environment cannot do as SB3's wrappers do."
+            f"Task {task!r} is played with {', '.join(unsupported)}, which ale-py's vector "
+            "environment cannot do as SB3's wrappers do."
         )
 
 
@@ -106,5 +108,6 @@ def _check_version(task: str) -> None:
         ) from error
     if tuple(int(part) for part in ale_py.__version__.split(".")[:2]) < MIN_ALE_PY:
         raise BadConfig(
-            f"Task {task!r} has ale-py {ale_py.__version__}, whose vector environment is another; 0.12 or newer is needed."
+            f"Task {task!r} has ale-py {ale_py.__version__}, whose vector environment is "
+            "another; 0.12 or newer is needed."
         )

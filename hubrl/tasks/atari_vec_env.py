@@ -97,7 +97,8 @@ class AtariVecEnv(VecEnv):
         n_actions = len(self.games[0].rules.meanings)
         if chosen.shape != (self.num_envs,) or chosen.min() < 0 or chosen.max() >= n_actions:
             raise SpaceMismatch(
-                f"Actions {np.asarray(actions)!r} were given for {self.num_envs} games, which act in {self.action_space}."
+                f"Actions {np.asarray(actions)!r} were given for {self.num_envs} games, which "
+                f"act in {self.action_space}."
             )
         pairs = zip(self.games, chosen.tolist(), strict=True)
         self._pending = [game.step(action) for game, action in pairs]
@@ -180,7 +181,8 @@ class AtariVecEnv(VecEnv):
             BadConfig: Always, since ale-py's vector environment returns observations only.
         """
         raise BadConfig(
-            "ale-py's vector environment draws no pictures; preprocessing='atari-sb3' plays the game in Python, which does."
+            "ale-py's vector environment draws no pictures; preprocessing='atari-sb3' plays "
+            "the game in Python, which does."
         )
 
 

@@ -83,7 +83,8 @@ def _atari(
             task, n_envs=n_envs, seed=seed, monitor_dir=monitor_dir, env_kwargs=env_kwargs
         )
         warnings.warn(
-            f"{reason} It is played by AtariWrapper, more slowly; preprocessing='atari-sb3' does so without a warning.",
+            f"{reason} It is played by AtariWrapper, more slowly; preprocessing='atari-sb3' "
+            "does so without a warning.",
             stacklevel=3,
         )
         return env
