@@ -1,4 +1,4 @@
-"""Make a hub of sources that `agents.train_source` or `hubrl train` trained, with cards that say what each was measured to be worth.
+"""Make a hub of sources trained by `agents.train_source` or `hubrl train`, with measured returns.
 
     python -m agents.bundle cheetah low-gravity heavy weak-front
     python -m agents.bundle atari pong riverraid seaquest spaceinvaders --episodes 30 --half

@@ -1,4 +1,4 @@
-"""The quickstart: every source untouched, training from scratch, and training through the hub, side by side.
+"""The quickstart: every source untouched, training from scratch, and training through a hub.
 
     python -m agents.quickstart
 
@@ -39,7 +39,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 
 class Report(BaseCallback):
-    """Tells another process how far a training is."""
+    """Callback that writes a training's progress for another process."""
 
     def __init__(self, done: "DictProxy[str, int]", name: str) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ def train_one(
 
 
 def untouched_play(name: str, hub: Hub, settings: RunConfig) -> Played:
-    """What a source is worth on the target before any training."""
+    """Returns of a source on the target before any training."""
     env = make_env(settings.task, settings.task_kwargs, n_envs=5, seed=settings.seed)
     played = play(hub[name], env, 5, name=name)
     env.close()
@@ -222,7 +222,7 @@ def weights(run: Path) -> dict[str, Curve]:
 
 
 def draw(untouched: list[Played], folder: Path, settings: RunConfig) -> None:
-    """The curves, and under them who spoke; a source has one colour in both."""
+    """Learning curves, and under them pathway weights; a source has one colour in both."""
     colours = {
         name: f"C{index}"
         for index, name in enumerate([*METHODS, *(one.name for one in untouched), "fresh"])

@@ -1,4 +1,6 @@
-"""Transfer with DQN: the features of a hub, on CartPole; any torch algorithm of SB3 takes them the same way.
+"""Transfer with DQN: the features of a hub, on CartPole.
+
+Any torch algorithm of SB3 takes them the same way.
 
 The sources are trained on the spot, which takes half a minute: use agents of your own instead.
 

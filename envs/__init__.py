@@ -1,1 +1,1 @@
-"""Builders of the tasks that the scripts, configs and tests of this checkout use (not part of the wheel)."""
+"""Tasks of this checkout's scripts, configs and tests (not part of the wheel)."""

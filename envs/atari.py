@@ -36,7 +36,8 @@ def atari(
         return AtariEnv(game, mode=mode, difficulty=difficulty, **kwargs)
     except RuntimeError as error:
         ale = AtariEnv(game).ale
-        known = f"modes are {ale.getAvailableModes()}, its difficulties {ale.getAvailableDifficulties()}"
+        modes, difficulties = ale.getAvailableModes(), ale.getAvailableDifficulties()
+        known = f"modes are {modes}, its difficulties {difficulties}"
         raise ValueError(
             f"mode={mode}, difficulty={difficulty} was given for {game}; its {known}."
         ) from error

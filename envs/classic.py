@@ -138,7 +138,7 @@ def acrobot_physics(seed: int) -> dict[str, float]:
 
 
 def cartpole_physics(seed: int) -> dict[str, float]:
-    """A CartPole drawn from `CARTPOLE_RANGES`, as keyword arguments of the task; see `acrobot_physics`."""
+    """Keyword arguments of a CartPole drawn from `CARTPOLE_RANGES`; see `acrobot_physics`."""
     return _drawn(CARTPOLE_RANGES, seed)
 
 

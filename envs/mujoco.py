@@ -184,7 +184,9 @@ class Reversing(Alternating):
 
 
 class Shuttle(Alternating):
-    """A robot whose commanded direction reverses; the direction is observed, and only movement along it pays.
+    """A robot whose commanded direction reverses.
+
+    The direction is observed, and only movement along it is rewarded.
 
     Args:
         env: The robot.

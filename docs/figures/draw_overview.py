@@ -1,4 +1,7 @@
-"""The README's picture of a hub: `python docs/figures/draw_overview.py` writes `docs/figures/overview.svg`."""
+"""The README's picture of a hub.
+
+`python docs/figures/draw_overview.py` writes `docs/figures/overview.svg`.
+"""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Learning curves of the pathway study: `python docs/figures/draw_results.py` writes `docs/figures/results.svg`.
+"""Learning curves of the pathway study.
 
-A panel for each group of targets, from `results/pathway/runs.csv` and `curves.csv`.
+`python docs/figures/draw_results.py` writes `docs/figures/results.svg`: a panel for each group of targets, from `results/pathway/runs.csv` and `curves.csv`.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ PANELS = (ONE_SUFFICES[0], SEVERAL_NEEDED[0], NONE_FITS[0])
 def bands(
     curves: pd.DataFrame, case: Case, method: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Thousands of steps, and interquartile mean, least and greatest return of the evaluations there."""
+    """Thousands of steps; interquartile mean, least and greatest return of their evaluations."""
     hub = "none" if method == "scratch" else case.hub
     chosen = (
         (curves["task"] == case.task)

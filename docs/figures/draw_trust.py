@@ -1,4 +1,4 @@
-"""Which arm plays which episodes: `python docs/figures/draw_trust.py` writes `docs/concepts/trust.svg`.
+"""Arms and their episodes: `python docs/figures/draw_trust.py` writes `docs/concepts/trust.svg`.
 
 Four environments of one training, drawn as rows; lengths of episodes are alike and not to scale.
 """
@@ -60,7 +60,7 @@ def phase(axes: Axes, first: int, last: int, text: str, *, align: str = "center"
 
 
 def legend(axes: Axes) -> None:
-    """What the colours mean, above the rows."""
+    """Legend of the colours, above the rows."""
     entries = [
         ("p", "segments of a probe"),
         ("b", "a source (A, B, C), first episodes"),

@@ -1,4 +1,7 @@
-"""Colours and settings of the documentation's figures: one colour for each kind of agent, the same SVG on every run."""
+"""Colours and settings of the documentation's figures.
+
+Every kind of agent has one colour, and every run writes the same SVG.
+"""
 
 from pathlib import Path
 

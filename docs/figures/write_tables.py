@@ -1,6 +1,8 @@
-"""The tables of results in README and docs, from the rows of the studies: `python docs/figures/write_tables.py` writes them.
+"""The tables of results in README and docs, from the rows of the studies.
 
-A page says `<!-- table: NAME -->` and `<!-- /table -->` where the table of that name in `TABLES`
+`python docs/figures/write_tables.py` writes them.
+
+A page has `<!-- table: NAME -->` and `<!-- /table -->` where the table of that name in `TABLES`
 belongs; what stands between is replaced. `tests/test_docs.py` fails where a page is older than
 `results/`.
 """
@@ -285,7 +287,7 @@ TABLES: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
     for function in (first_screen, targets, normalised, controls, ablation, untuned)
 }
-"""What makes each table."""
+"""Function that writes each table, by the table's name."""
 
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 

@@ -90,7 +90,7 @@ def play(
         name: Name of the agent in the result.
         deterministic: Whether the likeliest action is taken; otherwise actions are drawn, the same
             ones every time. If not given they are drawn in Atari games alone.
-        on_step: Told the number of finished episodes after every step.
+        on_step: Called with the number of finished episodes after every step.
 
     Raises:
         SpaceMismatch: If a source does not fit the task.
@@ -146,8 +146,7 @@ def check_playable(source: Source, env: VecEnv) -> None:
     if bounds is not None:
         raise SpaceMismatch(
             f"The task's actions go from {bounds[0]}, those of source {source.name!r} from "
-            f"{bounds[1]}; "
-            "put the task under gymnasium.wrappers.RescaleAction."
+            f"{bounds[1]}; put the task under gymnasium.wrappers.RescaleAction."
         )
 
 

@@ -16,7 +16,7 @@ EVALUATION_SEED = 10_000
 
 
 def training_env(config: RunConfig, hub: Hub | None, monitor: Path) -> VecEnv:
-    """The environments of a training, cached and normalized as its config says.
+    """The environments of a training, cached and normalized by its config.
 
     Args:
         config: The run's config.

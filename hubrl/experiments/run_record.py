@@ -53,7 +53,7 @@ class RunProgress(NamedTuple):
 
 
 def write_run_folder(folder: Path, config: RunConfig, hub: Hub | None) -> None:
-    """Make the folder of a new run with everything that repeats it.
+    """Make the folder of a new run with everything needed to repeat it.
 
     Raises:
         OutputExists: If the folder exists.

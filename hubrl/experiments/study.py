@@ -1,8 +1,8 @@
 """A study: methods on targets over seeds, from one YAML file; finished runs are not repeated.
 
-runs/<study>/<task>/<hub>/<method>/<seed>-<digest>/ one training each, see `hubrl.experiments.run`
-results/<study>/*.csv see `hubrl.experiments.study_tables` results/<study>/table.md, *.png see
-`hubrl.experiments.figures`
+runs/<study>/<task>/<hub>/<method>/<seed>-<digest>/   one training, see `hubrl.experiments.run`
+results/<study>/*.csv             see `hubrl.experiments.study_tables`
+results/<study>/table.md, *.png   see `hubrl.experiments.figures`
 """
 
 import os
@@ -185,7 +185,7 @@ def _untrained_row(job: Job, played: Played, method: str) -> Row:
 
 
 class Oracle:
-    """An agent that acts by the source which the task itself marks as the best.
+    """An agent whose actions are those of the source that the task itself marks as the best.
 
     Args:
         hub: The sources.

@@ -35,7 +35,7 @@ class StudyMethod(Schema):
 
 
 class OracleRule(Schema):
-    """The best source at every moment, as the task itself knows it."""
+    """The best source at every step, by an attribute of the task."""
 
     attribute: str
     """Attribute of the environment with the regime of the coming step."""

@@ -77,7 +77,7 @@ def _summary_cells(runs: dict[str, list[float]]) -> list[str]:
 
 
 def _best(runs: dict[str, list[float]]) -> str | None:
-    """The method with the greatest mean return; None of none."""
+    """The method with the greatest mean return; None without methods."""
     return max(runs, key=lambda name: mean_return(runs[name]), default=None)
 
 

@@ -37,7 +37,7 @@ Chain = list[nn.Module]
 
 
 class NotPlainError(BadConfig):
-    """No single network of SB3's shapes computes what an agent computes."""
+    """No single network of SB3's shapes has an agent's outputs."""
 
 
 class Chains(NamedTuple):

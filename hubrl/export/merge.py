@@ -131,7 +131,7 @@ def _outputs(agent: Source, observations: Tensor) -> Tensor:
 
 
 def _plain_outputs(model: BaseAlgorithm, observations: Tensor) -> Tensor:
-    """The same of an SB3 model, with means clipped to the action space."""
+    """Means, logits or Q-values of an SB3 model; means are clipped to the action space."""
     if not isinstance(model, OnPolicyAlgorithm):
         values: Tensor = model.q_net(observations)  # type: ignore[attr-defined]
         return values

@@ -1,1 +1,1 @@
-"""File formats: cards of sources, hubs in saved agents, spaces as dictionaries, YAML, and files written whole or not at all."""
+"""File formats: source cards, hubs of saved agents, spaces as dictionaries, YAML, atomic writes."""

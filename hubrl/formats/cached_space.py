@@ -1,4 +1,7 @@
-"""The observation space of cached features: float16 numbers of all frozen sources, side by side, as SB3's buffers hold them."""
+"""Observation space of cached features, as SB3's buffers hold them.
+
+The features of all frozen sources stand side by side in one float16 vector.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -13,8 +16,7 @@ from hubrl.formats.cards import SourceCard
 from hubrl.formats.spaces import SpaceDict, space_from_dict, space_to_dict
 
 OBSERVATION, CACHED_FEATURES = "observation", "source_features"
-"""Keys of an observation and of its cached features; the parts of a Dict observation keep their own
-keys."""
+"""Keys of an observation and of its cached features; parts of a Dict observation keep their keys."""
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 """Greatest number of float16; greater features are clamped to it."""
@@ -22,7 +24,7 @@ FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 @runtime_checkable
 class FeatureSource(Protocol):
-    """A source as far as its cached features depend on it."""
+    """Attributes of a source on which its cached features depend."""
 
     @property
     def name(self) -> str:
@@ -38,7 +40,9 @@ class FeatureSource(Protocol):
 
 
 class CachedFeaturesSpace(spaces.Box):
-    """The space of frozen sources' features, `(features of all sources,)`, with the observation's own space as an attribute.
+    """Space of the frozen sources' features, `(features of all sources,)`.
+
+    The space of the observation itself is the attribute `observed`.
 
     Args:
         observed: The space of the observation itself, images channel first.
@@ -74,7 +78,7 @@ class CachedFeaturesSpace(spaces.Box):
 
 
 def find_cached_space(space: spaces.Space[Any]) -> CachedFeaturesSpace | None:
-    """The part of an observation space that holds cached features, or none."""
+    """The part of an observation space that holds cached features; None without one."""
     part = space.spaces.get(CACHED_FEATURES) if isinstance(space, spaces.Dict) else space
     return part if isinstance(part, CachedFeaturesSpace) else None
 
@@ -84,7 +88,7 @@ def observed_space_dict(printed: Any, space: SpaceDict) -> SpaceDict:
 
     Args:
         printed: Its observation space in its zip's JSON.
-        space: The same as plain data.
+        space: The same space as plain data.
     """
     if space["type"] != "Dict":
         own: SpaceDict = printed["observed_dict"]
@@ -94,7 +98,7 @@ def observed_space_dict(printed: Any, space: SpaceDict) -> SpaceDict:
 
 
 def vecnormalize_kwargs(space: spaces.Space[Any]) -> dict[str, Any]:
-    """Keyword arguments with which VecNormalize leaves cached features alone; empty without cached features."""
+    """VecNormalize's keyword arguments that leave cached features alone; empty if there are none."""
     if find_cached_space(space) is None:
         return {}
     if not isinstance(space, spaces.Dict):

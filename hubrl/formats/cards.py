@@ -1,6 +1,6 @@
-"""Cards of sources: everything about a pretrained agent but its weights, as YAML with a format version.
+"""Cards of sources: YAML with everything about a pretrained agent but its weights.
 
-A source is rebuilt from its card and its weights. A saved target carries the cards of its sources
+A card has a format version. A source is rebuilt from its card and its weights. A saved target carries the cards of its sources
 as plain data in its keyword arguments.
 """
 
@@ -55,7 +55,10 @@ class Conv(Schema):
 
 
 class Trunk(Schema):
-    """Layers from one observation to a flat vector: convolutions, then an optional linear layer; flattened with neither."""
+    """Layers from one observation to a flat vector: convolutions, then an optional linear layer.
+
+    With neither the observation is flattened.
+    """
 
     convs: Annotated[tuple[Conv, ...], Field(max_length=MOST_LAYERS)] = ()
     linear: Size | None = None
@@ -90,12 +93,12 @@ class ActionHead(Schema):
 
 
 class ValueHead(Schema):
-    """Layers that estimate the return of an observation, or of an action in it, on the scale of the agent's own task."""
+    """Layers that estimate V(s) or Q(s, a), on the scale of the agent's own task."""
 
     kind: Literal["state", "action"]
     """`state` is a value function V(s); `action` is an ensemble of critics Q(s, a)."""
     trunk: Literal["shared", "own"] = "shared"
-    """Whether it reads the encoder's trunk or has one of its own."""
+    """Whether the layers read the encoder's trunk or a trunk of their own."""
     layers: Layers = Layers()
     critics: Annotated[int, Field(gt=0, le=MOST_LAYERS)] = 1
     quantiles: Size = 1
@@ -176,14 +179,14 @@ class Keys(Schema):
 
     op: Literal["keys"]
     names: dict[str, str]
-    """The target's part for each of the network's."""
+    """Key of the target's part by key of the network's."""
 
 
 Step = Annotated[Frames | Crop | Resize | Stretch | Select | Key | Keys, Field(discriminator="op")]
 
 
 class ActionMap(Schema):
-    """Map from the source's actions to the target's, where they differ in order or sign (a mirrored gait)."""
+    """Map from the source's actions to the target's, if order or sign differ (a mirrored gait)."""
 
     order: tuple[int, ...] | None = None
     """Index of the source's entry (or choice) for each entry of the target's action; a
@@ -224,7 +227,7 @@ class SourceCard(Schema):
     action_map: ActionMap | None = None
     """Map from its own head's actions to the target's; none where they are the same."""
     normalize_images: bool = True
-    """Whether images were divided by 255, as SB3 does unless told otherwise."""
+    """Whether images were divided by 255, as SB3 does unless `normalize_images=False`."""
     normalisation: Normalisation | None = None
     """Normalisation of observations; none if it was trained on raw ones."""
     task: str | None = None

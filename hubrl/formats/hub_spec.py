@@ -32,7 +32,7 @@ class HubSpec(Schema):
     """Number format in which encoders are computed."""
 
     def plain(self) -> dict[str, Any]:
-        """Data for keyword arguments: JSON holds it, and comparing it with another is unambiguous."""
+        """Plain data for keyword arguments: JSON can hold it, and equality is unambiguous."""
         return {**super().to_dict(), "sources": [card.to_dict() for card in self.sources]}
 
 

@@ -1,4 +1,4 @@
-"""Limits on what a file may ask of the process that reads it."""
+"""Limits on the memory and time that reading a file may take."""
 
 from dataclasses import dataclass, fields
 

@@ -20,7 +20,7 @@ class Schema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """This model as data that YAML and JSON hold: defaults left out, but never the format."""
+        """This model as plain data for YAML and JSON: defaults left out, but never the format."""
         version = {"format": dict(self)["format"]} if "format" in type(self).model_fields else {}
         return {**version, **self.model_dump(mode="json", exclude_defaults=True)}
 
@@ -41,7 +41,8 @@ _Loader.add_implicit_resolver(
 
 # The constructors of PyYAML raise whatever Python raises on the values of a file.
 _YAML_ERRORS = (
-    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, yaml.YAMLError,
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+    yaml.YAMLError,
 )  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def write_yaml(plain: dict[str, Any]) -> str:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints, in one phrase."""
+    """The first of pydantic's errors, in one phrase."""
     problem = error.errors()[0]
     # pydantic names the branch of a union behind the field; users know fields, items and keys.
     parts = [

@@ -1,4 +1,4 @@
-"""Gymnasium spaces as plain data, and whether one fits another."""
+"""Gymnasium spaces as plain data, and comparisons of two spaces."""
 
 import math
 from collections import OrderedDict
@@ -141,10 +141,11 @@ def _whole(number: Any) -> int:
 
 
 def describe(space: spaces.Space[Any]) -> str:
-    """A space in a few words, bounds left out: `Box(17,)`, `Discrete(4)`, `Dict(image: Box(3, 64, 64))`."""
+    """A short text without bounds: `Box(17,)`, `Discrete(4)`, `Dict(image: Box(3, 64, 64))`."""
     match space:
         case spaces.Dict():
-            return f"Dict({', '.join(f'{key}: {describe(part)}' for key, part in space.spaces.items())})"
+            parts = (f"{key}: {describe(part)}" for key, part in space.spaces.items())
+            return f"Dict({', '.join(parts)})"
         case spaces.Box():
             return f"Box{tuple(int(n) for n in space.shape)}"
         case spaces.Discrete():
@@ -158,7 +159,7 @@ def describe(space: spaces.Space[Any]) -> str:
 
 
 def fits(one: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
-    """Whether what belongs to one space has the type and shape of the other; bounds and the order of keys may differ."""
+    """Whether two spaces have the same type and shape; bounds and the order of keys may differ."""
     if isinstance(one, spaces.Dict) and isinstance(other, spaces.Dict):
         return set(one.spaces) == set(other.spaces) and all(
             fits(part, other.spaces[key]) for key, part in one.spaces.items()
@@ -167,7 +168,7 @@ def fits(one: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
 
 
 def differing_bounds(one: spaces.Space[Any], other: spaces.Space[Any]) -> tuple[str, str] | None:
-    """Bounds of the first entry in which two Boxes of one shape differ, as `-2 to 2`; None if none does."""
+    """Bounds of the first entry in which two Boxes differ, as `-2 to 2`; None if equal."""
     if not isinstance(one, spaces.Box) or not isinstance(other, spaces.Box):
         return None
     pairs = ((one.low, other.low), (one.high, other.high))

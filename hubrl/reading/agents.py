@@ -1,4 +1,4 @@
-"""One door for every form an agent comes in: a zip, a folder, bare weights with a card, a live model."""
+"""Entry points for every form of an agent: zip, folder, weights with a card, live model."""
 
 import io
 import os
@@ -59,7 +59,7 @@ def read_agent(
     frozen: bool = True,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Source:
-    """One source from a file or folder, reading plain data and weights alone.
+    """Read one source from a file or folder, as plain data and weights alone.
 
     Args:
         path: An SB3 zip; `hf://owner/name`, a repository of Hugging Face; a folder with an agent's
@@ -75,7 +75,7 @@ def read_agent(
         limits: Limits on its files; wider ones for an agent that is trusted.
 
     Raises:
-        BadFile: If a file is missing, damaged, hostile, or not what its card says.
+        BadFile: If a file is missing, damaged, hostile, or does not match its card.
         BadConfig: If a source cannot have the name.
         SpaceMismatch: If the statistics are of another shape than the observations.
     """
@@ -100,7 +100,7 @@ def read_agent(
 
 
 def _with_suffix(path: Path) -> Path:
-    """A path without a suffix as the card or the zip that it stands for, as SB3's `load` does for zips."""
+    """The card or the zip of a path without a suffix, as SB3's `load` completes the path of a zip."""
     if is_there(path):
         return path
     candidates = [Path(f"{path}{suffix}") for suffix in (".yaml", ".yml", ".zip")]
@@ -133,7 +133,7 @@ def _zipped(
 
 
 def read_live(model: BaseAlgorithm, name: str, *, frozen: bool = True) -> Source:
-    """One source from a model in memory, with the statistics of its VecNormalize if it has one.
+    """Read one source from a model in memory, with the statistics of its VecNormalize if any.
 
     Args:
         model: Any of the algorithms that hubrl reads from zips.
@@ -155,7 +155,7 @@ def read_live(model: BaseAlgorithm, name: str, *, frozen: bool = True) -> Source
 
 
 def read_live_policy(policy: BasePolicy, name: str, *, frozen: bool = True) -> Source:
-    """One source from a policy in memory, as imitation learning trains it, without an algorithm around it.
+    """Read one source from a policy in memory without an algorithm, as of imitation learning.
 
     Args:
         policy: A policy of SB3.
@@ -193,7 +193,7 @@ def live_statistics(vec: VecNormalize) -> VecNormalizeStatistics:
 
 
 def tidy(stem: str) -> str:
-    """A file's stem as the name of a source."""
+    """The name of a source, from a file's stem."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "agent"
 
 
@@ -223,7 +223,7 @@ def _bare(path: Path, card_path: Path, name: str | None, *, frozen: bool, limits
 
 
 def _flat_log_std(tensors: dict[str, Tensor], card: SourceCard) -> dict[str, Tensor]:
-    """CleanRL's `actor_logstd` is a row of one batch, `(1, actions)`; SB3's `log_std` is `(actions,)`."""
+    """CleanRL's `actor_logstd`, `(1, actions)`, in the shape of SB3's `log_std`, `(actions,)`."""
     head = card.network.action if isinstance(card.network, Declared) else None
     row = tensors.get(LOG_STD)
     if head is None or head.log_std != "parameter" or row is None or row.ndim != 2 or len(row) != 1:
@@ -253,7 +253,10 @@ def _normalised(
 
 
 def _agent_in(folder: Path) -> Path:
-    """The agent's zip in a folder: the one that has a folder of its own name (RL Zoo), the only one, or the usual names."""
+    """The agent's zip in a folder.
+
+    The first of: a zip with a folder of its own name (RL Zoo), the only zip, the usual names.
+    """
     zips = _zips(folder)
     named = [path for path in zips if path.with_suffix("").is_dir()]
     usual = [
@@ -275,7 +278,10 @@ def _zips(folder: Path) -> list[Path]:
 
 
 def _statistics_beside(path: Path) -> Path | None:
-    """VecNormalize's file that belongs to a zip, by the names in use; a general name only where there is no other agent."""
+    """VecNormalize's file that belongs to a zip, by the usual names; None without one.
+
+    A general name counts only if the folder holds no other agent.
+    """
     folder, stem = path.parent, path.stem
     checkpoint = re.sub(r"^(.*)_(\d+_steps)$", r"\1_vecnormalize_\2.pkl", stem)
     named = [folder / f"{stem}.{name}" for name in STATISTICS_NAMES] + [

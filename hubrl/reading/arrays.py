@@ -1,4 +1,4 @@
-"""Arrays of numpy from pickles that were read as data: plain numbers alone, as many as there are bytes."""
+"""Numpy arrays from pickles read as data: plain numbers, as many as the file has bytes for."""
 
 import math
 from typing import Any

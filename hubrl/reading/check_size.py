@@ -1,4 +1,4 @@
-"""Networks that a card describes, against the weights that are there: no network is built that no weights fill."""
+"""Size of a card's network against its weights, checked before the network is built."""
 
 import math
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def check_parameters(card: SourceCard, tensors: Mapping[str, Tensor]) -> None:
 def check_hub(
     kwargs: Mapping[str, Any], hub: Any, tensors: Mapping[str, Tensor], limits: Limits
 ) -> None:
-    """Refuse a saved hub whose sources, or a policy whose layers, are greater than the weights beside it.
+    """Refuse a saved hub or policy whose networks are greater than the weights beside it.
 
     Args:
         kwargs: The policy's keyword arguments.

@@ -1,4 +1,4 @@
-"""Agents on the Hugging Face hub: a repository is fetched once into the user's cache, and read as any folder."""
+"""Agents on the Hugging Face hub: a repository is downloaded once and read as a folder."""
 
 from pathlib import Path
 
@@ -10,11 +10,14 @@ WANTED = ("*.zip", "*.pkl", "*.yaml", "*.yml", "*.safetensors", "*.json")
 
 
 def fetch(repository: str) -> Path:
-    """The folder of a repository, `hf://owner/name` or `hf://owner/name@revision`, downloaded if it is not there yet.
+    """The local folder of a Hugging Face repository, downloaded if it is not in the cache.
+
+    Args:
+        repository: `hf://owner/name` or `hf://owner/name@revision`.
 
     Raises:
-        BadConfig: If the name cannot be, or huggingface_hub is not installed.
-        BadFile: If it cannot be had.
+        BadConfig: If the name is invalid, or huggingface_hub is not installed.
+        BadFile: If it cannot be downloaded.
     """
     name, _, revision = repository.removeprefix(HUGGING_FACE).partition("@")
     if name.count("/") != 1:

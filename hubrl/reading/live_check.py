@@ -1,6 +1,6 @@
-"""A source compared with the model in memory that it was read from.
+"""Comparison of a source with the live model that it was read from.
 
-A model's class and arguments say nothing of modules that were exchanged after it was made, as
+A model's class and arguments do not show modules that were exchanged after it was made, such as
 another activation or features extractor; its saved weights then have the same names and shapes.
 """
 
@@ -53,9 +53,8 @@ def check_live(model: BaseAlgorithm, source: Source) -> None:
         return
     raise BadFile(
         f"The model {source.name!r} computes other actions than SB3's network of its class and "
-        "arguments with its "
-        "weights; a module was exchanged. Make it with policy_kwargs, or give its modules to "
-        "hubrl.Source."
+        "arguments with its weights; a module was exchanged. Make it with policy_kwargs, or give "
+        "its modules to hubrl.Source."
     )
 
 
@@ -88,7 +87,7 @@ def _source_outputs(source: Source, observations: Any) -> np.ndarray:
 
 
 def _live_outputs(model: BaseAlgorithm, observations: Any) -> np.ndarray | None:
-    """The model's own; None for a policy that has no such outputs."""
+    """The live model's outputs; None for a policy without such outputs."""
     policy: Any = model.policy
     was_training = policy.training
     try:

@@ -1,10 +1,9 @@
 """Pickles as data: an interpreter of opcodes that calls nothing and imports nothing.
 
 `pickle.Unpickler` builds the objects that a file asks for, even where `find_class` allows few
-names: numpy and torch then trust sizes, addresses and flags of the file. Here a name is a `Name`, a
-    call is a `Call`, and a dictionary is a list of
-pairs, so that nothing of the file is run, hashed or compared. Readers take from these records what
-they know.
+names: numpy and torch then trust sizes, addresses and flags of the file. Here a name is a `Name`,
+a call is a `Call`, and a dictionary is a list of pairs, so that nothing of the file is run, hashed
+or compared. Readers take the records they need.
 """
 
 import io
@@ -39,7 +38,7 @@ class Pairs:
 
 @dataclass(eq=False)
 class Call:
-    """A call that the pickle asks for and nobody makes.
+    """A call that the pickle asks for; it is never made.
 
     Args:
         function: Usually a `Name`.
@@ -146,7 +145,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, opcode: str, argument: Any) -> None:
-        """One opcode."""
+        """Execute one opcode."""
         if opcode in _LITERALS:
             self.stack.append(argument)
         elif opcode in _CONSTANTS:

@@ -1,4 +1,4 @@
-"""Policies that SB3's `policy.save` wrote, as imitation learning leaves them: constructor's arguments and weights.
+"""Policies saved by SB3's `policy.save`: the constructor's arguments and the weights.
 
 The file does not name the policy's class or its algorithm; both follow from the names of its
 weights.
@@ -118,7 +118,7 @@ def _dtype(record: Any) -> str:
 
 
 def _bound(values: Any) -> Any:
-    """One number if all are equal, else a nested list; infinities as text, as JSON and YAML hold them."""
+    """One number if all are equal, else a nested list; infinities as text, for JSON and YAML."""
     numbers = values.astype(float)
     if numbers.size and (numbers == numbers.flat[0]).all():
         return _number(float(numbers.flat[0]))
@@ -134,7 +134,7 @@ def _number(value: float) -> float | str:
 
 
 def _plain(value: Any) -> Any:
-    """A constructor's argument as SB3 would print it into JSON; None for all that no reader needs."""
+    """A constructor's argument as SB3 prints it into JSON; None if no reader needs it."""
     if isinstance(value, Name):
         return f"<class '{value}'>"
     if isinstance(value, Pairs):

@@ -1,4 +1,4 @@
-"""From a state dict in SB3's names to a declared network and its weights in hubrl's names.
+"""A declared network and its weights in hubrl's names, from a state dict in SB3's names.
 
 Names and shapes of the weights determine the network; the caller adds what they leave open
 (activation, squashing). A weight without a place in SB3's networks is refused.
@@ -43,7 +43,7 @@ class StateDict:
         return name in self.tensors
 
     def has(self, prefix: str) -> bool:
-        """Whether any weight's name begins so."""
+        """Whether any weight's name begins with a prefix."""
         return any(name.startswith(prefix) for name in self.tensors)
 
     def take(self, old: str, new: str, dims: int | None = None) -> Tensor:
@@ -107,7 +107,10 @@ class StateDict:
         return Trunk(convs=tuple(convs), linear=self.linear(f"{old}.linear.0", f"{new}.linear.0"))
 
     def trunks(self, old: str, new: str, keys: list[str]) -> dict[str, Trunk]:
-        """Move a features extractor: NatureCNN, SB3's combined one, a hub's, or one that only flattens and has no weights."""
+        """Move a features extractor: NatureCNN, SB3's CombinedExtractor, a hub's, or FlattenExtractor.
+
+        The last has no weights.
+        """
         if self.has(f"{old}.method."):
             for name in [name for name in self.tensors if name.startswith(f"{old}.")]:
                 self.take(name, f"{new}.extractor.{name.removeprefix(old + '.')}")
@@ -129,7 +132,7 @@ class StateDict:
         self.taken |= {copy + name for copy in copies for name in moved}
 
     def ignore(self, *prefixes: str) -> None:
-        """Leave out what no source needs."""
+        """Leave out weights that no source needs."""
         self.taken |= {name for name in self.tensors if name.startswith(prefixes)}
 
     def finish(self) -> dict[str, Tensor]:

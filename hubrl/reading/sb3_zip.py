@@ -35,10 +35,10 @@ FAMILIES = {
 }
 
 HUB_POLICY, HUB_DQN = "hubrl.HubActorCriticPolicy", "hubrl.HubDQNPolicy"
-"""Names of the policies over a hub's outputs, as they have them in `plain_module`."""
+"""`plain_module` of the policies over a hub's outputs."""
 
 OWN_MODULE = "hubrl"
-"""Module of hubrl's own policies, which say in `plain_module` what they are read as."""
+"""Module of hubrl's own policies; their `plain_module` names the SB3 policy they are read as."""
 
 ACTIVATION_NAMES = {
     "Tanh": "tanh",
@@ -105,7 +105,7 @@ class Archive:
 
     @property
     def hub(self) -> dict[str, Any] | None:
-        """The hub whose features it learned from, as plain data."""
+        """The hub whose features the agent learned from, as plain data."""
         kwargs = self.policy_kwargs.get("features_extractor_kwargs")
         hub = kwargs.get("hub") if isinstance(kwargs, dict) else None
         return hub if isinstance(hub, dict) else None
@@ -121,7 +121,7 @@ class Archive:
 
     @property
     def algorithm(self) -> str:
-        """The algorithm, from the policy's module and the hyperparameters that only one of them has.
+        """The algorithm, by the policy's module and by hyperparameters that are unique to it.
 
         Raises:
             BadFile: If it is one that hubrl does not read.
@@ -137,8 +137,7 @@ class Archive:
             )
             raise BadFile(
                 f"{self.path} holds a {named}; hubrl reads PPO, A2C, TRPO, MaskablePPO, DQN, "
-                "QR-DQN, SAC, TD3, DDPG and TQC. "
-                f"For another, {OWN_NETWORK}."
+                "QR-DQN, SAC, TD3, DDPG and TQC. For another, {OWN_NETWORK}."
             )
         if family == ON_POLICY:
             return self._on_policy()
@@ -385,8 +384,7 @@ def _check_unsquashed(archive: Archive) -> None:
     if not (isinstance(space, spaces.Box) and np.all(space.low == -1) and np.all(space.high == 1)):
         raise BadFile(
             f"{archive.path} has squash_output=True without use_sde, which SB3 before 2.2 read "
-            "in two ways, and action bounds other "
-            "than -1 and 1; train it again without squash_output."
+            "in two ways, and action bounds other than -1 and 1; train it again without squash_output."
         )
 
 

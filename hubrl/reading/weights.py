@@ -1,7 +1,7 @@
-"""Tensors by name from the files that `torch.save` and safetensors write, with sizes checked and nothing executed.
+"""Tensors by name from torch and safetensors files; sizes are checked, nothing is executed.
 
 The pickle inside a torch file is read as data (`pickle_data`); a tensor is a view of bytes that are
-in the file, and torch's own unpickler is never asked.
+in the file, and torch's own unpickler is never used.
 """
 
 import hashlib
@@ -143,7 +143,7 @@ def _check_header(raw: bytes, limits: Limits) -> None:
 
 
 def parse_torch(raw: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> dict[str, Tensor]:
-    """Tensors by name from the bytes that `torch.save` wrote, in the format of today or of before torch 1.6.
+    """Tensors by name from the bytes of `torch.save`, in today's format or that before torch 1.6.
 
     Raises:
         BadFile: If it holds anything but tensors, is damaged, exceeds a limit, or holds NaN.
@@ -188,10 +188,10 @@ def _check_numbers(tensors: dict[str, Tensor], raw: bytes, where: str, limits: L
 def parse_saved_policy(
     raw: bytes, where: str, limits: Limits = DEFAULT_LIMITS
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """The constructor's arguments, as inert data, and the weights of a policy that SB3's `policy.save` wrote.
+    """The content of a policy that SB3's `policy.save` wrote.
 
     Returns:
-        None if the file is another one.
+        The constructor's arguments, as inert data, and the weights by name; None if the file is another one.
     """
     try:
         content, find = _open_zip(raw, where, limits, allowed=None)
@@ -340,7 +340,7 @@ def _storage(key: Any) -> _Storage:
 
 
 def _view(
-    storage: Tensor, said: _Storage, offset: int, size: tuple[Any, ...], stride: tuple[Any, ...]
+    storage: Tensor, declared: _Storage, offset: int, size: tuple[Any, ...], stride: tuple[Any, ...]
 ) -> Tensor:
     counts = (offset, *size, *stride)
     if (
@@ -353,7 +353,7 @@ def _view(
     last = (
         offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if numel else 0
     )
-    if storage.dtype != said.dtype or numel > len(storage) or last >= max(len(storage), 1):
+    if storage.dtype != declared.dtype or numel > len(storage) or last >= max(len(storage), 1):
         raise ValueError(f"a tensor of {numel} numbers in a storage of {len(storage)}")
     return (
         storage.as_strided(size, stride, offset)

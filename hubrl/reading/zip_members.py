@@ -10,8 +10,7 @@ FREE_BYTES = 64 * MIB
 """Bytes that the members of any zip may have together, whatever its size."""
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Ways of compression that inflate step by step; bzip2 and lzma can only be limited by what they
-have made already."""
+"""Compression methods that inflate step by step; bzip2 and lzma can only be limited afterwards."""
 
 
 class ZipMembers:

@@ -32,7 +32,7 @@ StepReturn = tuple[
 class AtariVecEnv(VecEnv):
     """Parallel Atari games with SB3's Atari preprocessing, in ale-py's C++.
 
-    Observations are four grey frames of 84 by 84, channel first, as SB3's policies see them behind
+    Observations are four grey frames of 84 by 84, channel first, as SB3's policies read them behind
     VecTransposeImage: models move freely between these games and `make_atari_env`'s under
     VecFrameStack. `docs/atari.md` lists the differences.
 
