@@ -37,8 +37,8 @@ def main(
     Args:
         hub: The hub's name.
         names: The sources' names, in order; their folders' too.
-        trained: Where `agents.train_source` left them, or `hubrl train --runs`.
-        folder: Where hubs are kept.
+        trained: Folder of the agents of `agents.train_source`, or of `hubrl train --runs`.
+        folder: Folder of the hubs.
         episodes: Episodes behind each card's return.
         half: Whether weights are rounded to float16 before they are played and saved.
     """
@@ -48,7 +48,7 @@ def main(
 
 
 def completed(here: Path, name: str, episodes: int, *, half: bool) -> Source:
-    """One source, its card completed by what it was trained on and what it earns there."""
+    """One source, its card completed by the task of its training and its return there."""
     source = _of_run(here) if (here / "config.yaml").exists() else _of_script(here)
     tensors = source.tensors()
     if half:

@@ -1,4 +1,4 @@
-"""Evaluate an agent's zip in a few lines, without executing anything that is in it.
+"""Evaluate an agent's zip in a few lines, without executing anything in it.
 
 python -m agents.evaluate runs/transfer_ppo.zip --kwargs '{"gravity": 1.5}'
 """

@@ -62,7 +62,7 @@ def main(
     Args:
         config: The training; its method is varied.
         steps: Environment steps, if other than the config's.
-        folder: Where everything is written; what an earlier quickstart left there is replaced.
+        folder: Folder of the results; those of an earlier quickstart are replaced.
     """
     began = time.perf_counter()
     settings = read_config(config, [f"steps={steps}"] if steps else [])
@@ -177,7 +177,7 @@ def summarise(
 
 
 def table(summary: dict[str, Any]) -> Table:
-    """The summary for people."""
+    """The summary as a table for the terminal."""
     made = Table(
         "",
         "steps",
@@ -242,11 +242,11 @@ def draw(untouched: list[Played], folder: Path, settings: RunConfig) -> None:
         title=f"{settings.task.split(':')[-1]} {settings.task_kwargs}, seed {settings.seed}",
     )
     above.legend(fontsize="small")
-    spoken = weights(folder / "hub-pathway")
-    names = [name for name in colours if name in spoken]
-    curves = [spoken[name][1] for name in names]
+    pathways = weights(folder / "hub-pathway")
+    names = [name for name in colours if name in pathways]
+    curves = [pathways[name][1] for name in names]
     below.stackplot(
-        spoken[names[0]][0],
+        pathways[names[0]][0],
         *curves,
         labels=names,
         colors=[colours[name] for name in names],

@@ -56,7 +56,7 @@ def main(
         kwargs: The task's keyword arguments, as JSON.
         steps: Environment steps in all.
         seed: Seed of network, environment and sampling.
-        folder: Where the agent's folder is made.
+        folder: Parent of the agent's folder.
     """
     torch.set_num_threads(1)
     here = folder / name

@@ -1,8 +1,7 @@
 """Transfer with DQN: the features of a hub, on CartPole.
 
-Any torch algorithm of SB3 takes them the same way.
-
-The sources are trained on the spot, which takes half a minute: use agents of your own instead.
+Any torch algorithm of SB3 takes them the same way. The sources are trained on the
+spot, which takes half a minute: use agents of your own instead.
 
     python -m agents.transfer_dqn --steps 20000
 """

@@ -1,4 +1,4 @@
-"""Transfer with PPO: the sources' own heads speak, on a HalfCheetah whose physics none of them saw.
+"""Transfer with PPO: the sources' action heads, on a HalfCheetah with physics new to all of them.
 
 python -m agents.transfer_ppo --steps 50000
 """
@@ -21,7 +21,7 @@ def main(
     seed: int = 1,
     save: Path = Path("runs/transfer_ppo.zip"),
 ) -> None:
-    """Train, evaluate, save; what is saved needs the sources' files no more."""
+    """Train, evaluate, save; the saved agent no longer needs the sources' files."""
     torch.set_num_threads(1)  # fastest for small networks
     sources = Hub.load(hub)
     env = make_vec_env(
@@ -33,7 +33,7 @@ def main(
     model.learn(steps, callback=HubCallback(verbose=1), progress_bar=True)
     mean, std = evaluate_policy(model, env, n_eval_episodes=8)
     print(
-        f"Return {mean} ± {std}; at the start speaks: "
+        f"Return {mean} ± {std}; pathway weights at the start: "
         f"{pathway_weights(model, np.asarray(env.reset())[0])}"
     )
     model.save(save)

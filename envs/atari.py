@@ -4,7 +4,7 @@ Importing this module registers `hubrl/<Game>-v0` for every game of ale-py that 
 through Gymnasium's own notation one line does both: `gym.make("envs.atari:hubrl/Pong-v0", mode=0,
 difficulty=1, full_action_space=True)`. The ids are the bare game, one frame a step and no sticky
 actions: skipping, scaling and stacking are SB3's (`preprocessing: atari` in a config), which would
-    skip 16 frames a step on top of ale-py's own `ALE/<Game>-v5`.
+skip 16 frames a step on top of ale-py's own `ALE/<Game>-v5`.
 """
 
 from typing import Any

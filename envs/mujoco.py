@@ -23,8 +23,7 @@ from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 
 # Gymnasium's own HalfCheetah uses an attribute that MuJoCo 4 deprecates, and MuJoCo would print a
-# line and write a log
-# file for every environment made. Its other warnings are printed as before.
+# line and write a log file for every environment made. Its other warnings are printed as before.
 if hasattr(mujoco, "set_mju_user_warning") and mujoco.get_mju_user_warning() is None:
     mujoco.set_mju_user_warning(
         lambda message: None if "settotalmass" in message else sys.stderr.write(f"{message}\n")
@@ -133,7 +132,7 @@ class Alternating(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray], A
         return self._observe(observation), {**info, "sign": self.sign}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One step, and perhaps a change behind it, so that a change is seen before it is felt."""
+        """One step, then perhaps a change of sign, observed one step before it has an effect."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._left -= 1
         if self._left == 0:
@@ -145,7 +144,7 @@ class Alternating(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray], A
 
     @abstractmethod
     def apply_sign(self) -> None:
-        """Let the robot feel the sign."""
+        """Apply the sign to the robot."""
 
     def _turn(self, sign: int) -> None:
         self.sign = sign
@@ -177,7 +176,7 @@ class Reversing(Alternating):
         super().__init__(env, every, hint)
 
     def apply_sign(self) -> None:
-        """Turn the motor."""
+        """Set the motor's sign."""
         robot = self.unwrapped
         assert isinstance(robot, MujocoEnv)
         robot.model.actuator_gear[self.motor, 0] = self.sign * self.strength
@@ -195,7 +194,7 @@ class Shuttle(Alternating):
     """
 
     def apply_sign(self) -> None:
-        """Let the other direction pay."""
+        """Set the sign of the rewarded direction."""
         robot: Any = self.unwrapped
         robot._forward_reward_weight = self.sign * abs(robot._forward_reward_weight)
 

@@ -1,6 +1,7 @@
 """Learning curves of the pathway study.
 
-`python docs/figures/draw_results.py` writes `docs/figures/results.svg`: a panel for each group of targets, from `results/pathway/runs.csv` and `curves.csv`.
+`python docs/figures/draw_results.py` writes `docs/figures/results.svg`: a panel for each
+group of targets, from `results/pathway/runs.csv` and `curves.csv`.
 """
 
 from pathlib import Path

@@ -92,8 +92,8 @@ def draw() -> Figure:
         axes,
         4,
         27,
-        "up to a quarter of the episodes judge, deterministically;\nthe actor learns from the "
-        "others",
+        "up to a quarter of the episodes judge, deterministically;\n"
+        "the actor learns from the others",
     )
     phase(axes, 28, 31, "last tenth:\nevery other one")
     axes.text(LEFT, 0.12, "start of the training", fontsize=9.5, color="#6b7280")

@@ -3,7 +3,7 @@
 `python docs/figures/write_tables.py` writes them.
 
 A page has `<!-- table: NAME -->` and `<!-- /table -->` where the table of that name in `TABLES`
-belongs; what stands between is replaced. `tests/test_docs.py` fails where a page is older than
+belongs; the text between them is replaced. `tests/test_docs.py` fails where a page is older than
 `results/`.
 """
 
@@ -25,7 +25,7 @@ Runs = dict[str, list[float]]
 
 
 class Case(NamedTuple):
-    """A target with a hub, and what it is in words."""
+    """A target with a hub, and its description in words."""
 
     task: str
     hub: str
@@ -118,7 +118,7 @@ def mean_cell(values: list[float] | None) -> str:
 
 
 def best_trained(runs: Runs) -> list[float] | None:
-    """The best of what trains one source: chosen by a probe, or the best in hindsight."""
+    """The best method that trains one source: chosen by a probe, or the best in hindsight."""
     rivals = [
         values
         for name, values in runs.items()
@@ -206,7 +206,7 @@ def normalised() -> str:
 
 
 def controls() -> str:
-    """The trained hub, and the same with a router that cannot see."""
+    """The trained hub, and the same hub with a blinded router."""
     table = read_runs("pathway")
     methods = [
         HUB_METHOD,

@@ -79,7 +79,7 @@ class Benchmark(NamedTuple):
     works: Mapping[str, Comparable]
     """Workloads by name: `ours`, and plain SB3 under names that begin with `sb3`."""
     bar: str
-    """The bar for the ratio: a minimum of speeds, a maximum of costs and shares."""
+    """The limit of the ratio: a minimum of speeds, a maximum of costs and shares."""
     ratio: Callable[[Speeds], float] = over_sb3
     steps: int = 1024
     """Environment steps of a repetition, rounded up to whole rollouts."""

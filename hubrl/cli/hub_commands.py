@@ -61,7 +61,8 @@ def add(
     observes: Annotated[
         str | None,
         typer.Option(
-            help="Entries of the target's observation, `0-16` or `3,1,2`; or keys of a Dict, `cam,arm`."
+            help="Entries of the target's observation, `0-16` or `3,1,2`; or keys of a Dict, "
+            "`cam,arm`."
         ),
     ] = None,
     order: Annotated[

@@ -16,7 +16,7 @@ from hubrl.formats.cards import SourceCard
 from hubrl.formats.spaces import SpaceDict, space_from_dict, space_to_dict
 
 OBSERVATION, CACHED_FEATURES = "observation", "source_features"
-"""Keys of an observation and of its cached features; parts of a Dict observation keep their keys."""
+"""Keys of an observation and of its cached features; a Dict observation keeps its own keys."""
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 """Greatest number of float16; greater features are clamped to it."""
@@ -98,7 +98,7 @@ def observed_space_dict(printed: Any, space: SpaceDict) -> SpaceDict:
 
 
 def vecnormalize_kwargs(space: spaces.Space[Any]) -> dict[str, Any]:
-    """VecNormalize's keyword arguments that leave cached features alone; empty if there are none."""
+    """VecNormalize's arguments that leave cached features alone; empty if there are none."""
     if find_cached_space(space) is None:
         return {}
     if not isinstance(space, spaces.Dict):

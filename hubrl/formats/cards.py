@@ -1,7 +1,7 @@
 """Cards of sources: YAML with everything about a pretrained agent but its weights.
 
-A card has a format version. A source is rebuilt from its card and its weights. A saved target carries the cards of its sources
-as plain data in its keyword arguments.
+A card has a format version. A source is rebuilt from its card and its weights. A saved target has
+the cards of its sources as plain data in its keyword arguments.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A hub of pretrained agents, and what SB3's algorithms take of it."""
+"""A hub of pretrained agents, and arguments of SB3's algorithms from it."""
 
 from hubrl.hub.hub import Hub
 from hubrl.hub.inspect import pathway_weights

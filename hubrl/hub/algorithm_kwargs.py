@@ -184,7 +184,7 @@ class AlgorithmKwargs(Sequence[Source]):
         return {"policy": HubActorCriticPolicy, "policy_kwargs": kwargs}
 
     def _image_scale(self) -> dict[str, bool]:
-        """`normalize_images` of the policy, by what the sources learned from."""
+        """`normalize_images` of the policy, by the range of the sources' images."""
         if divides_images(source.card for source in self):
             return {}
         return {"normalize_images": False}
@@ -255,7 +255,7 @@ def policy_name(algorithm: type[BaseAlgorithm], space: spaces.Space[Any]) -> str
 
 
 def _check_algorithm(algorithm: object) -> None:
-    """Refuse what is no algorithm, or has no features extractor."""
+    """Refuse a class that is no algorithm, or an algorithm without a features extractor."""
     if not (isinstance(algorithm, type) and issubclass(algorithm, BaseAlgorithm)):
         raise BadConfig(
             f"{algorithm!r} was given; expected an algorithm's class, as in hub.agent(PPO)."
@@ -308,7 +308,7 @@ def _own_options(
     aggregation = find(method).aggregation or given.get("aggregation", "mixture")
     recommended: dict[str, Any] = {}
     if kind is OutputOptions and aggregation == "mixture":
-        # One source plays alone only where all are computed.
+        # Solo episodes of one source need the outputs of all.
         judging_share = 0.0 if options.get("top_k") else find(method).judging_share
         recommended = {**RECOMMENDED, "judging_share": judging_share}
     try:

@@ -18,7 +18,7 @@ from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 def pathway_weights(
     model: BaseAlgorithm, observation: np.ndarray | dict[str, np.ndarray]
 ) -> dict[str, float | np.ndarray]:
-    """Every pathway's weight by name, without the router's noise.
+    """Weight of every pathway by name, without the router's noise.
 
     Args:
         model: A model that learns through a hub.

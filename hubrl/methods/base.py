@@ -15,7 +15,7 @@ from hubrl.sources import action_params
 from hubrl.sources.preprocessing import Observations
 
 Aggregation = Literal["mixture", "mean", "whole"]
-"""Use of the outputs: one pathway acts, their weighted mean acts, or what the method computes."""
+"""The policy's action: one pathway's, the weighted mean of all, or the method's own result."""
 
 QLearning = Literal["explorers", "teachers", "source", "q_values"]
 """Service of a method to DQN at the level of outputs: sources play whole episodes and teach the
@@ -137,7 +137,7 @@ class Method(nn.Module, ABC):
             observations: As SB3 preprocesses them.
             fresh: At the level of outputs, the output of the target's own actor `(batch, width)`.
             noise: Result of `draw_noise` for these observations; None for no noise.
-            source_outputs: Outputs of all sources, if they are known already.
+            source_outputs: Cached outputs of all sources, if any.
         """
 
     def draw_noise(
@@ -163,7 +163,7 @@ class Method(nn.Module, ABC):
     def apply_probe(
         self, kept: Sequence[bool], start: Sequence[float], returns: Sequence[float] = ()
     ) -> None:
-        """Use a probe's result, one entry for each of the `probe_candidates`.
+        """Apply a probe's result, one entry for each of the `probe_candidates`.
 
         Args:
             kept: Whether the candidate may be active at all.
@@ -183,7 +183,7 @@ class Method(nn.Module, ABC):
 
     @property
     def awaits_probe(self) -> bool:
-        """Whether a probe is of use to it and has not been applied."""
+        """Whether the method uses a probe and none has been applied."""
         return False
 
     @property

@@ -31,8 +31,8 @@ class HubPathway(RoutedMethod):
     """Data-dependent weights of the sources and a fresh pathway (Shu et al., NeurIPS 2022).
 
     The parts are the paper's: a noisy pathway generator, top-k routes at the input, aggregation at
-    the output, an exploration loss. The equations are our reconstruction
-    (`docs/methods/hub-pathway.md`), and the fresh pathway is ours.
+    the output, an exploration loss. The equations are hubrl's reconstruction
+    (`docs/methods/hub-pathway.md`), and the fresh pathway is an addition of hubrl.
 
     Args:
         sources: The sources, in order.
@@ -183,12 +183,12 @@ class HubPathway(RoutedMethod):
 
     @property
     def reads_observations(self) -> bool:
-        """Whether the fresh pathway or the router reads them."""
+        """Whether the fresh pathway or the router reads observations."""
         return super().reads_observations or self.router_reads == "observations"
 
     @property
     def reads_bytes(self) -> bool:
-        """Whether its pathways and its router read them."""
+        """Whether its pathways and its router read undivided uint8 images."""
         router_reads_bytes = self.router_reads == "features" or self.router.reads_bytes
         return self.pathways.reads_bytes and router_reads_bytes
 

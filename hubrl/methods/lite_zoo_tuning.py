@@ -101,7 +101,7 @@ class LiteZooTuning(ZooTuning):
 
     A departure: as published, training uses the batch's mean gates and evaluation their temporal
     ensemble, which starts at zero; PPO's ratio would not be 1, and the first rollout would act
-    through kernels of zero. `LiteLayer` is ours.
+    through kernels of zero. `LiteLayer` is an addition of hubrl.
 
     Args:
         sources: The sources, in order; all of one architecture.

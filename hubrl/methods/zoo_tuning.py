@@ -22,7 +22,7 @@ from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 
 OUTPUTS_LR = 0.03
-"""Factor on the learning rate at which PPO does not spoil sources that act well [ours]."""
+"""Factor on the learning rate at which PPO does not spoil sources that act well [hubrl]."""
 
 UNIFORM = "uniform"
 """Name of the start at which every source's kernel counts the same."""
@@ -71,7 +71,7 @@ class ZooTuning(SingleSource):
     """One network of gated layers made of all sources' (Shu et al., *Zoo-Tuning*, ICML 2021).
 
     Channel alignment and data-dependent gates are the paper's, as its code has them for image
-    classification. Ours is what reinforcement learning adds: gates without batch normalisation
+    classification. hubrl adds for reinforcement learning: gates without batch normalisation
     (`Gates`), alignment of linear layers, aggregated action heads at the level of outputs, the
     start that a probe chooses, and the learning rates.
 

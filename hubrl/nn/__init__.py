@@ -1,1 +1,1 @@
-"""Torch parts that know no sources: freezing, optimizers, losses, manual gradients, bfloat16."""
+"""Torch parts without sources: freezing, optimizers, losses, manual gradients, bfloat16."""

@@ -1,4 +1,4 @@
-"""Losses of transfer, and their injection into algorithms that know nothing of them."""
+"""Losses of transfer, and their injection into SB3's algorithms, whose losses stay unchanged."""
 
 from typing import Any
 

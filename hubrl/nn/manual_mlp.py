@@ -67,7 +67,7 @@ class ManualMLP:
 
     @staticmethod
     def supports(layers: nn.Module) -> bool:
-        """Whether the derivatives of these layers are known here and none of them has hooks."""
+        """Whether manual derivatives of these layers exist and none of them has hooks."""
         if not isinstance(layers, nn.Sequential) or len(layers) % 2:
             return False
         linear, activations = list(layers)[::2], list(layers)[1::2]

@@ -2,7 +2,7 @@
 
 A new critic returns about zero. Where sources earn much from the first step on, its weights, which
 Adam moves by a learning rate a step, would take a hundred rollouts to reach the size of the
-returns; until then the loss of all future rewards, as in a fall, costs nothing.
+returns; until then a fall, which loses all future rewards, has no cost.
 """
 
 import math

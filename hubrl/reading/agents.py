@@ -100,7 +100,7 @@ def read_agent(
 
 
 def _with_suffix(path: Path) -> Path:
-    """The card or the zip of a path without a suffix, as SB3's `load` completes the path of a zip."""
+    """The card or the zip of a path without a suffix, as SB3's `load` completes a path."""
     if is_there(path):
         return path
     candidates = [Path(f"{path}{suffix}") for suffix in (".yaml", ".yml", ".zip")]

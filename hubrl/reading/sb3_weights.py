@@ -107,9 +107,9 @@ class StateDict:
         return Trunk(convs=tuple(convs), linear=self.linear(f"{old}.linear.0", f"{new}.linear.0"))
 
     def trunks(self, old: str, new: str, keys: list[str]) -> dict[str, Trunk]:
-        """Move a features extractor: NatureCNN, SB3's CombinedExtractor, a hub's, or FlattenExtractor.
+        """Move a features extractor: NatureCNN, CombinedExtractor, a hub's, or FlattenExtractor.
 
-        The last has no weights.
+        The last one has no weights.
         """
         if self.has(f"{old}.method."):
             for name in [name for name in self.tensors if name.startswith(f"{old}.")]:

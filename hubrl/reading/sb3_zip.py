@@ -384,7 +384,8 @@ def _check_unsquashed(archive: Archive) -> None:
     if not (isinstance(space, spaces.Box) and np.all(space.low == -1) and np.all(space.high == 1)):
         raise BadFile(
             f"{archive.path} has squash_output=True without use_sde, which SB3 before 2.2 read "
-            "in two ways, and action bounds other than -1 and 1; train it again without squash_output."
+            "in two ways, and action bounds other than -1 and 1; train it again "
+            "without squash_output."
         )
 
 

@@ -191,7 +191,8 @@ def parse_saved_policy(
     """The content of a policy that SB3's `policy.save` wrote.
 
     Returns:
-        The constructor's arguments, as inert data, and the weights by name; None if the file is another one.
+        The constructor's arguments, as inert data, and the weights by name; None if the file is
+        not such a policy.
     """
     try:
         content, find = _open_zip(raw, where, limits, allowed=None)

@@ -1,4 +1,4 @@
-"""Routing of a minibatch as one autograd operation, with gradients by hand.
+"""Routing of a minibatch as one autograd operation, with a manual backward pass.
 
 Where outputs of frozen sources are stored, a router and, at the level of features, a projection a
 source are all that is left of a hub in a gradient step: products of some dozen rows, for which

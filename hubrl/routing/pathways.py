@@ -29,8 +29,8 @@ MAX_WIDTH = 128
 """Width of projected features, at most, unless given: SB3's next layer has 64 units."""
 
 SourceOutputs = Float[Tensor, "batch *own"]
-"""Outputs of sources that were computed before for the same observations: `(batch, sources, width)`
-at the level of outputs, at that of features side by side `(batch, sum of widths)`."""
+"""Cached outputs of the sources for the same observations: `(batch, sources, width)` at the level
+of outputs, `(batch, sum of widths)` at that of features."""
 
 
 class Pathways(nn.Module):
@@ -92,7 +92,7 @@ class Pathways(nn.Module):
     def compute_source_outputs(
         self, observations: Observations, wanted: Sequence[bool]
     ) -> Float[Tensor, "batch sources own"]:
-        """Outputs of the wanted sources themselves, to be stored; zeros for the others.
+        """Outputs of the wanted sources, for storage; zeros for the others.
 
         Args:
             observations: As SB3 preprocesses them.
@@ -121,7 +121,7 @@ class Pathways(nn.Module):
             observations: As SB3 preprocesses them.
             active: Active pathways, row by row.
             fresh: At the level of outputs, the output of the target's own actor.
-            source_outputs: Those of the sources, if they are known already.
+            source_outputs: Cached outputs of the sources, if any.
         """
         members: list[Any] = list(self.sources)
         if self.fresh is not None:
@@ -145,7 +145,7 @@ class Pathways(nn.Module):
         Args:
             pathway: Index of the selected pathway.
             observations: As SB3 preprocesses them.
-            source_outputs: Those of all sources, if they are known already; otherwise no other
+            source_outputs: Cached outputs of all sources, if any; otherwise only the selected
                 source is computed.
         """
         n_sources = len(self.sources)

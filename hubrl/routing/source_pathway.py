@@ -18,15 +18,15 @@ from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 
 STD_RANGE = (0.05, 0.1)
-"""Least and greatest `initial_std`, in units of the action [ours]."""
+"""Least and greatest `initial_std`, in units of the action [hubrl]."""
 
 
 def initial_std(source: Source) -> float:
-    """Initial standard deviation of a source's pathway: its own, within `STD_RANGE` [ours].
+    """Initial standard deviation of a source's pathway: its own, within `STD_RANGE` [hubrl].
 
-    Agents of on-policy algorithms learned one standard deviation for all states and bear it. Those
-    of SAC, TQC and TD3 did not, and start at the least: at twice as much, good ones earn a sixth
-    less in training.
+    Agents of on-policy algorithms were trained with one standard deviation for all states. Those of
+    SAC, TQC and TD3 were not, and start at the least: at twice as much, the return of good ones in
+    training is a sixth less.
     """
     action = source.action
     if not isinstance(action, GaussianAction) or action.head.log_std != "parameter":

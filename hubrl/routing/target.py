@@ -51,7 +51,7 @@ def check_fit(source: Source, target: TargetSpec) -> None:
     """Refuse a source that cannot read the target's observations or act in its actions.
 
     Raises:
-        SpaceMismatch: With both spaces, and what to do.
+        SpaceMismatch: With both spaces and a remedy.
     """
     if not source.accepts(target.observation_space):
         raise SpaceMismatch(

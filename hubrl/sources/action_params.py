@@ -23,7 +23,7 @@ from hubrl.errors import SpaceMismatch
 from hubrl.formats.spaces import describe
 
 Level = Literal["features", "outputs"]
-"""Where a target meets its sources: at their features, or at their action parameters."""
+"""Level at which a target reads its sources: their features, or their action parameters."""
 
 LOG_STD_RANGE = (-20.0, 20.0)
 """Range in the environment's units; wider than that of any agent."""

@@ -157,7 +157,7 @@ def _array_to_batch(
     if not card.preprocessing:
         rows, batched = _rows(array, card.observations, card, device)
         return _preprocess(rows, card.observations, card), batched
-    # The target's space is not known: the card's steps tell whether images are channel last.
+    # The target's space is not known: the card's steps determine whether images are channel last.
     batched = array.ndim > len(card.observations.shape or ())
     raw = array if batched else array[None]
     turned = [raw, np.moveaxis(raw, -1, 1)] if raw.ndim == 4 else [raw]

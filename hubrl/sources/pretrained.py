@@ -107,7 +107,7 @@ class Pretrained(nn.Module):
                 "this process; the file being loaded is damaged or claims another's name."
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
-        # SB3 fills a target network from its online network, which shares this source: no news.
+        # SB3 fills a target network from its online network, which shares this source.
         new = not own or any(found[name].data_ptr() != own[name].data_ptr() for name in found)
         self.weights_loaded = self.weights_loaded or (new and len(found) == len(own))
 
