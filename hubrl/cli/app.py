@@ -203,7 +203,7 @@ def study(
         bool, typer.Option("--report", help="Run nothing; draw the finished runs.")
     ] = False,
 ) -> None:
-    """Run what is missing of a study, and write its tables and figures."""
+    """Run the missing runs of a study, and write its tables and figures."""
     try:
         from hubrl.experiments.figures import write_reports
         from hubrl.experiments.study import run_study

@@ -92,7 +92,7 @@ class RunConfig(Schema):
     @field_validator("device")
     @classmethod
     def _known_device(cls, device: str) -> str:
-        """Refuse a device that torch does not know."""
+        """Refuse a device that torch does not have."""
         try:
             torch.device("cpu" if device == "auto" else device)
         except RuntimeError:

@@ -109,7 +109,7 @@ def _replace_rows(path: Path, old: pd.DataFrame, new: Sequence[Row], outdated: s
 
 
 def run_row(job: Job, **values: Any) -> Row:
-    """A row of `runs.csv`; values override what the job itself gives."""
+    """A row of `runs.csv`; values override those of the job itself."""
     known = {
         "task": job.task,
         "hub": job.hub,

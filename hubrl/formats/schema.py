@@ -39,7 +39,7 @@ _Loader.add_implicit_resolver(
     list("-+0123456789"),
 )
 
-# The constructors of PyYAML raise whatever Python raises on the values of a file.
+# PyYAML's constructors pass on every error of Python on the values of a file.
 _YAML_ERRORS = (
     ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
     yaml.YAMLError,

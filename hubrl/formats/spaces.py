@@ -33,7 +33,7 @@ def space_to_dict(space: spaces.Space[Any]) -> SpaceDict:
     Bounds that are the same everywhere are written once. `inf` is written as the string "inf".
 
     Raises:
-        BadFile: If the space is of a type that hubrl does not know.
+        BadFile: If the space is of a type that hubrl does not support.
     """
     match space:
         case spaces.Dict():

@@ -1,6 +1,6 @@
 """Packs: small parameters that autograd, clipping and the optimizer treat as one.
 
-An operation on a parameter of a few dozen numbers costs what its call costs. During an update,
+The time of an operation on a few dozen numbers is that of its call. During an update,
 parameters whose gradients are computed manually, and together, can share one piece of memory.
 """
 

@@ -37,7 +37,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 CARD_SUFFIXES = (".yaml", ".yml")
 
 KNOWN_PACKAGES = ("stable_baselines3.", "sb3_contrib.", "torch.", "builtins", "abc", "typing")
-"""Packages whose classes compute what SB3's policies compute."""
+"""Packages whose classes have the same outputs as SB3's policies."""
 
 COMPUTES = frozenset(
     ("forward", "_predict", "extract_features", "get_distribution", "_get_action_dist_from_latent")

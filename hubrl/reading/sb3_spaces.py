@@ -34,7 +34,7 @@ def parse_space(printed: Any, what: str, limits: Limits = DEFAULT_LIMITS) -> Spa
         limits: Limits on its numbers.
 
     Raises:
-        BadFile: If it is missing or of a type that hubrl does not know.
+        BadFile: If it is missing or of a type that hubrl does not support.
     """
     if not isinstance(printed, dict) or not isinstance(printed.get(":type:"), str):
         raise BadFile(f"The file holds no {what}.")

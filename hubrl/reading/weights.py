@@ -280,7 +280,7 @@ def _flat(raw: bytes, dtype: torch.dtype) -> Tensor:
     if whole == 0:
         return torch.empty(0, dtype=dtype)
     with warnings.catch_warnings():
-        # The bytes are immutable; what is read of them is copied.
+        # The bytes are immutable; values read from them are copied.
         warnings.simplefilter("ignore", UserWarning)
         return torch.frombuffer(raw[:whole], dtype=dtype)
 

@@ -1,4 +1,4 @@
-"""Members of a zip, read one by one with limits on what they inflate to."""
+"""Members of a zip, read one by one with limits on their inflated size."""
 
 import io
 import zipfile

@@ -60,7 +60,7 @@ def to_batch(
 
 
 def fits_preprocessing(observations: Observations, card: SourceCard) -> bool:
-    """Whether the card's steps turn such observations into what the source's networks read."""
+    """Whether the card's steps turn such observations into inputs of the source's networks."""
     try:
         rows = apply_steps(observations, card.preprocessing)
     except (RuntimeError, IndexError, ValueError):
