@@ -137,7 +137,7 @@ class Archive:
             )
             raise BadFile(
                 f"{self.path} holds a {named}; hubrl reads PPO, A2C, TRPO, MaskablePPO, DQN, "
-                "QR-DQN, SAC, TD3, DDPG and TQC. For another, {OWN_NETWORK}."
+                f"QR-DQN, SAC, TD3, DDPG and TQC. For another, {OWN_NETWORK}."
             )
         if family == ON_POLICY:
             return self._on_policy()
