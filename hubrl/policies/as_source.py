@@ -1,4 +1,4 @@
-"""Agents that were trained through a hub's outputs, as sources of the next hub."""
+"""Agents trained at the level of outputs, as sources of the next hub."""
 
 from typing import Any
 
@@ -17,22 +17,22 @@ from hubrl.sources.trunks import ACTIVATIONS
 
 
 class HubActor(nn.Module):
-    """The encoder of an agent that hears a hub: its own features, then what its hub would do."""
+    """Encoder of an agent over a hub: its own features, then its action parameters."""
 
     def __init__(self, policy: HubActorCriticPolicy) -> None:
         super().__init__()
         self.policy = policy
 
     def forward(self, observations: Observations) -> Float[Tensor, "batch width"]:
-        """The actor's last hidden layer beside the parameters of the likeliest pathway's distribution."""
+        """Actor's last hidden layer beside the likeliest pathway's action parameters."""
         policy = self.policy
         latent = policy.mlp_extractor.forward_actor(policy.pi_features_extractor(observations))
-        said = policy.distribution_parameters(policy.route(observations))
-        return torch.cat([latent, said], dim=1)
+        action_params = policy.distribution_parameters(policy.route(observations))
+        return torch.cat([latent, action_params], dim=1)
 
 
 class LastColumns(nn.Module):
-    """The head of an agent whose features end with what it says."""
+    """Head of an agent whose features end with its action parameters."""
 
     def __init__(self, columns: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class LastColumns(nn.Module):
 
 
 class HubGreedyActor(nn.Module):
-    """The encoder of a DQN that hears a hub: what its best pathway would do, as speech."""
+    """Encoder of a DQN over a hub: the best pathway's action, as action parameters."""
 
     def __init__(self, policy: HubDQNPolicy) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class HubGreedyActor(nn.Module):
 
 
 def build_hub_q_actor(card: SourceCard, **policy_kwargs: Any) -> Networks:
-    """The networks of a DQN that was trained through a hub's outputs."""
+    """Networks of a DQN trained at the level of outputs."""
     actions = card.actions
     assert isinstance(actions, spaces.Discrete)
     policy = HubDQNPolicy(
@@ -77,7 +77,7 @@ def _with_activation(policy_kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_hub_actor(card: SourceCard, **policy_kwargs: Any) -> Networks:
-    """The networks of an agent that was trained through a hub's outputs."""
+    """Networks of an actor-critic agent trained at the level of outputs."""
     actions = card.actions
     assert actions is not None
     policy = HubActorCriticPolicy(

@@ -1,4 +1,4 @@
-"""SB3's policies with NatureCNN in bfloat16, and policies whose extractors get images as bytes."""
+"""SB3's policies with NatureCNN in bfloat16, and policies that pass images on as bytes."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -23,10 +23,10 @@ from hubrl.nn.freezing import CachedParameters
 
 
 class ReadsBytes(BaseModel):
-    """A network that hands images to an extractor that takes them as the bytes they are, where SB3 would divide them by 255 first.
+    """Network that passes images on as bytes to an extractor that takes them.
 
-    The features are the same; what is saved are three passes over a minibatch of floats, about a
-    third of an update.
+    SB3 would divide them by 255 first. The features are the same; three passes over a minibatch of
+    floats are saved, about a third of an update.
     """
 
     def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> Any:
@@ -37,7 +37,7 @@ class ReadsBytes(BaseModel):
 
 
 class ByteActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
-    """SB3's policy of PPO and A2C, reading bytes."""
+    """SB3's policy of PPO and A2C, with images as bytes."""
 
     __module__ = "hubrl"  # saved files name the class by this
 
@@ -45,7 +45,9 @@ class ByteActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
 
 
 class BF16CnnPolicy(ActorCriticCnnPolicy, ReadsBytes):
-    """`CnnPolicy` of PPO, A2C and TRPO with its NatureCNN in bfloat16, and a fused optimizer unless one is given.
+    """`CnnPolicy` of PPO, A2C and TRPO with its NatureCNN in bfloat16.
+
+    The optimizer is a fused one unless another is given.
 
     Raises:
         BadConfig: If the target does not observe images.
@@ -54,7 +56,7 @@ class BF16CnnPolicy(ActorCriticCnnPolicy, ReadsBytes):
     __module__ = "hubrl"  # saved files name the class by this
 
     plain_module: ClassVar[str] = ActorCriticPolicy.__module__
-    """The module of SB3's policy that this is, by which its zip is read without unpickling."""
+    """Module of the equivalent SB3 policy, as which its zip is read without unpickling."""
 
     def __init__(
         self,
@@ -73,25 +75,27 @@ class BF16CnnPolicy(ActorCriticCnnPolicy, ReadsBytes):
 
 
 class ByteQNetwork(QNetwork, ReadsBytes):
-    """DQN's network, reading bytes."""
+    """DQN's Q-network, with images as bytes."""
 
 
 class ByteDQNPolicy(CachedParameters, DQNPolicy):
-    """SB3's policy of DQN, reading bytes."""
+    """SB3's policy of DQN, with images as bytes."""
 
     __module__ = "hubrl"  # saved files name the class by this
 
     plain_module: ClassVar[str] = DQNPolicy.__module__
 
     def make_q_net(self) -> QNetwork:
-        """SB3's, reading bytes."""
+        """SB3's Q-network, with images as bytes."""
         return ByteQNetwork(
             **self._update_features_extractor(self.net_args, features_extractor=None)
         ).to(self.device)
 
 
 class BF16DQNPolicy(ByteDQNPolicy, CnnPolicy):
-    """`CnnPolicy` of DQN with its NatureCNN in bfloat16, and a fused optimizer unless one is given.
+    """`CnnPolicy` of DQN with its NatureCNN in bfloat16.
+
+    The optimizer is a fused one unless another is given.
 
     Raises:
         BadConfig: If the target does not observe images.
@@ -100,7 +104,7 @@ class BF16DQNPolicy(ByteDQNPolicy, CnnPolicy):
     __module__ = "hubrl"  # saved files name the class by this
 
     plain_module: ClassVar[str] = DQNPolicy.__module__
-    """The module of SB3's policy that this is, by which its zip is read without unpickling."""
+    """Module of the equivalent SB3 policy, as which its zip is read without unpickling."""
 
     def __init__(
         self,
@@ -115,14 +119,14 @@ class BF16DQNPolicy(ByteDQNPolicy, CnnPolicy):
 
 
 def byte_policy(algorithm: type[BaseAlgorithm]) -> type[BasePolicy] | None:
-    """The policy with which an algorithm's extractor gets images as bytes; none where there is no such policy."""
-    return serving(algorithm, (ByteActorCriticPolicy, ByteDQNPolicy))
+    """Policy that passes an algorithm's extractor images as bytes; none where there is none."""
+    return first_fitting(algorithm, (ByteActorCriticPolicy, ByteDQNPolicy))
 
 
-def serving(
+def first_fitting(
     algorithm: type[BaseAlgorithm], kinds: Sequence[type[BasePolicy]]
 ) -> type[BasePolicy] | None:
-    """The first of some policies that is made of the algorithm's own."""
+    """First of some policies that derives from the algorithm's own."""
     own = algorithm.policy_aliases.get("MlpPolicy")
     return next((kind for kind in kinds if own is not None and issubclass(kind, own)), None)
 
@@ -130,10 +134,12 @@ def serving(
 def precise(
     algorithm: type[BaseAlgorithm], precision: Precision, space: spaces.Space[Any]
 ) -> dict[str, Any]:
-    """What an SB3 algorithm takes so that its own NatureCNN has a precision: nothing, a `policy`, or `policy_kwargs`.
+    """Keyword arguments of an SB3 algorithm for a NatureCNN of some precision.
+
+    None, a `policy`, or `policy_kwargs`.
 
     Args:
-        algorithm: The class that takes it.
+        algorithm: The algorithm's class.
         precision: `float32` changes nothing.
         space: The target's observations.
 
@@ -152,10 +158,11 @@ def precise(
 
 
 def _in_bfloat16(space: spaces.Space[Any]) -> dict[str, Any]:
-    """A policy's keyword arguments that put the extractor in."""
+    """A policy's keyword arguments with the extractor in bfloat16."""
     if not (isinstance(space, spaces.Box) and len(space.shape) == 3):
         raise BadConfig(
-            f"bfloat16 was asked for where the target observes {describe(space)}; it is for images, leave it out."
+            f"bfloat16 was asked for where the target observes {describe(space)}; "
+            "it is for images, leave it out."
         )
     # SB3 puts no hidden layers behind NatureCNN itself, and two behind every other extractor.
     return {"features_extractor_class": BF16NatureCNN, "net_arch": []}
@@ -164,7 +171,7 @@ def _in_bfloat16(space: spaces.Space[Any]) -> dict[str, Any]:
 def _completed(
     space: spaces.Space[Any], kwargs: dict[str, Any], **optimizer: Any
 ) -> dict[str, Any]:
-    """A policy's keyword arguments, with what was left open."""
+    """A policy's keyword arguments, completed by the extractor and a fused optimizer."""
     own = {**_in_bfloat16(space), **kwargs}
     if "optimizer_class" not in kwargs:
         own.setdefault("optimizer_kwargs", {"fused": True, **optimizer})

@@ -1,4 +1,4 @@
-"""Frozen sources' features computed once for every environment step, and stored by SB3 in place of, or beside, what was observed."""
+"""Frozen sources' features, computed once a step and stored by SB3 as observations."""
 
 from collections import OrderedDict
 from functools import cached_property
@@ -26,7 +26,7 @@ from hubrl.formats.cached_space import (
 )
 from hubrl.formats.hub_spec import parse_spec
 from hubrl.formats.spaces import describe
-from hubrl.policies.bf16 import ByteActorCriticPolicy, ByteDQNPolicy, serving
+from hubrl.policies.bf16 import ByteActorCriticPolicy, ByteDQNPolicy, first_fitting
 from hubrl.policies.extractor import HubExtractor, check_left_alone, parts_in
 from hubrl.sources import shared
 from hubrl.sources.batched import BatchedSources
@@ -37,21 +37,22 @@ Rows = np.ndarray | dict[str, np.ndarray]
 
 
 class CachedVecEnv(VecEnvWrapper):
-    """Environments whose observations come with what frozen sources' encoders say of them, computed once a step.
+    """Environments whose observations come with features of frozen sources, computed once a step.
 
-    Where the method reads nothing else, what was heard is all that is observed: float16 numbers,
-    all sources side by side. Otherwise it stands under the key `source_features` beside the
+    Where the method reads nothing else, the features are the whole observation: float16 numbers,
+    all sources side by side. Otherwise they stand under the key `source_features` beside the
     observation, whose key is `observation` or, of a Dict, its own keys. VecNormalize goes around it
-    and leaves what was heard alone; every other wrapper goes inside.
+    and leaves the features as they are; every other wrapper goes inside.
 
     Args:
-        env: The target's environments, whose observations the sources hear as they are.
-        made: What `Hub.agent` or `Hub.policy_kwargs` makes with `cached=True`; its hub says who is
-            heard.
-        device: Where sources are computed, as SB3 names devices.
+        env: The target's environments, whose observations the sources read as they are.
+        made: Keyword arguments from `Hub.agent` or `Hub.policy_kwargs` with `cached=True`; they
+            hold the hub and so the sources.
+        device: Device of the sources, as SB3 names devices.
 
     Raises:
-        BadConfig: If `made` is not of that kind, or VecNormalize or another CachedVecEnv is inside.
+        BadConfig: If `made` is without `cached=True`, or VecNormalize or another CachedVecEnv is
+            inside.
         SpaceMismatch: If a source does not fit, sources disagree on the scale of images, or a part
             of the observations is called `source_features`.
     """
@@ -65,7 +66,8 @@ class CachedVecEnv(VecEnvWrapper):
         self.observed = venv.observation_space
         if unwrap_vec_normalize(venv) is not None or find_cached_space(self.observed) is not None:
             raise BadConfig(
-                "CachedVecEnv was put around VecNormalize or another CachedVecEnv; put it around the environment itself."
+                "CachedVecEnv was put around VecNormalize or another CachedVecEnv; "
+                "put it around the environment itself."
             )
         extractor = _extractor_for(made, self.observed)
         self.device = get_device(device)
@@ -74,24 +76,24 @@ class CachedVecEnv(VecEnvWrapper):
             for source in extractor.sources
         ]
         self.normalize_images = divides_images(source.card for source in self.sources)
-        heard = CachedFeaturesSpace(self.observed, self.sources)
+        cached_space = CachedFeaturesSpace(self.observed, self.sources)
         self.keeps_observations = extractor.reads_observations
         self._encoders = BatchedSources(self.sources, extractor.spec.precision)
         self._as_bytes = self._encoders.reads_bytes and is_image_space(self.observed)
         super().__init__(
             venv,
-            spaces.Dict(OrderedDict(_parts(self.observed, heard)))
+            spaces.Dict(OrderedDict(_parts(self.observed, cached_space)))
             if self.keeps_observations
-            else heard,
+            else cached_space,
         )
 
     def reset(self) -> VecEnvObs:
-        """The first observations, and what is heard of them."""
+        """First observations, with their features."""
         rows = cast("Rows", self.venv.reset())
-        return cast("VecEnvObs", self._with(rows, self._hear(rows)))
+        return cast("VecEnvObs", self._join_features(rows, self._compute_features(rows)))
 
     def step_wait(self) -> VecEnvStepReturn:
-        """A step; of what episodes ended with, something is heard too."""
+        """SB3's step; last observations of episodes come with features too."""
         observations, rewards, dones, infos = self.venv.step_wait()
         rows = cast("Rows", observations)
         ended = [
@@ -100,53 +102,55 @@ class CachedVecEnv(VecEnvWrapper):
             if infos[index].get("terminal_observation") is not None
         ]
         if not ended:
-            return self._with(rows, self._hear(rows)), rewards, dones, infos
-        last = _stacked([info["terminal_observation"] for info in ended])
-        heard = self._hear(_joined(rows, last))
-        now, then = heard[: self.num_envs], heard[self.num_envs :]
+            return self._join_features(rows, self._compute_features(rows)), rewards, dones, infos
+        last = _stack_rows([info["terminal_observation"] for info in ended])
+        features = self._compute_features(_concatenate_rows(rows, last))
+        now, then = features[: self.num_envs], features[self.num_envs :]
         for index, info in enumerate(ended):
-            info["terminal_observation"] = self._with(info["terminal_observation"], then[index])
-        return self._with(rows, now), rewards, dones, infos
+            info["terminal_observation"] = self._join_features(info["terminal_observation"], then[index])
+        return self._join_features(rows, now), rewards, dones, infos
 
-    def _hear(self, rows: Rows) -> np.ndarray:
-        seen: Any = obs_as_tensor(rows, self.device)
+    def _compute_features(self, rows: Rows) -> np.ndarray:
+        observations: Any = obs_as_tensor(rows, self.device)
         if not self._as_bytes:
-            seen = preprocess_obs(seen, self.observed, self.normalize_images)
+            observations = preprocess_obs(observations, self.observed, self.normalize_images)
         with torch.no_grad():
-            return store_features(self._encoders(seen))
+            return store_features(self._encoders(observations))
 
-    def _with(self, rows: Rows, heard: np.ndarray) -> Any:
-        return _parts(rows, heard) if self.keeps_observations else heard
+    def _join_features(self, rows: Rows, features: np.ndarray) -> Any:
+        return _parts(rows, features) if self.keeps_observations else features
 
 
 def _extractor_for(made: dict[str, Any], observed: spaces.Space[Any]) -> HubExtractor:
-    """The extractor that an agent would have without the wrapper: it knows who is heard, and whether observations are read."""
+    """Extractor of the agent without the wrapper, for its sources and what it reads."""
     kwargs = made.get("policy_kwargs", made).get("features_extractor_kwargs") or {}
     spec = parse_spec(kwargs.get("hub"))
     if not spec.cached:
         raise BadConfig(
-            "CachedVecEnv was given an agent made without cached=True; give it to Hub.agent or Hub.policy_kwargs."
+            "CachedVecEnv was given an agent made without cached=True; "
+            "give it to Hub.agent or Hub.policy_kwargs."
         )
     if isinstance(observed, spaces.Dict) and (
         CACHED_FEATURES in observed.spaces or set(observed.spaces) == {OBSERVATION}
     ):
         raise SpaceMismatch(
-            f"The target observes {describe(observed)}; a part called {CACHED_FEATURES!r}, or {OBSERVATION!r} alone, cannot be told apart."
+            f"The target observes {describe(observed)}; a part called {CACHED_FEATURES!r}, "
+            f"or {OBSERVATION!r} alone, is ambiguous; give the part another name."
         )
     return HubExtractor(observed, spec.model_copy(update={"cached": False}))
 
 
-def _parts(observation: Any, heard: Any) -> dict[str, Any]:
-    """An observation, or its space, beside what was heard of it."""
+def _parts(observation: Any, features: Any) -> dict[str, Any]:
+    """Observation, or its space, beside its cached features."""
     if isinstance(observation, spaces.Dict):
         observation = observation.spaces
     return {
         **(observation if isinstance(observation, dict) else {OBSERVATION: observation}),
-        CACHED_FEATURES: heard,
+        CACHED_FEATURES: features,
     }
 
 
-def _stacked(observations: list[Any]) -> Rows:
+def _stack_rows(observations: list[Any]) -> Rows:
     if isinstance(observations[0], dict):
         return {
             key: np.stack([observation[key] for observation in observations])
@@ -155,7 +159,7 @@ def _stacked(observations: list[Any]) -> Rows:
     return np.stack(observations)
 
 
-def _joined(rows: Rows, last: Rows) -> Rows:
+def _concatenate_rows(rows: Rows, last: Rows) -> Rows:
     if isinstance(rows, dict):
         assert isinstance(last, dict)
         return {key: np.concatenate([part, last[key]]) for key, part in rows.items()}
@@ -164,79 +168,82 @@ def _joined(rows: Rows, last: Rows) -> Rows:
 
 
 class CachesOwnFeatures(BasePolicy):
-    """What lets a policy that learned under CachedVecEnv take observations as the environment inside gives them: it hears for itself.
+    """Part of a policy trained under CachedVecEnv that computes missing features itself.
 
-    Under a VecNormalize these are normalised observations, as for a policy that learned without the
-    wrapper, and `HubCallback` has seen to it that the sources see through the normalisation.
+    So the policy takes observations of the wrapped environment too. Under a VecNormalize these are
+    normalised, as for a policy trained without the wrapper, and `HubCallback` has set the
+    statistics by which the sources undo that.
     """
 
     plain_module: ClassVar[str]
-    """The module of SB3's policy that this is, by which its zip is read without unpickling."""
+    """Module of the equivalent SB3 policy, as which its zip is read without unpickling."""
 
     @cached_property
-    def heard_space(self) -> CachedFeaturesSpace:
-        """The part of its observations that is heard."""
+    def cached_space(self) -> CachedFeaturesSpace:
+        """Space of the features among its observations."""
         return cast("CachedFeaturesSpace", find_cached_space(self.observation_space))
 
     @cached_property
     def observed_space(self) -> spaces.Space[Any]:
-        """The target's observations themselves."""
-        return self.heard_space.observed
+        """Space of the target's observations themselves."""
+        return self.cached_space.observed
 
     def obs_to_tensor(self, observation: Rows) -> tuple[PyTorchObs, bool]:
-        """SB3's, for one observation or a batch, heard already or not; images channel last or first.
+        """SB3's `obs_to_tensor`, for observations with or without features, one or a batch.
+
+        Images may be channel last or first.
 
         Raises:
-            BadConfig: If what was heard was normalised.
+            BadConfig: If the features were normalised.
             ValueError: If the observation has another shape.
         """
         return super().obs_to_tensor(
-            observation if self._was_heard(observation) else self._heard(observation)
+            observation if self._has_features(observation) else self._add_features(observation)
         )
 
     def is_vectorized_observation(self, observation: Rows) -> bool:
-        """Whether it is a batch."""
+        """Whether an observation is a batch."""
         return (
             super().is_vectorized_observation(observation)
-            if self._was_heard(observation)
+            if self._has_features(observation)
             else self._rows(observation)[1]
         )
 
-    def _was_heard(self, observation: Rows) -> bool:
+    def _has_features(self, observation: Rows) -> bool:
         if isinstance(observation, dict):
-            given = observation.get(CACHED_FEATURES)
+            features = observation.get(CACHED_FEATURES)
         else:
             shape = np.shape(observation)
             own = isinstance(observation, np.ndarray) and observation.dtype == np.float16
-            given = (
+            features = (
                 observation
-                if shape[-1:] == self.heard_space.shape
+                if shape[-1:] == self.cached_space.shape
                 and (own or shape[-1:] != self.observed_space.shape)
                 else None
             )
-        if given is not None and given.dtype != np.float16:
+        if features is not None and features.dtype != np.float16:
             check_left_alone([CACHED_FEATURES])
-        return given is not None
+        return features is not None
 
-    def _heard(self, observation: Rows) -> Rows:
+    def _add_features(self, observation: Rows) -> Rows:
         rows, batched = self._rows(observation)
         extractor = parts_in(self, HubExtractor)[0]
-        seen: Any = preprocess_obs(
+        observations: Any = preprocess_obs(
             obs_as_tensor(rows, self.device),
             self.observed_space,
             divides_images(source.card for source in extractor.sources),
         )
         with torch.no_grad():
-            heard = store_features([extractor.method.pathways.concatenated_features(seen)])
+            features = store_features([extractor.method.pathways.concatenated_features(observations)])
         made: Rows = (
-            _parts(rows, heard) if isinstance(self.observation_space, spaces.Dict) else heard
+            _parts(rows, features) if isinstance(self.observation_space, spaces.Dict) else features
         )
         if batched:
             return made
         return {key: part[0] for key, part in made.items()} if isinstance(made, dict) else made[0]
 
     def _rows(self, observation: Rows) -> tuple[Rows, bool]:
-        """A batch of observations, and whether it was one already."""
+        """Observations as a batch, and whether they were given as one."""
         space = self.observed_space
         if isinstance(space, spaces.Dict):
             parts = {
@@ -258,17 +265,17 @@ def _rows(observation: np.ndarray, space: spaces.Space[Any]) -> tuple[np.ndarray
 
 
 class CachedActorCriticPolicy(CachesOwnFeatures, ByteActorCriticPolicy):
-    """SB3's policy of PPO, A2C and TRPO."""
+    """SB3's policy of PPO, A2C and TRPO for cached features."""
 
     __module__ = "hubrl"  # saved files name the class by this
 
     plain_module = ActorCriticPolicy.__module__
 
     def extract_features(self, obs: PyTorchObs, features_extractor: Any = None) -> Any:
-        """SB3's.
+        """SB3's features.
 
         Raises:
-            BadConfig: If what was heard was normalised.
+            BadConfig: If the cached features were normalised.
         """
         if (obs[CACHED_FEATURES] if isinstance(obs, dict) else obs).dtype != torch.float16:
             check_left_alone([CACHED_FEATURES])
@@ -276,7 +283,7 @@ class CachedActorCriticPolicy(CachesOwnFeatures, ByteActorCriticPolicy):
 
 
 class CachedDQNPolicy(CachesOwnFeatures, ByteDQNPolicy):
-    """SB3's policy of DQN."""
+    """SB3's policy of DQN for cached features."""
 
     __module__ = "hubrl"  # saved files name the class by this
 
@@ -284,10 +291,10 @@ class CachedDQNPolicy(CachesOwnFeatures, ByteDQNPolicy):
 
 
 def cached_policy(algorithm: type[BaseAlgorithm]) -> type[BasePolicy] | str:
-    """The policy with which an algorithm hears for itself, or SB3's name of one that takes what was heard alone."""
+    """Policy that computes missing features, or SB3's name of one that needs them given."""
     recurrent = (
         "MlpPolicy" not in algorithm.policy_aliases
         or "MultiInputLstmPolicy" in algorithm.policy_aliases
     )
     named = "MultiInputLstmPolicy" if recurrent else "MultiInputPolicy"
-    return serving(algorithm, (CachedActorCriticPolicy, CachedDQNPolicy)) or named
+    return first_fitting(algorithm, (CachedActorCriticPolicy, CachedDQNPolicy)) or named

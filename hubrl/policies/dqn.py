@@ -1,9 +1,9 @@
-"""The policy for DQN in which sources explore for the learner and teach it, as long as they earn more than it does.
+"""DQN policy whose sources explore for a learner and teach it while they earn more than it.
 
-The design is ours, after Jump-Start and Policy Reuse (sources act for whole episodes), DQfD and
-QDagger (the learner is taught what they would do, less and less), and RPI (the learner is a member
-of the set it learns from). Q-values of different agents are never compared: what counts is what
-each pathway earns on the target.
+The design follows Jump-Start and Policy Reuse (sources act for whole episodes), DQfD and QDagger
+(a teaching loss toward the sources' actions, of falling weight), and RPI (the learner is a member
+of the set it learns from). Q-values of different agents are never compared: pathways are compared
+by their returns on the target.
 """
 
 import sys
@@ -55,41 +55,43 @@ class TeachingOptions(Schema):
     """Weight of the teaching loss while the learner earns nothing yet; it shrinks as the learner
     catches up."""
     judging_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of the episodes that judge arms without random actions: half of them the learner, half the sources, which
-    explore for it by them."""
+    """Share of the episodes that judge arms without random actions: half of them the learner, half the
+    sources, for which they are exploration too."""
     temperature: Annotated[float, Field(gt=0)] = 0.3
-    """Of the learner's choice in the teaching loss, in units of the spread of its Q-values."""
+    """Temperature of the teaching loss, in units of the spread of the learner's Q-values."""
     action_meanings: tuple[str, ...] | None = None
-    """What the target's actions mean, for sources whose cards say what theirs do."""
+    """Meanings of the target's actions, for sources whose cards name those of theirs."""
     window: Annotated[int, Field(ge=3)] = 5
-    """Latest episodes by which the learner is judged; sources do not change, and all of theirs
-    count."""
+    """Number of latest episodes by which the learner is judged; sources do not change, and all of
+    theirs count."""
 
 
 class PausedExploration:
-    """DQN's exploration schedule, at zero while an episode is to show what its pathway earns.
+    """DQN's exploration schedule, at zero in episodes that measure a pathway's return.
 
-    It is saved as the schedule that it wraps, so that a saved model knows nothing of it.
+    It is pickled as the schedule that it wraps, so that a saved model loads with that.
 
     Args:
         schedule: SB3's own, from the remaining progress of the training to the share of random
             actions.
-        calm: Whether an episode is going on that is to be without them.
+        deterministic: Whether the current episode is to be without random actions.
     """
 
-    def __init__(self, schedule: Schedule, calm: Callable[[], bool]) -> None:
-        self.schedule, self.calm = schedule, calm
+    def __init__(self, schedule: Schedule, deterministic: Callable[[], bool]) -> None:
+        self.schedule, self.deterministic = schedule, deterministic
 
     def __call__(self, progress_remaining: float) -> float:
         """Share of random actions."""
-        return 0.0 if self.calm() else self.schedule(progress_remaining)
+        return 0.0 if self.deterministic() else self.schedule(progress_remaining)
 
     def __reduce__(self) -> tuple[Callable[[Schedule], Schedule], tuple[Schedule]]:
         return _itself, (self.schedule,)
 
 
 class RunningLearn:
-    """Tells whether a call of `learn` still runs: SB3 tells no callback when Ctrl-C, or a callback that raises, ends one.
+    """Check whether one call of `learn` still runs.
+
+    SB3 calls no hook where Ctrl-C, or a callback that raises, ends it.
 
     Args:
         model: The model whose `learn` is running now.
@@ -99,7 +101,7 @@ class RunningLearn:
         self._model, self._start_time = weakref.ref(model), model.start_time
 
     def __call__(self) -> bool:
-        """Whether it is this very call that leads here."""
+        """Whether that call of `learn` is on the stack."""
         model, frame = self._model(), sys._getframe(1)
         if model is None or model.start_time != self._start_time:
             return False
@@ -119,25 +121,25 @@ def _itself(schedule: Schedule) -> Schedule:
 
 
 class HubDQNPolicy(DQNPolicy):
-    """SB3's DQN policy among the sources: a pathway plays whole episodes, and the best of them is what `predict` does.
+    """SB3's DQN policy with sources: pathways play whole episodes, and `predict` acts by the best.
 
     That is method `hub-pathway`. With `kickstart` the learner plays every episode and all sources
-    teach it, less and less; with `finetune` there is no learner beside the sources: one source's
-    Q-network is trained further; and of methods whose outputs as a whole can be Q-values
-    (`multipolar`, `componet`) they are the learner's.
+    teach it, with a falling weight; with `finetune` one source's Q-network is trained further and
+    there is no other learner; with methods whose outputs can be Q-values (`multipolar`, `componet`)
+    those are the learner's.
 
     Args:
         observation_space: The target's observations.
         action_space: The target's actions.
         lr_schedule: SB3's learning rate schedule.
         args: SB3's positional arguments.
-        hub: What `Hub.agent` makes: the sources' cards, the method and its options, as plain data.
+        hub: Plain data from `Hub.agent`: the sources' cards, the method and its options.
         teaching: Options, see `TeachingOptions`.
-        kwargs: SB3's keyword arguments; they shape the learner's network.
+        kwargs: SB3's keyword arguments, for the learner's network.
 
     Raises:
         SpaceMismatch: If a source does not fit the target's observations or actions.
-        BadConfig: If the method is not one that DQN can follow at this level.
+        BadConfig: If DQN at the level of outputs does not support the method.
     """
 
     __module__ = "hubrl"  # saved files name the class by this
@@ -159,7 +161,8 @@ class HubDQNPolicy(DQNPolicy):
     ) -> None:
         if "use_sde" in kwargs:
             raise BadConfig(
-                "What hub.agent makes for DQN was given to another algorithm; use hub.agent with that algorithm's class."
+                "What hub.agent makes for DQN was given to another algorithm; "
+                "use hub.agent with that algorithm's class."
             )
         self.spec = parse_spec(hub)
         self.teaching = (
@@ -185,19 +188,19 @@ class HubDQNPolicy(DQNPolicy):
 
     @property
     def deterministic_episode(self) -> bool:
-        """Whether no action is to be random, because the episode judges an arm.
+        """Whether the current episode judges an arm, so that no action may be random.
 
-        Never in several environments, because SB3 draws once for all of them.
+        False in several environments, because SB3 draws once for all of them.
         """
         return self._pauses and bool(self.selection.deterministic[0]) and self._is_learning()
 
     def begin(self, n_envs: int, is_learning: Callable[[], bool]) -> None:
-        """Choose what is played in each of some environments, whose episodes begin.
+        """Choose the arm that plays the first episode of each environment.
 
         Args:
-            n_envs: How many environments there are.
-            is_learning: Tells whether the training that begins still runs; when it does not,
-                nothing of it counts any more.
+            n_envs: Number of environments.
+            is_learning: Whether the training that begins still runs; once it does not, its arms
+                and lessons have no effect.
         """
         self._is_learning = is_learning
         self._pauses = n_envs == 1 and self.learner > 0
@@ -205,31 +208,31 @@ class HubDQNPolicy(DQNPolicy):
         self._lesson = self._next_lesson()
 
     def update_progress(self, progress_remaining: float) -> None:
-        """Take over the share of the training that is still to come."""
+        """Update schedules to the share of the training that remains."""
         self.selection.done = 1.0 - progress_remaining
         if self.teachers is not None:
             self.teachers.update_progress(progress_remaining)
 
     def end(self) -> None:
-        """Stop: from now on `predict` acts as the best arm."""
+        """End the training: `predict` acts by the best arm from now on."""
         self.selection.end()
         self._pauses, self._is_learning = False, _never
 
     def ended(self, env: int, value: float, now: int, *, counts: bool = True) -> None:
-        """Record an episode's return, and choose what its environment plays next.
+        """Record an episode's return, and choose the arm of its environment's next episode.
 
         Args:
             env: Position of the environment.
             value: The return.
             now: Environment steps so far.
-            counts: Whether it says what its arm earns; not where many actions were random.
+            counts: Whether the return measures the arm; false where many actions were random.
         """
         self.selection.record(env, value, now, counts=counts)
         self._lesson = self._next_lesson()
         self.selection.next_turn(env, counts=counts or self._pauses)
 
     def make_q_net(self) -> QNetwork:
-        """SB3's network, which can be taught; or the source's that is trained further."""
+        """SB3's Q-network with a teaching loss, or that of the source that is trained further."""
         if self.tuned_card is not None:
             args = self._update_features_extractor(self.net_args, features_extractor=None)
             source = shared.make_trainable(self.tuned_card)
@@ -244,7 +247,7 @@ class HubDQNPolicy(DQNPolicy):
         ).to(self.device)
 
     def act_as(self, obs: PyTorchObs, pathway: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-        """What one pathway a row would do; only those asked are computed.
+        """Actions of one pathway per row; no other pathway is computed.
 
         Args:
             obs: Observations as tensors, not yet preprocessed.
@@ -258,13 +261,13 @@ class HubDQNPolicy(DQNPolicy):
     def choose(
         self, observations: Observations, pathway: Int[Tensor, " batch"]
     ) -> Int[Tensor, " batch"]:
-        """The same for observations as SB3 preprocesses them."""
+        """`act_as` for observations as SB3 preprocesses them."""
         active = functional.one_hot(pathway, self.learner + 1).bool()
         learnt = torch.zeros(len(pathway), int(self.action_space.n), device=pathway.device)
         if bool(active[:, -1].any()):
             learnt = self.learnt(observations)
-        said = self.pathways.compute_outputs(observations, active, learnt)
-        return said[torch.arange(len(pathway)), pathway].argmax(dim=1)
+        outputs = self.pathways.compute_outputs(observations, active, learnt)
+        return outputs[torch.arange(len(pathway)), pathway].argmax(dim=1)
 
     def learnt(self, observations: Observations) -> Float[Tensor, "batch actions"]:
         """The learner's Q-values for observations as SB3 preprocesses them."""
@@ -300,9 +303,8 @@ class HubDQNPolicy(DQNPolicy):
         self.selection = ArmSelection(
             self.pathways.names[: self.learner], settings, sources_explore=True
         )
-        self.selection.trial.go(
-            Phase.ALONE
-        )  # off-policy, the learner learns from everybody's episodes
+        # Off-policy: the learner learns from the episodes of every arm.
+        self.selection.trial.go(Phase.ALONE)
         self._pauses = False
         self._is_learning = _never
         self._lesson = (self.learner, 0.0)
@@ -320,12 +322,13 @@ class HubDQNPolicy(DQNPolicy):
         return self.act_as(obs, torch.as_tensor(acting, device=self.device))
 
     def _taught(self, obs: PyTorchObs, q_values: Tensor) -> Tensor:
-        """Q-values that carry the teaching loss of the best source, if it earns more than the learner."""
+        """Q-values with the best source's teaching loss, if it earns more than the learner."""
         if self.teachers is not None:
             return self._taught_by_all(obs, q_values, self.teachers)
         if not self.selection.turns or not self._is_learning():
             raise BadConfig(
-                "A DQN that hears outputs learns from whoever plays its episodes; pass HubCallback() to learn."
+                "DQN at the level of outputs needs a pathway chosen for each episode; "
+                "pass HubCallback() to learn."
             )
         teacher, weight = self._lesson
         if weight == 0:
@@ -335,7 +338,7 @@ class HubDQNPolicy(DQNPolicy):
         return inject(q_values, weight * teaching_loss(q_values, taught, self.teaching.temperature))
 
     def _taught_by_all(self, obs: PyTorchObs, q_values: Tensor, teachers: TeacherMethod) -> Tensor:
-        """Q-values that carry the mean of the teaching losses of all sources."""
+        """Q-values with the mean of all sources' teaching losses."""
         if teachers.coef_now == 0:
             return q_values
         preprocessed: Any = preprocess_obs(
@@ -352,7 +355,7 @@ class HubDQNPolicy(DQNPolicy):
         return inject(q_values, loss)
 
     def _next_lesson(self) -> tuple[int, float]:
-        """Who teaches with what weight; it changes with what is known of the pathways, not with every gradient step."""
+        """Teaching source and the weight of its loss; both change only as returns are recorded."""
         teacher = self.selection.best_source
         if teacher is None or not self.selection.records.count(teacher):
             return self.learner, 0.0
@@ -370,11 +373,11 @@ class HubDQNPolicy(DQNPolicy):
 
 
 def _tuned_card(spec: HubSpec) -> SourceCard:
-    """The card of the one source that is to be trained further.
+    """Card of the source that is trained further.
 
     Raises:
-        BadConfig: If it is not said which, or it has no Q-values.
-        UnknownName: If there is none of the name.
+        BadConfig: If option `source` is missing, or that source has no Q-values.
+        UnknownName: If no source has that name.
     """
     by_name = {card.name: card for card in spec.sources}
     name = spec.options.get("source") or (next(iter(by_name)) if len(by_name) == 1 else None)
@@ -384,6 +387,7 @@ def _tuned_card(spec: HubSpec) -> SourceCard:
         raise UnknownName(unknown("source", name, by_name))
     if by_name[name].algorithm != "DQN" or by_name[name].action_map is not None:
         raise BadConfig(
-            f"Source {name!r} has no Q-values of its own that DQN could train further; use level='features'."
+            f"Source {name!r} has no Q-values of its own that DQN could train further; "
+            "use level='features'."
         )
     return by_name[name]

@@ -1,4 +1,4 @@
-"""The Q-networks of DQN over sources' outputs, and the loss by which sources teach one."""
+"""Q-networks of DQN over sources' outputs, and the teaching loss."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,22 +24,27 @@ from hubrl.sources.source import Source
 def teaching_loss(
     q_values: Float[Tensor, "batch actions"], taught: Int[Tensor, " batch"], temperature: float
 ) -> Float[Tensor, ""]:
-    """Cross-entropy between what a teacher would do and a softmax over the learner's Q-values [ours].
+    """Cross-entropy of a softmax over the learner's Q-values against a teacher's actions.
 
-    The temperature is in units of the Q-values' spread over actions, so that the scale of returns
-    does not matter.
+    Zero where the learner's softmax is certain of every taught action. The loss has no paper.
+
+    Args:
+        q_values: The learner's Q-values.
+        taught: The teacher's action, row by row.
+        temperature: Of the softmax, in units of the Q-values' spread over actions, so that the
+            scale of returns does not matter.
     """
     spread = q_values.detach().std(dim=1).mean().clamp_min(1e-6)
     return functional.cross_entropy(q_values / (temperature * spread), taught)
 
 
 class TaughtQNetwork(QNetwork):
-    """SB3's Q-network, on whose loss a second one rides."""
+    """SB3's Q-network with a teaching loss added to DQN's own."""
 
     teach: Callable[[PyTorchObs, Tensor], Tensor] | None = None
 
     def forward(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
-        """Q-values; in a gradient step the teaching loss rides on them."""
+        """Q-values; in a gradient step with the teaching loss attached to their gradient."""
         q_values = super().forward(obs)
         return (
             self.teach(obs, q_values)
@@ -49,28 +54,28 @@ class TaughtQNetwork(QNetwork):
 
 
 class RoutedQNetwork(QNetwork):
-    """Q-values that a method makes of what the sources would do, with SB3's own Q-network where it has a use for it."""
+    """Q-values that a method computes from sources' outputs and SB3's own Q-network."""
 
     def __init__(self, *args: Any, spec: HubSpec, target: TargetSpec, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.method = create(spec.method, spec_sources(spec), target, spec.options)
 
     def forward(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
-        """Q-values as the method says them."""
+        """The method's Q-values."""
         preprocessed: Any = preprocess_obs(
             obs, self.observation_space, normalize_images=self.normalize_images
         )
         return self.values(preprocessed)
 
     def values(self, observations: Observations) -> Float[Tensor, "batch actions"]:
-        """The same for observations as SB3 preprocesses them."""
+        """Q-values for observations as SB3 preprocesses them."""
         own: Tensor = self.q_net(self.features_extractor(observations))
         routed: Routed = self.method(observations, fresh=own)
         return routed.features
 
 
 class SourceQNetwork(QNetwork):
-    """A source's own Q-values, all of whose weights are trained further."""
+    """Q-network of a source, all of whose parameters are trained further."""
 
     def __init__(self, *args: Any, source: Source, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -78,13 +83,13 @@ class SourceQNetwork(QNetwork):
         del self.q_net, self.features_extractor
 
     def forward(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
-        """The source's Q-values as they are by now."""
+        """Current Q-values of the source."""
         preprocessed: Any = preprocess_obs(
             obs, self.observation_space, normalize_images=self.normalize_images
         )
         return self.values(preprocessed)
 
     def values(self, observations: Observations) -> Float[Tensor, "batch actions"]:
-        """The same for observations as SB3 preprocesses them."""
+        """Q-values for observations as SB3 preprocesses them."""
         assert isinstance(self.source.action, GreedyAction)
         return self.source.action.q_values(self.source.features(observations))

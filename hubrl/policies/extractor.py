@@ -1,4 +1,4 @@
-"""The features extractor: any torch algorithm of SB3 learns from a hub through it."""
+"""Features extractor by which any torch algorithm of SB3 learns from a hub."""
 
 from collections import OrderedDict
 from collections.abc import Collection
@@ -40,36 +40,34 @@ from hubrl.sources.trunks import register_hub_extractor
 
 
 class HubExtractor(BaseFeaturesExtractor):
-    """Sources, router, top-k, aggregation: the sources' features for one SB3 network.
+    """Sources, router, top-k and aggregation as one SB3 features extractor.
 
     Flat observations of the target are passed on beside the aggregated features, so that nothing
-    the sources overlook is lost, unless the method says otherwise. The router is without noise
-    here, because an extractor cannot tell a rollout from an evaluation.
+    the sources overlook is lost, unless the method passes none. The router is without noise here,
+    because rollouts and evaluations are the same to an extractor.
 
-    Where observations come with what the sources' encoders said of them, no source is computed
+    Where observations come with cached features of the sources, no source is computed
     (`hubrl.CachedVecEnv`).
 
     Args:
         observation_space: The target's observations, images channel first.
-        hub: What `Hub.policy_kwargs` makes: the sources' cards, the method and its options, as
-            plain data.
+        hub: Plain data from `Hub.policy_kwargs`: the sources' cards, the method and its options.
 
     Raises:
         SpaceMismatch: If a source does not fit the target's observations.
-        BadConfig: If the hub is not one, an option cannot be, or the observations are not what
-            `cached` says.
+        BadConfig: If the hub or an option is not valid, or `cached` does not fit the observations.
     """
 
     __module__ = "hubrl"  # saved files name the class by this
 
     def __init__(self, observation_space: spaces.Space[Any], hub: HubSpec | dict[str, Any]) -> None:
         spec = parse_spec(hub)
-        heard = find_cached_space(observation_space)
-        if spec.cached != (heard is not None):
+        cached_space = find_cached_space(observation_space)
+        if spec.cached != (cached_space is not None):
             raise BadConfig(
-                NOT_HEARD.format(describe(observation_space)) if spec.cached else NOT_CACHED
+                NO_CACHED_FEATURES.format(describe(observation_space)) if spec.cached else NOT_CACHED
             )
-        observed = observation_space if heard is None else _observed(observation_space, heard)
+        observed = observation_space if cached_space is None else _observed(observation_space, cached_space)
         method = create(
             spec.method,
             spec_sources(spec),
@@ -82,35 +80,35 @@ class HubExtractor(BaseFeaturesExtractor):
         self.spec = spec
         self.method = method
         self.beside = bool(beside)
-        self.cached = heard is not None
+        self.cached = cached_space is not None
         self.parts = isinstance(observed, spaces.Dict)
-        if heard is not None:
-            self._check_heard(observation_space, heard)
+        if cached_space is not None:
+            self._check_cached(observation_space, cached_space)
 
     @property
     def reads_observations(self) -> bool:
-        """Whether it reads observations itself, beside what sources say of them."""
+        """Whether observations are read beside the sources' features."""
         return self.beside or self.method.reads_observations
 
     @property
     def reads_bytes(self) -> bool:
-        """Whether images may be given as the bytes they are, for the same features."""
-        heard_alone = self.cached and not isinstance(self._observation_space, spaces.Dict)
-        return not heard_alone and not self.parts and self.method.reads_bytes
+        """Whether images may be given as bytes, for the same features."""
+        only_features = self.cached and not isinstance(self._observation_space, spaces.Dict)
+        return not only_features and not self.parts and self.method.reads_bytes
 
     @property
     def sources(self) -> list[Source]:
-        """The sources that it hears, in order."""
+        """The hub's sources, in order."""
         return [cast("SourcePathway", pathway).source for pathway in self.method.pathways.sources]
 
     def route(self, observations: Observations) -> Routed:
-        """What the hub makes of observations as SB3 preprocesses them."""
-        return self._routed(*self._apart(observations))
+        """Routing of observations as SB3 preprocesses them."""
+        return self._routed(*self._split(observations))
 
     def forward(self, observations: Observations) -> Float[Tensor, "batch features"]:
-        """Aggregated features; in a gradient step the method's loss rides on them."""
-        heard, observed = self._apart(observations)
-        routed = self._routed(heard, observed)
+        """Aggregated features; in a gradient step with the method's loss attached."""
+        cached, observed = self._split(observations)
+        routed = self._routed(cached, observed)
         features = routed.features
         learning = self.training and torch.is_grad_enabled()
         if learning and routed.loss.requires_grad:
@@ -122,12 +120,15 @@ class HubExtractor(BaseFeaturesExtractor):
             else features
         )
 
-    def _routed(self, heard: Tensor | None, observed: Observations) -> Routed:
-        routed: Routed = self.method(observed, source_outputs=heard)
+    def _routed(self, cached: Tensor | None, observed: Observations) -> Routed:
+        routed: Routed = self.method(observed, source_outputs=cached)
         return routed
 
-    def _apart(self, observations: Observations) -> tuple[Tensor | None, Observations]:
-        """What was heard, if anything was, and the observations; in their place what was heard if they were not kept."""
+    def _split(self, observations: Observations) -> tuple[Tensor | None, Observations]:
+        """Cached features, if any, and the observations.
+
+        The features stand for the observations too where those are not kept.
+        """
         if not self.cached:
             return None, observations
         if isinstance(observations, Tensor):
@@ -135,35 +136,39 @@ class HubExtractor(BaseFeaturesExtractor):
         kept = {key: part for key, part in observations.items() if key != CACHED_FEATURES}
         return observations[CACHED_FEATURES].float(), kept if self.parts else kept[OBSERVATION]
 
-    def _check_heard(self, space: spaces.Space[Any], heard: CachedFeaturesSpace) -> None:
+    def _check_cached(self, space: spaces.Space[Any], cached_space: CachedFeaturesSpace) -> None:
         check_cached(self.spec.method, tuned=self.spec.tuned)
-        wanted = CachedFeaturesSpace(heard.observed, self.sources)
-        if not wanted.same_sources(heard):
-            names = [", ".join(said.names) for said in (heard, wanted)]
+        wanted = CachedFeaturesSpace(cached_space.observed, self.sources)
+        if not wanted.same_sources(cached_space):
+            names = [", ".join(each.names) for each in (cached_space, wanted)]
             raise BadConfig(
-                f"The environment hears the sources {names[0]}, the agent {names[1]}; make both from the same hub and method."
+                f"The environment caches the sources {names[0]}, the agent reads {names[1]}; "
+                "make both from the same hub and method."
             )
         if self.reads_observations and not isinstance(space, spaces.Dict):
             raise BadConfig(
-                f"Method {self.spec.method!r} as it was given reads observations, and only what was heard was kept of them; "
-                "make CachedVecEnv and the agent from the same options."
+                f"Method {self.spec.method!r} as it was given reads observations, "
+                "and only cached features were kept of them; make CachedVecEnv and the agent from the same options."
             )
 
 
-NOT_HEARD = (
-    "cached=True was given and the environment observes {}, with nothing that was heard; put CachedVecEnv around it, with no wrapper but "
-    "VecNormalize around that."
+NO_CACHED_FEATURES = (
+    "cached=True was given and the environment observes {}, without cached features; "
+    "put CachedVecEnv around it, with no wrapper but VecNormalize around that."
 )
 
-NOT_CACHED = "The environment is under CachedVecEnv and the agent was made without cached=True; give it, or leave the wrapper out."
+NOT_CACHED = (
+    "The environment is under CachedVecEnv and the agent was made without cached=True; "
+    "give it, or leave the wrapper out."
+)
 
 
-def _observed(space: spaces.Space[Any], heard: CachedFeaturesSpace) -> spaces.Space[Any]:
-    """The space of the observations themselves, as they were kept or, if they were not, as they were."""
+def _observed(space: spaces.Space[Any], cached_space: CachedFeaturesSpace) -> spaces.Space[Any]:
+    """Space of the observations themselves: the kept part, or the original space without one."""
     if not isinstance(space, spaces.Dict):
-        return heard.observed
+        return cached_space.observed
     kept = OrderedDict((key, part) for key, part in space.spaces.items() if key != CACHED_FEATURES)
-    return spaces.Dict(kept) if isinstance(heard.observed, spaces.Dict) else kept[OBSERVATION]
+    return spaces.Dict(kept) if isinstance(cached_space.observed, spaces.Dict) else kept[OBSERVATION]
 
 
 register_hub_extractor(HubExtractor)
@@ -173,10 +178,10 @@ Part = TypeVar("Part", bound=nn.Module)
 
 
 def parts_in(module: nn.Module, kind: type[Part]) -> list[Part]:
-    """The parts of a kind inside a module, each once, in order; not what is inside them.
+    """Outermost submodules of a kind, each once, in order.
 
-    Of the methods or pathways of a policy these are its own, not those that its sources were
-    themselves trained with.
+    Methods or pathways found so in a policy are its own, not those that its sources were trained
+    with.
     """
     if isinstance(module, kind):
         return [module]
@@ -186,24 +191,23 @@ def parts_in(module: nn.Module, kind: type[Part]) -> list[Part]:
 
 
 def see_through_normalisation(module: nn.Module, env: VecEnv) -> None:
-    """If the target's observations are normalised, let the sources see them as they were before.
+    """Undo VecNormalize on the sources' inputs, by its current statistics.
 
-    Uses the statistics of this moment: call it where they may change, but not between a rollout and
-    its update.
+    To be called wherever the statistics may have changed, but not between a rollout and its update.
 
     Raises:
-        BadConfig: If what was heard is normalised too, or observations are changed after they were
-            normalised, but for stacked ones.
+        BadConfig: If cached features are normalised too, or observations are changed after
+            VecNormalize other than by stacking.
     """
     vec = unwrap_vec_normalize(env)
     if vec is None or not vec.norm_obs:
         return
     means = vec.obs_rms if isinstance(vec.obs_rms, dict) else {"": vec.obs_rms}
-    heard = find_cached_space(env.observation_space)
-    if heard is not None:
+    cached_space = find_cached_space(env.observation_space)
+    if cached_space is not None:
         check_left_alone(means)
         means = {
-            "" if key == OBSERVATION and not isinstance(heard.observed, spaces.Dict) else key: rms
+            "" if key == OBSERVATION and not isinstance(cached_space.observed, spaces.Dict) else key: rms
             for key, rms in means.items()
         }
     stack = unwrap_vec_wrapper(env, VecFrameStack)
@@ -220,22 +224,22 @@ def see_through_normalisation(module: nn.Module, env: VecEnv) -> None:
 
 
 def _stacked(values: np.ndarray, frames: int) -> np.ndarray:
-    """Statistics of flat observations of which so many are stacked after they were normalised, as the RL Zoo does."""
+    """Statistics of flat observations that are stacked after VecNormalize, as the RL Zoo does."""
     return np.tile(values, frames) if values.ndim == 1 else values
 
 
 def check_left_alone(normalised: Collection[str]) -> None:
-    """Refuse a VecNormalize that normalises what was heard.
+    """Check that VecNormalize leaves cached features as they are.
 
     Args:
-        normalised: The keys of the observations that it normalises; an empty one for what is no
+        normalised: Keys of the observations that it normalises; an empty key where they are no
             Dict.
 
     Raises:
-        BadConfig: Saying how to make it.
+        BadConfig: If it normalises cached features.
     """
     if {"", CACHED_FEATURES} & set(normalised):
         raise BadConfig(
-            "VecNormalize normalises cached features; give it norm_obs_keys without 'source_features', "
-            "or norm_obs=False if no observation is kept."
+            "VecNormalize normalises cached features; give it norm_obs_keys without "
+            "'source_features', or norm_obs=False if no observation is kept."
         )

@@ -1,4 +1,4 @@
-"""The hub's actor and critic as they were, while the fresh pathway trains alone with those of the policy."""
+"""Stored actor and critic of the hub, for the trial in which the fresh pathway trains alone."""
 
 import copy
 from typing import cast
@@ -28,10 +28,10 @@ class ActorSnapshot(nn.Module):
 
     @torch.no_grad()
     def swap(self, policy: ActorCriticPolicy) -> None:
-        """Exchange the copy with the policy's own actor and critic, which the optimizer then knows nothing of.
+        """Swap the copy with the policy's actor and critic, and reset their optimizer state.
 
-        The fresh pathway begins with parameters that have learned nothing: hidden layers that
-        correct sources, and a critic of what sources' states are worth, are of no use to it.
+        The fresh pathway starts from untrained parameters: hidden layers that correct sources, and
+        a critic trained on sources' states, are of no use to it.
         """
         learning = learning_parts(policy)
         now = copy.deepcopy(learning)
@@ -61,7 +61,7 @@ class ActorSnapshot(nn.Module):
 
 
 def learning_parts(policy: ActorCriticPolicy) -> nn.ModuleList:
-    """SB3's actor and critic: extractor, hidden layers, last layers, and for Box the standard deviation."""
+    """Extractors, hidden and last layers of SB3's actor and critic, and for Box `log_std`."""
     hidden = policy.mlp_extractor
     std = [policy.log_std] if isinstance(policy.action_space, spaces.Box) else []
     actor = [

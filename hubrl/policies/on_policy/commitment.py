@@ -1,4 +1,4 @@
-"""Commitment: a pathway that was drawn acts for several steps."""
+"""Commitment: a drawn pathway acts for several steps."""
 
 import numpy as np
 import torch
@@ -10,11 +10,11 @@ from hubrl.errors import BadConfig
 from hubrl.routing.weights import index_mask
 
 PredictState = tuple[np.ndarray, ...]
-"""What SB3's `predict` returns and takes as state: pathways, and their steps so far."""
+"""State of SB3's `predict`: committed pathways, and their steps so far."""
 
 
 class CommitmentState:
-    """The committed pathway of each of some environments, and its steps so far."""
+    """Committed pathway of each environment, and its steps so far."""
 
     def __init__(self, n_envs: int) -> None:
         self.pathway: Int[np.ndarray, " envs"] = np.full(n_envs, -1)
@@ -24,17 +24,18 @@ class CommitmentState:
     def restored(
         cls, n_rows: int, state: PredictState | None, episode_start: np.ndarray | None
     ) -> "CommitmentState":
-        """The commitments that the last `predict` returned.
+        """Commitments from the state that the last `predict` returned.
 
         Raises:
-            BadConfig: If they are of another number of observations.
+            BadConfig: If the state is of another number of observations.
         """
         restored = cls(n_rows)
         if state is not None:
             restored.pathway, restored.steps = map(np.asarray, state)
             if len(restored.pathway) != n_rows:
                 raise BadConfig(
-                    f"A state for {len(restored.pathway)} observations was given with {n_rows}; pass state=None where other episodes begin."
+                    f"A state for {len(restored.pathway)} observations was given with {n_rows}; "
+                    "pass state=None where other episodes begin."
                 )
         if episode_start is not None:
             restored.end(np.asarray(episode_start, dtype=bool))
@@ -45,12 +46,12 @@ class CommitmentState:
         self.pathway = np.where(rows, -1, self.pathway)
 
     def advance(self, acted: Int[Tensor, " envs"], previous: Int[np.ndarray, " envs"]) -> None:
-        """Count a step: the pathways that acted, and those before that bound them, -1 for none."""
+        """Count a step of the pathways that acted; `previous` is -1 where none was committed."""
         self.steps = np.where(previous >= 0, self.steps + 1, 1)
         self.pathway = acted.cpu().numpy()
 
     def binding(self, at_most: float | None) -> Int[np.ndarray, " envs"]:
-        """Pathways that bind the next step, -1 for none; no longer than a number of steps, if there is one."""
+        """Committed pathways of the next step, -1 for none or after `at_most` steps."""
         return (
             self.pathway if at_most is None else np.where(self.steps >= at_most, -1, self.pathway)
         )
@@ -61,16 +62,16 @@ def transition_log_probs(
     previous: Int[Tensor, " batch"],
     stay_logit: Float[Tensor, "batch pathways"] | None = None,
 ) -> Float[Tensor, "batch pathways"]:
-    """Log-probabilities of the next pathway given the previous one [ours].
+    """Log-probabilities of the next pathway given the previous one.
 
-    Each pathway's own stay logit `c_i` is added where it acted: `p = softmax(log w + c [i =
-    previous])`; without one, the previous pathway acts again for sure. Where none acted before `p =
-    w`. A commitment ends when its pathway is not active any more.
+    Each pathway's stay logit `c_i` is added where it acted: `p = softmax(log w + c [i =
+    previous])`; without one, the previous pathway acts again with certainty. Where none acted
+    before, `p = w`. A commitment ends when its pathway is no longer active.
 
     Args:
         log_weights: Logarithms of pathway weights; minus infinity where a pathway is not active.
         previous: The previous pathway; below 0 for none.
-        stay_logit: Of each pathway, in nats; none for infinitely much.
+        stay_logit: Of each pathway, in nats; none for infinity.
     """
     there = index_mask(previous, log_weights.shape[1])
     if stay_logit is not None:
@@ -83,6 +84,6 @@ def transition_log_probs(
 def certain_log_weights(
     pathway: Int[Tensor, " batch"], n_pathways: int
 ) -> Float[Tensor, "batch pathways"]:
-    """Logarithms of pathway weights where one pathway a row has all the weight."""
+    """Logarithms of pathway weights: 0 for one pathway per row, minus infinity for the rest."""
     logs = torch.full((len(pathway), n_pathways), -torch.inf, device=pathway.device)
     return logs.masked_fill(index_mask(pathway, n_pathways), 0.0)

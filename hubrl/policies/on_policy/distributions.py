@@ -1,4 +1,4 @@
-"""Action distributions of several pathways, one of which acts."""
+"""Action distributions over several pathways, one of which acts."""
 
 import math
 from typing import Any
@@ -14,17 +14,17 @@ from hubrl.errors import BadConfig
 
 
 class PathwayDistribution(Distribution):
-    """Base of distributions in which one pathway is drawn by its weight and acts with its own."""
+    """Base of distributions that draw a pathway by weight, then an action from its own."""
 
     acted: Int[Tensor, " batch"]
-    """The pathway that acted, after `sample` or `mode`."""
+    """Pathway that acted, after `sample` or `mode`."""
 
     def __init__(self, action_space: spaces.Box | spaces.Discrete) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.action_space = action_space
 
     def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Refused: the pathways have networks of their own."""
+        """Not supported: the pathways have networks of their own."""
         raise BadConfig("A mixture of pathways has no network of its own.")
 
     def proba_distribution(
@@ -32,23 +32,23 @@ class PathwayDistribution(Distribution):
         action_params: Float[Tensor, "batch computed outputs"],
         log_weights: Float[Tensor, "batch pathways"],
     ) -> "PathwayDistribution":
-        """The distribution of these action parameters, of all pathways or of the one that acts in each row, and log-weights."""
+        """Distribution of action parameters, of all pathways or the acting one, and log-weights."""
         self.action_params, self.log_weights = action_params, log_weights
         return self
 
     @property
     def distribution(self) -> Any:  # type: ignore[override]
-        """There is none.
+        """Not supported: a mixture is no single torch distribution.
 
         Raises:
-            BadConfig: TRPO asks for it, to compute a divergence.
+            BadConfig: Always; TRPO reads it, to compute a divergence.
         """
         raise BadConfig(
             "What hub.agent makes for PPO or A2C was given to TRPO; use hub.agent(TRPO)."
         )
 
     def entropy(self) -> Tensor | None:
-        """None: there is no closed form, and SB3 then estimates it by the mean negative log-probability."""
+        """None, for want of a closed form; SB3 then takes the mean negative log-probability."""
         return None
 
     def sample(self) -> Tensor:
@@ -57,7 +57,7 @@ class PathwayDistribution(Distribution):
         return draw_action(self._of_acted(), self.action_space)
 
     def mode(self) -> Tensor:
-        """The likeliest action of the pathway with the greatest weight: good gaits are chosen between, never averaged."""
+        """Likeliest action of the pathway with the greatest weight; actions are not averaged."""
         self.acted = draw_pathway(self.log_weights, deterministic=True)
         return draw_action(self._of_acted(), self.action_space, deterministic=True)
 
@@ -77,12 +77,12 @@ class PathwayDistribution(Distribution):
         return actions, self.log_prob(actions)
 
     def each_log_prob(self, actions: Tensor) -> Float[Tensor, "batch pathways"]:
-        """Log-likelihood of an action under each pathway alone."""
+        """Log-likelihood of an action under each pathway by itself."""
         return log_likelihood(self.action_params, actions[:, None], self.action_space)
 
     def _of_acted(self) -> Float[Tensor, "batch outputs"]:
         if self.action_params.shape[1] == 1:
-            # Only one is left.
+            # Parameters of the acting pathway alone.
             return self.action_params[:, 0]
         return self.action_params.gather(
             1, self.acted[:, None, None].expand(-1, 1, self.action_params.shape[2])
@@ -90,7 +90,7 @@ class PathwayDistribution(Distribution):
 
 
 class MixtureDistribution(PathwayDistribution):
-    """A mixture: the likelihood is summed over pathways, so that ratios are exact without storing who acted."""
+    """Mixture of pathways: its likelihood sums over them, whichever acted."""
 
     def log_prob(self, actions: Tensor) -> Float[Tensor, " batch"]:
         """Logarithm of the mixture's density."""
@@ -98,10 +98,9 @@ class MixtureDistribution(PathwayDistribution):
 
 
 class CommittedDistribution(PathwayDistribution):
-    """Who acts is part of the decision, because it binds the next ones: the likelihood is of pathway and action.
+    """Joint distribution of pathway and action, because the pathway binds the next steps.
 
-    The weights are those of a transition: how likely each pathway acts, given the one that acted
-    before.
+    The weights are transition probabilities: of each pathway, given the previous one.
     """
 
     deterministic: Bool[Tensor, " batch"] | None = None
@@ -112,11 +111,11 @@ class CommittedDistribution(PathwayDistribution):
         acted: Int[Tensor, " batch"] | None,
         deterministic: Bool[Tensor, " batch"] | None = None,
     ) -> "CommittedDistribution":
-        """The same with what is known of the decisions.
+        """Distribution with known pathways or deterministic rows; it is changed in place.
 
         Args:
-            acted: The pathways that acted in a rollout, in its update.
-            deterministic: In a rollout, the rows whose action is the mode.
+            acted: Pathways that acted in the rollout, in its update.
+            deterministic: In a rollout, rows whose action is the mode.
         """
         if acted is not None:
             self.acted = acted
@@ -124,12 +123,12 @@ class CommittedDistribution(PathwayDistribution):
         return self
 
     def sample(self) -> Tensor:
-        """Draw a pathway, then its action; its mode in deterministic rows."""
+        """Draw a pathway, then its action; the modes in deterministic rows."""
         self.acted = draw_pathway(self.log_weights, self.deterministic)
         return draw_action(self._of_acted(), self.action_space, self.deterministic)
 
     def log_prob(self, actions: Tensor) -> Float[Tensor, " batch"]:
-        """Log-likelihood of the pathway and its action; of the mixture where no pathway is known to have acted."""
+        """Log-likelihood of pathway and action; of the mixture where the pathway is unknown."""
         if self.acted is None:
             return torch.logsumexp(self.log_weights + self.each_log_prob(actions), dim=1)
         chosen: Tensor = self.log_weights.gather(1, self.acted[:, None]).squeeze(1)
@@ -145,8 +144,8 @@ def log_likelihood(
 
     Args:
         action_params: Means and log standard deviations, or log-probabilities up to a constant.
-        actions: Of the shape of the means, or of one with ones in it; without the last dimension
-            where they are choices.
+        actions: Of the shape of the means, or one that broadcasts to it; without the last
+            dimension for Discrete.
         space: Box or Discrete.
     """
     if isinstance(space, spaces.Discrete):
@@ -179,7 +178,7 @@ def draw_pathway(
 
 
 def draw_action(
-    said: Float[Tensor, "batch outputs"],
+    action_params: Float[Tensor, "batch outputs"],
     space: spaces.Box | spaces.Discrete,
     at_mode: Bool[Tensor, " batch"] | None = None,
     *,
@@ -187,8 +186,8 @@ def draw_action(
 ) -> Tensor:
     """Actions drawn from action parameters; the likeliest in some rows, or everywhere."""
     if isinstance(space, spaces.Discrete):
-        return draw_pathway(said, at_mode, deterministic=deterministic)
-    mean, log_std = said.chunk(2, dim=1)
+        return draw_pathway(action_params, at_mode, deterministic=deterministic)
+    mean, log_std = action_params.chunk(2, dim=1)
     return draw_gaussian(mean, log_std.exp(), at_mode, deterministic=deterministic)
 
 
@@ -207,8 +206,8 @@ def draw_gaussian(
 
 
 def _draw(logits: Float[Tensor, "batch choices"]) -> Int[Tensor, " batch"]:
-    # As `torch.multinomial` does it, which checks all it is given first: a race of exponential
-    # clocks is won in proportion to rates.
+    # A race of exponential clocks is won in proportion to rates: `torch.multinomial` without its
+    # checks.
     weights = functional.softmax(logits, dim=1)
     return (weights / torch.empty_like(weights).exponential_(1.0)).argmax(dim=1)
 
@@ -217,7 +216,7 @@ def mixed_categorical(
     action_params: Float[Tensor, "batch pathways outputs"],
     log_weights: Float[Tensor, "batch pathways"],
 ) -> CategoricalDistribution:
-    """A mixture of discrete choices, which is a discrete choice itself, so that its entropy is exact."""
+    """Mixture of discrete distributions as one discrete distribution, whose entropy is exact."""
     normal = functional.log_softmax(action_params, dim=2)
     logits = torch.logsumexp(log_weights[:, :, None] + normal, dim=1)
     return CategoricalDistribution(logits.shape[1]).proba_distribution(logits)

@@ -1,7 +1,7 @@
 """SB3's rollout buffer with a record of every step of a hub's policy.
 
-A frozen source's output for an observation is the same in every epoch of an update. So it is stored
-with the transition, as the few numbers that it is, and the update computes no source at all.
+A frozen source's output for an observation is the same in every epoch of an update. It is stored
+with the transition, a few numbers, so that the update computes no source at all.
 """
 
 from collections.abc import Generator
@@ -17,25 +17,25 @@ from hubrl.policies.on_policy.step import RecordedBatch, StepRecord
 
 @runtime_checkable
 class RecordingPolicy(Protocol):
-    """A policy whose `forward` leaves a record beside what SB3 stores."""
+    """Policy whose `forward` leaves a record of the step."""
 
     @property
     def last_record(self) -> StepRecord:
-        """The record of the last `forward`, a row an environment; `add` reads it right behind it."""
+        """Record of the last `forward`, a row per environment; `add` reads it right after."""
 
     def begin_rollout(self) -> None:
-        """Forget the last rollout: what was told of it, and what was computed from weights that are other ones by now."""
+        """Drop the training state and everything computed from parameters of the last rollout."""
 
 
 class HubRolloutBuffer(RolloutBuffer):
-    """SB3's rollout buffer, whose minibatches hold the policy's record of their steps (`RecordedBatch`)."""
+    """SB3's rollout buffer, whose minibatches come with the record of their steps."""
 
     __module__ = "hubrl"  # saved files name the class by this
 
     policy: RecordingPolicy | None = None
 
     def reset(self) -> None:
-        """Forget the last rollout."""
+        """Drop the last rollout."""
         super().reset()
         self.records: dict[str, np.ndarray] = {}
         if self.policy is not None:
@@ -54,9 +54,9 @@ class HubRolloutBuffer(RolloutBuffer):
         super().add(*args, **kwargs)
 
     def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
-        """Minibatches, whose observations come with their record."""
+        """Minibatches with a `RecordedBatch` as observations."""
         if not self.generator_ready:
-            # SB3 gives what has no dimension of its own one.
+            # `swap_and_flatten` (common/buffers.py) adds a dimension to arrays of one number a step.
             flat = {name: self.swap_and_flatten(array) for name, array in self.records.items()}
             self.records = {
                 name: rows if self.records[name].ndim > 2 else rows[:, 0]
@@ -77,13 +77,13 @@ class HubRolloutBuffer(RolloutBuffer):
 
 
 class HubDictRolloutBuffer(HubRolloutBuffer, DictRolloutBuffer):
-    """The same for Dict observations."""
+    """`HubRolloutBuffer` for Dict observations."""
 
     __module__ = "hubrl"  # saved files name the class by this
 
 
 def install_rollout_buffer(model: OnPolicyAlgorithm, policy: RecordingPolicy) -> bool:
-    """Let a model's rollout buffer record the steps of its policy; False if it has a buffer of the user's own."""
+    """Make a model's rollout buffer record its policy's steps; false for a user's own buffer."""
     old = model.rollout_buffer
     if isinstance(old, HubRolloutBuffer):
         old.policy = policy

@@ -1,4 +1,4 @@
-"""One step of a policy over sources' outputs: its inputs, its record, and the state of the training around it."""
+"""One step of a policy over sources' outputs: inputs, record, and state of the training."""
 
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -12,28 +12,27 @@ from hubrl.sources.preprocessing import Observations
 Rows = TypeVar("Rows", int, Tensor, np.ndarray)
 
 SOLO_CODE = -2
-"""Values of at most this, in place of the previous pathway, name the pathway that plays the episode
-alone."""
+"""Largest code of a solo episode: values <= -2 in `previous` encode one, by -2 - pathway index."""
 
 
 def encode_solo(pathway: Rows) -> Rows:
-    """Code of a pathway that plays an episode alone; and of a code its pathway."""
+    """Code of a pathway's solo episode, or the pathway of a code: its own inverse."""
     return SOLO_CODE - pathway
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a training tells a policy, once a rollout; the default stands for no training."""
+    """State of the training that a policy needs, set once a rollout; the default is no training."""
 
     progress_remaining: float = 1.0
-    """Share of the training that is still to come."""
+    """Share of the training that remains."""
     records_steps: bool = False
     """Whether a rollout buffer stores a record of each step and yields it with each minibatch
     (`RecordedBatch`)."""
     critic_only: bool = False
-    """Whether only the critic learns, so that the actor waits until advantages mean something."""
+    """Whether only the critic learns, as long as advantages are not yet reliable."""
     fused_update: bool = False
-    """Whether PPO's own loop calls, in which weights change while an update lasts and then alone.
+    """Whether PPO's own loop runs the update, in which alone parameters change.
 
     Small parameters are then stepped together (`hubrl.nn.parameter_packing`).
     """
@@ -43,10 +42,10 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """Tensors that an update needs of a step beside what SB3 stores, row by row; none where there is nothing to store."""
+    """Tensors of a step that an update needs and SB3 does not store, row by row; none if unused."""
 
     previous: Int[Tensor, " batch"] | None = None
-    """The pathway that acted before, as far as it binds; -1 for none, see also `encode_solo`."""
+    """Committed pathway of the previous step; -1 for none, codes of `encode_solo` in solo episodes."""
     acted: Int[Tensor, " batch"] | None = None
     """The pathway that acted."""
     noise: Float[Tensor, "batch pathways"] | None = None
@@ -54,12 +53,12 @@ class StepRecord:
     source_outputs: Float[Tensor, "batch sources outputs"] | None = None
     """Outputs of all sources."""
     selected_output: Float[Tensor, "batch outputs"] | None = None
-    """The output of the source that acted."""
+    """Output of the source that acted."""
     deterministic: Bool[Tensor, " batch"] | None = None
-    """Where the action was without noise."""
+    """Rows whose action was deterministic."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that is recorded, by name."""
+        """Recorded tensors, by name."""
         named = ((name, getattr(self, name)) for name in RECORDED)
         return {name: tensor for name, tensor in named if tensor is not None}
 
@@ -69,7 +68,7 @@ RECORDED = tuple(field.name for field in fields(StepRecord))
 
 @dataclass(frozen=True)
 class RecordedBatch:
-    """A minibatch's observations with the record of their steps; both stand in SB3's field `observations`."""
+    """Observations of a minibatch and the record of their steps, in SB3's field `observations`."""
 
     observations: Any
     record: StepRecord
@@ -83,27 +82,27 @@ class StepContext:
     exploring: bool
     """Whether the router's noise is on."""
     source_outputs: Float[Tensor, "batch sources outputs"] | None = None
-    """Outputs of all sources, where they are known."""
+    """Known outputs of all sources."""
     selected_output: Float[Tensor, "batch outputs"] | None = None
-    """The output of the source that acted, where it is known."""
+    """Known output of the source that acted."""
     previous: Int[Tensor, " batch"] | None = None
-    """The pathway that acted before; -1 where none binds."""
+    """Committed pathway of the previous step, as in `StepRecord`."""
     acted: Int[Tensor, " batch"] | None = None
-    """The pathway that acted, where it is drawn or known already."""
+    """Pathway that acted, once drawn or from a record."""
     deterministic: Bool[Tensor, " batch"] | None = None
-    """Where a rollout's action is to be without noise."""
+    """Rows of a rollout whose action is to be deterministic."""
     noise: Float[Tensor, "batch pathways"] | None = None
-    """The router's noise, where it is known."""
+    """Known noise of the router."""
     only_fresh: bool | None = None
-    """Whether the fresh pathway plays alone in all rows; none where it was not looked at."""
+    """Whether the fresh pathway plays alone in all rows; none until computed."""
     critic_only: bool = False
-    """Whether only the critic learns, so that no loss of routing counts."""
+    """Whether only the critic learns, so that the routing loss is left out."""
 
     @classmethod
     def of_record(
         cls, observations: Observations, record: StepRecord, *, exploring: bool, critic_only: bool
     ) -> "StepContext":
-        """The inputs of a recorded step, for its update."""
+        """Inputs of a recorded step, for its update."""
         return cls(
             observations,
             exploring,
@@ -116,7 +115,7 @@ class StepContext:
         )
 
     def record(self) -> StepRecord:
-        """The record of a step that is done."""
+        """Record of a completed step."""
         return StepRecord(
             self.previous,
             self.acted,
@@ -137,5 +136,5 @@ class StepContext:
 
     @property
     def solo(self) -> Bool[Tensor, " batch"] | None:
-        """Rows in which a pathway plays its episode alone; none where nothing is known of what acted before."""
+        """Rows of solo episodes; none where the previous pathway is unknown."""
         return None if self.previous is None else self.previous <= SOLO_CODE
