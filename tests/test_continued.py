@@ -98,7 +98,8 @@ def test_without_the_callback_a_training_does_not_go_on_as_if_nobody_was_held():
     model = learner()
     model.learn(64, HubCallback(probe_share=0.0))
     with pytest.raises(
-        BadConfig, match=r"pathways held and nothing stores who acts; pass HubCallback\(\) to go on"
+        BadConfig,
+        match=r"pathways and no rollout buffer records them; pass HubCallback\(\) to go on",
     ):
         model.learn(64)
     model.learn(64, HubCallback(probe_share=0.0))

@@ -86,7 +86,7 @@ def test_a_minibatch_without_its_record_is_refused_in_training(options):
     policy.evaluate_actions(batch.observations, batch.actions)
     with pytest.raises(
         BadConfig,
-        match="observations without a record of who acted .* pass the observations that the rollout buffer yields",
+        match="observations without a record of the acting pathways .* pass the observations that the rollout buffer yields",
     ):
         policy.evaluate_actions(batch.observations.observations.clone(), batch.actions)
 

@@ -107,7 +107,9 @@ class CachedVecEnv(VecEnvWrapper):
         features = self._compute_features(_concatenate_rows(rows, last))
         now, then = features[: self.num_envs], features[self.num_envs :]
         for index, info in enumerate(ended):
-            info["terminal_observation"] = self._join_features(info["terminal_observation"], then[index])
+            info["terminal_observation"] = self._join_features(
+                info["terminal_observation"], then[index]
+            )
         return self._join_features(rows, now), rewards, dones, infos
 
     def _compute_features(self, rows: Rows) -> np.ndarray:
@@ -234,7 +236,9 @@ class CachesOwnFeatures(BasePolicy):
             divides_images(source.card for source in extractor.sources),
         )
         with torch.no_grad():
-            features = store_features([extractor.method.pathways.concatenated_features(observations)])
+            features = store_features(
+                [extractor.method.pathways.concatenated_features(observations)]
+            )
         made: Rows = (
             _parts(rows, features) if isinstance(self.observation_space, spaces.Dict) else features
         )

@@ -65,9 +65,15 @@ class HubExtractor(BaseFeaturesExtractor):
         cached_space = find_cached_space(observation_space)
         if spec.cached != (cached_space is not None):
             raise BadConfig(
-                NO_CACHED_FEATURES.format(describe(observation_space)) if spec.cached else NOT_CACHED
+                NO_CACHED_FEATURES.format(describe(observation_space))
+                if spec.cached
+                else NOT_CACHED
             )
-        observed = observation_space if cached_space is None else _observed(observation_space, cached_space)
+        observed = (
+            observation_space
+            if cached_space is None
+            else _observed(observation_space, cached_space)
+        )
         method = create(
             spec.method,
             spec_sources(spec),
@@ -148,7 +154,8 @@ class HubExtractor(BaseFeaturesExtractor):
         if self.reads_observations and not isinstance(space, spaces.Dict):
             raise BadConfig(
                 f"Method {self.spec.method!r} as it was given reads observations, "
-                "and only cached features were kept of them; make CachedVecEnv and the agent from the same options."
+                "and only cached features were kept of them; "
+                "make CachedVecEnv and the agent from the same options."
             )
 
 
@@ -168,7 +175,9 @@ def _observed(space: spaces.Space[Any], cached_space: CachedFeaturesSpace) -> sp
     if not isinstance(space, spaces.Dict):
         return cached_space.observed
     kept = OrderedDict((key, part) for key, part in space.spaces.items() if key != CACHED_FEATURES)
-    return spaces.Dict(kept) if isinstance(cached_space.observed, spaces.Dict) else kept[OBSERVATION]
+    return (
+        spaces.Dict(kept) if isinstance(cached_space.observed, spaces.Dict) else kept[OBSERVATION]
+    )
 
 
 register_hub_extractor(HubExtractor)
@@ -207,7 +216,9 @@ def see_through_normalisation(module: nn.Module, env: VecEnv) -> None:
     if cached_space is not None:
         check_left_alone(means)
         means = {
-            "" if key == OBSERVATION and not isinstance(cached_space.observed, spaces.Dict) else key: rms
+            ""
+            if key == OBSERVATION and not isinstance(cached_space.observed, spaces.Dict)
+            else key: rms
             for key, rms in means.items()
         }
     stack = unwrap_vec_wrapper(env, VecFrameStack)

@@ -535,6 +535,7 @@ def test_nobody_is_held_where_nobody_is_drawn(name):
     made = two().agent(PPO, name)
     assert "hold" not in made["policy_kwargs"]["outputs"]
     with pytest.raises(
-        BadConfig, match=rf"hold=3 was given for method '{name}', which holds nobody; leave it out"
+        BadConfig,
+        match=rf"hold=3 was given for method '{name}', which draws no pathway; leave it out",
     ):
         target(PPO, Toy(), two().agent(PPO, name, hold=3))

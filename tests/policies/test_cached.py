@@ -717,7 +717,7 @@ def test_wrappers_in_the_wrong_order_are_refused():
     alone = hub_for(Toy(IMAGE)).agent(PPO, cached=True, **FEATURES_ALONE)
     with pytest.raises(
         BadConfig,
-        match=r"cached=True was given and the environment observes Box\(26,\), with nothing that was heard",
+        match=r"cached=True was given and the environment observes Box\(26,\), without cached features",
     ):
         target(
             PPO, VecFrameStack(CachedVecEnv(envs_for(PPO, IMAGE), alone, device="cpu"), 2), alone
@@ -730,7 +730,7 @@ def test_an_agent_and_an_environment_that_were_not_made_for_each_other_are_refus
     env = CachedVecEnv(envs_for(PPO), made, device="cpu")
     with pytest.raises(
         BadConfig,
-        match=r"the environment observes Box\(4,\), with nothing that was heard; put CachedVecEnv around it",
+        match=r"the environment observes Box\(4,\), without cached features; put CachedVecEnv around it",
     ):
         target(PPO, envs_for(PPO), made)
     with pytest.raises(
@@ -741,12 +741,13 @@ def test_an_agent_and_an_environment_that_were_not_made_for_each_other_are_refus
         CachedVecEnv(envs_for(PPO), plain)
     turned = Hub([hub[1], hub[0]]).agent(PPO, cached=True)
     with pytest.raises(
-        BadConfig, match="The environment hears the sources wide, narrow, the agent narrow, wide"
+        BadConfig,
+        match="The environment caches the sources wide, narrow, the agent reads narrow, wide",
     ):
         target(PPO, env, turned)
     alone = hub.agent(PPO, "frozen", cached=True, source="wide")
     with pytest.raises(
-        BadConfig, match="The environment hears the sources wide, the agent wide, narrow"
+        BadConfig, match="The environment caches the sources wide, the agent reads wide, narrow"
     ):
         target(PPO, CachedVecEnv(envs_for(PPO), alone, device="cpu"), made)
 
@@ -759,7 +760,7 @@ def test_an_agent_that_reads_observations_is_refused_where_none_are_kept():
     for options in ({}, {"fresh": False}, {"router_reads": "features"}):
         with pytest.raises(
             BadConfig,
-            match="Method 'hub-pathway' as it was given reads observations, and only what was heard was kept",
+            match="Method 'hub-pathway' as it was given reads observations, and only cached features were kept",
         ):
             target(PPO, env, hub.agent(PPO, cached=True, **options))
 
@@ -770,7 +771,7 @@ def test_observations_that_cannot_be_told_from_what_was_heard_are_refused():
         hub = Hub.from_agents([tiny(PPO, Toy(space))])
         with pytest.raises(
             SpaceMismatch,
-            match=r"a part called 'source_features', or 'observation' alone, cannot be told apart",
+            match=r"a part called 'source_features', or 'observation' alone, is ambiguous",
         ):
             CachedVecEnv(envs_for(PPO, space), hub.agent(PPO, cached=True))
 

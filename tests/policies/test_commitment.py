@@ -206,7 +206,7 @@ def test_a_mean_holds_nobody():
     assert hub.agent(PPO, aggregation="mean")["policy_kwargs"]["outputs"] == {"aggregation": "mean"}
     with pytest.raises(
         BadConfig,
-        match="hold=3 was given for aggregation='mean', which holds nobody; leave it out.",
+        match="hold=3 was given for aggregation='mean', which draws no pathway; leave it out.",
     ):
         target(PPO, env, hub.agent(PPO, aggregation="mean", hold=3))
     with pytest.raises(BadConfig, match="hold: Input should be greater than or equal to 1"):

@@ -266,7 +266,7 @@ def test_what_cannot_be_is_refused():
     env = Toy(actions=CHOOSE)
     hub = tiny_hub(env)
     with pytest.raises(
-        BadConfig, match=r"learns from whoever plays its episodes; pass HubCallback\(\) to learn"
+        BadConfig, match=r"needs a pathway chosen for each episode; pass HubCallback\(\) to learn"
     ):
         learner().learn(64)
     with pytest.raises(

@@ -70,7 +70,7 @@ def test_an_interrupted_training_leaves_nothing_behind(algorithm, where, tmp_pat
     assert again.policy.training_state == TrainingState()
     np.testing.assert_array_equal(again.predict(ROWS, deterministic=True)[0], first)
     for model_goes_on in (model, again):
-        with pytest.raises(BadConfig, match="nothing stores who acts; pass HubCallback"):
+        with pytest.raises(BadConfig, match="no rollout buffer records them; pass HubCallback"):
             model_goes_on.learn(64)
         model_goes_on.learn(64, callback=HubCallback(**QUIET))
         assert model_goes_on.policy.training_state == TrainingState()

@@ -452,7 +452,7 @@ def test_an_option_of_the_outputs_that_cannot_be_is_refused(options, message):
         ),
         (
             {"hold": 1, "release": "fixed"},
-            "release='fixed' was given with hold=1, which holds nobody; give a greater hold, or leave it out",
+            "release='fixed' was given with hold=1, which is no commitment; give a greater hold, or leave it out",
         ),
     ],
     ids=str,

@@ -66,7 +66,7 @@ def transition_log_probs(
 
     Each pathway's stay logit `c_i` is added where it acted: `p = softmax(log w + c [i =
     previous])`; without one, the previous pathway acts again with certainty. Where none acted
-    before, `p = w`. A commitment ends when its pathway is no longer active.
+    before, `p = w`. A commitment ends when its pathway is no longer active. The rule has no paper.
 
     Args:
         log_weights: Logarithms of pathway weights; minus infinity where a pathway is not active.

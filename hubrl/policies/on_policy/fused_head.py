@@ -1,8 +1,7 @@
-"""The hand-made backward of `CommittedHead.decide`, its optional faster twin.
+"""Manual backward of `CommittedHead.decide`, its optional faster twin.
 
-Networks of a few dozen units cost what calling an operation costs, and autograd calls twice as many
-as there are. So everything behind the features is one operation to autograd, whose derivatives are
-short formulas.
+The cost of networks with a few dozen units is the number of operations, and autograd adds two for
+each. So all layers behind the features are one operation to autograd, with short formulas as derivatives.
 """
 
 from collections.abc import Sequence
@@ -32,11 +31,10 @@ def evaluate_fused(
 
     Args:
         head: The head.
-        features: What the actor and the critic read.
+        features: Inputs of the actor and of the critic.
         log_weights: Logarithms of the pathway weights.
-        selected_output: The output of the source that acted; anything where the fresh pathway
-            acted.
-        context: The step's inputs, with the pathways that acted and those before.
+        selected_output: Output of the source that acted; undefined where the fresh pathway acted.
+        context: The step's inputs, with acting and previous pathways.
         actions: The actions.
     """
     inputs = (*features, log_weights, selected_output, *head.op_inputs.tensors)
@@ -50,14 +48,14 @@ def gradients(
     by_log_prob: Tensor | None,
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Gradients of both features, log-weights and source output, then of all parameters as autograd was given them.
+    """Gradients of both features, log-weights, source output and all autograd inputs of the head.
 
     Args:
         head: The head that made the step.
         cache: Intermediate results of the step.
         by_values: Derivative of the loss by the values, `(batch, 1)`; none for zeros.
         by_log_prob: Derivative of the loss by the log-probabilities, `(batch,)`; none for zeros.
-        wanted: Which of the first four are wanted.
+        wanted: Whether each of the first four is needed.
     """
     of_critics, critic, value = _of_critic(head, cache, by_values, features=wanted[1])
     if by_log_prob is None:
@@ -113,7 +111,7 @@ def _of_actor(
 def _of_critic(
     head: CommittedHead, cache: BackwardCache, by_values: Tensor | None, *, features: bool
 ) -> tuple[Tensor | None, Sequence[Tensor | None], Sequence[Tensor | None]]:
-    """Gradients of the critic's features, its hidden layers and its last."""
+    """Gradients of the critic's features, its hidden layers and its last layer."""
     if by_values is None:
         return None, [None] * len(head.critic.parameters), [None, None]
     if isinstance(head.value, PopArtLinear) and head.value.rescaled:
@@ -127,7 +125,7 @@ def _of_critic(
 def _of_transition(
     cache: BackwardCache, outer: Float[Tensor, "batch 1"]
 ) -> Float[Tensor, "batch pathways"]:
-    """Gradient of the weights' logarithms, and of what is added to them where a pathway acted before."""
+    """Gradient of the log pathway weights, and of the stay logits added to them."""
     free = outer.masked_fill(cache.solo, 0.0)
     chosen = index_mask(cache.acted, cache.transition.shape[1]) * free
     return (
@@ -140,15 +138,15 @@ def _of_transition(
 def _of_stds(
     head: CommittedHead, cache: BackwardCache, of_log_stds: Float[Tensor, "batch actions"]
 ) -> list[Tensor]:
-    """Gradients of the standard deviations' logarithms, summed up over where each pathway acted."""
+    """Gradients of the log standard deviations, each summed over the rows of its pathway."""
     if head.log_stds:
-        who = cached_arange(len(head.stds), cache.acted.device)[:, None] == cache.acted
-        return list((who.float() @ of_log_stds).unbind())
+        acting = cached_arange(len(head.stds), cache.acted.device)[:, None] == cache.acted
+        return list((acting.float() @ of_log_stds).unbind())
     return [] if head.log_std is None else [(of_log_stds * cache.fresh).sum(dim=0)]
 
 
 def _slope(cache: BackwardCache) -> Float[Tensor, "batch _"]:
-    """Derivative of the likelihood by means, in units of standard deviations, or by the logarithms of the choices."""
+    """Derivative of the log-likelihood by means, in standard deviations, or by discrete logits."""
     if cache.precision is not None:
         return cache.scaled
     choice = cache.actions.long().reshape(-1, 1)
@@ -160,7 +158,7 @@ def _of_output(
     of_means: Float[Tensor, "batch _"],
     of_log_stds: Float[Tensor, "batch actions"] | None,
 ) -> Float[Tensor, "batch outputs"]:
-    """Gradient of sources' outputs, which is of consequence where they are trained further."""
+    """Gradient of the selected sources' outputs, for sources that are trained further."""
     own = (
         of_means
         if cache.precision is None
@@ -172,7 +170,7 @@ def _of_output(
 
 
 class _FusedDecide(torch.autograd.Function):
-    """`CommittedHead.decide` of known actions as one operation."""
+    """`CommittedHead.decide` for known actions as one operation of autograd."""
 
     @staticmethod
     def forward(
@@ -187,13 +185,12 @@ class _FusedDecide(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        # Not read again, but torch then notices weights that changed before the gradient was asked
-        # for.
+        # Not read again, but torch then notices parameters that changed before the backward pass.
         ctx.save_for_backward(log_weights, selected_output, *parameters)
         step = head.decide(
             (actors, critics), log_weights, lambda _: selected_output, context, actions
         )
-        # Not the step itself: results must not be referred to by what makes their gradient.
+        # Not the step itself: a reference from the context to its own results would be a cycle.
         ctx.head, ctx.cache = head, step.cache
         return step.values, step.log_prob
 

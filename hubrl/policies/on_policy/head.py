@@ -1,7 +1,7 @@
-"""The head of a policy that draws one pathway: everything behind the features, under plain autograd.
+"""Head of a policy that draws one pathway: all layers behind the features, under autograd.
 
-It is the reference. `hubrl.policies.on_policy.fused_head` makes one operation of it, with its
-gradients by hand.
+It is the reference. `hubrl.policies.on_policy.fused_head` makes one operation of it, with manual
+gradients.
 """
 
 import math
@@ -23,12 +23,12 @@ from hubrl.policies.on_policy.step import StepContext, encode_solo
 from hubrl.routing.weights import index_mask
 
 SelectOutput = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch outputs"]]
-"""From the pathway that acts in each row to that source's own output; anything where the fresh
-pathway acts."""
+"""Function from the acting pathway of each row to that source's own output; undefined where the
+fresh pathway acts."""
 
 
 class BackwardCache(NamedTuple):
-    """Intermediate results of a step, of which its gradients are made."""
+    """Intermediate results of a step, for its gradients."""
 
     acted: Int[Tensor, " batch"]
     actor: list[Float[Tensor, "batch _"]]
@@ -36,22 +36,21 @@ class BackwardCache(NamedTuple):
     transition: Float[Tensor, "batch pathways"]
     """Log-probabilities of the next pathway."""
     stayed: Float[Tensor, "batch pathways"] | None
-    """One at the pathway that acted before; none where no commitment is learned."""
+    """One at the previous pathway; none where no commitment is learned."""
     scaled: Float[Tensor, "batch _"]
-    """Distances of actions from their means, in standard deviations; or log-probabilities of the
-    choices."""
+    """Distances of actions from their means, in standard deviations; or log-probabilities of
+    discrete actions."""
     precision: Float[Tensor, "batch actions"] | None
-    """One over the standard deviations; none where actions are choices."""
+    """One over the standard deviations; none for Discrete."""
     actions: Tensor
     fresh: Bool[Tensor, "batch 1"]
-    """Where the fresh pathway acts."""
+    """Rows in which the fresh pathway acts."""
     solo: Bool[Tensor, "batch 1"]
-    """Where a pathway plays its episode alone, is sure to act and, if it is a source, is not
-    corrected."""
+    """Rows of solo episodes, in which the pathway acts with certainty and without correction."""
 
 
 class FusedHeads(NamedTuple):
-    """The heads behind the actor's hidden layers as one layer, and all standard deviations as one matrix; none where there are none."""
+    """Heads behind the actor's hidden layers as one layer, and log standard deviations as one."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -59,12 +58,12 @@ class FusedHeads(NamedTuple):
 
 
 class ActingParams(NamedTuple):
-    """Action parameters of the pathway that acts, after its correction."""
+    """Action parameters of the acting pathway, corrected."""
 
     params: Float[Tensor, "batch _"]
-    """Means, or log-probabilities of the choices, up to a constant."""
+    """Means; for Discrete log-probabilities, up to a constant."""
     log_std: Float[Tensor, "batch actions"] | None = None
-    """Logarithms of the standard deviations; none where actions are choices."""
+    """Logarithms of the standard deviations; none for Discrete."""
     std: Float[Tensor, "batch actions"] | None = None
 
     def draw(self, at_mode: Bool[Tensor, " batch"] | None, *, deterministic: bool) -> Tensor:
@@ -78,7 +77,7 @@ class PolicyStep(NamedTuple):
 
     acted: Int[Tensor, " batch"]
     selected_output: Float[Tensor, "batch outputs"]
-    """The own output of the source that acts; anything where the fresh pathway acts."""
+    """Own output of the source that acts; undefined where the fresh pathway acts."""
     actions: Tensor
     values: Float[Tensor, "batch 1"]
     log_prob: Float[Tensor, " batch"]
@@ -87,7 +86,7 @@ class PolicyStep(NamedTuple):
 
 @dataclass(frozen=True)
 class CommittedHead:
-    """Layers behind the features of a policy that draws one pathway, as references to the policy's own."""
+    """Layers behind the features of a policy that draws one pathway; they belong to the policy."""
 
     space: spaces.Box | spaces.Discrete
     n_sources: int
@@ -95,19 +94,19 @@ class CommittedHead:
     critic: ManualMLP
     value: nn.Linear
     fresh: nn.Linear | None
-    """The actor's last layer, which is the fresh pathway's; none if there is no such pathway."""
+    """Actor's last layer, of the fresh pathway; none without that pathway."""
     residual: nn.Linear | None
-    """The learned correction of the sources, if there is one."""
+    """Learned correction of the sources, if any."""
     stay_logit: nn.Linear | None
-    """The learned commitment to the previous pathway, if there is one."""
+    """Learned commitment to the previous pathway, if any."""
     log_stds: Sequence[Tensor]
     """Logarithms of the standard deviations of the sources' pathways; empty where they are the
     sources' own."""
     log_std: Tensor | None
-    """That of the fresh pathway, where it has one."""
+    """Logarithm of the fresh pathway's standard deviation, if it has one."""
     reads_features: bool = True
-    """Whether `actor` and `critic` are the policy's hidden layers; else it reads what those of
-    another kind give."""
+    """Whether `actor` and `critic` are the policy's hidden layers; else inputs are the outputs of
+    those."""
 
     @property
     def heads(self) -> list[nn.Linear]:
@@ -118,12 +117,12 @@ class CommittedHead:
 
     @property
     def stds(self) -> list[Tensor]:
-        """Logarithms of all standard deviations that are learned here, in the order of the pathways."""
+        """Logarithms of all learned standard deviations, in the order of the pathways."""
         return [*self.log_stds, *([] if self.log_std is None else [self.log_std])]
 
     @property
     def parts(self) -> list[list[Tensor]]:
-        """Parameters whose gradients come together: the critic's, and those of the pathway and its action."""
+        """Parameters by group of gradients: the critic's; the pathway's and its action's."""
         heads = [
             *(layer.weight for layer in self.heads),
             *(layer.bias for layer in self.heads),
@@ -134,17 +133,17 @@ class CommittedHead:
 
     @cached_property
     def op_inputs(self) -> AutogradInputs:
-        """Everything that is learned here, in the form that autograd is given."""
+        """Autograd inputs of all parameters of the head."""
         return AutogradInputs([parameter for part in self.parts for parameter in part])
 
     @cached_property
     def _views(self) -> FusedHeads:
-        """Views of packed parameters, which the optimizer writes to."""
+        """Heads as views of packed parameters, which the optimizer changes in place."""
         return self._stack_heads()
 
     @property
     def fused(self) -> FusedHeads:
-        """All heads as one layer, and all standard deviations as one matrix."""
+        """Heads as one layer, and log standard deviations as one matrix; none for absent ones."""
         return self._views if self.op_inputs.packs else self._stack_heads()
 
     def _stack_heads(self) -> FusedHeads:
@@ -172,15 +171,15 @@ class CommittedHead:
         *,
         deterministic: bool = False,
     ) -> PolicyStep:
-        """A step; the pathway and its action are drawn where they are not known.
+        """Compute a step; the pathway and its action are drawn unless they are known.
 
         Args:
-            features: What the actor and the critic read.
+            features: Inputs of the actor and of the critic.
             log_weights: Logarithms of the pathway weights.
-            select_output: Gives the output of the source that acts.
+            select_output: Output of the source that acts, from the acting pathways.
             context: The step's inputs; `previous` must be known.
             actions: Known actions; none to draw them.
-            deterministic: Whether the likeliest are taken instead of drawn ones.
+            deterministic: Whether to take the likeliest pathway and action.
         """
         assert context.previous is not None
         solo = cast("Tensor", context.solo)
@@ -215,7 +214,7 @@ class CommittedHead:
     def _head_outputs(
         self, latent: Float[Tensor, "batch latent"], fused: FusedHeads
     ) -> tuple[Tensor | None, ...]:
-        """Outputs of the fresh pathway's layer, the correction and the commitment; none where there is no such layer."""
+        """Outputs of the fresh pathway, the correction and the commitment; none for absent ones."""
         outputs: Sequence[Tensor] = ()
         if fused.weight is not None:
             outputs = functional.linear(latent, fused.weight, fused.bias).split(self.sizes, dim=1)
@@ -233,7 +232,7 @@ class CommittedHead:
         correction: Float[Tensor, "batch _"] | None,
         learned: Float[Tensor, "batch actions"] | None,
     ) -> ActingParams:
-        """Action parameters of a corrected source or the fresh pathway, perhaps with learned standard deviations."""
+        """Action parameters of the acting pathway: a corrected source, or the fresh one."""
         if isinstance(self.space, spaces.Discrete):
             corrected = params if correction is None else params + correction
             return ActingParams(corrected if own is None else torch.where(fresh, own, corrected))
@@ -254,7 +253,7 @@ class CommittedHead:
     ) -> tuple[
         Float[Tensor, " batch"], Float[Tensor, "batch _"], Float[Tensor, "batch actions"] | None
     ]:
-        """Log-likelihoods (as of `distributions.log_likelihood`), and two results of which their derivatives are made."""
+        """`distributions.log_likelihood` of actions, `BackwardCache.scaled` and `precision`."""
         if acting.log_std is None or acting.std is None:
             normal = acting.params.log_softmax(dim=1)
             return normal.gather(1, actions.long().reshape(-1, 1)).squeeze(1), normal, None
@@ -265,11 +264,11 @@ class CommittedHead:
 
 
 def stack_parameters(parameters: Sequence[Tensor], *, new: bool = False) -> Tensor:
-    """Parameters one below the other: a view where they lie so in a pack.
+    """Parameters stacked along the first axis: a view where a pack stores them so.
 
     Args:
-        parameters: Alike but for their length.
-        new: Whether each becomes a row.
+        parameters: Of the same shape but for their length.
+        new: Whether each becomes a row of a new axis.
     """
     pack: ParameterPack | None = getattr(parameters[0], "pack", None)
     block = None if pack is None else pack.block(parameters)

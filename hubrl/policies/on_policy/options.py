@@ -19,9 +19,9 @@ class OutputOptions(Schema):
     residual: bool = True
     """Whether a learned correction, zero at the start, is added to the sources' outputs."""
     source_std: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] | None = "auto"
-    """Initial standard deviation of each source's pathway, learned from there. `auto`: the source's own
-    if it is the same in all states, between 0.05 and 0.1, else 0.05; none: the source's own, not
-    learned."""
+    """Initial standard deviation of each source's pathway, learned from there. `auto`: the source's
+    own if it is the same in all states, between 0.05 and 0.1, else 0.05; none: the source's own,
+    not learned."""
     hold: Annotated[float, Field(ge=1)] = 1
     """Steps that a drawn pathway acts (a mixture's commitment): exactly, or on average at the start
     where the end is learned. Needs HubCallback, which records them; without it pathways are drawn
@@ -29,18 +29,18 @@ class OutputOptions(Schema):
     release: Literal["fixed", "learned"] = "learned"
     """End of a commitment: after `hold` steps, or by a learned rule that starts there."""
     judging_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the episodes that judge one source, or all pathways together, deterministically; 0 for
-    no selection among them. Needs HubCallback."""
+    """Share of the episodes that judge one source, or all pathways together, deterministically; 0
+    for no selection among them. Needs HubCallback."""
     trial_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the training in which the fresh pathway trains alone, to predict whether it would earn
-    more than the hub by the end; 0 for no trial, and none where two rounds of episodes do not fit.
-    Needs `judging_share`."""
+    """Share of the training in which the fresh pathway trains alone, to predict whether it would
+    earn more than the hub by the end; 0 for no trial, and none where two rounds of episodes do not
+    fit. Needs `judging_share`."""
     fresh_joins: bool = False
     """Whether the fresh pathway is also a pathway of the hub, beside its sources. Needs
     `judging_share`."""
     action_meanings: tuple[str, ...] | None = None
-    """Meanings of the target's discrete actions (`env.unwrapped.get_action_meanings()`), for sources
-    whose cards name theirs too."""
+    """Meanings of the target's discrete actions (`env.unwrapped.get_action_meanings()`), for
+    sources whose cards name theirs too."""
     scale_values: bool = True
     """Whether the critic learns in units of the returns, which HubCallback measures
     (`hubrl.nn.popart`), where there are sources."""
@@ -95,6 +95,6 @@ def check_effect(given: Mapping[str, Any], own: OutputOptions, options: Mapping[
         )
     if given.get("trial_share") and own.judging_share == 0:
         raise BadConfig(
-            f"trial_share={own.trial_share:g} was given where no arms are judged; give judging_share "
-            "without top_k, aggregation='mean' or a method of one pathway, or leave it out."
+            f"trial_share={own.trial_share:g} was given where no arms are judged; "
+            "give judging_share without top_k, aggregation='mean' or a method of one pathway, or leave it out."
         )

@@ -1,4 +1,4 @@
-"""The actor of the policy over sources' outputs: routing, commitment and correction make an action distribution."""
+"""Actor of the policy over sources' outputs: from routing to an action distribution."""
 
 from typing import cast
 
@@ -33,12 +33,12 @@ from hubrl.sources.preprocessing import Observations
 
 
 class PathwayActor(PathwayNetworks):
-    """The networks with what is computed from them: pathway weights, action parameters and action distributions."""
+    """Pathway weights, action parameters and action distributions of the policy's networks."""
 
     _noise_generator: np.random.Generator | None = None
 
     def route(self, observations: Observations) -> Routed:
-        """The routing of observations as SB3 preprocesses them, without noise, as `predict` acts by it."""
+        """Routing of observations as SB3 preprocesses them, without noise, as in `predict`."""
         latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
         pathway = self.evaluation_pathway
         if pathway < 0:
@@ -55,8 +55,8 @@ class PathwayActor(PathwayNetworks):
         )
         if only_fresh:
             fresh = cast("Tensor", self.fresh_params(latent))
-            # The router gives the fresh pathway no weight while the hub plays, so that it is not
-            # among what was routed.
+            # The router gives the fresh pathway no weight while the hub plays, so that its routed
+            # output is not the one that acts.
             before = cast("Tensor", routed.pathway_outputs)
             routed = routed._replace(
                 pathway_outputs=torch.cat([before[:, :-1], fresh[:, None]], dim=1)
@@ -64,10 +64,9 @@ class PathwayActor(PathwayNetworks):
         return routed._replace(whole=routed.features)
 
     def distribution_parameters(self, routed: Routed) -> Float[Tensor, "batch outputs"]:
-        """Action parameters whose mode is what `predict` does: those of the heaviest pathway.
+        """Action parameters whose mode is the action of `predict`: the heaviest pathway's.
 
-        Where actions are discrete and no pathway is committed, the log-probabilities of the
-        mixture.
+        For Discrete without commitments, log-probabilities of the mixture.
         """
         if (
             routed.pathway_outputs is None
@@ -82,23 +81,22 @@ class PathwayActor(PathwayNetworks):
 
     @torch.no_grad()
     def act_as(self, obs: PyTorchObs, pathway: Int[Tensor, " batch"]) -> np.ndarray:
-        """Actions that one candidate a row would take, not corrected, drawn with its own standard deviation.
+        """Actions of one candidate per row, not corrected, with its own standard deviation.
 
         Args:
             obs: Observations as tensors, not yet preprocessed.
-            pathway: Position among the method's candidates, which are its pathways unless it says
-                otherwise, row by row.
+            pathway: Position among the method's `probe_candidates`, row by row.
         """
         observations = self.preprocess(obs)
         latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
-        racing = self.method.probe_candidates
-        active = nn.functional.one_hot(pathway, len(racing.names)).bool()
-        params = racing.compute_outputs(observations, active, self.fresh_params(latent))
+        candidates = self.method.probe_candidates
+        active = nn.functional.one_hot(pathway, len(candidates.names)).bool()
+        params = candidates.compute_outputs(observations, active, self.fresh_params(latent))
         rows = params.gather(1, pathway[:, None, None].expand(-1, 1, params.shape[2])).squeeze(1)
         return action_params.get_actions(rows, self.action_space, deterministic=False)
 
     def follow_selection(self) -> None:
-        """Let the router follow what is known of the sources: which are pathways of the hub, and where it starts for each."""
+        """Apply the selection of sources to the method: its pathways, and the router's start."""
         assert self.selection is not None
         members = self.selection.candidates
         kept = [index in members for index in range(self.selection.n_sources)]
@@ -109,21 +107,22 @@ class PathwayActor(PathwayNetworks):
         self.method.apply_probe(kept, start)
 
     def decide(self, head: CommittedHead, context: StepContext, deterministic: bool) -> PolicyStep:
-        """The pathway and its action, drawn."""
+        """Step of the policy, with pathway and action drawn."""
         pathways = self.method.pathways
         features, weights = self.head_features(head, context), self.weigh(context)
-        select = lambda acted: pathways.selected_output(
-            acted, context.observations, context.source_outputs
-        )  # noqa: E731 - a closure over one step
+
+        def select(acted: Int[Tensor, " batch"]) -> Float[Tensor, "batch outputs"]:
+            return pathways.selected_output(acted, context.observations, context.source_outputs)
+
         return head.decide(features, weights, select, context, deterministic=deterministic)
 
     def head_features(self, head: CommittedHead, context: StepContext) -> tuple[Tensor, Tensor]:
-        """Inputs of the head: features, or last hidden layers where those are of another kind."""
+        """Inputs of the head: features, or last hidden layers where torch computes those."""
         extract = self.extract_both if head.reads_features else self.extract_latents
         return extract(context.observations)
 
     def weigh(self, context: StepContext) -> Float[Tensor, "batch pathways"]:
-        """Logarithms of the pathway weights, or of a fixed commitment's; the loss of routing rides on them."""
+        """Log pathway weights, or a fixed commitment's transition; the routing loss is attached."""
         assert isinstance(self.method, RoutedMethod)
         (log_weights, _), loss = self.method.compute_weights(
             context.observations, self._noise(context)
@@ -138,11 +137,11 @@ class PathwayActor(PathwayNetworks):
     def make_distribution(
         self, context: StepContext, latent: Float[Tensor, "batch latent"]
     ) -> Distribution:
-        """The action distribution, from all pathways or, where it plays alone in all rows, from the fresh one.
+        """Action distribution of all pathways, or of the fresh one where it acts in all rows.
 
         Args:
             context: The step's inputs.
-            latent: The actor's last hidden layer.
+            latent: Last hidden layer of the actor.
         """
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
         if context.only_fresh:
@@ -165,7 +164,7 @@ class PathwayActor(PathwayNetworks):
     def fresh_params(
         self, latent: Float[Tensor, "batch latent"], *, of_snapshot: bool = False
     ) -> Float[Tensor, "batch outputs"] | None:
-        """Action parameters of the fresh pathway, or those by the actor's snapshot; none where there is no such pathway."""
+        """Action parameters of the fresh pathway, or of the actor's snapshot; none without it."""
         if self.method.pathways.names[-1] != FRESH:
             return None
         owner = self.actor_snapshot if of_snapshot and self.actor_snapshot is not None else self
@@ -175,7 +174,7 @@ class PathwayActor(PathwayNetworks):
         return torch.cat([params, owner.log_std.expand_as(params)], dim=1)
 
     def draw_noise(self, context: StepContext) -> Float[Tensor, "batch pathways"]:
-        """Noise of a step that is recorded, so that it need not follow from the observations."""
+        """Random noise of the router for a recorded step."""
         if self._noise_generator is None:
             self._noise_generator = np.random.default_rng(int(self.get_buffer("noise_key")))
         shape = context.n_rows, len(self.method.pathways.names)
@@ -191,7 +190,7 @@ class PathwayActor(PathwayNetworks):
     def count_fresh(
         self, n_rows: int, device: torch.device, context: StepContext
     ) -> Float[Tensor, "batch pathways"]:
-        """Logarithms of the pathway weights where the fresh pathway acts alone, counted for the logs."""
+        """Log pathway weights where the fresh pathway acts alone, added to the routing stats."""
         n_pathways = len(self.method.pathways.names)
         logs = certain_log_weights(torch.full((n_rows,), n_pathways - 1, device=device), n_pathways)
         self._count(logs, context)
@@ -214,7 +213,7 @@ class PathwayActor(PathwayNetworks):
         )
 
     def _noise(self, context: StepContext) -> Float[Tensor, "batch pathways"] | None:
-        """The router's noise: as recorded, or by the rollout's key; none where it is off."""
+        """Router's noise: as recorded, or by the rollout's key; none where it is off."""
         if not context.exploring or context.noise is not None:
             return context.noise
         noise = self.method.draw_noise(context.observations, int(self.get_buffer("noise_key")))
@@ -225,7 +224,7 @@ class PathwayActor(PathwayNetworks):
     def _hub_latent(
         self, observations: Observations, latent: Float[Tensor, "batch latent"]
     ) -> Float[Tensor, "batch latent"]:
-        """Last hidden layer for the correction and the commitment: the snapshot's while the fresh pathway trains alone."""
+        """Last hidden layer for correction and commitment; the snapshot's in the fresh trial."""
         if not self.acts_by_snapshot or self.actor_snapshot is None:
             return latent
         return self.actor_snapshot.latent(observations)
@@ -238,7 +237,7 @@ class PathwayActor(PathwayNetworks):
         n_sources = len(self.method.pathways.sources)
         correction = self.residual(self._hub_latent(context.observations, latent))
         if self.selection is not None and context.solo is not None:
-            # A pathway that plays alone is judged as it is.
+            # Solo episodes judge a pathway without correction.
             correction = correction.masked_fill(context.solo[:, None], 0.0)
         own, correction = params[:, :n_sources], correction[:, None]
         if isinstance(self.action_space, spaces.Discrete):
@@ -254,7 +253,7 @@ class PathwayActor(PathwayNetworks):
         context: StepContext,
         latent: Float[Tensor, "batch latent"],
     ) -> Float[Tensor, "batch pathways"]:
-        """Log-probabilities of the pathway given the previous one; without a record of it, as if none was committed."""
+        """Log-probabilities of the pathway given the previous one, or without commitment."""
         if context.previous is None:
             return logs
         if self.stay_logit is not None or self.outputs.hold > 1:
@@ -264,7 +263,7 @@ class PathwayActor(PathwayNetworks):
         if self.selection is None or context.solo is None:
             return logs
         if context.acted is not None:
-            # A pathway that played alone and acted was sure to.
+            # In a solo episode the pathway acts with certainty.
             return logs.masked_fill(context.solo[:, None], 0.0)
         if not bool(context.solo.any()):
             return logs
@@ -292,7 +291,7 @@ class PathwayActor(PathwayNetworks):
         )
 
     def _with_loss(self, routed: Routed, context: StepContext) -> Routed:
-        """The same, counted for the logs; where it learns, the loss of routing rides on what the distribution is made of."""
+        """Routing with its loss attached where the actor learns, added to the routing stats."""
         learning = self.training and torch.is_grad_enabled() and not context.critic_only
         self._count(routed.log_weights, context, routed.loss if learning else None)
         if not learning or not routed.loss.requires_grad:
@@ -307,6 +306,6 @@ class PathwayActor(PathwayNetworks):
         context: StepContext,
         loss: Float[Tensor, ""] | None = None,
     ) -> None:
-        # Weights in rollouts alone: an update goes through their rows again and again.
+        # Weights of rollouts only: an update repeats their rows in every epoch.
         counts = context.exploring and not self.training
         self.method.routing_stats.add(log_weights if counts else None, loss)

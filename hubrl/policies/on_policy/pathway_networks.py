@@ -1,4 +1,4 @@
-"""The networks of the policy over sources' outputs, and the action distributions that they make."""
+"""Networks of the policy over sources' outputs, and their options."""
 
 import math
 from typing import Any, cast
@@ -35,12 +35,11 @@ from hubrl.sources.preprocessing import Observations
 
 
 class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
-    """SB3's actor and critic, a method over the sources, and what stands between them and an action distribution.
+    """SB3's actor and critic, a method over the sources, and the layers that join them.
 
-    Everything that SB3's policy builds is built first and unchanged: it is the fresh pathway and
-    the critic. The hub is added behind it and draws on no random number of the surrounding
-    generator, so that with every source dropped what is left is SB3's policy, bit for bit.
-    Arguments as of `HubActorCriticPolicy`.
+    All parts of SB3's policy are built first and unchanged: they are the fresh pathway and the
+    critic. The hub is built after them and without the surrounding random numbers, so that with
+    every source dropped the policy is SB3's, bit for bit. Arguments as of `HubActorCriticPolicy`.
     """
 
     def __init__(
@@ -55,11 +54,13 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
     ) -> None:
         if kwargs.get("use_sde"):
             raise BadConfig(
-                "use_sde=True was given; pathways have standard deviations of their own, leave it out."
+                "use_sde=True was given; pathways have standard deviations of their own, "
+                "leave it out."
             )
         if not isinstance(action_space, spaces.Box | spaces.Discrete):
             raise SpaceMismatch(
-                f"The target acts in {describe(action_space)}; outputs are mixed for Box and Discrete, use level='features'."
+                f"The target acts in {describe(action_space)}; "
+                "outputs are mixed for Box and Discrete, use level='features'."
             )
         self.spec = parse_spec(hub)
         self.outputs = (
@@ -72,7 +73,8 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
             by_method = self.outputs.aggregation == "mixture"
             given = f"method {self.spec.method!r}" if by_method else "aggregation='mean'"
             raise BadConfig(
-                f"hold={self.outputs.hold:g} was given for {given}, which holds nobody; leave it out."
+                f"hold={self.outputs.hold:g} was given for {given}, which draws no pathway; "
+                "leave it out."
             )
         kwargs.setdefault(
             "features_extractor_class", extractor_class(observation_space, self.spec.precision)
@@ -87,31 +89,32 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
 
     @property
     def q_net(self) -> nn.Module:
-        """There is none.
+        """Not supported.
 
         Raises:
-            BadConfig: An algorithm asks for it that the policy was not made for.
+            BadConfig: Always; algorithms that the policy was not made for read it.
         """
         raise BadConfig(
-            "What hub.agent makes for PPO or A2C was given to another algorithm; use hub.agent with that algorithm's class."
+            "What hub.agent makes for PPO or A2C was given to another algorithm; "
+            "use hub.agent with that algorithm's class."
         )
 
     actor = lstm_actor = q_net
-    """As of `q_net`; SAC, TD3 and RecurrentPPO ask for them."""
+    """Not supported, like `q_net`; SAC, TD3 and RecurrentPPO read them."""
 
     @property
     def fresh_alone(self) -> bool:
-        """Whether every source was dropped, so that this is SB3's policy and nothing else."""
+        """Whether every source was dropped, so that only SB3's policy is left."""
         return self.method.fresh_alone
 
     @property
     def commits(self) -> bool:
-        """Whether the pathway that was drawn binds the next steps: if asked for, once a training has recorded steps."""
+        """Whether drawn pathways bind the next steps: an option, once a training records steps."""
         return self.committed is not None and bool(self.committed) and not self.fresh_alone
 
     @property
     def evaluation_pathway(self) -> int:
-        """The pathway that acts alone outside training, because it earns most; -1 where all act together."""
+        """Best pathway, which acts alone outside training; -1 where all act together."""
         if self.selection is None or not self.commits:
             return -1
         arm = self.selection.evaluation_arm
@@ -119,20 +122,20 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
 
     @property
     def draws_in_evaluation(self) -> bool:
-        """Whether evaluations draw actions, as in Atari games: a deterministic agent may play one game for ever."""
+        """Whether evaluations draw actions, as on Atari, where deterministic agents may loop."""
         return isinstance(self.action_space, spaces.Discrete) and is_image_space(
             self.observation_space
         )
 
     @property
     def acts_by_snapshot(self) -> bool:
-        """Whether the hub acts by the snapshot of its actor, because the fresh pathway trains alone."""
+        """Whether the hub acts by its actor's snapshot, while the fresh pathway trains alone."""
         swapped = self.selection is not None and self.selection.trial.is_swapped
         return self.actor_snapshot is not None and swapped and not self.fresh_alone
 
     @property
     def fresh_index(self) -> int:
-        """Position of the fresh pathway, behind the sources."""
+        """Position of the fresh pathway, after the sources."""
         return len(self.method.pathways.sources)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -199,15 +202,15 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
             nn.init.constant_(self.stay_logit.bias, math.log((hold - 1) * (n_pathways - 1)))
 
     def preprocess(self, obs: PyTorchObs) -> Observations:
-        """Observations as SB3 preprocesses them; images stay bytes where everything that reads them takes bytes."""
-        seen: Any = obs
+        """Observations as SB3 preprocesses them; images stay bytes where all readers take bytes."""
+        given: Any = obs
         if (
             self.method.reads_bytes
             and isinstance(self.pi_features_extractor, BF16NatureCNN)
             and self.normalize_images
         ):
-            return cast("Observations", seen)
-        return preprocess_obs(seen, self.observation_space, normalize_images=self.normalize_images)
+            return cast("Observations", given)
+        return preprocess_obs(given, self.observation_space, normalize_images=self.normalize_images)
 
     def extract_both(self, observations: Observations) -> tuple[Tensor, Tensor]:
         """Features of the actor and of the critic."""
@@ -222,7 +225,7 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         return self.mlp_extractor.forward_actor(actor), self.mlp_extractor.forward_critic(critic)
 
     def make_head(self) -> CommittedHead | None:
-        """The head that asks one pathway a row; none where all pathways must be asked, or somebody hooked a layer."""
+        """Head that computes one pathway per row; none if all are needed, or a layer has hooks."""
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
         pathways, extractor = self.method.pathways, self.mlp_extractor
         fresh = pathways.names[-1] == FRESH
@@ -231,7 +234,7 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         if self.acts_by_snapshot or hooked or not isinstance(self.method, RoutedMethod):
             return None
         hidden = (extractor.policy_net, extractor.value_net)
-        # Hidden layers of another kind stay torch's, and what they give is what the head reads.
+        # Hidden layers of another kind stay torch's, and the head reads their outputs.
         reads_features = type(extractor) is MlpExtractor and all(
             ManualMLP.supports(layers) for layers in hidden
         )
@@ -254,24 +257,24 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         )
 
     def swap_actor(self) -> None:
-        """Exchange actor and critic with their snapshot: new ones for the fresh pathway alone, or the hub's as they were."""
+        """Swap actor and critic with their snapshot, at the start and end of the fresh trial."""
         if self.actor_snapshot is not None:
             self.actor_snapshot.swap(self)
 
     @property
     def most_steps(self) -> float | None:
-        """Steps after which a commitment ends for certain; none where that is learned."""
+        """Steps after which a commitment always ends; none where its end is learned."""
         return self.outputs.hold if self.outputs.release == "fixed" else None
 
     def pack_parameters(self, head: CommittedHead) -> None:
-        """Let autograd and the optimizer take all that is learned by hand for a few parameters."""
+        """Pack parameters with manual gradients, for autograd and the optimizer to take as few."""
         if isinstance(self.optimizer, HubAdam) and not self.optimizer.packs:
             router = self.method.router
-            by_hand = self.method.noisy and isinstance(router, Router)
-            routers = [cast("Router", router).manual_backward()[1].parameters] if by_hand else []
+            manual = self.method.noisy and isinstance(router, Router)
+            routers = [cast("Router", router).manual_backward()[1].parameters] if manual else []
             self.optimizer.pack([*head.parts, *routers])
 
 
 def get_action_width(space: spaces.Space[Any]) -> int:
-    """Width of a correction of a source's output: one number an action dimension, or one a choice."""
+    """Width of a correction of a source's output: action dimensions, or discrete actions."""
     return int(space.n) if isinstance(space, spaces.Discrete) else get_action_dim(space)

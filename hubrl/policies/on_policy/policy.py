@@ -1,4 +1,4 @@
-"""The policy for PPO and A2C over the outputs of sources."""
+"""Policy of PPO and A2C over the outputs of sources."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, cast
@@ -26,43 +26,42 @@ from hubrl.policies.on_policy.step import (
 
 
 class HubActorCriticPolicy(PathwayActor):
-    """SB3's actor-critic policy, whose actor is one pathway among the sources.
+    """SB3's actor-critic policy, whose actor is the fresh pathway beside the sources.
 
     Args:
         observation_space: The target's observations.
         action_space: The target's actions: Box or Discrete.
         lr_schedule: SB3's learning rate schedule.
         args: SB3's positional arguments.
-        hub: What `Hub.agent` makes: the sources' cards, the method and its options, as plain data.
+        hub: Plain data from `Hub.agent`: the sources' cards, the method and its options.
         outputs: Options of the level of outputs, see `OutputOptions`.
-        kwargs: SB3's keyword arguments (`net_arch`, `activation_fn`, ...); they shape the fresh
-            pathway and the critic.
+        kwargs: SB3's keyword arguments (`net_arch`, `activation_fn`, ...), for the fresh pathway
+            and the critic.
 
     Raises:
         SpaceMismatch: If a source does not fit the target's observations or actions.
-        BadConfig: If the hub or an option cannot be, or state-dependent exploration is asked for.
+        BadConfig: If the hub or an option is not valid, or `use_sde` is given.
     """
 
     __module__ = "hubrl"  # saved files name the class by this
     plain_module: ClassVar[str] = "hubrl.HubActorCriticPolicy"
-    """The name by which a zip of it is read without unpickling."""
+    """Name by which its zip is read without unpickling."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._training_state = TrainingState()
         self.last_record = StepRecord()
-        """The record of the last rollout step; the rollout buffer reads it right behind
-        `forward`."""
+        """Record of the last rollout step; the rollout buffer reads it right after `forward`."""
         self._commitment: CommitmentState | None = None
         self._evaluated: CommitmentState | None = None
-        """The commitments of the `predict` that is running."""
+        """Commitments of the `predict` that is running."""
         self._some_fresh = False
-        """Whether the fresh pathway played alone somewhere in this rollout."""
+        """Whether the fresh pathway played a solo episode in this rollout."""
         self._head: tuple[CommittedHead | None] | None = None
         super().__init__(*args, **kwargs)
 
     @property
     def training_state(self) -> TrainingState:
-        """What the training that is running told the policy when the rollout began; the default where none is running."""
+        """State of the running training since the rollout began; the default where none runs."""
         return self._training_state
 
     @training_state.setter
@@ -71,7 +70,7 @@ class HubActorCriticPolicy(PathwayActor):
         self.method.update_progress(state.progress_remaining)
 
     def enable_commitment(self) -> None:
-        """Let pathways be committed from now on, because a rollout buffer records which act."""
+        """Commit to pathways from now on, because a rollout buffer records those that act."""
         if self.committed is not None:
             self.committed.fill_(True)
 
@@ -86,7 +85,7 @@ class HubActorCriticPolicy(PathwayActor):
         """Actions, values and log-probabilities for a rollout.
 
         Raises:
-            BadConfig: If pathways were committed so far and no buffer records which act.
+            BadConfig: If pathways are committed and no rollout buffer records them.
         """
         self.last_record = StepRecord()
         if self.fresh_alone:
@@ -143,7 +142,7 @@ class HubActorCriticPolicy(PathwayActor):
         )
         values, log_prob, entropy = self._evaluate(context, actions)
         if record.deterministic is not None:
-            # An action without noise says nothing of what its distribution should be.
+            # A deterministic action is no sample of its distribution, and gives it no gradient.
             log_prob = torch.where(record.deterministic, log_prob.detach(), log_prob)
         if critic_only:
             # The ratio is 1 and has no gradient: only the critic learns.
@@ -151,7 +150,7 @@ class HubActorCriticPolicy(PathwayActor):
         return values, log_prob, entropy
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
-        """The action distribution without the router's noise, of all pathways."""
+        """Action distribution of all pathways, without the router's noise."""
         if self.fresh_alone:
             return super().get_distribution(cast("Tensor", obs))
         context = StepContext(self.preprocess(obs), exploring=False)
@@ -165,16 +164,16 @@ class HubActorCriticPolicy(PathwayActor):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, PredictState | None]:
-        """SB3's `predict`; where pathways are committed, the state says which, and for how many steps.
+        """SB3's `predict`; the state holds committed pathways and their steps so far.
 
         Args:
             observation: One observation, or a batch.
-            state: What the last call returned; none at the start.
-            episode_start: Where an episode begins and no pathway is committed.
+            state: State from the last call; none at the start.
+            episode_start: Rows in which an episode begins, so that no pathway is committed.
             deterministic: Whether to take the likeliest action of the likeliest pathway.
 
         Raises:
-            BadConfig: If the state is that of another number of observations.
+            BadConfig: If the state is of another number of observations.
         """
         if not self.commits:
             return super().predict(observation, state, episode_start, deterministic)
@@ -190,7 +189,7 @@ class HubActorCriticPolicy(PathwayActor):
         return actions, (commitment.pathway, commitment.steps)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
-        """SB3's; where pathways are committed, only the one that acts is computed."""
+        """SB3's `_predict`; with commitments, only the acting pathway is computed."""
         if self._evaluated is None:
             return super()._predict(observation, deterministic)
         bound, pathway = self._evaluated.binding(self.most_steps), self.evaluation_pathway
@@ -219,41 +218,40 @@ class HubActorCriticPolicy(PathwayActor):
         return actions
 
     def begin_rollout(self) -> None:
-        """Forget the last rollout and what was told of it: weights, and the trusted sources, may be others by now.
+        """Drop the state of the last rollout; parameters and trusted sources may have changed.
 
-        A rollout buffer that records calls it when SB3 empties it, so that a training that was
-        interrupted leaves nothing to the next.
+        `HubRolloutBuffer.reset` calls it, so that an interrupted training leaves no state to the
+        next.
         """
         self._head = None
         self.last_record = StepRecord()
         self.training_state = TrainingState()
 
     def end_update(self) -> None:
-        """Let each parameter be by itself again, before anybody else's gradients, or eyes, are for it."""
+        """Unpack parameters, before code outside the update reads them or their gradients."""
         optimizer = self.__dict__.get("optimizer")
         if isinstance(optimizer, HubAdam) and optimizer.packs:
             optimizer.unpack()
             self._head = None
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """`nn.Module.parameters`; in an update what stands for them in the optimizer, so that SB3 clips that."""
+        """`nn.Module.parameters`; in an update the optimizer's packs, so that SB3 clips those."""
         optimizer = self.__dict__.get("optimizer")
         if recurse and isinstance(optimizer, HubAdam) and optimizer.packs:
             return (parameter for group in optimizer.param_groups for parameter in group["params"])
         return super().parameters(recurse)
 
     def train(self, mode: bool = True) -> "HubActorCriticPolicy":
-        """`nn.Module.train`; going back to a rollout after an update draws new noise."""
+        """`nn.Module.train`; from an update back to a rollout, with a new key of the noise."""
         if self.training == mode:
-            # SB3 asks before every step; going through all parts of all sources would take as long
-            # as they do.
+            # SB3 calls it before every step; a walk through all modules of all sources would take
+            # as long as they do.
             return self
         self._head = None
         if self.training:
             self.end_update()
-            self.training_state = (
-                TrainingState()
-            )  # of the rollout whose update is over, or was interrupted
+            # The rollout's state ends with its update, complete or interrupted.
+            self.training_state = TrainingState()
             self._some_fresh = False
         if self.training and hasattr(self, "noise_key"):
             self.get_buffer("noise_key").add_(1)
@@ -264,24 +262,25 @@ class HubActorCriticPolicy(PathwayActor):
 
     @property
     def _keeps_outputs(self) -> bool:
-        """Whether sources' outputs in a rollout are recorded, and not computed again in its update."""
+        """Whether sources' outputs are recorded in a rollout, for its update."""
         return self.training_state.records_steps and self.outputs.recall and not self.spec.tuned
 
     def _split(self, obs: PyTorchObs | RecordedBatch) -> tuple[PyTorchObs, StepRecord]:
-        """Observations, and the record of their steps, which is empty outside a training whose steps are recorded."""
+        """Observations and the record of their steps; an empty one where none is recorded."""
         if isinstance(obs, RecordedBatch):
             return obs.observations, obs.record
         in_update = self.training and self.training_state.records_steps
         if in_update and not self.fresh_alone and (self.commits or self.method.noisy):
             raise BadConfig(
-                "evaluate_actions was given observations without a record of who acted and under which noise; during a "
-                "training with HubCallback pass the observations that the rollout buffer yields, not a copy, and after one "
-                "that was interrupted call policy.set_training_mode(False)."
+                "evaluate_actions was given observations without a record of the acting pathways "
+                "and the noise; during a training with HubCallback pass the observations that the "
+                "rollout buffer yields, not a copy, and after one that was interrupted call "
+                "policy.set_training_mode(False)."
             )
         return obs, StepRecord()
 
     def _rollout_context(self, obs: PyTorchObs) -> StepContext:
-        """A rollout step's inputs: the binding pathways, the sources' outputs where they are recorded, the noise."""
+        """Inputs of a rollout step: committed pathways, recorded outputs of sources, noise."""
         context = StepContext(self.preprocess(obs), exploring=True)
         if self.commits:
             self._bind(context)
@@ -302,10 +301,11 @@ class HubActorCriticPolicy(PathwayActor):
         return context
 
     def _bind(self, context: StepContext) -> None:
-        """Complete a rollout step's inputs with the pathways that bind it: committed ones, and those of solo episodes."""
+        """Set the committed pathways and solo episodes of a rollout step's inputs."""
         if not self.training_state.records_steps:
             raise BadConfig(
-                "This model was trained with pathways held and nothing stores who acts; pass HubCallback() to go on."
+                "This model was trained with commitments to pathways and no rollout buffer records "
+                "them; pass HubCallback() to go on."
             )
         if self._commitment is None or len(self._commitment.pathway) != context.n_rows:
             self._commitment = CommitmentState(context.n_rows)
@@ -322,7 +322,7 @@ class HubActorCriticPolicy(PathwayActor):
             context.deterministic = torch.as_tensor(selection.deterministic, device=self.device)
 
     def _is_only_fresh(self, context: StepContext) -> bool:
-        """Whether the fresh pathway plays alone in all rows, so that no other need be computed, nor learn."""
+        """Whether the fresh pathway plays alone in all rows, so that no other is computed."""
         if context.only_fresh is None:
             possible = self.commits and (self._some_fresh or not self.training_state.fused_update)
             codes = context.previous if possible else None
@@ -332,19 +332,19 @@ class HubActorCriticPolicy(PathwayActor):
         return context.only_fresh
 
     def _current_head(self, context: StepContext) -> CommittedHead | None:
-        """The head that asks one pathway a row; none where the previous pathway is not known, or all must be asked."""
+        """Head that computes one pathway per row; none where all are needed."""
         if context.previous is None or self._is_only_fresh(context):
             return None
         if self._head is None:
-            # Once a rollout and once an update, so that it knows layers that were replaced, or
-            # hooked, in between.
+            # Once a rollout and once an update, for layers that were replaced, or given hooks, in
+            # between.
             self._head = (self.make_head(),)
         return self._head[0]
 
     def _evaluate(
         self, context: StepContext, actions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Values, log-probabilities and entropy, by the head where the pathways that acted are known."""
+        """Values, log-probabilities and entropy; by the head where acting pathways are known."""
         head = self._current_head(context)
         if head is None or context.acted is None:
             self.end_update()
@@ -364,8 +364,8 @@ class HubActorCriticPolicy(PathwayActor):
             )
         features, weights = self.head_features(head, context), self.weigh(context)
         values, log_prob = evaluate_fused(head, features, weights, selected, context, actions)
-        # What SB3 estimates it by if it is none, with a gradient that a coefficient of zero would
-        # then be multiplied with.
+        # SB3 estimates a missing entropy by the mean of -log_prob, with a gradient that is wasted
+        # where its coefficient is zero; the detached estimate has none.
         return (
             values,
             log_prob,

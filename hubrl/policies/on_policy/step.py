@@ -45,7 +45,7 @@ class StepRecord:
     """Tensors of a step that an update needs and SB3 does not store, row by row; none if unused."""
 
     previous: Int[Tensor, " batch"] | None = None
-    """Committed pathway of the previous step; -1 for none, codes of `encode_solo` in solo episodes."""
+    """Committed pathway of the previous step; -1 for none, or a code of `encode_solo`."""
     acted: Int[Tensor, " batch"] | None = None
     """The pathway that acted."""
     noise: Float[Tensor, "batch pathways"] | None = None
