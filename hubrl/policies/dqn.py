@@ -144,7 +144,7 @@ class HubDQNPolicy(DQNPolicy):
 
     __module__ = "hubrl"  # saved files name the class by this
     plain_module: ClassVar[str] = "hubrl.HubDQNPolicy"
-    """The name by which a zip of it is read without unpickling."""
+    """Name by which its zip is read without unpickling."""
 
     action_space: spaces.Discrete
     _is_learning: Callable[[], bool]

@@ -1,7 +1,8 @@
 """Manual backward of `CommittedHead.decide`, its optional faster twin.
 
 The cost of networks with a few dozen units is the number of operations, and autograd adds two for
-each. So all layers behind the features are one operation to autograd, with short formulas as derivatives.
+each. So all layers behind the features are one operation to autograd, with short formulas as
+derivatives.
 """
 
 from collections.abc import Sequence

@@ -96,5 +96,6 @@ def check_effect(given: Mapping[str, Any], own: OutputOptions, options: Mapping[
     if given.get("trial_share") and own.judging_share == 0:
         raise BadConfig(
             f"trial_share={own.trial_share:g} was given where no arms are judged; "
-            "give judging_share without top_k, aggregation='mean' or a method of one pathway, or leave it out."
+            "give judging_share without top_k, aggregation='mean' or a method of one pathway, "
+            "or leave it out."
         )

@@ -37,7 +37,7 @@ class TrainingState:
     Small parameters are then stepped together (`hubrl.nn.parameter_packing`).
     """
     entropy_gradient: bool = True
-    """Whether the algorithm may ask for the entropy's gradient."""
+    """Whether the algorithm may use the gradient of the entropy."""
 
 
 @dataclass(frozen=True)
