@@ -170,9 +170,9 @@ def _concatenate_rows(rows: Rows, last: Rows) -> Rows:
 
 
 class CachesOwnFeatures(BasePolicy):
-    """Part of a policy trained under CachedVecEnv that computes missing features itself.
+    """Mixin of policies trained under CachedVecEnv that computes missing features.
 
-    So the policy takes observations of the wrapped environment too. Under a VecNormalize these are
+    So a policy takes observations of the wrapped environment too. Under a VecNormalize these are
     normalised, as for a policy trained without the wrapper, and `HubCallback` has set the
     statistics by which the sources undo that.
     """

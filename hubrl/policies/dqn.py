@@ -56,7 +56,7 @@ class TeachingOptions(Schema):
     catches up."""
     judging_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the episodes that judge arms without random actions: half of them the learner, half
-    the sources, for which they are exploration too."""
+    the sources, whose actions are then exploration for it."""
     temperature: Annotated[float, Field(gt=0)] = 0.3
     """Temperature of the teaching loss, in units of the spread of the learner's Q-values."""
     action_meanings: tuple[str, ...] | None = None

@@ -50,7 +50,7 @@ class BackwardCache(NamedTuple):
 
 
 class FusedHeads(NamedTuple):
-    """Heads behind the actor's hidden layers as one layer, and log standard deviations as one."""
+    """Heads as one layer, and log standard deviations as one matrix; none for absent ones."""
 
     weight: Tensor | None
     bias: Tensor | None

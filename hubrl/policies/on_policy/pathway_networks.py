@@ -1,4 +1,4 @@
-"""Networks of the policy over sources' outputs, and their options."""
+"""Networks of the policy over sources' outputs."""
 
 import math
 from typing import Any, cast
@@ -267,7 +267,7 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         return self.outputs.hold if self.outputs.release == "fixed" else None
 
     def pack_parameters(self, head: CommittedHead) -> None:
-        """Pack parameters with manual gradients, for autograd and the optimizer to take as few."""
+        """Pack parameters with manual gradients into few tensors for autograd and optimizer."""
         if isinstance(self.optimizer, HubAdam) and not self.optimizer.packs:
             router = self.method.router
             manual = self.method.noisy and isinstance(router, Router)

@@ -56,7 +56,7 @@ class HubRolloutBuffer(RolloutBuffer):
     def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         """Minibatches with a `RecordedBatch` as observations."""
         if not self.generator_ready:
-            # `swap_and_flatten` (SB3's common/buffers.py) makes rows of one number arrays of one.
+            # SB3's `swap_and_flatten` (common/buffers.py) gives rows of one number a dimension.
             flat = {name: self.swap_and_flatten(array) for name, array in self.records.items()}
             self.records = {
                 name: rows if self.records[name].ndim > 2 else rows[:, 0]
