@@ -36,7 +36,7 @@ class AtStart(BaseCallback):
 
     def _on_rollout_start(self):
         self.remaining.append(self.model.policy.method.progress_remaining)
-        self.warming.append(self.model.policy.warming)
+        self.warming.append(self.model.policy.training_state.critic_only)
 
     def _on_step(self):
         return True

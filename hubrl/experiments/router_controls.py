@@ -52,10 +52,10 @@ def play_controls(model: BaseAlgorithm, env: VecEnv, episodes: int, seed: int) -
             return play(model, env, episodes, name=name)
 
     parts: dict[str, nn.Module] = {"router": policy.method.router}
-    if policy.fresh_alone:
-        # Its sources were dropped: no router is left to be blinded.
-        fresh = run("fresh", None)
-        return {name: fresh._replace(name=name) for name in (MEAN_WEIGHTS, SHUFFLED_INPUT)}
+    if policy.fresh_alone or policy.evaluation_pathway >= 0:
+        # One pathway acts alone: there is no router to be blinded.
+        alone = run("alone", None)
+        return {name: alone._replace(name=name) for name in (MEAN_WEIGHTS, SHUFFLED_INPUT)}
     if policy.stay_logit is not None:
         parts["stickiness"] = policy.stay_logit
     means = _mean_outputs(policy.method, parts, run)

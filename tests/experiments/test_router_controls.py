@@ -28,6 +28,8 @@ class Turning(Toy):
 class Seeing(nn.Module):
     """A router that trusts the first source where the first number is positive, and the second elsewhere."""
 
+    reads_bytes = False
+
     def forward(self, observations, noise=None):
         sign = observations[:, 0].sign()
         return torch.stack([sign, -sign, torch.full_like(sign, -9.0)], dim=1)

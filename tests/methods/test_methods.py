@@ -190,14 +190,16 @@ def test_every_method_says_what_was_routed_in_the_agreed_shapes(name, level):
     assert level == "features" or method.features_dim == method.pathways.width == 4
     assert said.loss.shape == ()
     if said.weights is None:
-        assert said.speech is None
+        assert said.pathway_outputs is None
         return
-    assert said.speech.shape == (7, n_pathways, method.pathways.width)
+    assert said.pathway_outputs.shape == (7, n_pathways, method.pathways.width)
     assert said.weights.shape == (7, n_pathways)
     assert (said.weights >= 0).all()
     torch.testing.assert_close(said.weights.sum(dim=1), torch.ones(7))
-    torch.testing.assert_close(said.features, torch.einsum("bpw,bp->bw", said.speech, said.weights))
-    assert (said.speech[said.weights == 0] == 0).all()
+    torch.testing.assert_close(
+        said.features, torch.einsum("bpw,bp->bw", said.pathway_outputs, said.weights)
+    )
+    assert (said.pathway_outputs[said.weights == 0] == 0).all()
 
 
 @LEVELS
@@ -638,8 +640,8 @@ def test_the_tally_adds_batches_up():
     for times in (1, 200):
         tally.reset()
         for _ in range(times):
-            tally.count(torch.tensor([[1.0, 0.0], [0.5, 0.5]]).log(), torch.tensor(2.0))
-            tally.count(torch.tensor([[0.0, 1.0]]).log())
+            tally.add(torch.tensor([[1.0, 0.0], [0.5, 0.5]]).log(), torch.tensor(2.0))
+            tally.add(torch.tensor([[0.0, 1.0]]).log())
         sums = tally.sums
         assert (sums.rows, sums.passes, sums.loss) == (3 * times, times, 2.0 * times)
         assert sums.weight.tolist() == [1.5 * times, 1.5 * times]

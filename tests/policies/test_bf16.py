@@ -380,7 +380,7 @@ def test_a_policy_that_hears_outputs_of_images_reads_bytes():
     seen = bytes_of((3, 36, 36))
     read, divided = (policy.route(rows) for rows in (seen, seen.float() / 255))
     assert torch.equal(read.weights, divided.weights)
-    assert torch.equal(read.speech, divided.speech)
+    assert torch.equal(read.pathway_outputs, divided.pathway_outputs)
     plain = PPO(
         env=game(),
         device="cpu",

@@ -497,7 +497,7 @@ def test_a_dqn_source_speaks_epsilon_greedily():
     dqn = tiny(DQN, env)
     policy = target(PPO, env, Hub.from_agents([dqn]).agent(PPO, residual=False)).policy
     rows = torch.randn(20, 4)
-    said = policy.route(rows).speech[:, 0].exp()
+    said = policy.route(rows).pathway_outputs[:, 0].exp()
     expected = torch.full((20, 3), 0.05 / 3)
     greedy = torch.as_tensor(dqn.predict(rows.numpy(), deterministic=True)[0])
     torch.testing.assert_close(said, expected.scatter(1, greedy[:, None], 1 - 0.05 + 0.05 / 3))
