@@ -187,7 +187,7 @@ class Calculator(Learner):
             with torch.no_grad():
                 for _ in range(self.ppo.n_steps):
                     if self.cached is not None:
-                        self.cached._hear(self.rows)  # type: ignore[arg-type]
+                        self.cached._hear(self.rows)
                     self.ppo.policy(observations)
             self.ppo.policy.set_training_mode(True)
             for batch in self.batches * self.ppo.n_epochs:

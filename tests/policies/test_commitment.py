@@ -9,12 +9,12 @@ import pytest
 import torch
 from checks import Ratios
 from gymnasium import spaces
+from hubs import trusted
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from torch import nn
-from hubs import trusted
 from toys import CHOOSE, IMAGE, PARTS, STEER, VECTOR, Toy, target, tiny, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback
