@@ -79,7 +79,7 @@ def _watch(profiler: Profiler, model: BaseAlgorithm, env: VecEnv) -> None:
         profiler.watch(env, method, "emulator")
     cached = find_cache(model)
     if cached is not None:
-        profiler.watch(cached, "_hear", "sources")
+        profiler.watch(cached, "compute_features", "sources")
     # PPO's rollouts call the policy and DQN's predict with it; neither is called in updates.
     for method in ("forward", "predict", "predict_values"):
         if hasattr(model.policy, method):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from hubrl.experiments.config import RunConfig, load_hub
 from hubrl.experiments.run_envs import cached_env
 from hubrl.export import export
 from hubrl.hub import Hub
-from hubrl.policies.cached import CachedVecEnv
+from hubrl.policies.cached import CachedVecEnv, Rows
 from hubrl.reading import read_live
 from hubrl.tasks.atari_vec_env import STACK
 from hubrl.tasks.make_env import make_env
@@ -187,7 +187,7 @@ class Calculator(Learner):
             with torch.no_grad():
                 for _ in range(self.ppo.n_steps):
                     if self.cached is not None:
-                        self.cached._hear(self.rows)
+                        self.cached.compute_features(cast("Rows", self.rows))
                     self.ppo.policy(observations)
             self.ppo.policy.set_training_mode(True)
             for batch in self.batches * self.ppo.n_epochs:

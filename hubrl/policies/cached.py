@@ -90,7 +90,7 @@ class CachedVecEnv(VecEnvWrapper):
     def reset(self) -> VecEnvObs:
         """First observations, with their features."""
         rows = cast("Rows", self.venv.reset())
-        return cast("VecEnvObs", self._join_features(rows, self._compute_features(rows)))
+        return cast("VecEnvObs", self._join_features(rows, self.compute_features(rows)))
 
     def step_wait(self) -> VecEnvStepReturn:
         """SB3's step; last observations of episodes come with features too."""
@@ -102,9 +102,9 @@ class CachedVecEnv(VecEnvWrapper):
             if infos[index].get("terminal_observation") is not None
         ]
         if not ended:
-            return self._join_features(rows, self._compute_features(rows)), rewards, dones, infos
+            return self._join_features(rows, self.compute_features(rows)), rewards, dones, infos
         last = _stack_rows([info["terminal_observation"] for info in ended])
-        features = self._compute_features(_concatenate_rows(rows, last))
+        features = self.compute_features(_concatenate_rows(rows, last))
         now, then = features[: self.num_envs], features[self.num_envs :]
         for index, info in enumerate(ended):
             info["terminal_observation"] = self._join_features(
@@ -112,7 +112,8 @@ class CachedVecEnv(VecEnvWrapper):
             )
         return self._join_features(rows, now), rewards, dones, infos
 
-    def _compute_features(self, rows: Rows) -> np.ndarray:
+    def compute_features(self, rows: Rows) -> np.ndarray:
+        """Features of all sources `(envs, features)`, as float16, for the environments' rows."""
         observations: Any = obs_as_tensor(rows, self.device)
         if not self._as_bytes:
             observations = preprocess_obs(observations, self.observed, self.normalize_images)

@@ -188,12 +188,12 @@ class Untrained:
         seen: Any = preprocess_obs(
             one, policy.observation_space, normalize_images=policy.normalize_images
         )
-        said = self.head(self.hidden.forward_actor(self.extractor(seen)))
+        params = self.head(self.hidden.forward_actor(self.extractor(seen)))
         if isinstance(policy.action_space, spaces.Discrete):
-            said = said.log_softmax(dim=1)
+            params = params.log_softmax(dim=1)
         else:
-            said = torch.cat([said, torch.full_like(said, math.log(UNTRAINED_STD))], dim=1)
+            params = torch.cat([params, torch.full_like(params, math.log(UNTRAINED_STD))], dim=1)
         action: np.ndarray = action_params.get_actions(
-            said, policy.action_space, deterministic=False
+            params, policy.action_space, deterministic=False
         )[0]
         return action
