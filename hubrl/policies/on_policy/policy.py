@@ -332,7 +332,11 @@ class HubActorCriticPolicy(PathwayActor):
         return context.only_fresh
 
     def _current_head(self, context: StepContext) -> CommittedHead | None:
-        """Head that computes one pathway per row; none where all are needed."""
+        """Head of the committed decision; none where the full distribution is used.
+
+        That is where the fresh pathway alone plays, the hub's snapshot acts, a layer has hooks, or
+        the method does not route.
+        """
         if context.previous is None or self._is_only_fresh(context):
             return None
         if self._head is None:

@@ -32,10 +32,8 @@ class TrainingState:
     critic_only: bool = False
     """Whether only the critic learns, as long as advantages are not yet reliable."""
     fused_update: bool = False
-    """Whether PPO's own loop runs the update, in which alone parameters change.
-
-    Small parameters are then stepped together (`hubrl.nn.parameter_packing`).
-    """
+    """Whether PPO's own loop runs the update, in which alone parameters change, so that small ones
+    may be packed and stepped together (`hubrl.nn.parameter_packing`)."""
     entropy_gradient: bool = True
     """Whether the algorithm may use the gradient of the entropy."""
 
