@@ -109,6 +109,11 @@ class ArmEvidence(nn.Module):
         """Whether the first comparison of the sources is over."""
         return bool(self.get_buffer("screened"))
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the sources were compared and none is in doubt: the router may start by that."""
+        return self.is_screened and self.trial.at is not Phase.DOUBT
+
     def fate(self, source: int) -> Fate:
         """How far a source is trusted."""
         return Fate(int(self.get_buffer("fates")[source]))

@@ -60,7 +60,8 @@ class SourceSelection:
         if not self.policy.commits:
             return
         playing = self.selection.playing
-        np.add.at(self.acted, np.where(playing < 0, self.selection.together, playing), 1)
+        arms = np.where(playing < 0, self.selection.together, playing)
+        self.acted += np.bincount(arms, minlength=len(self.acted))
         for env, value, whole, _ in self.episodes.step(
             rewards, dones, infos, self.model.num_timesteps
         ):
@@ -73,9 +74,9 @@ class SourceSelection:
         if not self.policy.commits:
             return []
         selection = self.selection
-        was_swapped, was_screened = selection.trial.is_swapped, selection.is_screened
+        was_swapped, was_settled = selection.trial.is_swapped, selection.is_settled
         changes = selection.update(self.model.num_timesteps, self.total, self.episodes.round_steps)
-        if selection.is_screened and not was_screened:
+        if selection.is_settled and not was_settled:
             self.policy.follow_selection()
         if selection.trial.is_swapped != was_swapped:
             self.policy.swap_actor()

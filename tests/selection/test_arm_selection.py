@@ -135,6 +135,23 @@ def test_a_source_in_doubt_acts_if_it_earns_more():
     assert name_of(selection) == "a"
 
 
+def test_sources_are_settled_only_once_a_doubt_has_ended():
+    """The router starts by whole episodes then, however long the doubt lasted."""
+    selection = made("a", "b")
+    selection.doubt_all()
+    for value in (0.0, 1.0, 2.0):
+        for arm in (0, 1, selection.untrained, selection.untrained_noisy):
+            selection.records.add(arm, value)
+    selection.update(10, 100, 10.0)
+    assert selection.is_screened
+    assert not selection.is_settled
+    for value in (99.0, 100.0, 101.0) * 10:
+        selection.records.add(0, value)
+    selection.update(20, 100, 10.0)
+    assert selection.is_settled
+    assert selection.router_start[0] == 0.0 > selection.router_start[1]
+
+
 def test_a_source_that_does_nothing_is_not_better_than_an_untrained_network():
     """Both earn next to nothing every time, and the noise of a training costs the network more."""
     selection, rng = made("idle"), np.random.default_rng(0)
