@@ -10,11 +10,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import yaml
 from hubs import overtaken
 from recorded import RecordedScalars
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.logger import Logger
 
+import hubrl
 from hubrl import Hub, HubCallback
 from hubrl.experiments.build_model import build_model
 from hubrl.experiments.config import load_hub, read_config
@@ -86,7 +88,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, checkout):
     execute([sys.executable, "-W", "ignore", "-c", code], checkout)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/export.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/deploy.md"])
 def test_the_commands_of_a_page_work_in_their_order(page, checkout):
     pytest.importorskip("mujoco")
     for seed, name in enumerate(("ppo", "dqn")):
@@ -120,7 +122,7 @@ def test_the_scripts_to_copy_run(checkout, script, arguments):
 
 
 def test_the_metrics_page_names_exactly_the_tags_that_a_run_writes():
-    page = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "concepts" / "metrics.md").read_text(encoding="utf-8")
     documented = {tag for tag in re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)}
     sources = [PPO("MlpPolicy", "CartPole-v1", seed=seed, device="cpu") for seed in (1, 2)]
     hub = Hub.from_agents(sources, names=["one", "two"])
@@ -273,6 +275,33 @@ def test_every_page_is_reached_from_the_readme():
             (page.parent / path).resolve() for path, _ in links(page) if path.endswith(".md")
         } - reached
     assert set(PAGES) <= reached
+
+
+def named_pages(nav):
+    """Paths in the navigation of mkdocs.yml."""
+    for entry in nav:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            for pages in entry.values():
+                yield from named_pages(pages if isinstance(pages, list) else [pages])
+
+
+def test_every_page_stands_in_the_navigation_of_the_site():
+    site = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))
+    docs = REPOSITORY / "docs"
+    pages = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
+    outside = {"repository/CHANGELOG.md", "repository/CONTRIBUTING.md"}
+    assert {*named_pages(site["nav"])} - outside == pages
+
+
+def test_every_public_name_stands_in_the_reference():
+    pages = (REPOSITORY / "docs" / "reference").glob("*.md")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    shown = {*re.findall(r"^::: hubrl\.(\w+)$", text, re.MULTILINE)}
+    errors = {name for name in hubrl.__all__ if hasattr(hubrl.errors, name)}
+    assert {*hubrl.__all__} - errors <= shown
+    assert {*re.findall(r"^### ([\w-]+)$", text, re.MULTILINE)} >= {*available()}
 
 
 def test_the_first_screen_is_short():

@@ -87,7 +87,7 @@ class RunConfig(Schema):
     device: str = "auto"
     """Device, as SB3 names it."""
     precision: Precision = "float32"
-    """Precision of NatureCNNs; `bfloat16` is faster on many processors (docs/speed.md)."""
+    """Precision of NatureCNNs; `bfloat16` is faster on many processors (docs/guides/atari.md)."""
 
     @field_validator("device")
     @classmethod

@@ -57,7 +57,7 @@ class AlgorithmKwargs(Sequence[Source]):
             cached: Whether the environment is under CachedVecEnv, so that frozen sources are
                 computed once a step.
             precision: Precision of NatureCNNs, of sources and of the fresh pathway
-                (docs/speed.md).
+                (docs/guides/atari.md).
             options: Options of the method.
 
         Raises:
@@ -104,7 +104,7 @@ class AlgorithmKwargs(Sequence[Source]):
             cached: Whether the environment is under CachedVecEnv, so that frozen sources are
                 computed once a step; the level is then that of features.
             precision: Precision of NatureCNNs, of sources and of the fresh pathway
-                (docs/speed.md).
+                (docs/guides/atari.md).
             options: Options of the method and, at the level of outputs, of the policy
                 (`OutputOptions`, for DQN `TeachingOptions`).
 

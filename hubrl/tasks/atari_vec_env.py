@@ -34,7 +34,7 @@ class AtariVecEnv(VecEnv):
 
     Observations are four grey frames of 84 by 84, channel first, as SB3's policies read them behind
     VecTransposeImage: models move freely between these games and `make_atari_env`'s under
-    VecFrameStack. `docs/atari.md` lists the differences.
+    VecFrameStack. `docs/guides/atari.md` lists the differences.
 
     Rewards are signs. `done` is true when a life is lost; `infos[i]["episode"]` has Monitor's
     numbers when the game is over: `r` the game's own return, `l` its frames, `t` seconds since the

@@ -30,7 +30,7 @@ FEW_RANDOM = 0.2
 class HubCallback(BaseCallback):
     """Probe, selection among arms, denormalised observations for the sources, and metrics.
 
-    Every tag and its formula stands in `docs/metrics.md`. All shares are of the steps that `learn`
+    Formulas of all tags stand in `docs/concepts/metrics.md`. All shares are of the steps that `learn`
     is called for, with those before if `reset_num_timesteps=False`.
 
     Args:

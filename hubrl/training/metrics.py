@@ -1,4 +1,4 @@
-"""What is written to SB3's logger. Every tag and its formula stands in `docs/metrics.md`."""
+"""Tags of SB3's logger; `docs/concepts/metrics.md` has the formula of each."""
 
 from typing import Any
 
