@@ -51,11 +51,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     origin = page.file.abs_src_path
     if origin is None or Path(origin).suffix != ".md":
         return markdown
-    source, folder = Path(origin), os.path.dirname(page.file.src_uri)
+    source, folder = Path(origin), Path(page.file.src_uri).parent
 
     def on_site(link: re.Match[str]) -> str:
         target = (source.parent / link[2]).resolve()
-        return f"{link[1]}{os.path.relpath(_site_uri(target), folder or '.')}{link[3] or ''}"
+        return f"{link[1]}{os.path.relpath(_site_uri(target), folder)}{link[3] or ''}"
 
     parts = FENCED.split(markdown)
     parts[::2] = [LINK.sub(on_site, prose) for prose in parts[::2]]

@@ -30,8 +30,8 @@ FEW_RANDOM = 0.2
 class HubCallback(BaseCallback):
     """Probe, selection among arms, denormalised observations for the sources, and metrics.
 
-    Formulas of all tags stand in `docs/concepts/metrics.md`. All shares are of the steps that `learn`
-    is called for, with those before if `reset_num_timesteps=False`.
+    `docs/concepts/metrics.md` has the formula of every tag. All shares are of the steps that
+    `learn` is called for, with those before if `reset_num_timesteps=False`.
 
     Args:
         probe_share: Share of the training's steps that a probe may take before it, counted among
