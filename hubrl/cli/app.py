@@ -4,11 +4,12 @@ import shutil
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import torch
 import typer
 
+import hubrl
 from hubrl.cli.arguments import (
     Atari,
     Episodes,
@@ -22,14 +23,17 @@ from hubrl.cli.arguments import (
 )
 from hubrl.cli.console import (
     StepsBar,
+    output,
+    print_fields,
     print_line,
-    print_option,
+    print_options,
     print_played,
     print_profile,
     print_table,
+    printed_as_notes,
     progress_bar,
     progress_bars,
-    short,
+    spinner,
 )
 from hubrl.cli.hub_commands import hub_app
 from hubrl.errors import BadConfig, HubrlError
@@ -38,21 +42,53 @@ from hubrl.experiments.evaluation import MAX_ENVS, Played, play
 from hubrl.experiments.run_envs import EVALUATION_SEED
 from hubrl.export.merge import OBSERVATIONS
 from hubrl.formats.cards import Preprocessing
-from hubrl.hub.algorithm_kwargs import RECOMMENDED
-from hubrl.methods import available, find, options_of
-from hubrl.policies.dqn import TeachingOptions
-from hubrl.policies.on_policy.options import OutputOptions
+from hubrl.hub.described_options import describe_method
+from hubrl.methods import available
 from hubrl.reading import read_agent
 from hubrl.sources.source import Source
 from hubrl.tasks.make_env import make_env
 
+EVERYWHERE = ("--json", "--quiet", "-q", "--debug")
+"""Options of every command, wherever they stand."""
+
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
-    help="Transfer in RL from a hub of pretrained agents.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 app.add_typer(hub_app, name="hub")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"hubrl {hubrl.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    json: Annotated[
+        bool, typer.Option("--json", help="Print results as JSON, and nothing else.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print results alone: no notes, no progress.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print a traceback instead of a sentence.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Transfer in RL from a hub of pretrained agents.
+
+    `--json`, `--quiet` and `--debug` may stand anywhere: `hubrl evaluate runs/mine --json`.
+    """
+    output.begin(json=json, quiet=quiet)
+
 
 Steps = Annotated[
     int, typer.Option(min=1, help="Environment steps, over all parallel environments.")
@@ -82,7 +118,8 @@ def train(
     place = config if resumes else run.start_run(config, changes or [], folder, name)
     print_line(f"Run {place}; watch it with: tensorboard --logdir {folder}")
     try:
-        with progress_bar(place.name, run.Run(place).config.steps) as on_step:
+        steps = run.Run(place).config.steps
+        with progress_bar(place.name, steps) as on_step, printed_as_notes():
             result = run.train(place, [StepsBar(on_step)], verbose=int(verbose))
     except HubrlError:
         if not resumes and not (place / "checkpoints").exists():
@@ -91,7 +128,7 @@ def train(
     except KeyboardInterrupt:
         print_line(f"Interrupted; `hubrl train {place}` goes on with it.")
         raise
-    print_table(("", ""), [(key, short(value)) for key, value in result.items()])
+    print_fields(result)
 
 
 @app.command()
@@ -146,12 +183,15 @@ def _play_source(
 @app.command()
 def export(folder: RunArgument, out: OutArgument, overwrite: Overwrite = False) -> None:
     """Merge a finished run's agent into one ordinary SB3 agent, where that is exact."""
-    exported = finished_run.export_run(folder, out, overwrite=overwrite)
+    with spinner(f"Merging {folder}"):
+        exported = finished_run.export_run(folder, out, overwrite=overwrite)
     kind, difference = type(exported.model).__name__, f"{exported.difference:.1e}"
     print_line(
         f"{out}: an ordinary {kind}, at most {difference} from the run's agent on "
         f"{OBSERVATIONS} random observations."
     )
+    if output.json:
+        print_fields({"file": out, "algorithm": kind, "difference": exported.difference})
 
 
 @app.command()
@@ -214,7 +254,8 @@ def study(
         ) from error
     where = results / config.stem
     if report:
-        write_reports(where)
+        with spinner(f"Drawing {where}"):
+            write_reports(where)
         return
     with progress_bars() as bars:
         bar = bars.add_task(config.stem)
@@ -238,8 +279,11 @@ def study(
             on_plan=lambda done, total: bars.update(bar, completed=done, total=total),
             on_done=on_done,
         )
-    write_reports(where)
+    with spinner(f"Drawing {where}"):
+        write_reports(where)
     print_line(f"Results in {where}; {len(failed)} runs failed.")
+    if output.json:
+        print_fields({"results": where, "failed": len(failed)})
     if failed:
         raise typer.Exit(1)
 
@@ -249,7 +293,9 @@ def bench(
     only: Annotated[
         list[str] | None, typer.Option("--only", help="Measure this benchmark alone, repeatable.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="File for the numbers as JSON.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="File for the numbers as JSON, after each benchmark.")
+    ] = None,
     markdown: Annotated[Path | None, typer.Option(help="File for the table as Markdown.")] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Environment steps of a repetition.")
@@ -290,29 +336,39 @@ def bench(
                 raise
             print_line(f"{benchmark.name} is left out: {error}")
             continue
-        print_table((), [compare.cells_of(measured[-1])])
-        if json:
-            compare.write_json(measured, json)
+        print_table((), [compare.cells_of(measured[-1])], measured[-1].to_dict())
+        if save:
+            compare.write_json(measured, save)
         if markdown:
             markdown.write_text(compare.markdown(measured), encoding="utf-8")
 
 
 @app.command()
-def methods() -> None:
-    """List the methods and the policies' options at the level of outputs."""
-    for name in available():
-        print_line(f"{name}: {find(name).summary}")
-        annotations = get_type_hints(find(name).__init__)  # without the bounds of numbers
-        for option, parameter in options_of(name).items():
-            print_option(option, annotations[option], parameter.default)
-    recommended = ", ".join(f"{option}={value}" for option, value in RECOMMENDED.items())
+def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A method, to see its options.", autocompletion=available),
+    ] = None,
+) -> None:
+    """List the methods, or the options of one: type, default, meaning."""
+    if name is None:
+        every = [describe_method(one) for one in available()]
+        rows = [(one.name, ", ".join(one.levels), one.summary) for one in every]
+        print_table(("method", "levels", "what it is"), rows)
+        print_line("\n`hubrl methods NAME` lists the options of one.")
+        return
+    method = describe_method(name)
+    print_line(f"{name}: {method.summary}")
+    if output.json:
+        output.results.append(method.to_dict())
+        return
+    print_options("Options of the method:", method.method_options)
+    print_options("Options of PPO and A2C at the level of outputs:", method.output_options)
+    print_options("Options of DQN at the level of outputs:", method.dqn_options)
     print_line(
-        f"Options at the level of outputs; where pathways are sampled, defaults are {recommended}:"
+        f"\nhub.agent(PPO, {name!r}, option=value) takes them, and a config under `options:`; "
+        "hub.agent also takes level, tuned, source_lr, cached, precision and policy_kwargs."
     )
-    for title, kind in (("PPO and A2C", OutputOptions), ("DQN", TeachingOptions)):
-        print_line(f"{title}:")
-        for option, field in kind.model_fields.items():
-            print_option(option, field.annotation, field.default)
 
 
 def main() -> None:
@@ -321,10 +377,14 @@ def main() -> None:
     sys.path.insert(0, str(Path.cwd()))
     # Small networks are fastest on one thread; a training sets the number of its config.
     torch.set_num_threads(1)
-    debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    given = sys.argv[1:]
+    debug = "--debug" in given
+    first = [argument for argument in given if argument in EVERYWHERE]
+    arguments = first + [argument for argument in given if argument not in EVERYWHERE]
     try:
-        sys.exit(app(arguments, standalone_mode=False) or 0)
+        code = app(arguments, prog_name="hubrl", standalone_mode=False) or 0
+        output.finish()
+        sys.exit(code)
     except HubrlError as error:
         _fail(str(error), 2, debug=debug)
     except (typer.Abort, KeyboardInterrupt):

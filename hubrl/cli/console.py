@@ -1,8 +1,12 @@
-"""Output of the command line: tables, progress bars, options."""
+"""Output of the command line: results as tables or JSON, notes, progress bars."""
 
+import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,22 +16,80 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from hubrl.experiments.evaluation import Played
 from hubrl.hub import Hub
+from hubrl.hub.described_options import DescribedOption
 
 # Tables in a file or a pipe keep their columns whole.
-console = Console(width=None if sys.stdout.isatty() else 160)
+console = Console(width=None if sys.stdout.isatty() else 160, markup=False)
+errors = Console(stderr=True)
+
+
+@dataclass
+class Output:
+    """What the command that runs now prints, and its results so far.
+
+    Args:
+        json: Whether results are printed at the end as one JSON document, and nothing else.
+        quiet: Whether notes and progress bars are left out.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    results: list[Any] = field(default_factory=list)
+
+    def begin(self, *, json: bool, quiet: bool) -> None:
+        """Set how a command prints; results of an earlier one are forgotten."""
+        self.json, self.quiet, self.results = json, quiet, []
+
+    def finish(self) -> None:
+        """Print the results as JSON, if that was asked for: one by itself, several as a list."""
+        if self.json and self.results:
+            one = self.results[0] if len(self.results) == 1 else self.results
+            sys.stdout.write(json.dumps(one, indent=2, default=str) + "\n")
+        self.results = []
+
+
+output = Output()
 
 
 def print_line(text: str) -> None:
-    """Print a sentence without wrapping or markup."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    """Print a note without wrapping or markup: on stderr beside JSON, nowhere if quiet."""
+    if not output.quiet:
+        place = errors if output.json else console
+        place.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in columns; no header if it is empty."""
+@contextmanager
+def printed_as_notes() -> Iterator[None]:
+    """Send what libraries print where notes go: stdout, stderr beside JSON, nowhere if quiet."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        place = nowhere if output.quiet else sys.stderr if output.json else sys.stdout
+        with redirect_stdout(place):
+            yield
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], records: Any | None = None
+) -> None:
+    """Print a result: rows in columns, with no header if it is empty; or JSON.
+
+    Args:
+        columns: Names of the columns.
+        rows: Cells as text.
+        records: The same as plain data for JSON; by default the cells by their columns.
+    """
+    if output.json:
+        plain = [dict(zip(columns, row, strict=False)) if any(columns) else [*row] for row in rows]
+        output.results.append(plain if records is None else records)
+        return
     table = Table(*columns, show_header=any(columns), box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """Print a result of named values, one a line."""
+    print_table(("", ""), [(key, short(value)) for key, value in fields.items()], {**fields})
 
 
 def print_played(played: Sequence[Played]) -> None:
@@ -43,7 +105,13 @@ def print_played(played: Sequence[Played]) -> None:
         for one in played
     ]
     if rows:
-        print_table(columns, rows)
+        print_table(columns, rows, [_played_record(one) for one in played])
+
+
+def _played_record(played: Played) -> dict[str, Any]:
+    numbers = {"mean": played.mean, "std": played.std}
+    lists = {"returns": list(played.returns), "lengths": list(played.lengths)}
+    return {"agent": played.name, **numbers, **lists}
 
 
 def print_profile(
@@ -60,10 +128,13 @@ def print_profile(
         print_table(("part", "a step", "share", ""), rows)
 
 
-def print_option(name: str, annotation: Any, default: Any) -> None:
-    """Print an option with its type and default."""
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    print_line(f"    {name}: {text.replace('typing.', '')} = {default!r}")
+def print_options(title: str, options: Sequence[DescribedOption]) -> None:
+    """Print options with their types, defaults and meanings, under a title."""
+    if options:
+        print_line(f"\n{title}")
+        columns = ("option", "type", "default", "meaning")
+        rows = [(one.name, one.kind, repr(one.default), one.meaning) for one in options]
+        print_table(columns, rows)
 
 
 def spread(mean: float, std: float | None) -> tuple[str, str]:
@@ -84,15 +155,26 @@ def progress_bars() -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Progress(*columns, console=errors, transient=True, disable=output.quiet)
 
 
 @contextmanager
 def progress_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar, as a function of the finished number."""
+    """A progress bar, as a function of the finished number; it ends full and never overflows."""
     with progress_bars() as bars:
         bar = bars.add_task(name, total=total)
-        yield lambda done: bars.update(bar, completed=done)
+        yield lambda done: bars.update(bar, completed=min(done, total))
+        bars.update(bar, completed=total)
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[None]:
+    """A turning sign on stderr while something runs whose length is not known."""
+    if output.quiet:
+        yield
+        return
+    with errors.status(text):
+        yield
 
 
 @contextmanager

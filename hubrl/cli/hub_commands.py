@@ -1,7 +1,7 @@
 """The commands `hubrl hub ...`: build, extend, show, try and check hubs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,15 @@ from hubrl.cli.arguments import (
     parse_observes,
     read_agent_argument,
 )
-from hubrl.cli.console import print_line, print_played, print_table, short, source_bars, spread
+from hubrl.cli.console import (
+    print_line,
+    print_played,
+    print_table,
+    short,
+    source_bars,
+    spinner,
+    spread,
+)
 from hubrl.errors import SpaceMismatch
 from hubrl.experiments.evaluation import Check, Played, check_hub, try_hub
 from hubrl.formats.cards import Preprocessing
@@ -47,9 +55,10 @@ def build(
     overwrite: Overwrite = False,
 ) -> None:
     """Make a hub's folder from agents in any readable form."""
-    Hub.from_agents([read_agent_argument(text) for text in agent], name or None).save(
-        folder, overwrite=overwrite
-    )
+    with spinner("Reading agents"):
+        Hub.from_agents([read_agent_argument(text) for text in agent], name or None).save(
+            folder, overwrite=overwrite
+        )
     show(folder)
 
 
@@ -74,13 +83,14 @@ def add(
     ] = None,
 ) -> None:
     """Add a source to a saved hub, perhaps adapted to a target's observations and actions."""
-    source = Hub.from_agents([read_agent_argument(agent)], None if name is None else [name])[0]
-    adapted = source.adapted(
-        observes=parse_observes(observes),
-        order=parse_indices(order) if order else None,
-        signs=parse_indices(signs) if signs else None,
-    )
-    Hub.load(folder).add(adapted).save(folder, overwrite=True)
+    with spinner("Reading the agent and the hub"):
+        source = Hub.from_agents([read_agent_argument(agent)], None if name is None else [name])[0]
+        adapted = source.adapted(
+            observes=parse_observes(observes),
+            order=parse_indices(order) if order else None,
+            signs=parse_indices(signs) if signs else None,
+        )
+        Hub.load(folder).add(adapted).save(folder, overwrite=True)
     show(folder)
 
 
@@ -88,7 +98,13 @@ def add(
 def show(folder: Folder) -> None:
     """Show a hub's sources."""
     columns = ("source", "algorithm", "observes", "acts", "normalizes", "task", "return", "steps")
-    print_table(columns, [_card_cells(source) for source in Hub.load(folder)])
+    with spinner("Reading the hub"):
+        hub = Hub.load(folder)
+    print_table(
+        columns,
+        [_card_cells(source) for source in hub],
+        [source.card.to_dict() for source in hub],
+    )
 
 
 def _card_cells(source: Source) -> list[str]:
@@ -153,7 +169,11 @@ def check(
         hub, episodes or max((source.card.episodes or 10) for source in hub)
     ) as on_step:
         checks = list(check_hub(hub, episodes=episodes, seed=seed, on_step=on_step))
-    print_table(("source", "replayed", "", "because"), [_check_cells(one) for one in checks])
+    print_table(
+        ("source", "replayed", "", "because"),
+        [_check_cells(one) for one in checks],
+        [_check_record(one) for one in checks],
+    )
     if any(one.agrees is False for one in checks):
         raise typer.Exit(1)
 
@@ -162,3 +182,9 @@ def _check_cells(check: Check) -> list[str]:
     verdict = {True: "agrees", False: "DIFFERS", None: "not replayed"}[check.agrees]
     played = "" if check.played is None else " ± ".join(spread(check.played.mean, check.played.std))
     return [check.name, played, verdict, check.sentence]
+
+
+def _check_record(check: Check) -> dict[str, Any]:
+    played = check.played
+    numbers = {} if played is None else {"mean": played.mean, "std": played.std}
+    return {"source": check.name, "agrees": check.agrees, "because": check.sentence, **numbers}

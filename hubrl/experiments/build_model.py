@@ -12,7 +12,7 @@ from torch import nn
 from hubrl.errors import BadConfig
 from hubrl.experiments.config import RunConfig
 from hubrl.hub import Hub
-from hubrl.hub.algorithm_kwargs import policy_name
+from hubrl.hub.algorithm_kwargs import policy_name, with_sb3s
 from hubrl.policies.bf16 import precise
 from hubrl.sources.trunks import ACTIVATIONS
 
@@ -53,8 +53,7 @@ def build_model(
         if isinstance(kwargs.get(name), str)
     }
     policy, own = _policy(algorithm, config, env, hub)
-    optimizer = {**given.pop("optimizer_kwargs", {}), **own.get("optimizer_kwargs", {})}
-    policy_kwargs = {**given, **own, **({"optimizer_kwargs": optimizer} if optimizer else {})}
+    policy_kwargs = with_sb3s(own, given)
     common: dict[str, Any] = {
         "env": env,
         "seed": config.seed,

@@ -1,6 +1,6 @@
 """Arguments of SB3's algorithms from a hub: `policy`, `policy_kwargs`, and their level."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gymnasium import spaces
@@ -86,6 +86,7 @@ class AlgorithmKwargs(Sequence[Source]):
         source_lr: float | None = None,
         cached: bool = False,
         precision: Precision = "float32",
+        policy_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """`policy` and `policy_kwargs` for an algorithm, at its best level.
@@ -105,6 +106,9 @@ class AlgorithmKwargs(Sequence[Source]):
                 computed once a step; the level is then that of features.
             precision: Precision of NatureCNNs, of sources and of the fresh pathway
                 (docs/guides/atari.md).
+            policy_kwargs: SB3's own, such as `{"net_arch": [64, 64], "activation_fn": nn.ReLU}`:
+                the shape of the fresh pathway and the critic over outputs, and of the networks
+                on top of the features otherwise.
             options: Options of the method and, at the level of outputs, of the policy
                 (`OutputOptions`, for DQN `TeachingOptions`).
 
@@ -120,19 +124,22 @@ class AlgorithmKwargs(Sequence[Source]):
             )
         level = "features" if cached else level or self.level(algorithm, method, tuned=tuned)
         if level == "outputs":
-            return self._outputs_agent(algorithm, method, tuned, source_lr, precision, options)
-        kwargs = self.policy_kwargs(
-            method,
-            tuned=tuned,
-            source_lr=source_lr,
-            cached=cached,
-            precision=precision,
-            **options,
-        )
-        space = spaces.Dict({}) if reads_parts(self[0]) else self[0].space
-        policy = cached_policy(algorithm) if cached else policy_for(algorithm, space, precision)
-        optimizer = _optimizer(algorithm, "optimizer_class" in kwargs, precision)
-        return {"policy": policy, "policy_kwargs": {**kwargs, **optimizer}}
+            made = self._outputs_agent(algorithm, method, tuned, source_lr, precision, options)
+        else:
+            kwargs = self.policy_kwargs(
+                method,
+                tuned=tuned,
+                source_lr=source_lr,
+                cached=cached,
+                precision=precision,
+                **options,
+            )
+            space = spaces.Dict({}) if reads_parts(self[0]) else self[0].space
+            policy = cached_policy(algorithm) if cached else policy_for(algorithm, space, precision)
+            optimizer = _optimizer(algorithm, "optimizer_class" in kwargs, precision)
+            made = {"policy": policy, "policy_kwargs": {**kwargs, **optimizer}}
+        made["policy_kwargs"] = with_sb3s(made["policy_kwargs"], policy_kwargs or {})
+        return made
 
     def level(
         self, algorithm: type[BaseAlgorithm], method: str = "hub-pathway", *, tuned: bool = False
@@ -170,7 +177,7 @@ class AlgorithmKwargs(Sequence[Source]):
         for_dqn = issubclass(algorithm, DQN)
         kind = TeachingOptions if for_dqn else OutputOptions
         given = {name: options.pop(name) for name in list(options) if name in kind.model_fields}
-        own = _own_options(kind, method, given, options)
+        own = own_options(kind, method, given, options)
         fields = tuple(kind.model_fields)
         spec = self._spec(method, "outputs", tuned, source_lr, options, fields, precision)
         kwargs = {"hub": spec.to_dict(), **self._image_scale()}
@@ -199,6 +206,7 @@ class AlgorithmKwargs(Sequence[Source]):
         also: tuple[str, ...] = (),
         precision: Precision = "float32",
     ) -> HubSpec:
+        _check_no_sb3s(options)
         check_options(method, options, also)
         options = plain_values(method, options)
         if precision == "bfloat16" and not any(reads_images(source.space) for source in self):
@@ -254,6 +262,36 @@ def policy_name(algorithm: type[BaseAlgorithm], space: spaces.Space[Any]) -> str
     return next((alias for alias in candidates if alias in aliases), f"{name}Policy")
 
 
+SB3S = ("net_arch", "activation_fn", "ortho_init", "log_std_init", "share_features_extractor")
+"""Arguments of SB3's policies that are looked for among the options of a method."""
+
+
+def _check_no_sb3s(options: Mapping[str, Any]) -> None:
+    """Refuse arguments of SB3's policies among the options, and name their place."""
+    for name in SB3S:
+        if name in options:
+            raise BadConfig(
+                f"{name}={options[name]!r} was given as an option; it is SB3's: "
+                f"hub.agent(..., policy_kwargs={{{name!r}: ...}})."
+            )
+
+
+def with_sb3s(own: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A hub's `policy_kwargs` with SB3's beside them; both may have optimizer arguments.
+
+    Raises:
+        BadConfig: If the hub sets one of the given ones itself.
+    """
+    optimizer = {**given.get("optimizer_kwargs", {}), **own.get("optimizer_kwargs", {})}
+    taken = sorted({*given} & {*own} - {"optimizer_kwargs"})
+    if taken:
+        raise BadConfig(
+            f"policy_kwargs={{{taken[0]!r}: ...}} was given, which the hub sets itself; leave it "
+            "out."
+        )
+    return {**given, **own, **({"optimizer_kwargs": optimizer} if optimizer else {})}
+
+
 def _check_algorithm(algorithm: object) -> None:
     """Refuse a class that is no algorithm, or an algorithm without a features extractor."""
     if not (isinstance(algorithm, type) and issubclass(algorithm, BaseAlgorithm)):
@@ -283,7 +321,7 @@ def _optimizer(
     return {**made, **({"optimizer_kwargs": kwargs} if kwargs else {})}
 
 
-def _own_options(
+def own_options(
     kind: type[OutputOptions | TeachingOptions],
     method: str,
     given: dict[str, Any],

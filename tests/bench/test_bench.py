@@ -362,7 +362,7 @@ def test_the_command_lists_measures_and_profiles(run, monkeypatch, tmp_path):
     assert "absent" in out
     assert "at least 0" in out
     code, out, _ = run(
-        "bench", "--repetitions", 2, "--json", tmp_path / "b.json", "--markdown", tmp_path / "b.md"
+        "bench", "--repetitions", 2, "--save", tmp_path / "b.json", "--markdown", tmp_path / "b.md"
     )
     assert code == 0
     assert "absent is left out: Unknown task 'Absent-v0'" in out
