@@ -165,25 +165,36 @@ class FreshTrial(nn.Module):
             self.fresh.forget()
             self.go(Phase.TRIAL if fits else Phase.SETTLED)
             return self.at
-        if self.at is Phase.TRIAL and now >= float(self.get_buffer("until")):
-            self.go(self._decided(total, n_sources, alternatives))
-            return self.at
+        if self.at is Phase.TRIAL:
+            return self._end_trial(now, total, n_sources, alternatives)
         return None
 
-    def _decided(self, total: int, n_sources: int, alternatives: Sequence[float]) -> Phase:
-        """Who goes on: whichever is expected to earn more at the end."""
+    def _end_trial(
+        self, now: int, total: int, n_sources: int, alternatives: Sequence[float]
+    ) -> Phase | None:
+        """End the trial if it is over, or if the fresh pathway cannot come far enough."""
+        scheduled = float(self.get_buffer("until"))
         if len(self.fresh) < FORECAST_EPISODES:
-            return Phase.SETTLED
-        fresh, hub = self.fresh.latest, self.hub.latest
-        ended = float(self.get_buffer("until"))
-        horizon = min(ended + self.settings.rise * self.settings.trial_share * total, float(total))
-        ahead = extrapolate_return(fresh[:, 0], fresh[:, 1], horizon)
-        behind = max([float(hub[-FORECAST_EPISODES:, 1].mean()), *alternatives])
-        if n_sources > 1:
-            # With one source there is nobody to combine it with: its correction is soon learned,
-            # and the hub's line levels off.
-            later = hub[len(hub) // 2 :]
-            behind = max(behind, extrapolate_return(later[:, 0], later[:, 1], float(total)))
+            if now >= scheduled:
+                self.go(Phase.SETTLED)
+            return self.at if now >= scheduled else None
+        fresh = self.fresh.latest
+        horizon = scheduled + self.settings.rise * self.settings.trial_share * total
+        ahead, at_most = extrapolate_return(fresh[:, 0], fresh[:, 1], min(horizon, float(total)))
+        behind = self._expected_of_hub(total, n_sources, alternatives)
+        if now < scheduled and at_most > behind:
+            return None
         self.get_buffer("forecast").copy_(torch.tensor([ahead, behind]))
         self.get_buffer("has_forecast").fill_(True)
-        return Phase.ALONE if ahead > behind else Phase.SETTLED
+        self.go(Phase.ALONE if ahead > behind else Phase.SETTLED)
+        return self.at
+
+    def _expected_of_hub(self, total: int, n_sources: int, alternatives: Sequence[float]) -> float:
+        hub = self.hub.latest
+        expected = max([float(hub[-FORECAST_EPISODES:, 1].mean()), *alternatives])
+        if n_sources == 1:
+            # There is nobody to combine it with: its correction is soon learned, and the hub's line
+            # levels off.
+            return expected
+        later = hub[len(hub) // 2 :]
+        return max(expected, extrapolate_return(later[:, 0], later[:, 1], float(total))[0])

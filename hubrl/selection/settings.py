@@ -25,7 +25,7 @@ class TrustSettings:
     window: int = 5
     """Latest deterministic episodes by which an arm that learns is judged before the end, because
     it changes."""
-    judging_share: float = 0.25
+    judging_share: float = 0.1
     """Share of the episodes that judge arms, deterministically, and from which the actor does not
     learn; half as many where one arm is clearly best."""
     final_share: float = 0.1

@@ -65,10 +65,11 @@ def conservative_lag(
 
 def extrapolate_return(
     when: Float[np.ndarray, " episodes"], returns: Float[np.ndarray, " episodes"], at: float
-) -> float:
-    """Return at a later time by a least-squares line; the mean where no slope is clear.
+) -> tuple[float, float]:
+    """Return at a later time by a least-squares line, and what it could be at most.
 
-    A slope is clear beyond two standard errors.
+    The first is the mean where no slope is clear beyond two standard errors, and the second follows
+    a slope that is two standard errors greater; infinite where no slope can be measured.
 
     Args:
         when: Time at which each episode ended, in any unit.
@@ -78,11 +79,13 @@ def extrapolate_return(
     count, mean = len(when), float(returns.mean())
     spread = float(np.square(when - when.mean()).sum())
     if count < 3 or spread == 0.0:
-        return mean
+        return mean, math.inf
     slope = float(((when - when.mean()) * (returns - mean)).sum()) / spread
     residuals = returns - mean - slope * (when - when.mean())
-    error = math.sqrt(float(np.square(residuals).sum()) / (count - 2) / spread)
-    return mean + slope * (at - float(when.mean())) if abs(slope) > 2.0 * error else mean
+    margin = 2.0 * math.sqrt(float(np.square(residuals).sum()) / (count - 2) / spread)
+    ahead = at - float(when.mean())
+    expected = mean + slope * ahead if abs(slope) > margin else mean
+    return expected, mean + (slope + margin) * ahead
 
 
 def better_half(returns: Sequence[float]) -> list[float]:

@@ -76,6 +76,31 @@ def test_a_trial_lasts_its_share_of_the_training():
     assert trial.advance(999, TOTAL, **options) is None, "once"
 
 
+@pytest.mark.parametrize(
+    ("fresh", "expected"),
+    [
+        (np.arange(1.0, 11.0), Phase.SETTLED),
+        (10 * np.arange(1.0, 11.0), None),
+        ([1.0] * (FORECAST_EPISODES - 1), None),
+    ],
+    ids=["cannot come far enough", "can", "too few episodes"],
+)
+def test_a_trial_ends_early_where_even_a_steeper_line_does_not_lead_as_high(fresh, expected):
+    trial = trial_of([100.0] * FORECAST_EPISODES)
+    for place, earned in enumerate(fresh):
+        trial.add(100 + 5 * place, float(earned), fresh=True)
+    assert trial.advance(150, TOTAL, n_sources=1, round_steps=ROUND, alternatives=()) is expected
+
+
+def test_a_trial_does_not_end_by_episodes_that_all_ended_at_once():
+    trial = trial_of([100.0] * FORECAST_EPISODES)
+    for _ in range(FORECAST_EPISODES):
+        trial.add(110, 1.0, fresh=True)
+    options = {"n_sources": 1, "round_steps": ROUND, "alternatives": ()}
+    assert trial.advance(150, TOTAL, **options) is None
+    assert trial.advance(200, TOTAL, **options) is Phase.SETTLED
+
+
 def test_a_hub_whose_returns_fall_is_not_expected_to_fall_for_ever():
     falling = [200.0 - 2 * episode for episode in range(2 * FORECAST_EPISODES)]
     trial = decided(np.arange(1.0, 11.0), falling, begun=300, n_sources=2)

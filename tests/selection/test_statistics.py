@@ -35,12 +35,23 @@ def test_the_corrected_lag_is_as_unlikely_as_welchs_t(size):
 
 def test_a_line_is_extended_where_its_slope_is_clear():
     when = np.arange(10.0)
-    assert extrapolate_return(when, 2 * when + 1, 20.0) == pytest.approx(41.0)
+    assert extrapolate_return(when, 2 * when + 1, 20.0) == pytest.approx((41.0, 41.0))
 
 
 def test_the_mean_stands_for_returns_without_a_clear_slope():
     returns = np.array([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
-    assert extrapolate_return(np.arange(6.0), returns, 100.0) == pytest.approx(0.0)
+    expected, at_most = extrapolate_return(np.arange(6.0), returns, 100.0)
+    assert expected == pytest.approx(0.0)
+    # scipy.stats.linregress: slope -0.1714 with a standard error of 0.2556.
+    slope = stats.linregress(np.arange(6.0), returns)
+    assert at_most == pytest.approx((slope.slope + 2 * slope.stderr) * 97.5)
+
+
+@pytest.mark.parametrize("when", [[5.0] * 8, [1.0, 2.0]], ids=["all at once", "two"])
+def test_no_slope_is_ruled_out_that_cannot_be_measured(when):
+    expected, at_most = extrapolate_return(np.array(when), np.arange(len(when)) * 1.0, 9.0)
+    assert expected == pytest.approx((len(when) - 1) / 2)
+    assert at_most == np.inf
 
 
 def test_the_better_half_holds_the_median():
