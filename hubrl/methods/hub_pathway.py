@@ -19,6 +19,7 @@ from hubrl.routing.pathways import FRESH, Pathways, SourceOutputs
 from hubrl.routing.router import Router
 from hubrl.routing.target import TargetSpec
 from hubrl.routing.weights import PathwayWeights, pathway_weights
+from hubrl.selection.settings import TrustSettings
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 
@@ -50,7 +51,7 @@ class HubPathway(RoutedMethod):
     """
 
     summary = "noisy router, top-k routes, aggregation, exploration loss (NeurIPS 2022)"
-    judging_share = 0.25
+    judging_share = TrustSettings.judging_share
     needs_only_features = True
     q_learning: ClassVar[QLearning | None] = "explorers"
     router: Router
