@@ -17,7 +17,6 @@ from hubrl.selection.arm_evidence import ArmEvidence
 from hubrl.selection.fresh_trial import Phase
 from hubrl.selection.probe_verdict import Fate
 from hubrl.selection.settings import TrustSettings
-from hubrl.selection.statistics import standard_error
 
 
 class Turn(NamedTuple):
@@ -214,8 +213,8 @@ class ArmSelection(ArmEvidence):
     def _judged(self) -> int | None:
         """The arm of the next judging episode: the learner, or one of the two contenders.
 
-        Half of the time it is the learner. Of the contenders it is the one whose mean is known
-        less. Where one is clearly best there are none, and nothing is judged; or a best source
+        Half of the time it is the learner. Of the contenders it is the one with fewer episodes on
+        record. Where one is clearly best there are none, and nothing is judged; or a best source
         explores.
         """
         if np.random.random() < 0.5:
@@ -229,7 +228,7 @@ class ArmSelection(ArmEvidence):
         challenger = min(lags, key=lambda arm: lags[arm], default=leader)
         if challenger == leader or lags[challenger] > self.settings.episode_errors:
             return leader if self.sources_explore and leader != self.learner else None
-        return max((leader, challenger), key=lambda arm: standard_error(self.records.returns(arm)))
+        return min((leader, challenger), key=self.records.count)
 
     def _contested(self) -> int | None:
         """The source to play of two that contend for being the best; None where that is known.
@@ -248,7 +247,7 @@ class ArmSelection(ArmEvidence):
         decided = self.lag(rival, best) > self.settings.episode_errors
         if decided or self.lag(best, self.learner) > self.settings.episode_errors:
             return None
-        source = max((best, rival), key=lambda source: standard_error(known.returns(source)))
+        source = min((best, rival), key=known.count)
         return source if known.count(source) < CONTEST * self.settings.episodes else None
 
     @property

@@ -172,22 +172,30 @@ class FreshTrial(nn.Module):
     def _end_trial(
         self, now: int, total: int, n_sources: int, alternatives: Sequence[float]
     ) -> Phase | None:
-        """End the trial if it is over, or if the fresh pathway cannot come far enough."""
-        scheduled = float(self.get_buffer("until"))
-        if len(self.fresh) < FORECAST_EPISODES:
-            if now >= scheduled:
-                self.go(Phase.SETTLED)
-            return self.at if now >= scheduled else None
-        fresh = self.fresh.latest
-        horizon = scheduled + self.settings.rise * self.settings.trial_share * total
-        ahead, at_most = extrapolate_return(fresh[:, 0], fresh[:, 1], min(horizon, float(total)))
+        """End the trial where it is over, or half over and the fresh pathway is clearly too slow.
+
+        The fresh pathway goes on alone if it is expected to earn more at the end than the hub, by
+        half of `episode_errors`.
+        """
+        until, length = float(self.get_buffer("until")), self.settings.trial_share * total
+        if now < until - length / 2:
+            return None
+        is_over, fresh = now >= until, self.fresh.latest
+        if len(fresh) < FORECAST_EPISODES:
+            return self._go_on(Phase.SETTLED) if is_over else None
+        horizon = min(until + self.settings.rise * length, float(total))
+        ahead, error = extrapolate_return(fresh[:, 0], fresh[:, 1], horizon)
         behind = self._expected_of_hub(total, n_sources, alternatives)
-        if now < scheduled and at_most > behind:
+        if not is_over and ahead + self.settings.episode_errors * error > behind:
             return None
         self.get_buffer("forecast").copy_(torch.tensor([ahead, behind]))
         self.get_buffer("has_forecast").fill_(True)
-        self.go(Phase.ALONE if ahead > behind else Phase.SETTLED)
-        return self.at
+        is_ahead = ahead - self.settings.episode_errors / 2 * error > behind
+        return self._go_on(Phase.ALONE if is_over and is_ahead else Phase.SETTLED)
+
+    def _go_on(self, phase: Phase) -> Phase:
+        self.go(phase)
+        return phase
 
     def _expected_of_hub(self, total: int, n_sources: int, alternatives: Sequence[float]) -> float:
         hub = self.hub.latest

@@ -22,36 +22,13 @@ def welch_lag(one: Sequence[float], other: Sequence[float]) -> float:
     return gap / error
 
 
-def standard_error(sample: Sequence[float]) -> float:
-    """Standard error of the mean; infinite for fewer than two members."""
-    return math.sqrt(_squared_error(sample)) if len(sample) > 1 else math.inf
-
-
-def corrected_lag(one: Sequence[float], other: Sequence[float]) -> float:
-    """`welch_lag` of small samples, as the standard normal deviate that is as unlikely.
-
-    Welch's t with Satterthwaite's degrees of freedom under Wallace's (1959) transformation to a
-    normal deviate, within 4 % where each sample has at least three members.
-    """
-    lag = welch_lag(one, other)
-    if lag == 0.0 or math.isinf(lag):
-        return lag
-    squared = [_squared_error(sample) for sample in (one, other)]
-    parts = zip(squared, (one, other), strict=True)
-    freedom = sum(squared) ** 2 / sum(error**2 / (len(sample) - 1) for error, sample in parts)
-    shrunk = (
-        (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(lag**2 / freedom))
-    )
-    return math.copysign(shrunk, lag)
-
-
 def conservative_lag(
     one: Sequence[float], other: Sequence[float], spread: Sequence[float] = ()
 ) -> float:
     """`welch_lag` with the greatest variance of both samples and of a third, for both.
 
-    What does nothing earns the same every time; its small spread says nothing of how much is left
-    to chance.
+    A few returns that are alike say little of how much is left to chance: what does nothing earns
+    the same every time, and what fails rarely has not failed yet.
     """
     if min(len(one), len(other)) < 2:
         return 0.0
@@ -63,13 +40,29 @@ def conservative_lag(
     return gap / error
 
 
+def corrected_lag(one: Sequence[float], other: Sequence[float]) -> float:
+    """`conservative_lag` of small samples, as the standard normal deviate that is as unlikely.
+
+    Student's t with the degrees of freedom of the sample that varies more, under Wallace's (1959)
+    transformation to a normal deviate, within 4 % where that has at least three members.
+    """
+    lag = conservative_lag(one, other)
+    if lag == 0.0 or math.isinf(lag):
+        return lag
+    freedom = len(max(one, other, key=lambda sample: float(np.var(sample, ddof=1)))) - 1
+    shrunk = (
+        (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(lag**2 / freedom))
+    )
+    return math.copysign(shrunk, lag)
+
+
 def extrapolate_return(
     when: Float[np.ndarray, " episodes"], returns: Float[np.ndarray, " episodes"], at: float
 ) -> tuple[float, float]:
-    """Return at a later time by a least-squares line, and what it could be at most.
+    """Return at a later time by a least-squares line, and its standard error by the slope's.
 
-    The first is the mean where no slope is clear beyond two standard errors, and the second follows
-    a slope that is two standard errors greater; infinite where no slope can be measured.
+    The mean where no slope is clear, that is beyond two standard errors. The error is infinite
+    where no slope can be measured.
 
     Args:
         when: Time at which each episode ended, in any unit.
@@ -82,10 +75,9 @@ def extrapolate_return(
         return mean, math.inf
     slope = float(((when - when.mean()) * (returns - mean)).sum()) / spread
     residuals = returns - mean - slope * (when - when.mean())
-    margin = 2.0 * math.sqrt(float(np.square(residuals).sum()) / (count - 2) / spread)
+    error = math.sqrt(float(np.square(residuals).sum()) / (count - 2) / spread)
     ahead = at - float(when.mean())
-    expected = mean + slope * ahead if abs(slope) > margin else mean
-    return expected, mean + (slope + margin) * ahead
+    return mean + slope * ahead if abs(slope) > 2.0 * error else mean, error * ahead
 
 
 def better_half(returns: Sequence[float]) -> list[float]:
