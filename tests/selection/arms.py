@@ -15,6 +15,11 @@ def constant(mean: float, std: float, rng: np.random.Generator) -> Arm:
     return lambda done: float(rng.normal(mean, std))
 
 
+def failing(good: float, bad: float, share: float, rng: np.random.Generator) -> Arm:
+    """A source that earns much, but fails in a share of its episodes."""
+    return lambda done: float(rng.normal(bad if rng.random() < share else good, 15.0))
+
+
 def rising(start: float, end: float, std: float, rng: np.random.Generator) -> Arm:
     """A learner: its mean goes in a line from the beginning of the training to its end."""
     return lambda done: float(rng.normal(start + (end - start) * done, std))

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from arms import constant, rising, train
+from arms import constant, failing, rising, train
 
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.fresh_trial import Phase
@@ -46,6 +46,25 @@ def test_the_agent_is_never_clearly_below_the_best_source(seed):
     }
     train(selection, arms)
     assert name_of(selection) == "good"
+
+
+def test_a_source_that_fails_rarely_is_seldom_taken_for_the_best():
+    # Means of 200 and 160: three episodes without a failure are likely, and look alike.
+    acting = []
+    for seed in range(20):
+        np.random.seed(seed)
+        rng = np.random.default_rng(seed)
+        selection = made("best", "second")
+        arms = {
+            "best": failing(250, 0, 0.2, rng),
+            "second": failing(215, -150, 0.15, rng),
+            "together": rising(-100, 150, 100, rng),
+            "fresh": rising(-300, 0, 100, rng),
+        }
+        train(selection, arms, rounds=20)
+        acting.append(name_of(selection))
+    # 6 of 20 where each sample's own spread counts, which is small without a failure.
+    assert acting.count("second") <= 2
 
 
 @pytest.mark.parametrize("seed", range(10))
