@@ -28,9 +28,6 @@ class Turn(NamedTuple):
     from it."""
 
 
-CONTEST = 6
-"""Episodes of a source, in `episodes`, after which its mean is known well enough."""
-
 IN_DOUBT = (
     "No source earns clearly more than an untrained network so far: the fresh pathway trains, and "
     "sources are judged beside it."
@@ -248,7 +245,7 @@ class ArmSelection(ArmEvidence):
         if decided or self.lag(best, self.learner) > self.settings.episode_errors:
             return None
         source = min((best, rival), key=known.count)
-        return source if known.count(source) < CONTEST * self.settings.episodes else None
+        return source if known.count(source) < self.settings.contest else None
 
     @property
     def _contending_sources(self) -> list[int]:

@@ -34,14 +34,14 @@ def judge_segments(
 
     Only what is clearly no better than an untrained network is dropped: by ranks, with every
     segment of the source below every untrained one. A source is kept where the better half of its
-    segments exceeds the untrained mean by `segment_errors` (`conservative_lag`); the better half,
+    segments exceeds the untrained mean by twice `episode_errors` (`conservative_lag`); the better half,
     because a source may be good for a part of the task alone. Segments are short and show the
     beginning of an episode alone, so all between is left to whole episodes.
 
     Args:
         sources: Returns of each source's segments.
         untrained: Returns of the untrained networks' segments.
-        settings: `segment_errors` is used.
+        settings: `episode_errors` is used.
     """
     return {name: _fate(name, sources, untrained, settings) for name in sources}
 
@@ -55,11 +55,11 @@ def _fate(name: str, sources: Returns, untrained: Sequence[float], settings: Tru
     best = max((segments for segments in sources.values() if segments), key=np.mean)
     floor = float(np.mean(untrained))
     gain, most = float(np.mean(own)) - floor, float(np.mean(best)) - floor
-    if welch_lag(own, best) > settings.segment_errors and gain < most / 2:
+    if welch_lag(own, best) > 2 * settings.episode_errors and gain < most / 2:
         return Fate.DEFERRED
     return (
         Fate.KEPT
-        if conservative_lag(untrained, better_half(own)) > settings.segment_errors
+        if conservative_lag(untrained, better_half(own)) > 2 * settings.episode_errors
         else Fate.DOUBTED
     )
 

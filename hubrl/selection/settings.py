@@ -13,21 +13,21 @@ class TrustSettings:
     `docs/concepts/trust.md` explains the rules on one page.
     """
 
-    segment_errors: float = 4.0
-    """Standard errors that make a difference of segments clear: they are few and show the beginning
-    of an episode alone."""
     episodes: int = 3
     """Whole episodes per source before sources are compared: the least that has a spread."""
     episode_errors: float = 2.0
-    """Standard errors, corrected for small samples, that make a difference of whole episodes clear.
-    Half as many by which an arm that learns must exceed the best source before it acts in
-    evaluation: that can be taken back."""
+    """Standard errors that make a difference of whole episodes clear. Twice as many are asked of
+    segments, which are few and show the beginning of an episode alone; half as many by which an arm
+    that learns must exceed the best source before it acts in evaluation, which can be taken back,
+    and by which the fresh pathway must be expected to lead before it goes on alone."""
+    contest: int = 18
+    """Whole episodes that each of two sources plays at most to find out which is the best."""
     window: int = 5
     """Latest deterministic episodes by which an arm that learns is judged before the end, because
     it changes."""
     judging_share: float = 0.1
     """Share of the episodes that judge arms, deterministically, and from which the actor does not
-    learn; half as many where one arm is clearly best."""
+    learn; half as many where one arm is clearly best, and more in a contest of two sources."""
     final_share: float = 0.1
     """Share of the training at its end, at least two rounds of episodes, in which every other
     episode judges and all of them count, so that the choice rests on many episodes."""

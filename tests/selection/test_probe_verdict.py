@@ -39,9 +39,9 @@ def test_a_source_is_kept_for_its_better_half():
     )
 
 
-def test_a_clear_difference_is_one_of_segment_errors():
+def test_a_clear_difference_of_segments_is_twice_that_of_episodes():
     untrained = [0.0, 2.0, 4.0]
-    edge = 2.0 + SETTINGS.segment_errors * (4.0 / 2 + 4.0 / 3) ** 0.5
+    edge = 2.0 + 2 * SETTINGS.episode_errors * (4.0 / 2 + 4.0 / 3) ** 0.5
     above, below = ([-99.0, edge - 1 + shift, edge + 1 + shift] for shift in (0.05, -0.05))
     assert fates(untrained, above=above)["above"] is Fate.KEPT
     assert fates(untrained, below=below)["below"] is Fate.DOUBTED
