@@ -30,13 +30,13 @@ class Fate(IntEnum):
 def judge_segments(
     sources: Returns, untrained: Sequence[float], settings: TrustSettings
 ) -> dict[str, Fate]:
-    """Judge each source by the segments that it and untrained networks earned [ours].
+    """Judge each source by the segments that it and untrained networks earned.
 
     Only what is clearly no better than an untrained network is dropped: by ranks, with every
     segment of the source below every untrained one. A source is kept where the better half of its
-    segments exceeds the untrained mean by twice `episode_errors` (`conservative_lag`); the better half,
-    because a source may be good for a part of the task alone. Segments are short and show the
-    beginning of an episode alone, so all between is left to whole episodes.
+    segments exceeds the untrained mean by twice `episode_errors` (`conservative_lag`); the better
+    half, because a source may be good for a part of the task alone. Segments are short and show the
+    beginning of an episode alone, so all between is left to whole episodes. The rule is hubrl's.
 
     Args:
         sources: Returns of each source's segments.
