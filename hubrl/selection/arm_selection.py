@@ -164,7 +164,7 @@ class ArmSelection(ArmEvidence):
                 ) <= self.records.count(self.untrained_noisy)
                 return Turn(lacking, deterministic=evaluated)
             contested = self._contested()
-            if contested is not None and np.random.random() < 0.5:
+            if contested is not None and np.random.random() < 0.25:
                 return Turn(contested, deterministic=True)
             if np.random.random() < (
                 0.5 if self._is_final or self._is_promising else self.settings.judging_share
