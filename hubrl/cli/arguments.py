@@ -53,6 +53,20 @@ def parse_observes(text: str | None) -> str | list[int] | list[str] | None:
     return text.split(",") if text and "," in text else text
 
 
+def parse_constants(text: str | None) -> dict[int, float] | None:
+    """Values of entries as `27=1`, `27-110=0` or several of them, `26=1,27-32=0`."""
+    constants: dict[int, float] = {}
+    for part in text.split(",") if text else []:
+        entries, _, value = part.partition("=")
+        try:
+            constants |= dict.fromkeys(parse_indices(entries), float(value))
+        except ValueError as error:
+            raise typer.BadParameter(
+                f"--constants {text!r} was given; expected entries and values like 26=1,27-32=0."
+            ) from error
+    return constants or None
+
+
 def parse_widths(text: str) -> list[int]:
     """Widths as `64,64`; empty for no hidden layer."""
     parts = text.split(",") if text else []

@@ -11,6 +11,7 @@ from hubrl.cli.arguments import (
     Kwargs,
     Overwrite,
     Seed,
+    parse_constants,
     parse_indices,
     parse_kwargs,
     parse_observes,
@@ -74,6 +75,12 @@ def add(
             "`cam,arm`."
         ),
     ] = None,
+    constants: Annotated[
+        str | None,
+        typer.Option(
+            help="Values of the agent's entries that the target does not observe: `26=1,27-32=0`."
+        ),
+    ] = None,
     order: Annotated[
         str | None,
         typer.Option(help="The agent's entry for every entry of the target's action: `1,0,2`."),
@@ -87,6 +94,7 @@ def add(
         source = Hub.from_agents([read_agent_argument(agent)], None if name is None else [name])[0]
         adapted = source.adapted(
             observes=parse_observes(observes),
+            constants=parse_constants(constants),
             order=parse_indices(order) if order else None,
             signs=parse_indices(signs) if signs else None,
         )

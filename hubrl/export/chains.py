@@ -10,7 +10,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from torch import Tensor, nn
 
 from hubrl.errors import BadConfig
-from hubrl.formats.cards import Select
+from hubrl.formats.cards import Constants, Select
 from hubrl.methods.base import Method, TeacherMethod
 from hubrl.methods.gated_layers import GatedLayer
 from hubrl.methods.single import SingleSource
@@ -30,6 +30,7 @@ from hubrl.sources.heads import (
     GreedyAction,
     StateValue,
 )
+from hubrl.sources.preprocessing import apply_steps
 from hubrl.sources.source import Source
 from hubrl.sources.trunks import Encoder, HubTrunk, Reader, Trunks
 
@@ -215,12 +216,16 @@ def _selection(source: Source, space: spaces.Space[Any]) -> Chain:
     chain: Chain = []
     width = int(np.prod(space.shape or (0,)))
     for step in source.card.preprocessing:
-        if not isinstance(step, Select) or isinstance(space, spaces.Dict):
+        if not isinstance(step, Select | Constants) or isinstance(space, spaces.Dict):
             raise NotPlainError(
                 f"source {source.name!r} has a preprocessing without layer ({step.op})"
             )
-        chain.append(linear_layer(torch.eye(width, dtype=torch.float64)[list(step.indices)]))
-        width = len(step.indices)
+        # Either step is affine: its bias is what it makes of zeros.
+        rows = torch.cat([torch.zeros(1, width), torch.eye(width)]).double()
+        made = apply_steps(rows, (step,))
+        assert isinstance(made, Tensor)
+        chain.append(linear_layer((made[1:] - made[0]).T, made[0]))
+        width = made.shape[1]
     return chain
 
 

@@ -167,6 +167,15 @@ class Select(Schema):
     indices: tuple[Annotated[int, Field(ge=0)], ...]
 
 
+class Constants(Schema):
+    """Insert numbers that the target does not observe, each at its place in the result."""
+
+    op: Literal["constants"]
+    values: dict[
+        Annotated[int, Field(ge=0, le=2**16)], Annotated[float, Field(allow_inf_nan=False)]
+    ]
+
+
 class Key(Schema):
     """Read one part of a Dict observation."""
 
@@ -182,7 +191,9 @@ class Keys(Schema):
     """Key of the target's part by key of the network's."""
 
 
-Step = Annotated[Frames | Crop | Resize | Stretch | Select | Key | Keys, Field(discriminator="op")]
+Step = Annotated[
+    Frames | Crop | Resize | Stretch | Select | Constants | Key | Keys, Field(discriminator="op")
+]
 
 
 class ActionMap(Schema):

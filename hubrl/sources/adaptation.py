@@ -47,6 +47,7 @@ def adapted_card(
     *,
     name: str | None,
     observes: Observes | None,
+    constants: Mapping[int, float] | None,
     order: Sequence[int] | None,
     signs: Sequence[int] | None,
     meanings: Sequence[str] | None,
@@ -59,6 +60,10 @@ def adapted_card(
     plain = {**card.to_dict(), "name": name or card.name}
     if observes is not None:
         plain["preprocessing"] = [_step(observes), *plain.get("preprocessing", [])]
+    if constants:
+        _check_constants(card, constants)
+        step = {"op": "constants", "values": dict(constants)}
+        plain["preprocessing"] = [*plain.get("preprocessing", []), step]
     if order is not None or signs is not None:
         if card.action_map is not None:
             raise BadConfig(
@@ -74,16 +79,33 @@ def adapted_card(
         raise BadConfig(
             f"Source {card.name!r} cannot be adapted so: {first_problem(error)}."
         ) from error
-    _check_indices(card, observes)
+    _check_indices(card, observes, constants or {})
     return adapted
 
 
-def _check_indices(card: SourceCard, observes: Observes | None) -> None:
-    named = 0 if observes is None else len(_step(observes).get("indices", ()))
-    width = math.prod(card.observations.shape or ())
-    if named and not card.preprocessing and named != width:
+def _check_constants(card: SourceCard, constants: Mapping[int, float]) -> None:
+    if card.preprocessing:
         raise BadConfig(
-            f"Source {card.name!r} reads {width} numbers, and observes names {named}; "
+            f"constants was given for source {card.name!r}, which has a preprocessing already; "
+            "adapt the source that it was made from."
+        )
+    shape = card.observations.shape or ()
+    if len(shape) != 1 or max(constants) >= shape[0]:
+        raise BadConfig(
+            f"Source {card.name!r} reads {describe(card.observations)}, and constants names entry "
+            f"{max(constants)}; name entries of a flat observation, from 0 on."
+        )
+
+
+def _check_indices(
+    card: SourceCard, observes: Observes | None, constants: Mapping[int, float]
+) -> None:
+    named = 0 if observes is None else len(_step(observes).get("indices", ()))
+    width = math.prod(card.observations.shape or ()) - len(constants)
+    if named and not card.preprocessing and named != width:
+        beside = f" beside {len(constants)} constants" if constants else ""
+        raise BadConfig(
+            f"Source {card.name!r} reads {width} numbers{beside}, and observes names {named}; "
             "name one for each of them."
         )
 

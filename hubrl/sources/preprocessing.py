@@ -10,7 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hubrl.errors import BadFile, SpaceMismatch
-from hubrl.formats.cards import Crop, Frames, Key, Keys, Normalisation, Resize, Select, Step
+from hubrl.formats.cards import (
+    Constants,
+    Crop,
+    Frames,
+    Key,
+    Keys,
+    Normalisation,
+    Resize,
+    Select,
+    Step,
+)
 from hubrl.formats.spaces import describe
 
 Observations = Tensor | dict[str, Tensor]
@@ -50,6 +60,8 @@ def _apply_step(images: Float[Tensor, " batch *obs"], step: Step) -> Float[Tenso
     match step:
         case Select():
             return images[:, list(step.indices)]
+        case Constants():
+            return _with_constants(images, step.values)
         case Frames():
             if images.shape[1] < step.last:
                 raise ValueError(f"{step.last} frames of {images.shape[1]}")
@@ -65,6 +77,19 @@ def _apply_step(images: Float[Tensor, " batch *obs"], step: Step) -> Float[Tenso
             low = images.amin((1, 2, 3), keepdim=True)
             high = images.amax((1, 2, 3), keepdim=True)
             return (images - low) / (high - low).clamp_min(1e-6)
+
+
+def _with_constants(
+    rows: Float[Tensor, "batch entries"], values: dict[int, float]
+) -> Float[Tensor, "batch read"]:
+    """Rows with constants at their places, and the row's own entries in order at the others."""
+    width = rows.shape[1] + len(values)
+    if max(values, default=-1) >= width:
+        raise ValueError(f"constant {max(values)} of {width} entries")
+    read = rows.new_empty(len(rows), width)
+    read[:, [place for place in range(width) if place not in values]] = rows
+    read[:, list(values)] = rows.new_tensor(list(values.values()))
+    return read
 
 
 class Normaliser(nn.Module):

@@ -120,6 +120,7 @@ class Source(Pretrained):
         name: str | None = None,
         *,
         observes: Observes | None = None,
+        constants: Mapping[int, float] | None = None,
         order: Sequence[int] | None = None,
         signs: Sequence[int] | None = None,
         meanings: Sequence[str] | None = None,
@@ -131,6 +132,8 @@ class Source(Pretrained):
             observes: Indices of this source's entries in the target's flat observation, in its
                 order; or the key of the target's Dict observation. For a source that reads a Dict
                 itself, the keys that it reads, or the target's key for each of its own.
+            constants: Values of entries that the source reads and the target does not have, by the
+                source's own index: a time feature, contact forces. `observes` names the others.
             order: This source's action entry (or choice) for every one of the target's.
             signs: 1 or -1 for every entry of the target's action, as a mirrored gait needs them.
             meanings: Meanings of the source's discrete actions, in its order, by which a target
@@ -142,7 +145,13 @@ class Source(Pretrained):
         """
         self._check_loaded()
         card = adapted_card(
-            self.card, name=name, observes=observes, order=order, signs=signs, meanings=meanings
+            self.card,
+            name=name,
+            observes=observes,
+            constants=constants,
+            order=order,
+            signs=signs,
+            meanings=meanings,
         )
         return Source.from_card(card, self.tensors(), frozen=self.frozen)
 

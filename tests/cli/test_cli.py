@@ -289,6 +289,13 @@ def test_a_source_is_added_adapted(run, hub, agents):
     assert code == 2
     assert "Input should be greater than or equal to 0" in err
     assert Hub.load(hub).names == ["one", "two", "turned"]
+    name = ("--agent", agents / "one.zip", "--name", "filled")
+    code, _, err = run("hub", "add", hub, *name, "--observes", "0,1", "--constants", "2-3=0")
+    assert code == 0, err
+    assert Hub.load(hub)["filled"].card.preprocessing[1].values == {2: 0.0, 3: 0.0}
+    code, _, err = run("hub", "add", hub, *name, "--constants", "2")
+    assert code == 2
+    assert "--constants '2' was given; expected entries and values like 26=1,27-32=0." in err
 
 
 def test_a_study_that_cannot_be_is_refused(run, tmp_path):

@@ -176,10 +176,13 @@ def test_a_hub_whose_sources_were_dropped_is_plain():
     )
 
 
-def test_selection_and_action_maps_become_part_of_the_layers():
+@pytest.mark.parametrize(
+    "read", [{"observes": [5, 0, 2, 3]}, {"observes": [5, 2], "constants": {0: 0.5, 3: -2.0}}]
+)
+def test_selection_constants_and_action_maps_become_part_of_the_layers(read):
     wide = Toy(spaces.Box(-10.0, 10.0, (6,)))
     source = Hub.from_agents([tiny(PPO, Toy(), 1)], ["gait"])[0].adapted(
-        observes=[5, 0, 2, 3], order=[1, 0], signs=[-1, 1]
+        **read, order=[1, 0], signs=[-1, 1]
     )
     model = learned(PPO, wide, Hub([source]), "finetune", level="outputs")
     rows = np.random.default_rng(0).normal(size=(1000, 6)).astype(np.float32)

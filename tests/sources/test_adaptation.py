@@ -51,6 +51,41 @@ def test_a_source_reads_its_part_of_a_wider_observation(tmp_path):
     assert not loaded.accepts(VECTOR)
 
 
+def test_a_source_reads_constants_where_the_target_observes_less(tmp_path):
+    source = read_live(tiny(PPO, Toy()), "narrow")
+    adapted = source.adapted("adapted", observes=[5, 0], constants={1: 0.5, 3: -2.0})
+    rows = np.stack([ROWS[:, 5], np.full(5, 0.5), ROWS[:, 0], np.full(5, -2.0)], axis=1)
+    expected = source.predict(rows.astype(np.float32), deterministic=True)[0]
+    np.testing.assert_allclose(adapted.predict(ROWS, deterministic=True)[0], expected, atol=1e-6)
+    Hub([adapted]).save(tmp_path / "hub")
+    loaded = Hub.load(tmp_path / "hub")["adapted"]
+    assert np.array_equal(
+        loaded.predict(ROWS, deterministic=True)[0], adapted.predict(ROWS, deterministic=True)[0]
+    )
+    assert loaded.accepts(WIDE)
+    timed = source.adapted(constants={3: 1.0})  # a time feature at the end
+    assert timed.accepts(spaces.Box(-1.0, 1.0, (3,)))
+    assert not timed.accepts(VECTOR)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"constants": {4: 0.0}}, r"reads Box\(4,\).* and constants names entry 4"),
+        ({"observes": [0, 1, 2, 3], "constants": {3: 1.0}}, "reads 3 numbers beside 1 constants"),
+        ({"observes": [0, 1], "constants": {-1: 1.0, 3: 0.0}}, "greater than or equal to 0"),
+    ],
+    ids=["no such entry", "too many", "negative"],
+)
+def test_constants_that_cannot_be_are_refused(changes, message):
+    source = read_live(tiny(PPO, Toy()), "narrow")
+    with pytest.raises(BadConfig, match=message):
+        source.adapted(**changes)
+    adapted = source.adapted(observes=[6, 0, 3, 2])
+    with pytest.raises(BadConfig, match="has a preprocessing already"):
+        adapted.adapted(constants={1: 0.0})
+
+
 @pytest.mark.parametrize(
     "observes", [["camera", "joints"], {"camera": "left eye", "joints": "joints"}]
 )
