@@ -48,13 +48,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if COMMANDS in markdown:
         group = typer.main.get_command(app)
         markdown = markdown.replace(COMMANDS, "\n".join(_command_help(group, "hubrl")))
-    origin = page.file.abs_src_path
-    if origin is None or Path(origin).suffix != ".md":
-        return markdown
-    source, folder = Path(origin), Path(page.file.src_uri).parent
+    origin = Path(page.file.abs_src_path or DOCS / page.file.src_uri)
+    if page.file.src_uri.startswith(FOLDER) and origin.is_relative_to(DOCS):
+        return markdown  # a page of code
+    folder = Path(page.file.src_uri).parent
 
     def on_site(link: re.Match[str]) -> str:
-        target = (source.parent / link[2]).resolve()
+        target = (origin.parent / link[2]).resolve()
         return f"{link[1]}{os.path.relpath(_site_uri(target), folder)}{link[3] or ''}"
 
     parts = FENCED.split(markdown)
@@ -70,7 +70,8 @@ def _linked_files(page: Path) -> list[Path]:
 
 def _site_uri(path: Path) -> str:
     if path.is_relative_to(DOCS):
-        return path.relative_to(DOCS).as_posix()
+        page = path.with_suffix(".md") if path.suffix == ".ipynb" else path
+        return page.relative_to(DOCS).as_posix()
     uri = f"{FOLDER}/{path.relative_to(REPOSITORY).as_posix()}"
     return f"{uri}.md" if path.suffix in LANGUAGES else uri
 

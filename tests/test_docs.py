@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from contextlib import closing
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from hubrl.methods import available
 REPOSITORY = Path(__file__).parents[1]
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+
+NOTEBOOKS = sorted((REPOSITORY / "docs" / "notebooks").glob("*.ipynb"))
 
 METHOD_PAGES = REPOSITORY / "docs" / "methods"
 
@@ -58,7 +61,11 @@ def shortened(text):
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     """A folder that looks like the checkout, to write in."""
-    folder = tmp_path_factory.mktemp("checkout")
+    return link_checkout(tmp_path_factory.mktemp("checkout"))
+
+
+def link_checkout(folder):
+    """Links to what examples of the pages read; the rest of the folder is theirs to write."""
     for name in ("agents", "envs", "configs"):
         (folder / name).symlink_to(REPOSITORY / name)
     return folder
@@ -88,26 +95,36 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, checkout):
     execute([sys.executable, "-W", "ignore", "-c", code], checkout)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guides/deploy.md"])
-def test_the_commands_of_a_page_work_in_their_order(page, checkout):
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/start.md",
+        "docs/guides/my-agents.md",
+        "docs/guides/other-spaces.md",
+        "docs/guides/deploy.md",
+    ],
+)
+def test_the_commands_of_a_page_work_in_their_order(page, tmp_path):
     pytest.importorskip("mujoco")
-    for seed, name in enumerate(("ppo", "dqn")):
-        PPO("MlpPolicy", "CartPole-v1", seed=seed, device="cpu").save(
-            checkout / f"{name}-CartPole-v1.zip"
-        )
+    link_checkout(tmp_path)
+    for seed, name in enumerate(("ppo-CartPole-v1", "dqn-CartPole-v1", "careful")):
+        PPO("MlpPolicy", "CartPole-v1", seed=seed, device="cpu").save(tmp_path / f"{name}.zip")
+    for config in blocks(REPOSITORY / page, "yaml"):
+        (tmp_path / "mine.yaml").write_text(config, encoding="utf-8")
     lines = [
-        line.split(" #")[0]
+        line.split(" #")[0].strip()
         for block in blocks(REPOSITORY / page, "sh")
         for line in block.splitlines()
         if line.startswith("hubrl ")
     ]
-    assert len(lines) > 3
+    assert len(lines) > 1
     for line in lines:
         if "hub check" in line or "hubrl study" in line:
             # Twenty whole episodes of each source, and hours of training: `make test` has no time for them.
             line = line + " --help"
         words = shlex.split(shortened(line))
-        execute([sys.executable, "-m", "hubrl", *words[1:]], checkout)
+        execute([sys.executable, "-m", "hubrl", *words[1:]], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -291,6 +308,7 @@ def test_every_page_stands_in_the_navigation_of_the_site():
     site = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))
     docs = REPOSITORY / "docs"
     pages = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
+    pages |= {path.relative_to(docs).with_suffix(".md").as_posix() for path in NOTEBOOKS}
     outside = {"repository/CHANGELOG.md", "repository/CONTRIBUTING.md"}
     assert {*named_pages(site["nav"])} - outside == pages
 
@@ -302,6 +320,25 @@ def test_every_public_name_stands_in_the_reference():
     errors = {name for name in hubrl.__all__ if hasattr(hubrl.errors, name)}
     assert {*hubrl.__all__} - errors <= shown
     assert {*re.findall(r"^### ([\w-]+)$", text, re.MULTILINE)} >= {*available()}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_top_to_bottom_and_is_stored_with_its_outputs(
+    path, tmp_path, monkeypatch
+):
+    pytest.importorskip("nbclient")
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs" / "figures"))
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    notebooks = importlib.import_module("run_notebooks")
+    stored = notebooks.nbformat.read(path, as_version=4)
+    printing = [
+        cell for cell in stored.cells if cell.cell_type == "code" and "print(" in cell.source
+    ]
+    assert all(cell.outputs for cell in printing), "run docs/figures/run_notebooks.py"
+    link_checkout(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the kernel's sockets
+        notebooks.executed(path, tmp_path)
 
 
 def test_the_first_screen_is_short():
