@@ -149,6 +149,9 @@ class Pathways(nn.Module):
                 source is computed.
         """
         n_sources = len(self.sources)
+        if source_outputs is None and len(pathway) == 1 and int(pathway) < n_sources:
+            output: Tensor = self.sources[int(pathway)](observations)
+            return output
         if source_outputs is None:
             wanted = functional.one_hot(pathway, len(self.names))[:, :n_sources].bool()
             source_outputs = self._dispatched(list(self.sources), observations, wanted, None)

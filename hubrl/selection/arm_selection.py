@@ -8,10 +8,11 @@ it. The rest is ours.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from hubrl.selection.arm_evidence import ArmEvidence
 from hubrl.selection.fresh_trial import Phase
@@ -75,6 +76,8 @@ class ArmSelection(ArmEvidence):
         """Share of the training that an episode in every environment takes; 0 before any ended."""
         self.turns: list[Turn] = []
         """What is played in each environment; empty outside training."""
+        self._evaluation: tuple[list[tuple[int, int]], int] = ([], 0)
+        """State of the buffers, and the arm that acts in evaluation by it."""
         self._refresh()
 
     def _refresh(self) -> None:
@@ -256,7 +259,19 @@ class ArmSelection(ArmEvidence):
 
     @property
     def evaluation_arm(self) -> int:
-        """The arm that acts in evaluation, and is saved and exported as the agent."""
+        """The arm that acts in evaluation, and is saved and exported as the agent.
+
+        It depends on the buffers alone, and is computed anew when one of them has changed:
+        `predict` reads it at every call.
+        """
+        parts = self._buffers, self.records._buffers, self.trial._buffers
+        buffers = [cast("Tensor", buffer) for part in parts for buffer in part.values()]
+        state = [(buffer.data_ptr(), buffer._version) for buffer in buffers]
+        if state != self._evaluation[0]:
+            self._evaluation = state, self._best_arm()
+        return self._evaluation[1]
+
+    def _best_arm(self) -> int:
         learned = [
             arm
             for arm in (self.together, self.fresh)

@@ -88,6 +88,20 @@ def test_segments_alone_say_who_acts_before_any_episode():
     assert name_of(selection) == "b"
 
 
+def test_the_arm_that_acts_is_computed_anew_only_where_evidence_changed(monkeypatch):
+    selection, computed = ArmSelection(["one", "two"], TrustSettings()), []
+    best_arm = selection._best_arm
+    monkeypatch.setattr(selection, "_best_arm", lambda: computed.append(0) or best_arm())
+    for source, value in ((0, 1.0), (1, 2.0), (0, 9.0)):
+        selection.records.add(source, value)
+        assert [selection.evaluation_arm for _ in range(3)] == [source] * 3
+    selection.get_buffer("fates")[0] = int(Fate.DROPPED)
+    assert selection.evaluation_arm == 1
+    selection.load_state_dict(ArmSelection(["one", "two"], TrustSettings()).state_dict())
+    assert selection.evaluation_arm == selection.together
+    assert len(computed) == 5
+
+
 def test_a_dropped_source_never_plays_nor_acts():
     selection, rng = made("a", "b"), np.random.default_rng(0)
     selection.judge([Fate.DROPPED, Fate.KEPT], [9.0, 1.0])

@@ -212,6 +212,21 @@ def test_after_a_training_the_agent_is_the_best_source_until_a_learned_arm_excee
     assert model.policy.evaluation_pathway == -1
 
 
+@ALGORITHMS
+def test_only_the_pathway_that_acts_in_evaluation_is_computed(algorithm, monkeypatch):
+    model = learner(algorithm)
+    policy = model.policy
+    policy.enable_commitment()
+    acts_best(policy.selection, 1)
+    others = [policy.method.pathways.sources[0], policy.method.router, policy.residual]
+    for network in others:
+        monkeypatch.setattr(network, "forward", None)
+    actions, (pathway, steps) = model.predict(ROWS, deterministic=True)
+    assert (actions == -1.0).all()
+    assert (pathway == 1).all()
+    assert (steps == 1).all()
+
+
 def test_the_fresh_pathway_acts_as_it_learns_where_it_earns_most():
     model = learner()
     policy, selection = model.policy, model.policy.selection

@@ -50,6 +50,15 @@ class CommitmentState:
         self.steps = np.where(previous >= 0, self.steps + 1, 1)
         self.pathway = acted.cpu().numpy()
 
+    def commit(self, pathway: int) -> None:
+        """Begin a commitment to one pathway in every environment."""
+        self.pathway, self.steps = np.full_like(self.pathway, pathway), np.ones_like(self.steps)
+
+    @property
+    def predict_state(self) -> PredictState:
+        """State that `predict` returns."""
+        return self.pathway, self.steps
+
     def binding(self, at_most: float | None) -> Int[np.ndarray, " envs"]:
         """Committed pathways of the next step, -1 for none or after `at_most` steps."""
         return (

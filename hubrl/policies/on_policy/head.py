@@ -72,6 +72,24 @@ class ActingParams(NamedTuple):
         return draw(self.params, at_mode=at_mode, deterministic=deterministic)
 
 
+class Choice(NamedTuple):
+    """Pathway and action of a step, row by row, and what they were drawn from."""
+
+    acted: Int[Tensor, " batch"]
+    selected_output: Float[Tensor, "batch outputs"]
+    """Own output of the source that acts; undefined where the fresh pathway acts."""
+    actions: Tensor
+    params: ActingParams
+    transition: Float[Tensor, "batch pathways"]
+    """Log-probabilities of the next pathway."""
+    stayed: Float[Tensor, "batch pathways"] | None
+    """One at the previous pathway; none where no commitment is learned."""
+    fresh: Bool[Tensor, "batch 1"]
+    """Rows in which the fresh pathway acts."""
+    solo: Bool[Tensor, "batch 1"]
+    """Rows of solo episodes, in which the pathway acts with certainty and without correction."""
+
+
 class PolicyStep(NamedTuple):
     """A step of the policy, row by row."""
 
@@ -181,11 +199,57 @@ class CommittedHead:
             actions: Known actions; none to draw them.
             deterministic: Whether to take the likeliest pathway and action.
         """
-        assert context.previous is not None
-        solo = cast("Tensor", context.solo)
         actor, critic = self.actor.forward(features[0]), self.critic.forward(features[1])
-        fused = self.fused
-        fresh_params, correction, stay_logit = self._head_outputs(actor[-1], fused)
+        choice = self.choose(
+            actor[-1], log_weights, select_output, context, actions, deterministic=deterministic
+        )
+        acted, transition, solo = choice.acted, choice.transition, choice.solo
+        chosen = transition.gather(1, acted[:, None]).squeeze(1).masked_fill(solo[:, 0], 0.0)
+        likelihood, scaled, precision = self._likelihood(choice.params, choice.actions)
+        cache = BackwardCache(
+            acted,
+            actor,
+            critic,
+            transition,
+            choice.stayed,
+            scaled,
+            precision,
+            choice.actions,
+            choice.fresh,
+            solo,
+        )
+        return PolicyStep(
+            acted,
+            choice.selected_output,
+            choice.actions,
+            self.value(critic[-1]),
+            chosen + likelihood,
+            cache,
+        )
+
+    def choose(
+        self,
+        latent: Float[Tensor, "batch latent"],
+        log_weights: Float[Tensor, "batch pathways"],
+        select_output: SelectOutput,
+        context: StepContext,
+        actions: Tensor | None = None,
+        *,
+        deterministic: bool = False,
+    ) -> Choice:
+        """Pathway and action of a step, drawn unless they are known.
+
+        Args:
+            latent: The actor's last hidden layer.
+            log_weights: As of `decide`, like all that follow.
+            select_output: Output of the source that acts.
+            context: The step's inputs.
+            actions: Known actions.
+            deterministic: Whether to take the likeliest ones.
+        """
+        assert context.previous is not None
+        solo, fused = cast("Tensor", context.solo), self.fused
+        fresh_params, correction, stay_logit = self._head_outputs(latent, fused)
         transition, stayed = log_weights, None
         if stay_logit is not None:
             stayed = index_mask(context.previous, log_weights.shape[1]).float()
@@ -194,22 +258,14 @@ class CommittedHead:
         if acted is None:
             drawn = draw_pathway(transition, context.deterministic, deterministic=deterministic)
             acted = torch.where(solo, encode_solo(context.previous), drawn)
-        chosen = transition.gather(1, acted[:, None]).squeeze(1).masked_fill(solo, 0.0)
-        fresh = (acted == self.n_sources)[:, None]
-        solo = solo[:, None]
+        fresh, solo = (acted == self.n_sources)[:, None], solo[:, None]
         selected = select_output(acted)
         correction = None if correction is None else correction.masked_fill(solo, 0.0)
         learned = fused.stds[acted] if self.log_stds and fused.stds is not None else None
-        acting = self._acting_params(selected, fresh, fresh_params, correction, learned)
+        params = self._acting_params(selected, fresh, fresh_params, correction, learned)
         if actions is None:
-            actions = acting.draw(context.deterministic, deterministic=deterministic)
-        likelihood, scaled, precision = self._likelihood(acting, actions)
-        cache = BackwardCache(
-            acted, actor, critic, transition, stayed, scaled, precision, actions, fresh, solo
-        )
-        return PolicyStep(
-            acted, selected, actions, self.value(critic[-1]), chosen + likelihood, cache
-        )
+            actions = params.draw(context.deterministic, deterministic=deterministic)
+        return Choice(acted, selected, actions, params, transition, stayed, fresh, solo)
 
     def _head_outputs(
         self, latent: Float[Tensor, "batch latent"], fused: FusedHeads

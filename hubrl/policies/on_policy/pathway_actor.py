@@ -1,5 +1,6 @@
 """Actor of the policy over sources' outputs: from routing to an action distribution."""
 
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -22,9 +23,10 @@ from hubrl.policies.on_policy.distributions import (
     CommittedDistribution,
     MixtureDistribution,
     PathwayDistribution,
+    draw_action,
     mixed_categorical,
 )
-from hubrl.policies.on_policy.head import CommittedHead, PolicyStep
+from hubrl.policies.on_policy.head import Choice, CommittedHead, PolicyStep
 from hubrl.policies.on_policy.pathway_networks import PathwayNetworks
 from hubrl.policies.on_policy.step import StepContext, encode_solo
 from hubrl.routing.pathways import FRESH
@@ -108,13 +110,37 @@ class PathwayActor(PathwayNetworks):
 
     def decide(self, head: CommittedHead, context: StepContext, deterministic: bool) -> PolicyStep:
         """Step of the policy, with pathway and action drawn."""
-        pathways = self.method.pathways
         features, weights = self.head_features(head, context), self.weigh(context)
-
-        def select(acted: Int[Tensor, " batch"]) -> Float[Tensor, "batch outputs"]:
-            return pathways.selected_output(acted, context.observations, context.source_outputs)
-
+        select = partial(self._select_output, context)
         return head.decide(features, weights, select, context, deterministic=deterministic)
+
+    def choose(self, head: CommittedHead, context: StepContext, deterministic: bool) -> Choice:
+        """Pathway and action of a step, without its value and log-probability."""
+        features = self.pi_features_extractor(context.observations)
+        if not head.reads_features:
+            features = self.mlp_extractor.forward_actor(features)
+        select, latent = partial(self._select_output, context), head.actor.forward(features)[-1]
+        return head.choose(
+            latent, self.weigh(context), select, context, deterministic=deterministic
+        )
+
+    def solo_actions(
+        self, observations: Observations, pathway: int, *, deterministic: bool
+    ) -> Tensor:
+        """Actions of one pathway alone, without correction; no other is computed."""
+        assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
+        if pathway == self.fresh_index:
+            latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
+            params = cast("Tensor", self.fresh_params(latent))
+        else:
+            params = self.method.pathways.sources[pathway](observations)
+        return draw_action(params, self.action_space, deterministic=deterministic)
+
+    def _select_output(
+        self, context: StepContext, acted: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch outputs"]:
+        pathways = self.method.pathways
+        return pathways.selected_output(acted, context.observations, context.source_outputs)
 
     def head_features(self, head: CommittedHead, context: StepContext) -> tuple[Tensor, Tensor]:
         """Inputs of the head: features, or last hidden layers where torch computes those."""

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from hubrl.policies.on_policy.step import (
     TrainingState,
     encode_solo,
 )
+from hubrl.routing.weights import n_rows
 
 
 class HubActorCriticPolicy(PathwayActor):
@@ -52,8 +54,6 @@ class HubActorCriticPolicy(PathwayActor):
         self.last_record = StepRecord()
         """Record of the last rollout step; the rollout buffer reads it right after `forward`."""
         self._commitment: CommitmentState | None = None
-        self._evaluated: CommitmentState | None = None
-        """Commitments of the `predict` that is running."""
         self._some_fresh = False
         """Whether the fresh pathway played a solo episode in this rollout."""
         self._head: tuple[CommittedHead | None] | None = None
@@ -175,46 +175,42 @@ class HubActorCriticPolicy(PathwayActor):
         Raises:
             BadConfig: If the state is of another number of observations.
         """
-        if not self.commits:
+        if not self.commits or isinstance(observation, tuple):  # a tuple is refused by SB3
             return super().predict(observation, state, episode_start, deterministic)
+        self.set_training_mode(False)
         if state is None:
             self._head = None  # layers may have been replaced or hooked since
-        tensor, _ = self.obs_to_tensor(observation)
-        n_rows = len(next(iter(tensor.values())) if isinstance(tensor, dict) else tensor)
-        commitment = self._evaluated = CommitmentState.restored(n_rows, state, episode_start)
-        try:
-            actions, _ = super().predict(observation, state, episode_start, deterministic)
-        finally:
-            self._evaluated = None
-        return actions, (commitment.pathway, commitment.steps)
+        tensor, is_batch = self.obs_to_tensor(observation)
+        commitment = CommitmentState.restored(n_rows(tensor), state, episode_start)
+        with torch.no_grad():
+            drawn = self._committed_actions(tensor, commitment, deterministic)
+        actions = drawn.cpu().numpy().reshape((-1, *self.action_space.shape))  # type: ignore[misc]
+        if isinstance(self.action_space, spaces.Box):
+            actions = np.clip(actions, self.action_space.low, self.action_space.high)
+        return actions if is_batch else actions.squeeze(axis=0), commitment.predict_state
 
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
-        """SB3's `_predict`; with commitments, only the acting pathway is computed."""
-        if self._evaluated is None:
-            return super()._predict(observation, deterministic)
-        bound, pathway = self._evaluated.binding(self.most_steps), self.evaluation_pathway
-        if pathway >= 0:
-            bound = encode_solo(np.full_like(bound, pathway))
-        previous, only_fresh = (
-            torch.as_tensor(bound, device=self.device),
-            pathway == self.fresh_index,
-        )
-        context = StepContext(
-            self.preprocess(observation), exploring=False, previous=previous, only_fresh=only_fresh
-        )
+    def _committed_actions(
+        self, obs: PyTorchObs, commitment: CommitmentState, deterministic: bool
+    ) -> Tensor:
+        """Actions of `predict`: of the evaluation's pathway, else of the committed ones."""
+        observations, solo = self.preprocess(obs), self.evaluation_pathway
+        if solo >= 0:
+            commitment.commit(solo)
+            return self.solo_actions(observations, solo, deterministic=deterministic)
+        bound = commitment.binding(self.most_steps)
+        previous = torch.as_tensor(bound, device=self.device)
+        context = StepContext(observations, exploring=False, previous=previous, only_fresh=False)
         head = self._current_head(context)
         if head is not None:
-            step = self.decide(head, context, deterministic)
-            actions, acted = step.actions, cast("Tensor | None", step.acted)
+            choice = self.choose(head, context, deterministic)
+            actions, acted = choice.actions, choice.acted
         else:
-            latent = self.mlp_extractor.forward_actor(
-                self.pi_features_extractor(context.observations)
-            )
+            latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
             distribution = self.make_distribution(context, latent)
             actions = distribution.get_actions(deterministic=deterministic)
             acted = distribution.acted if isinstance(distribution, CommittedDistribution) else None
         if acted is not None:
-            self._evaluated.advance(acted, bound)
+            commitment.advance(acted, bound)
         return actions
 
     def begin_rollout(self) -> None:
