@@ -20,9 +20,8 @@ from hubrl.policies.dqn import HubDQNPolicy
 from hubrl.policies.dqn_networks import RoutedQNetwork, SourceQNetwork
 from hubrl.policies.extractor import HubExtractor
 from hubrl.policies.on_policy.policy import HubActorCriticPolicy
-from hubrl.routing.denormalize import Denormalizer
 from hubrl.routing.fresh_pathway import FreshPathway
-from hubrl.routing.source_pathway import SourcePathway
+from hubrl.routing.source_pathway import Denormalizer, SourcePathway
 from hubrl.sources.heads import (
     CategoricalAction,
     DeterministicAction,

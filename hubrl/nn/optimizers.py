@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from hubrl.nn.parameter_packing import ParameterPack, flatten
+from hubrl.nn.manual_gradients import ParameterPack, flatten
 
 STEP = "step"
 """Key of Adam's step count, the only part of its state without the parameter's shape."""

@@ -8,7 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hubrl.formats.cards import SourceCard
+from hubrl.methods.base import Routed
 from hubrl.policies.dqn import HubDQNPolicy
+from hubrl.policies.on_policy.distributions import mixed_categorical
 from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.sources.action_params import greedy, width
 from hubrl.sources.networks import Networks, register_network
@@ -27,8 +29,24 @@ class HubActor(nn.Module):
         """Actor's last hidden layer beside the likeliest pathway's action parameters."""
         policy = self.policy
         latent = policy.mlp_extractor.forward_actor(policy.pi_features_extractor(observations))
-        action_params = policy.distribution_parameters(policy.route(observations))
+        action_params = distribution_parameters(policy, policy.route(observations))
         return torch.cat([latent, action_params], dim=1)
+
+
+def distribution_parameters(
+    policy: HubActorCriticPolicy, routed: Routed
+) -> Float[Tensor, "batch outputs"]:
+    """Action parameters whose mode is the action of `predict`: the heaviest pathway's.
+
+    For Discrete without commitments, log-probabilities of the mixture.
+    """
+    params, logs = routed.pathway_outputs, routed.log_weights
+    if params is None or logs is None or policy.aggregation != "mixture":
+        return routed.features
+    if isinstance(policy.action_space, spaces.Discrete) and not policy.commits:
+        return mixed_categorical(params, logs).distribution.logits
+    best = logs.argmax(dim=1)
+    return params[torch.arange(len(best), device=best.device), best]
 
 
 class LastColumns(nn.Module):

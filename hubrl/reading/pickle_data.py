@@ -135,6 +135,10 @@ _EMPTY: dict[str, Callable[[], Any]] = {
 }
 
 
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+"""Opcodes of tuples by their length."""
+
+
 class _Machine:
     """The stack, the marks and the memo of one pickle."""
 
@@ -152,6 +156,9 @@ class _Machine:
             self.stack.append(_CONSTANTS[opcode])
         elif opcode in _EMPTY:
             self.stack.append(_EMPTY[opcode]())
+        elif opcode in _TUPLES:
+            last_first = [self.pop() for _ in range(_TUPLES[opcode])]
+            self.stack.append(tuple(last_first[::-1]))
         elif opcode in _PUTS:
             self.memo[int(argument)] = self.stack[-1]
         elif opcode in _GETS:
@@ -199,17 +206,6 @@ class _Machine:
 
     def _tuple(self, _: Any) -> None:
         self.stack.append(tuple(self._pop_marked()))
-
-    def _tuple1(self, _: Any) -> None:
-        self.stack.append((self.pop(),))
-
-    def _tuple2(self, _: Any) -> None:
-        last = self.pop()
-        self.stack.append((self.pop(), last))
-
-    def _tuple3(self, _: Any) -> None:
-        last, middle = self.pop(), self.pop()
-        self.stack.append((self.pop(), middle, last))
 
     def _list(self, _: Any) -> None:
         self.stack.append(self._pop_marked())

@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from hubrl.errors import BadConfig
 from hubrl.nn.losses import DIFFERENTIATED_TWICE, mean_entropy
-from hubrl.nn.manual_mlp import ManualMLP, linear, linear_gradients
-from hubrl.nn.parameter_packing import AutogradInputs
+from hubrl.nn.manual_gradients import AutogradInputs, ManualMLP, linear, linear_gradients
 from hubrl.routing.router import NOISE_FLOOR, Router
 from hubrl.routing.weights import PathwayWeights, pathway_weights
 from hubrl.sources.preprocessing import Observations

@@ -80,6 +80,38 @@ def aggregate(
     return torch.bmm(weights[:, None], outputs).squeeze(1)
 
 
+def transition_log_probs(
+    log_weights: Float[Tensor, "batch pathways"],
+    previous: Int[Tensor, " batch"],
+    stay_logit: Float[Tensor, "batch pathways"] | None = None,
+) -> Float[Tensor, "batch pathways"]:
+    """Log-probabilities of the next pathway given the previous one.
+
+    Each pathway's stay logit `c_i` is added where it acted: `p = softmax(log w + c [i =
+    previous])`; without one, the previous pathway acts again with certainty. Where none acted
+    before, `p = w`. A commitment ends when its pathway is no longer active. The rule has no paper.
+
+    Args:
+        log_weights: Logarithms of pathway weights; minus infinity where a pathway is not active.
+        previous: The previous pathway; below 0 for none.
+        stay_logit: Of each pathway, in nats; none for infinity.
+    """
+    there = index_mask(previous, log_weights.shape[1])
+    if stay_logit is not None:
+        return functional.log_softmax(log_weights + there * stay_logit, dim=1)
+    there = there & log_weights.isfinite()
+    certain = torch.zeros_like(log_weights).masked_fill(~there, -torch.inf)
+    return torch.where(there.any(dim=1, keepdim=True), certain, log_weights)
+
+
+def certain_log_weights(
+    pathway: Int[Tensor, " batch"], n_pathways: int
+) -> Float[Tensor, "batch pathways"]:
+    """Logarithms of pathway weights: 0 for one pathway per row, minus infinity for the rest."""
+    logs = torch.full((len(pathway), n_pathways), -torch.inf, device=pathway.device)
+    return logs.masked_fill(index_mask(pathway, n_pathways), 0.0)
+
+
 def n_rows(observations: Observations) -> int:
     """Batch size of observations."""
     if isinstance(observations, dict):

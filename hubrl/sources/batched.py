@@ -18,7 +18,7 @@ from hubrl.nn.bf16 import (
     nature_cnn,
     to_pixels,
 )
-from hubrl.nn.manual_mlp import NUMPY_ACTIVATIONS, fits_numpy
+from hubrl.nn.manual_gradients import NUMPY_ACTIVATIONS, fits_numpy
 from hubrl.sources.heads import GaussianAction, sde_log_std
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source

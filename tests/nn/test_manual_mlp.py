@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hubrl.nn.manual_mlp import ManualMLP, linear, linear_gradients
+from hubrl.nn.manual_gradients import ManualMLP, linear, linear_gradients
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])

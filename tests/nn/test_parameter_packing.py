@@ -8,8 +8,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 from toys import CHOOSE, STEER, VECTOR, Toy, target, tiny_hub
 
+from hubrl.nn.manual_gradients import AutogradInputs, ParameterPack
 from hubrl.nn.optimizers import HubAdam
-from hubrl.nn.parameter_packing import AutogradInputs, ParameterPack
 from hubrl.policies.on_policy.step import RecordedBatch, StepRecord, TrainingState
 from hubrl.training.callback import HubCallback
 

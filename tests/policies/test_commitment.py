@@ -18,10 +18,10 @@ from torch import nn
 from toys import CHOOSE, IMAGE, PARTS, STEER, VECTOR, Toy, target, tiny, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback
-from hubrl.policies.on_policy.commitment import transition_log_probs
 from hubrl.policies.on_policy.distributions import CommittedDistribution, draw_pathway
 from hubrl.policies.on_policy.rollout_buffer import HubRolloutBuffer
 from hubrl.policies.on_policy.step import TrainingState
+from hubrl.routing.weights import transition_log_probs
 from hubrl.sources.batched import GaussianHeads
 from hubrl.sources.source import Source
 

@@ -13,6 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from toys import CHOOSE, IMAGE, PARTS, SETTINGS, STEER, TINY, Toy, target, tiny, tiny_hub
 
 from hubrl import BadConfig, Hub, HubActorCriticPolicy, HubCallback, SpaceMismatch, UnknownName
+from hubrl.policies.as_source import distribution_parameters
 from hubrl.policies.on_policy.distributions import MixtureDistribution
 
 ACTIONS = pytest.mark.parametrize("actions", [STEER, CHOOSE], ids=["box", "discrete"])
@@ -133,7 +134,7 @@ def test_deterministic_predictions_are_without_noise_and_repeat(actions, aggrega
             2, dim=1
         )[0]
         np.testing.assert_allclose(expected, best.detach().clamp(-1, 1), atol=1e-6)
-    likeliest = model.policy.distribution_parameters(routed)
+    likeliest = distribution_parameters(model.policy, routed)
     if actions is CHOOSE:
         assert np.array_equal(expected, likeliest.argmax(dim=1))
     elif aggregation == "mean":

@@ -7,8 +7,7 @@ import torch
 from gymnasium import spaces
 from toys import PARTS, VECTOR
 
-from hubrl.routing.replayable_noise import replayable_noise
-from hubrl.routing.router import Router
+from hubrl.routing.router import Router, replayable_noise
 from hubrl.routing.weights import aggregate, dispatch, pathway_weights, stable_top_k
 
 ALL = torch.ones(3, dtype=torch.bool)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hubrl.nn.manual_mlp import linear_gradients
+from hubrl.nn.manual_gradients import linear_gradients
 from hubrl.nn.popart import PopArtLinear
 from hubrl.policies.on_policy.head import BackwardCache, CommittedHead
 from hubrl.policies.on_policy.step import StepContext

@@ -16,8 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hubrl.nn.manual_mlp import ManualMLP
-from hubrl.nn.parameter_packing import AutogradInputs, ParameterPack
+from hubrl.nn.manual_gradients import AutogradInputs, ManualMLP, ParameterPack
 from hubrl.policies.on_policy.distributions import draw_gaussian, draw_pathway
 from hubrl.policies.on_policy.step import StepContext, encode_solo
 from hubrl.routing.weights import index_mask

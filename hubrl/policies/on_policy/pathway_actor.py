@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from hubrl.methods.base import Routed, RoutedMethod
 from hubrl.nn.losses import inject
-from hubrl.policies.on_policy.commitment import certain_log_weights, transition_log_probs
 from hubrl.policies.on_policy.distributions import (
     CommittedDistribution,
     MixtureDistribution,
@@ -30,6 +29,7 @@ from hubrl.policies.on_policy.head import Choice, CommittedHead, PolicyStep
 from hubrl.policies.on_policy.pathway_networks import PathwayNetworks
 from hubrl.policies.on_policy.step import StepContext, encode_solo
 from hubrl.routing.pathways import FRESH
+from hubrl.routing.weights import certain_log_weights, transition_log_probs
 from hubrl.sources import action_params
 from hubrl.sources.preprocessing import Observations
 
@@ -65,22 +65,6 @@ class PathwayActor(PathwayNetworks):
             )
         return routed._replace(whole=routed.features)
 
-    def distribution_parameters(self, routed: Routed) -> Float[Tensor, "batch outputs"]:
-        """Action parameters whose mode is the action of `predict`: the heaviest pathway's.
-
-        For Discrete without commitments, log-probabilities of the mixture.
-        """
-        if (
-            routed.pathway_outputs is None
-            or routed.log_weights is None
-            or self.aggregation != "mixture"
-        ):
-            return routed.features
-        if isinstance(self.action_space, spaces.Discrete) and not self.commits:
-            return mixed_categorical(routed.pathway_outputs, routed.log_weights).distribution.logits
-        best = routed.log_weights.argmax(dim=1)
-        return routed.pathway_outputs[torch.arange(len(best), device=best.device), best]
-
     @torch.no_grad()
     def act_as(self, obs: PyTorchObs, pathway: Int[Tensor, " batch"]) -> np.ndarray:
         """Actions of one candidate per row, not corrected, with its own standard deviation.
@@ -111,7 +95,7 @@ class PathwayActor(PathwayNetworks):
     def decide(self, head: CommittedHead, context: StepContext, deterministic: bool) -> PolicyStep:
         """Step of the policy, with pathway and action drawn."""
         features, weights = self.head_features(head, context), self.weigh(context)
-        select = partial(self._select_output, context)
+        select = partial(self.select_output, context)
         return head.decide(features, weights, select, context, deterministic=deterministic)
 
     def choose(self, head: CommittedHead, context: StepContext, deterministic: bool) -> Choice:
@@ -119,7 +103,7 @@ class PathwayActor(PathwayNetworks):
         features = self.pi_features_extractor(context.observations)
         if not head.reads_features:
             features = self.mlp_extractor.forward_actor(features)
-        select, latent = partial(self._select_output, context), head.actor.forward(features)[-1]
+        select, latent = partial(self.select_output, context), head.actor.forward(features)[-1]
         return head.choose(
             latent, self.weigh(context), select, context, deterministic=deterministic
         )
@@ -136,9 +120,10 @@ class PathwayActor(PathwayNetworks):
             params = self.method.pathways.sources[pathway](observations)
         return draw_action(params, self.action_space, deterministic=deterministic)
 
-    def _select_output(
+    def select_output(
         self, context: StepContext, acted: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch outputs"]:
+        """Own output of the source that acts in each row."""
         pathways = self.method.pathways
         return pathways.selected_output(acted, context.observations, context.source_outputs)
 
@@ -159,6 +144,16 @@ class PathwayActor(PathwayNetworks):
             return logs
         assert context.previous is not None
         return transition_log_probs(logs, context.previous)
+
+    def draw(
+        self, context: StepContext, latent: Float[Tensor, "batch latent"], deterministic: bool
+    ) -> tuple[Tensor, Distribution]:
+        """Actions and their distribution; `context.acted` is set where one pathway acts."""
+        distribution = self.make_distribution(context, latent)
+        actions = distribution.get_actions(deterministic=deterministic)
+        if isinstance(distribution, CommittedDistribution):
+            context.acted = distribution.acted
+        return actions, distribution
 
     def make_distribution(
         self, context: StepContext, latent: Float[Tensor, "batch latent"]
@@ -186,18 +181,6 @@ class PathwayActor(PathwayNetworks):
         if isinstance(self.action_space, spaces.Discrete):
             return mixed_categorical(params, logs)
         return MixtureDistribution(self.action_space).proba_distribution(params, logs)
-
-    def fresh_params(
-        self, latent: Float[Tensor, "batch latent"], *, of_snapshot: bool = False
-    ) -> Float[Tensor, "batch outputs"] | None:
-        """Action parameters of the fresh pathway, or of the actor's snapshot; none without it."""
-        if self.method.pathways.names[-1] != FRESH:
-            return None
-        owner = self.actor_snapshot if of_snapshot and self.actor_snapshot is not None else self
-        params: Tensor = owner.action_net(latent)
-        if isinstance(self.action_space, spaces.Discrete):
-            return nn.functional.log_softmax(params, dim=1)
-        return torch.cat([params, owner.log_std.expand_as(params)], dim=1)
 
     def draw_noise(self, context: StepContext) -> Float[Tensor, "batch pathways"]:
         """Random noise of the router for a recorded step."""

@@ -1,10 +1,12 @@
 """Networks of the policy over sources' outputs."""
 
 import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from gymnasium import spaces
+from jaxtyping import Float
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import MlpExtractor
@@ -18,13 +20,14 @@ from hubrl.methods import create, find
 from hubrl.methods.base import Method, RoutedMethod
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.nn.freezing import CachedParameters
-from hubrl.nn.manual_mlp import ManualMLP, has_hooks
+from hubrl.nn.manual_gradients import ManualMLP, has_hooks
 from hubrl.nn.optimizers import HubAdam
 from hubrl.nn.popart import PopArtLinear
 from hubrl.policies.bf16 import ReadsBytes
 from hubrl.policies.on_policy.actor_snapshot import ActorSnapshot
 from hubrl.policies.on_policy.head import CommittedHead
 from hubrl.policies.on_policy.options import OutputOptions, check_selection
+from hubrl.policies.on_policy.step import StepContext
 from hubrl.routing.fresh_pathway import extractor_class
 from hubrl.routing.pathways import FRESH, spec_sources
 from hubrl.routing.router import Router, ZeroLinear
@@ -52,6 +55,7 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         outputs: OutputOptions | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        self._head: tuple[CommittedHead | None] | None = None
         if kwargs.get("use_sde"):
             raise BadConfig(
                 "use_sde=True was given; pathways have standard deviations of their own, "
@@ -224,6 +228,32 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         actor, critic = self.extract_both(observations)
         return self.mlp_extractor.forward_actor(actor), self.mlp_extractor.forward_critic(critic)
 
+    def fresh_params(
+        self, latent: Float[Tensor, "batch latent"], *, of_snapshot: bool = False
+    ) -> Float[Tensor, "batch outputs"] | None:
+        """Action parameters of the fresh pathway, or of the actor's snapshot; none without it."""
+        if self.method.pathways.names[-1] != FRESH:
+            return None
+        owner = self.actor_snapshot if of_snapshot and self.actor_snapshot is not None else self
+        params: Tensor = owner.action_net(latent)
+        if isinstance(self.action_space, spaces.Discrete):
+            return nn.functional.log_softmax(params, dim=1)
+        return torch.cat([params, owner.log_std.expand_as(params)], dim=1)
+
+    def current_head(self, context: StepContext) -> CommittedHead | None:
+        """Head of the committed decision; none where the full distribution is used.
+
+        That is where the fresh pathway alone plays, the hub's snapshot acts, a layer has hooks, or
+        the method does not route.
+        """
+        if context.previous is None or context.only_fresh:
+            return None
+        if self._head is None:
+            # Once a rollout and once an update, for layers that were replaced, or given hooks, in
+            # between.
+            self._head = (self.make_head(),)
+        return self._head[0]
+
     def make_head(self) -> CommittedHead | None:
         """Head that computes one pathway per row; none if all are needed, or a layer has hooks."""
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
@@ -273,6 +303,20 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
             manual = self.method.noisy and isinstance(router, Router)
             routers = [cast("Router", router).manual_backward()[1].parameters] if manual else []
             self.optimizer.pack([*head.parts, *routers])
+
+    def end_update(self) -> None:
+        """Unpack parameters, before code outside the update reads them or their gradients."""
+        optimizer = self.__dict__.get("optimizer")
+        if isinstance(optimizer, HubAdam) and optimizer.packs:
+            optimizer.unpack()
+            self._head = None
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """`nn.Module.parameters`; in an update the optimizer's packs, so that SB3 clips those."""
+        optimizer = self.__dict__.get("optimizer")
+        if recurse and isinstance(optimizer, HubAdam) and optimizer.packs:
+            return (parameter for group in optimizer.param_groups for parameter in group["params"])
+        return super().parameters(recurse)
 
 
 def get_action_width(space: spaces.Space[Any]) -> int:

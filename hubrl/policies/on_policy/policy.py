@@ -1,6 +1,5 @@
 """Policy of PPO and A2C over the outputs of sources."""
 
-from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -8,17 +7,17 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import PyTorchObs
-from torch import Tensor, nn
+from torch import Tensor
 
 from hubrl.errors import BadConfig
 from hubrl.nn.optimizers import HubAdam
-from hubrl.policies.on_policy.commitment import CommitmentState, PredictState
-from hubrl.policies.on_policy.distributions import CommittedDistribution
 from hubrl.policies.on_policy.fused_head import evaluate_fused
-from hubrl.policies.on_policy.head import CommittedHead
 from hubrl.policies.on_policy.pathway_actor import PathwayActor
 from hubrl.policies.on_policy.step import (
+    CommitmentState,
+    PredictState,
     RecordedBatch,
+    RolloutCommitments,
     StepContext,
     StepRecord,
     TrainingState,
@@ -53,10 +52,7 @@ class HubActorCriticPolicy(PathwayActor):
         self._training_state = TrainingState()
         self.last_record = StepRecord()
         """Record of the last rollout step; the rollout buffer reads it right after `forward`."""
-        self._commitment: CommitmentState | None = None
-        self._some_fresh = False
-        """Whether the fresh pathway played a solo episode in this rollout."""
-        self._head: tuple[CommittedHead | None] | None = None
+        self._commitments = RolloutCommitments()
         super().__init__(*args, **kwargs)
 
     @property
@@ -76,8 +72,7 @@ class HubActorCriticPolicy(PathwayActor):
 
     def end_commitments(self, ended: np.ndarray) -> None:
         """End the commitments of environments whose episode ended."""
-        if self._commitment is not None:
-            self._commitment.end(np.asarray(ended, dtype=bool))
+        self._commitments.end(np.asarray(ended, dtype=bool))
 
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False
@@ -93,7 +88,7 @@ class HubActorCriticPolicy(PathwayActor):
             self.count_fresh(context.n_rows, self.device, context)
             return super().forward(cast("Tensor", obs), deterministic)
         context = self._rollout_context(obs)
-        head = self._current_head(context)
+        head = self.current_head(context)
         if head is not None:
             step = self.decide(head, context, deterministic)
             context.acted = step.acted
@@ -103,17 +98,9 @@ class HubActorCriticPolicy(PathwayActor):
         else:
             latent, critic_latent = self.extract_latents(context.observations)
             values = self.value_net(critic_latent)
-            distribution = self.make_distribution(context, latent)
-            actions = distribution.get_actions(deterministic=deterministic)
+            actions, distribution = self.draw(context, latent, deterministic)
             log_prob = distribution.log_prob(actions)
-            if isinstance(distribution, CommittedDistribution):
-                context.acted = distribution.acted
-        if (
-            self._commitment is not None
-            and context.acted is not None
-            and context.previous is not None
-        ):
-            self._commitment.advance(context.acted, context.previous.cpu().numpy())
+        self._commitments.advance(context)
         if self.training_state.records_steps:
             self.last_record = context.record()
         return actions.reshape((-1, *self.action_space.shape)), values, log_prob  # type: ignore[misc]
@@ -133,13 +120,12 @@ class HubActorCriticPolicy(PathwayActor):
         if self.fresh_alone:
             self.end_update()
             return super().evaluate_actions(cast("Tensor", obs), actions)
-        exploring, critic_only = (
-            record.acted is not None or not self.commits,
-            self.training_state.critic_only,
-        )
+        critic_only = self.training_state.critic_only
+        exploring = record.acted is not None or not self.commits
         context = StepContext.of_record(
             self.preprocess(obs), record, exploring=exploring, critic_only=critic_only
         )
+        context.only_fresh = self._was_only_fresh(record)
         values, log_prob, entropy = self._evaluate(context, actions)
         if record.deterministic is not None:
             # A deterministic action is no sample of its distribution, and gives it no gradient.
@@ -199,18 +185,16 @@ class HubActorCriticPolicy(PathwayActor):
             return self.solo_actions(observations, solo, deterministic=deterministic)
         bound = commitment.binding(self.most_steps)
         previous = torch.as_tensor(bound, device=self.device)
-        context = StepContext(observations, exploring=False, previous=previous, only_fresh=False)
-        head = self._current_head(context)
+        context = StepContext(observations, exploring=False, previous=previous)
+        head = self.current_head(context)
         if head is not None:
             choice = self.choose(head, context, deterministic)
-            actions, acted = choice.actions, choice.acted
+            actions, context.acted = choice.actions, choice.acted
         else:
             latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
-            distribution = self.make_distribution(context, latent)
-            actions = distribution.get_actions(deterministic=deterministic)
-            acted = distribution.acted if isinstance(distribution, CommittedDistribution) else None
-        if acted is not None:
-            commitment.advance(acted, bound)
+            actions, _ = self.draw(context, latent, deterministic)
+        if context.acted is not None:
+            commitment.advance(context.acted, bound)
         return actions
 
     def begin_rollout(self) -> None:
@@ -223,20 +207,6 @@ class HubActorCriticPolicy(PathwayActor):
         self.last_record = StepRecord()
         self.training_state = TrainingState()
 
-    def end_update(self) -> None:
-        """Unpack parameters, before code outside the update reads them or their gradients."""
-        optimizer = self.__dict__.get("optimizer")
-        if isinstance(optimizer, HubAdam) and optimizer.packs:
-            optimizer.unpack()
-            self._head = None
-
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """`nn.Module.parameters`; in an update the optimizer's packs, so that SB3 clips those."""
-        optimizer = self.__dict__.get("optimizer")
-        if recurse and isinstance(optimizer, HubAdam) and optimizer.packs:
-            return (parameter for group in optimizer.param_groups for parameter in group["params"])
-        return super().parameters(recurse)
-
     def train(self, mode: bool = True) -> "HubActorCriticPolicy":
         """`nn.Module.train`; from an update back to a rollout, with a new key of the noise."""
         if self.training == mode:
@@ -248,7 +218,7 @@ class HubActorCriticPolicy(PathwayActor):
             self.end_update()
             # The rollout's state ends with its update, complete or interrupted.
             self.training_state = TrainingState()
-            self._some_fresh = False
+            self._commitments.some_fresh = False
         if self.training and hasattr(self, "noise_key"):
             self.get_buffer("noise_key").add_(1)
             self._noise_generator = None
@@ -275,18 +245,22 @@ class HubActorCriticPolicy(PathwayActor):
             )
         return obs, StepRecord()
 
+    def _was_only_fresh(self, record: StepRecord) -> bool:
+        """Whether the fresh pathway played alone in all rows, so that no other is computed."""
+        some_fresh = self._commitments.some_fresh or not self.training_state.fused_update
+        codes = record.previous if self.commits and some_fresh else None
+        return codes is not None and not bool((codes != encode_solo(self.fresh_index)).any())
+
     def _rollout_context(self, obs: PyTorchObs) -> StepContext:
         """Inputs of a rollout step: committed pathways, recorded outputs of sources, noise."""
         context = StepContext(self.preprocess(obs), exploring=True)
         if self.commits:
             self._bind(context)
-        if not self.training_state.records_steps or self._is_only_fresh(context):
+        if not self.training_state.records_steps or context.only_fresh:
             return context
         top_k = self.method.top_k
         # All sources together cost little more than one, unless some are not active.
-        selects = (
-            top_k < len(self.method.pathways.names) and self._current_head(context) is not None
-        )
+        selects = top_k < len(self.method.pathways.names) and self.current_head(context) is not None
         if self._keeps_outputs and not selects:
             trusted = self.method.trusted_pathways
             context.source_outputs = self.method.pathways.compute_source_outputs(
@@ -303,49 +277,19 @@ class HubActorCriticPolicy(PathwayActor):
                 "This model was trained with commitments to pathways and no rollout buffer records "
                 "them; pass HubCallback() to go on."
             )
-        if self._commitment is None or len(self._commitment.pathway) != context.n_rows:
-            self._commitment = CommitmentState(context.n_rows)
-        bound, selection = self._commitment.binding(self.most_steps), self.selection
-        if selection is not None and len(selection.playing) == len(bound):
-            bound = np.where(selection.playing >= 0, encode_solo(selection.playing), bound)
-        context.previous = torch.as_tensor(bound, device=self.device)
-        fresh = bound == encode_solo(self.fresh_index)
-        context.only_fresh = bool(fresh.all())
-        self._some_fresh |= bool(fresh.any())
+        selection = self.selection
+        playing = None if selection is None else selection.playing
+        self._commitments.bind(context, playing, self.most_steps, self.fresh_index)
         if selection is not None and not self.draws_in_evaluation and selection.deterministic.any():
             # Arrays are made anew for every turn: before the step is stored, the next episodes have
             # begun.
             context.deterministic = torch.as_tensor(selection.deterministic, device=self.device)
 
-    def _is_only_fresh(self, context: StepContext) -> bool:
-        """Whether the fresh pathway plays alone in all rows, so that no other is computed."""
-        if context.only_fresh is None:
-            possible = self.commits and (self._some_fresh or not self.training_state.fused_update)
-            codes = context.previous if possible else None
-            context.only_fresh = codes is not None and not bool(
-                (codes != encode_solo(self.fresh_index)).any()
-            )
-        return context.only_fresh
-
-    def _current_head(self, context: StepContext) -> CommittedHead | None:
-        """Head of the committed decision; none where the full distribution is used.
-
-        That is where the fresh pathway alone plays, the hub's snapshot acts, a layer has hooks, or
-        the method does not route.
-        """
-        if context.previous is None or self._is_only_fresh(context):
-            return None
-        if self._head is None:
-            # Once a rollout and once an update, for layers that were replaced, or given hooks, in
-            # between.
-            self._head = (self.make_head(),)
-        return self._head[0]
-
     def _evaluate(
         self, context: StepContext, actions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values, log-probabilities and entropy; by the head where acting pathways are known."""
-        head = self._current_head(context)
+        head = self.current_head(context)
         if head is None or context.acted is None:
             self.end_update()
             latent, critic_latent = self.extract_latents(context.observations)
@@ -359,9 +303,7 @@ class HubActorCriticPolicy(PathwayActor):
             self.pack_parameters(head)
         selected = context.selected_output
         if selected is None:
-            selected = self.method.pathways.selected_output(
-                context.acted, context.observations, context.source_outputs
-            )
+            selected = self.select_output(context, context.acted)
         features, weights = self.head_features(head, context), self.weigh(context)
         values, log_prob = evaluate_fused(head, features, weights, selected, context, actions)
         # SB3 estimates a missing entropy by the mean of -log_prob, with a gradient that is wasted

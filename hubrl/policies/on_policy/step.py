@@ -1,12 +1,15 @@
-"""One step of a policy over sources' outputs: inputs, record, and state of the training."""
+"""Steps of a policy over sources' outputs: inputs, record, and commitments to pathways."""
 
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hubrl.errors import BadConfig
+from hubrl.routing.weights import device_of, n_rows
 from hubrl.sources.preprocessing import Observations
 
 Rows = TypeVar("Rows", int, Tensor, np.ndarray)
@@ -33,7 +36,7 @@ class TrainingState:
     """Whether only the critic learns, as long as advantages are not yet reliable."""
     fused_update: bool = False
     """Whether PPO's own loop runs the update, in which alone parameters change, so that small ones
-    may be packed and stepped together (`hubrl.nn.parameter_packing`)."""
+    may be packed and stepped together (`hubrl.nn.manual_gradients`)."""
     entropy_gradient: bool = True
     """Whether the algorithm may use the gradient of the entropy."""
 
@@ -91,8 +94,8 @@ class StepContext:
     """Rows of a rollout whose action is to be deterministic."""
     noise: Float[Tensor, "batch pathways"] | None = None
     """Known noise of the router."""
-    only_fresh: bool | None = None
-    """Whether the fresh pathway plays alone in all rows; none until computed."""
+    only_fresh: bool = False
+    """Whether the fresh pathway plays alone in all rows."""
     critic_only: bool = False
     """Whether only the critic learns, so that the routing loss is left out."""
 
@@ -126,13 +129,117 @@ class StepContext:
     @property
     def n_rows(self) -> int:
         """Number of observations."""
-        return len(
-            next(iter(self.observations.values()))
-            if isinstance(self.observations, dict)
-            else self.observations
-        )
+        return n_rows(self.observations)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the observations."""
+        return device_of(self.observations)
 
     @property
     def solo(self) -> Bool[Tensor, " batch"] | None:
         """Rows of solo episodes; none where the previous pathway is unknown."""
         return None if self.previous is None else self.previous <= SOLO_CODE
+
+
+PredictState = tuple[np.ndarray, ...]
+"""State of SB3's `predict`: committed pathways, and their steps so far."""
+
+
+class CommitmentState:
+    """Committed pathway of each environment, and its steps so far."""
+
+    def __init__(self, n_envs: int) -> None:
+        self.pathway: Int[np.ndarray, " envs"] = np.full(n_envs, -1)
+        self.steps: Int[np.ndarray, " envs"] = np.zeros(n_envs, dtype=np.int64)
+
+    @classmethod
+    def restored(
+        cls, n_rows: int, state: PredictState | None, episode_start: np.ndarray | None
+    ) -> "CommitmentState":
+        """Commitments from the state that the last `predict` returned.
+
+        Raises:
+            BadConfig: If the state is of another number of observations.
+        """
+        restored = cls(n_rows)
+        if state is not None:
+            restored.pathway, restored.steps = map(np.asarray, state)
+            if len(restored.pathway) != n_rows:
+                raise BadConfig(
+                    f"A state for {len(restored.pathway)} observations was given with {n_rows}; "
+                    "pass state=None where other episodes begin."
+                )
+        if episode_start is not None:
+            restored.end(np.asarray(episode_start, dtype=bool))
+        return restored
+
+    def end(self, rows: Bool[np.ndarray, " envs"]) -> None:
+        """End the commitments of some environments."""
+        self.pathway = np.where(rows, -1, self.pathway)
+
+    def advance(self, acted: Int[Tensor, " envs"], previous: Int[np.ndarray, " envs"]) -> None:
+        """Count a step of the pathways that acted; `previous` is -1 where none was committed."""
+        self.steps = np.where(previous >= 0, self.steps + 1, 1)
+        self.pathway = acted.cpu().numpy()
+
+    def commit(self, pathway: int) -> None:
+        """Begin a commitment to one pathway in every environment."""
+        self.pathway, self.steps = np.full_like(self.pathway, pathway), np.ones_like(self.steps)
+
+    @property
+    def predict_state(self) -> PredictState:
+        """State that `predict` returns."""
+        return self.pathway, self.steps
+
+    def binding(self, at_most: float | None) -> Int[np.ndarray, " envs"]:
+        """Committed pathways of the next step, -1 for none or after `at_most` steps."""
+        return (
+            self.pathway if at_most is None else np.where(self.steps >= at_most, -1, self.pathway)
+        )
+
+
+class RolloutCommitments:
+    """Commitments and solo episodes of the environments of a rollout."""
+
+    def __init__(self) -> None:
+        self._state: CommitmentState | None = None
+        self.some_fresh = False
+        """Whether the fresh pathway played a solo episode in this rollout."""
+
+    def end(self, ended: Bool[np.ndarray, " envs"]) -> None:
+        """End the commitments of environments whose episode ended."""
+        if self._state is not None:
+            self._state.end(ended)
+
+    def bind(
+        self,
+        context: StepContext,
+        playing: Int[np.ndarray, " envs"] | None,
+        most_steps: float | None,
+        fresh_index: int,
+    ) -> None:
+        """Set `previous` and `only_fresh` of a step.
+
+        Args:
+            context: The step's inputs.
+            playing: Pathway of each environment's solo episode, -1 for none; None without
+                selection among arms.
+            most_steps: Steps after which a commitment always ends, if there are such.
+            fresh_index: Position of the fresh pathway.
+        """
+        if self._state is None or len(self._state.pathway) != context.n_rows:
+            self._state = CommitmentState(context.n_rows)
+        bound = self._state.binding(most_steps)
+        if playing is not None and len(playing) == len(bound):
+            bound = np.where(playing >= 0, encode_solo(playing), bound)
+        context.previous = torch.as_tensor(bound, device=context.device)
+        fresh = bound == encode_solo(fresh_index)
+        context.only_fresh = bool(fresh.all())
+        self.some_fresh |= bool(fresh.any())
+
+    def advance(self, context: StepContext) -> None:
+        """Count a step of the pathways that acted."""
+        bound, acted = context.previous, context.acted
+        if self._state is not None and acted is not None and bound is not None:
+            self._state.advance(acted, bound.cpu().numpy())
