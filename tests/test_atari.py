@@ -80,7 +80,7 @@ def test_the_card_reads_the_encoder_and_leaves_the_rest(weights):
     torch.testing.assert_close(features, expected)
 
 
-def test_the_encoder_alone_says_that_it_has_no_actions(weights):
+def test_the_encoder_alone_is_refused_for_its_missing_actions(weights):
     source = read_agent(weights, CARD, name="baby-a3c")
     assert source.actions is None
     with pytest.raises(SpaceMismatch, match="encoder alone"):
@@ -159,7 +159,7 @@ def test_a_hub_with_a_nature_cnn_trains_and_leaves_the_sources_as_they_were(
     )
 
 
-def test_a_hub_with_an_encoder_alone_is_heard_through_its_features(weights, env):
+def test_a_hub_with_an_encoder_alone_is_used_at_the_features(weights, env):
     hub = Hub.from_agents(
         [PPO("CnnPolicy", env, device="cpu", **TINY[PPO]), (weights, CARD)],
         names=["nature", "baby-a3c"],

@@ -127,7 +127,7 @@ def test_one_acrobot_does_not_change_the_next():
         ("CartPole", {"link_moi": 1.0}, "unexpected keyword argument 'link_moi'"),
     ],
 )
-def test_wrong_physics_are_answered_with_a_sentence(task, arguments, sentence):
+def test_wrong_physics_are_refused(task, arguments, sentence):
     with pytest.raises(BadConfig, match=sentence):
         make_env(f"envs.classic:hubrl/{task}-v1", arguments)
 
@@ -163,6 +163,6 @@ def test_the_sources_were_trained_on_instances_that_are_no_targets(hub):
     assert trained_on == {f"instance-{seed}": acrobot_physics(seed) for seed in range(101, 105)}
 
 
-def test_the_sources_play_as_their_cards_say(hub):
+def test_the_sources_earn_what_their_cards_state(hub):
     for check in check_hub(hub, episodes=10):
         assert check.agrees, f"{check.name}: {check.sentence}, played {check.played}"

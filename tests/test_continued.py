@@ -94,7 +94,7 @@ def test_the_critic_measures_returns_once_they_were_seen_and_keeps_their_units()
     assert model.policy.value_net.units[0] > 0.9 * shift
 
 
-def test_without_the_callback_a_training_does_not_go_on_as_if_nobody_was_held():
+def test_without_the_callback_a_training_with_commitments_does_not_go_on():
     model = learner()
     model.learn(64, HubCallback(probe_share=0.0))
     with pytest.raises(
@@ -119,7 +119,7 @@ def test_a_policy_that_learned_can_be_copied(options):
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
-def test_a_distribution_does_not_depend_on_whom_the_training_held(n_envs, tmp_path):
+def test_a_distribution_does_not_depend_on_the_trainings_commitments(n_envs, tmp_path):
     model = learner(n_envs)
     model.learn(64, HubCallback(probe_share=0.0))
     model.save(tmp_path / "model.zip")
@@ -148,7 +148,7 @@ def test_what_is_predicted_is_not_counted_among_the_rollouts():
     assert model.policy.method.routing_stats.sums.rows == 0
 
 
-def test_a_dqn_predicts_by_who_earns_most_once_its_training_is_over(tmp_path):
+def test_a_dqn_predicts_by_its_best_arm_once_its_training_is_over(tmp_path):
     env = toy_for(DQN)
     made = tiny_hub(env).agent(DQN)
     model = target(

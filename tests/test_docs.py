@@ -208,7 +208,7 @@ def test_every_method_has_a_page_and_a_row_in_the_table_of_all():
 
 
 @pytest.mark.parametrize("name", available())
-def test_a_methods_page_says_what_all_of_them_say(name):
+def test_the_methods_pages_have_the_same_sections(name):
     text = (METHOD_PAGES / f"{name}.md").read_text(encoding="utf-8")
     parts = re.findall(r"^## (.+)$", text, re.MULTILINE)
     assert [part for part in parts if not part.startswith("DQN")] == [
@@ -267,7 +267,7 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_links_in_the_pages_lead_somewhere():
+def test_links_in_the_pages_exist():
     for page in [*PAGES, REPOSITORY / "CONTRIBUTING.md"]:
         for path, anchor in links(page):
             target = (page.parent / path).resolve() if path else page

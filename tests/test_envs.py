@@ -113,7 +113,7 @@ def test_backward_turns_the_forward_reward_round_and_nothing_else(robot):
         ({"direction": "sideways"}, "direction='sideways' is neither 'forward' nor 'backward'"),
     ],
 )
-def test_wrong_physics_are_answered_with_a_sentence(arguments, sentence):
+def test_wrong_physics_are_refused(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         make_robot(**arguments)
 
@@ -126,7 +126,7 @@ def test_games_pass_gymnasiums_checker(game, arguments):
     check_env(make_game(game, **arguments).unwrapped, skip_render_check=True)
 
 
-def test_every_game_for_one_player_has_an_id_of_ours():
+def test_every_game_for_one_player_has_an_id():
     pytest.importorskip("ale_py")
     importlib.import_module("envs.atari")
     games = [spec.name for spec in gym.registry.values() if spec.namespace == "ALE"]
@@ -162,7 +162,7 @@ def test_a_step_of_the_bare_game_is_one_frame_without_sticky_actions():
 
 
 @pytest.mark.parametrize("arguments", [{"mode": 99}, {"difficulty": 9}])
-def test_a_mode_that_a_game_does_not_have_is_answered_with_those_it_has(arguments):
+def test_an_unknown_mode_of_a_game_is_refused_with_those_it_has(arguments):
     with pytest.raises(
         ValueError, match=r"for freeway; its modes are \[0, 1, .*its difficulties \[0, 1\]"
     ):
@@ -187,7 +187,7 @@ def test_atari_vec_env_is_sb3s_stack_of_four_small_grey_frames():
     env.close()
 
 
-def test_without_ale_py_a_sentence_says_what_to_install(monkeypatch):
+def test_without_ale_py_the_error_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ale_py.env", None)
     monkeypatch.delitem(sys.modules, "envs.atari", raising=False)
     with pytest.raises(ImportError, match=r"install hubrl\[atari\]"):
@@ -300,7 +300,7 @@ def landed(**kwargs):
     return np.concatenate([np.ravel(part) for part in said]), len(env.get_attr("world")[0].bodies)
 
 
-def test_what_nobody_looks_at_is_not_drawn_and_goes_as_if_it_were():
+def test_frames_that_are_not_read_are_not_rendered_with_equal_episodes():
     pytest.importorskip("Box2D")
     unseen, bodies = landed()
     seen, bodies_with_smoke = landed(render_mode="rgb_array")

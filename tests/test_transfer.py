@@ -46,7 +46,7 @@ def test_the_quickstart_compares_draws_and_writes_its_summary(tmp_path):
 @pytest.mark.parametrize(
     "folder", sorted((REPOSITORY / "agents" / "sources").iterdir()), ids=lambda folder: folder.name
 )
-def test_published_sources_are_small_and_say_where_they_come_from(folder):
+def test_published_sources_are_small_and_name_their_origin(folder):
     """At most 4 MiB a file; steps, seed, episodes and a command that trained them."""
     assert max(path.stat().st_size for path in folder.iterdir()) <= 4 * 2**20
     for source in Hub.load(folder):

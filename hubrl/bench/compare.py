@@ -16,7 +16,7 @@ from hubrl.bench.workloads import Learning, Running
 from hubrl.experiments.run_record import collect_versions
 from hubrl.formats.files import write_atomically
 
-OURS, SB3 = "ours", "sb3"
+HUBRL, SB3 = "hubrl", "sb3"
 
 MATRIX_UNITS = {
     "amx_bf16": "AMX-BF16",
@@ -32,27 +32,27 @@ Speeds = Mapping[str, float]
 
 def over_sb3(speeds: Speeds) -> float:
     """Speed as a multiple of plain SB3's, the fastest where there are several."""
-    return speeds[OURS] / max(speed for name, speed in speeds.items() if name.startswith(SB3))
+    return speeds[HUBRL] / max(speed for name, speed in speeds.items() if name.startswith(SB3))
 
 
 def of_sb3_default(speeds: Speeds) -> float:
     """Memory as a share of SB3's default."""
-    return speeds[OURS] / speeds[SB3]
+    return speeds[HUBRL] / speeds[SB3]
 
 
 def of_copies(speeds: Speeds) -> float:
     """Memory as a share of that with copied sources."""
-    return speeds[OURS] / speeds["copied"]
+    return speeds[HUBRL] / speeds["copied"]
 
 
 def cost_of_more(speeds: Speeds) -> float:
     """Time as a multiple of that with one source."""
-    return speeds["one_source"] / speeds[OURS]
+    return speeds["one_source"] / speeds[HUBRL]
 
 
 def outside(speeds: Speeds) -> float:
     """Share of the time outside emulator and networks, if these take as long as they do alone."""
-    return 1 - speeds[OURS] / speeds["emulator"] - speeds[OURS] / speeds["kernels"]
+    return 1 - speeds[HUBRL] / speeds["emulator"] - speeds[HUBRL] / speeds["kernels"]
 
 
 class Comparable(Protocol):
@@ -77,7 +77,7 @@ class Benchmark(NamedTuple):
     what: str
     """Description."""
     works: Mapping[str, Comparable]
-    """Workloads by name: `ours`, and plain SB3 under names that begin with `sb3`."""
+    """Workloads by name: `hubrl`, and plain SB3 under names that begin with `sb3`."""
     bar: str
     """The limit of the ratio: a minimum of speeds, a maximum of costs and shares."""
     ratio: Callable[[Speeds], float] = over_sb3
@@ -116,21 +116,21 @@ class Measurement(NamedTuple):
         best = max((speed for name, speed in speeds.items() if name.startswith(SB3)), default=None)
         return {
             "name": self.benchmark.name,
-            "ours_steps_per_s": speeds.get(OURS),
+            "hubrl_steps_per_s": speeds.get(HUBRL),
             "sb3_steps_per_s": best,
             "ratio": median(self.ratios),
             "ratio_min": min(self.ratios),
             "ratio_max": max(self.ratios),
             "repetitions": len(self.repetitions),
             "threads": self.threads,
-            "n_envs": self.benchmark.works[OURS].n_envs,
-            "task": self.benchmark.works[OURS].config["task"],
+            "n_envs": self.benchmark.works[HUBRL].n_envs,
+            "task": self.benchmark.works[HUBRL].config["task"],
             "what": self.benchmark.what,
             "bar": self.benchmark.bar,
             **{
                 f"{name}_{unit}": value
                 for name, value in found.items()
-                if not speeds or name not in (OURS, SB3)
+                if not speeds or name not in (HUBRL, SB3)
             },
         }
 
@@ -242,7 +242,7 @@ COLUMNS = (
     "line",
     "what",
     "task, environments",
-    "ours",
+    "hubrl",
     "the others",
     "ratio",
     "must reach",
@@ -254,16 +254,16 @@ def cells_of(measured: Measurement) -> list[str]:
     """A measurement's line of the table."""
     line, found = measured.benchmark, measured.medians()
     unit = "steps/s" if line.unit == "steps_per_s" else "bytes"
-    others = ", ".join(f"{name} {value:.0f}" for name, value in found.items() if name != OURS)
+    others = ", ".join(f"{name} {value:.0f}" for name, value in found.items() if name != HUBRL)
     ratio = (
         f"{median(measured.ratios):.2f} ({min(measured.ratios):.2f} to {max(measured.ratios):.2f})"
     )
-    where = f"{line.works[OURS].config['task']}, {line.works[OURS].n_envs}"
+    where = f"{line.works[HUBRL].config['task']}, {line.works[HUBRL].n_envs}"
     return [
         line.name,
         line.what,
         where,
-        f"{found[OURS]:.0f} {unit}",
+        f"{found[HUBRL]:.0f} {unit}",
         others,
         ratio,
         line.bar,

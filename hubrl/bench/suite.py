@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from hubrl.bench.compare import (
-    OURS,
+    HUBRL,
     SB3,
     Benchmark,
     cost_of_more,
@@ -72,7 +72,7 @@ GAMES = ("Pong", "Breakout", "SpaceInvaders", "Seaquest", "Riverraid")
 
 def _emulator_benchmark(game: str) -> Benchmark:
     task = {"task": f"{game}NoFrameskip-v4", "n_envs": 8}
-    preprocessing = {OURS: "atari", "sb3_dummy": "atari-sb3", "sb3_subproc": SUBPROC}
+    preprocessing = {HUBRL: "atari", "sb3_dummy": "atari-sb3", "sb3_subproc": SUBPROC}
     works = {
         name: Emulator({**task, "preprocessing": kind}) for name, kind in preprocessing.items()
     }
@@ -87,7 +87,7 @@ def _weights_benchmark(
 ) -> Benchmark:
     fields = {**plain, **hub}
     works = {
-        OURS: Weights(fields, sources),
+        HUBRL: Weights(fields, sources),
         "copied": Weights(fields, sources, copied=True),
         SB3: Weights(plain),
     }
@@ -102,7 +102,7 @@ BENCHMARKS = (
         "ppo-frozen-8",
         "PPO Atari, frozen hub of 3 NatureCNNs, 8 envs",
         {
-            OURS: Learning({**FAST, **PPO_ATARI, **FROZEN}, 3),
+            HUBRL: Learning({**FAST, **PPO_ATARI, **FROZEN}, 3),
             SB3: Learning({**WRAPPED, **PPO_ATARI}),
         },
         "at least 3.5, aim 5.5",
@@ -111,7 +111,7 @@ BENCHMARKS = (
         "ppo-frozen-32",
         "PPO Atari, frozen hub of 3 NatureCNNs, 32 envs",
         {
-            OURS: Learning({**FAST, **PPO_ATARI, **FROZEN, **WIDE}, 3),
+            HUBRL: Learning({**FAST, **PPO_ATARI, **FROZEN, **WIDE}, 3),
             SB3: Learning({**WRAPPED, **PPO_ATARI, **WIDE}),
         },
         "at least 4.5, aim 6.5",
@@ -120,7 +120,7 @@ BENCHMARKS = (
         "ppo-frozen-fresh",
         "PPO Atari, frozen hub of 3 NatureCNNs and a fresh pathway",
         {
-            OURS: Learning({**FAST, **PPO_ATARI, **FRESH}, 3),
+            HUBRL: Learning({**FAST, **PPO_ATARI, **FRESH}, 3),
             SB3: Learning({**WRAPPED, **PPO_ATARI}),
         },
         "at least 1.5, aim 2.5",
@@ -129,7 +129,7 @@ BENCHMARKS = (
         "ppo-tuned",
         "PPO Atari, tuned hub, top-1 of 3 NatureCNNs",
         {
-            OURS: Learning({**FAST, **PPO_ATARI, **TUNED}, 3),
+            HUBRL: Learning({**FAST, **PPO_ATARI, **TUNED}, 3),
             SB3: Learning({**WRAPPED, **PPO_ATARI}),
         },
         "at least 1.2, aim 2",
@@ -137,14 +137,14 @@ BENCHMARKS = (
     Benchmark(
         "ppo-scratch",
         "PPO Atari from scratch through hubrl",
-        {OURS: Learning({**FAST, **PPO_ATARI, **BF16}), SB3: Learning({**WRAPPED, **PPO_ATARI})},
+        {HUBRL: Learning({**FAST, **PPO_ATARI, **BF16}), SB3: Learning({**WRAPPED, **PPO_ATARI})},
         "at least 2, aim 3",
     ),
     Benchmark(
         "dqn-frozen",
         "DQN Atari, frozen hub of 3 NatureCNNs",
         {
-            OURS: Learning({**FAST, **DQN_ATARI, **FROZEN}, 3),
+            HUBRL: Learning({**FAST, **DQN_ATARI, **FROZEN}, 3),
             SB3: Learning({**WRAPPED, **DQN_ATARI}),
         },
         "at least 6, aim 12",
@@ -154,7 +154,7 @@ BENCHMARKS = (
         "dqn-replay-memory",
         "DQN replay memory of a step, frozen hub of 3 NatureCNNs, as a share of SB3's default",
         {
-            OURS: Replay({**FAST, **LEAN, **FROZEN}, 3),
+            HUBRL: Replay({**FAST, **LEAN, **FROZEN}, 3),
             SB3: Replay({**WRAPPED, **LEAN}),
             "sb3_optimized": Replay({**WRAPPED, **LEANER}),
         },
@@ -178,7 +178,7 @@ BENCHMARKS = (
         "PPO HalfCheetah, outputs of a hub of 5 MLPs",
         # No arms are judged: which arm plays is a matter of episodes, not of speed.
         {
-            OURS: Learning({**PPO_CHEETAH, **HUB, "options": {"judging_share": 0.0}}, 5),
+            HUBRL: Learning({**PPO_CHEETAH, **HUB, "options": {"judging_share": 0.0}}, 5),
             SB3: Learning(PPO_CHEETAH),
         },
         "at least 0.75, aim 1.2",
@@ -188,7 +188,7 @@ BENCHMARKS = (
         "tuned-cost-of-8",
         "PPO Atari, tuned, top-1: time with 8 sources over time with 1",
         {
-            OURS: Learning({**FAST, **PPO_ATARI, **TUNED, **SHORT}, 8),
+            HUBRL: Learning({**FAST, **PPO_ATARI, **TUNED, **SHORT}, 8),
             "one_source": Learning({**FAST, **PPO_ATARI, **TUNED, **SHORT}, 1),
             SB3: Learning({**WRAPPED, **PPO_ATARI, **SHORT}),
         },
@@ -201,7 +201,7 @@ BENCHMARKS = (
         "overhead",
         "Time outside emulator and networks, PPO Atari, frozen hub of 3 NatureCNNs, 8 envs",
         {
-            OURS: Learning({**FAST, **PPO_ATARI, **FROZEN}, 3),
+            HUBRL: Learning({**FAST, **PPO_ATARI, **FROZEN}, 3),
             "emulator": Emulator(FAST),
             "kernels": Kernels({**FAST, **PPO_ATARI, **FROZEN}, 3),
         },
@@ -212,7 +212,7 @@ BENCHMARKS = (
     Benchmark(
         "predict-mlp",
         "predict of an exported lite Zoo-Tuning agent of 3 MLPs",
-        {OURS: Predicting({**PPO_CHEETAH, **LITE}, 3), SB3: Predicting(PPO_CHEETAH)},
+        {HUBRL: Predicting({**PPO_CHEETAH, **LITE}, 3), SB3: Predicting(PPO_CHEETAH)},
         "at least 0.95, a cost of 1.05",
         steps=20_000,
         repetitions=5,
@@ -221,7 +221,7 @@ BENCHMARKS = (
         "predict-cnn",
         "predict of an exported lite Zoo-Tuning agent of 3 NatureCNNs",
         {
-            OURS: Predicting({**FAST, **PPO_ATARI, **LITE}, 3),
+            HUBRL: Predicting({**FAST, **PPO_ATARI, **LITE}, 3),
             SB3: Predicting({**FAST, **PPO_ATARI}),
         },
         "at least 0.95, a cost of 1.05",

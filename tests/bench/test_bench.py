@@ -53,7 +53,7 @@ CACHED = {
 
 CONTRACT = {
     "name",
-    "ours_steps_per_s",
+    "hubrl_steps_per_s",
     "sb3_steps_per_s",
     "ratio",
     "ratio_min",
@@ -87,7 +87,7 @@ class Scripted:
 
 def scripted(calls, **changes):
     works = {
-        "ours": Scripted("ours", [1, 40, 30, 60], calls),
+        "hubrl": Scripted("hubrl", [1, 40, 30, 60], calls),
         "sb3": Scripted("sb3", [1, 10, 10, 10], calls),
     }
     return Benchmark(
@@ -98,23 +98,23 @@ def scripted(calls, **changes):
 def test_works_take_turns_after_a_first_piece_that_does_not_count():
     calls = []
     measured = measure(scripted(calls))
-    assert calls[:2] == [("start", "ours"), ("start", "sb3")]
-    assert calls[2:4] == [("ours", 1, 1), ("sb3", 1, 1)]
-    assert calls[4:10] == [("ours", 16, 1), ("sb3", 16, 1)] * 3
-    assert sorted(calls[10:]) == [("close", "ours"), ("close", "sb3")]
+    assert calls[:2] == [("start", "hubrl"), ("start", "sb3")]
+    assert calls[2:4] == [("hubrl", 1, 1), ("sb3", 1, 1)]
+    assert calls[4:10] == [("hubrl", 16, 1), ("sb3", 16, 1)] * 3
+    assert sorted(calls[10:]) == [("close", "hubrl"), ("close", "sb3")]
     assert measured.repetitions == [
-        {"ours": 40, "sb3": 10},
-        {"ours": 30, "sb3": 10},
-        {"ours": 60, "sb3": 10},
+        {"hubrl": 40, "sb3": 10},
+        {"hubrl": 30, "sb3": 10},
+        {"hubrl": 60, "sb3": 10},
     ]
 
 
-def test_steps_repetitions_and_threads_can_be_asked_for_and_threads_are_put_back():
+def test_steps_repetitions_and_threads_can_be_set_and_threads_are_restored():
     before, calls = torch.get_num_threads(), []
     assert (
         len(measure(scripted(calls), steps=99, repetitions=2, threads=before + 1).repetitions) == 2
     )
-    assert ("ours", 99, before + 1) in calls
+    assert ("hubrl", 99, before + 1) in calls
     assert torch.get_num_threads() == before
 
 
@@ -122,7 +122,7 @@ def test_works_are_closed_when_one_fails():
     calls = []
     with pytest.raises(IndexError):
         measure(scripted(calls), repetitions=4)
-    assert ("close", "ours") in calls
+    assert ("close", "hubrl") in calls
     assert ("close", "sb3") in calls
 
 
@@ -134,7 +134,7 @@ def test_a_ratio_is_the_median_of_pairs_and_the_json_has_what_was_promised(tmp_p
     assert plain.keys() >= CONTRACT
     assert plain == plain | {
         "name": "scripted",
-        "ours_steps_per_s": 40,
+        "hubrl_steps_per_s": 40,
         "sb3_steps_per_s": 10,
         "ratio": 4.0,
         "threads": 1,
@@ -150,7 +150,7 @@ def test_a_ratio_is_the_median_of_pairs_and_the_json_has_what_was_promised(tmp_p
 
 
 def test_the_better_of_sb3s_ways_counts():
-    speeds = {"ours": 30.0, "sb3_dummy": 10.0, "sb3_subproc": 15.0}
+    speeds = {"hubrl": 30.0, "sb3_dummy": 10.0, "sb3_subproc": 15.0}
     line = scripted([])._replace(works=dict.fromkeys(speeds, Scripted("", [], [])))
     plain = Measurement(line, 1, [speeds]).to_dict()
     assert (plain["ratio"], plain["sb3_steps_per_s"], plain["sb3_dummy_steps_per_s"]) == (
@@ -161,28 +161,28 @@ def test_the_better_of_sb3s_ways_counts():
 
 
 def test_a_cost_is_a_ratio_of_times_and_what_is_outside_is_what_neither_takes():
-    assert cost_of_more({"ours": 80.0, "one_source": 100.0, "sb3": 1.0}) == pytest.approx(1.25)
+    assert cost_of_more({"hubrl": 80.0, "one_source": 100.0, "sb3": 1.0}) == pytest.approx(1.25)
     # Ten milliseconds a step, of which four are the emulator's and five the networks'.
-    assert outside({"ours": 100.0, "emulator": 250.0, "kernels": 200.0}) == pytest.approx(0.1)
+    assert outside({"hubrl": 100.0, "emulator": 250.0, "kernels": 200.0}) == pytest.approx(0.1)
 
 
 def test_memory_has_no_speed():
-    speeds = {"ours": 10.0, "sb3": 50.0, "sb3_optimized": 25.0}
+    speeds = {"hubrl": 10.0, "sb3": 50.0, "sb3_optimized": 25.0}
     line = scripted([], unit="bytes", ratio=of_sb3_default)._replace(
         works=dict.fromkeys(speeds, Scripted("", [], []))
     )
     plain = Measurement(line, 1, [speeds]).to_dict()
-    assert (plain["ours_steps_per_s"], plain["sb3_steps_per_s"], plain["ratio"]) == (
+    assert (plain["hubrl_steps_per_s"], plain["sb3_steps_per_s"], plain["ratio"]) == (
         None,
         None,
         0.2,
     )
-    assert (plain["ours_bytes"], plain["sb3_optimized_bytes"]) == (10.0, 25.0)
+    assert (plain["hubrl_bytes"], plain["sb3_optimized_bytes"]) == (10.0, 25.0)
 
 
 @pytest.mark.parametrize("line", BENCHMARKS, ids=lambda line: line.name)
-def test_every_line_says_what_can_be_and_compares_with_plain_sb3(line):
-    assert "ours" in line.works
+def test_every_benchmark_has_a_bar_and_compares_with_plain_sb3(line):
+    assert "hubrl" in line.works
     for who, work in line.works.items():
         if isinstance(work, Emulator):
             continue
@@ -217,23 +217,23 @@ def test_lines_have_names_of_their_own_by_which_they_are_select():
         select(["overhed"])
 
 
-def test_plain_sb3_is_plain_and_ours_learns_from_as_many_sources():
+def test_plain_sb3_is_plain_and_the_hub_has_as_many_sources_as_asked():
     with (
         closing(Learning(TINY).start()) as plain,
-        closing(Learning({**TINY, **CACHED}, 2).start()) as ours,
+        closing(Learning({**TINY, **CACHED}, 2).start()) as learner,
     ):
         assert type(plain.model) is PPO
         assert type(plain.model.policy) is ActorCriticPolicy
-        assert [source.name for source in ours.model.policy.features_extractor.sources] == [
+        assert [source.name for source in learner.model.policy.features_extractor.sources] == [
             "untrained-0",
             "untrained-1",
         ]
-        assert find_cache(ours.model) is ours.model.get_env()
-        assert ours.measure(20) > 0
+        assert find_cache(learner.model) is learner.model.get_env()
+        assert learner.measure(20) > 0
         # Whole rollouts of 16 steps, and a second piece goes on behind the first.
-        assert ours.model.num_timesteps == 32
-        ours.measure(1)
-        assert ours.model.num_timesteps == 48
+        assert learner.model.num_timesteps == 32
+        learner.measure(1)
+        assert learner.model.num_timesteps == 48
 
 
 def test_networks_alone_learn_from_one_rollout_as_often_as_a_training_would():
@@ -256,7 +256,7 @@ def test_replay_is_weighed_by_the_step():
     (found,) = measure(line).repetitions
     # An action of 8 bytes, a reward, an end and a timeout of 4 each, beside what was observed before and after.
     assert found == {
-        "ours": 2 * 3 * 512 * 2 + 20,
+        "hubrl": 2 * 3 * 512 * 2 + 20,
         "sb3": 2 * 4 * 84 * 84 + 20,
         "sb3_optimized": 4 * 84 * 84 + 20,
     }
@@ -318,16 +318,16 @@ def test_a_clock_counts_a_part_inside_another_once(monkeypatch):
     assert watch.stop() == {"sb3": 5.0, "update": 5.0, "optimizer": 10.0}
 
 
-def test_a_profile_says_where_the_time_of_each_training_goes():
+def test_a_profile_splits_the_time_of_each_training():
     works = {
-        "ours": Learning({**TINY, **CACHED}, 2),
+        "hubrl": Learning({**TINY, **CACHED}, 2),
         "sb3": Learning(TINY),
         "emulator": Emulator(TINY),
     }
     found = profile_workloads(Benchmark("tiny", "Tiny", works, "", steps=32), threads=1)
-    assert list(found) == ["ours", "sb3"]
+    assert list(found) == ["hubrl", "sb3"]
     assert all(list(parts) == list(PARTS) for parts in found.values())
-    assert all(found["ours"][part] > 0 for part in PARTS)
+    assert all(found["hubrl"][part] > 0 for part in PARTS)
     assert found["sb3"]["sources"] == 0
     assert all(found["sb3"][part] > 0 for part in PARTS if part != "sources")
 
@@ -347,14 +347,14 @@ def test_the_command_lists_measures_and_profiles(run, monkeypatch, tmp_path):
     tiny = Benchmark(
         "tiny",
         "Tiny",
-        {"ours": Learning({**TINY, **CACHED}, 2), "sb3": Learning(TINY)},
+        {"hubrl": Learning({**TINY, **CACHED}, 2), "sb3": Learning(TINY)},
         "at least 0",
         steps=16,
         threads=1,
     )
     absent = tiny._replace(
         name="absent",
-        works={"ours": Learning({**TINY, "task": "Absent-v0"}), "sb3": Learning(TINY)},
+        works={"hubrl": Learning({**TINY, "task": "Absent-v0"}), "sb3": Learning(TINY)},
     )
     monkeypatch.setattr(suite, "BENCHMARKS", (absent, tiny))
     code, out, _ = run("bench", "--list")
@@ -392,4 +392,4 @@ def test_the_command_line_starts_without_the_bench():
 
 def test_a_line_without_its_package_is_refused():
     with pytest.raises(BadConfig, match="Unknown task"):
-        measure(Benchmark("x", "X", {"ours": Learning({**TINY, "task": "Absent-v0"})}, ""))
+        measure(Benchmark("x", "X", {"hubrl": Learning({**TINY, "task": "Absent-v0"})}, ""))

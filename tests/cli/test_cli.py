@@ -60,7 +60,7 @@ def test_a_hub_is_built_shown_tried_checked_and_grown(run, agents):
     assert "its card has no task or no return" in out
 
 
-def test_check_tells_a_source_that_is_not_what_its_card_says(run, hub):
+def test_check_finds_a_source_that_differs_from_its_card(run, hub):
     card = yaml.safe_load((hub / "one.yaml").read_text())
     card |= {"task": "CartPole-v1", "return_mean": 499.0, "return_std": 1.0, "episodes": 2}
     (hub / "one.yaml").write_text(write_yaml(card))

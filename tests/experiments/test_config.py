@@ -104,7 +104,7 @@ def test_a_change_that_cannot_be_read_is_refused(tmp_path, change, sentence):
         read_config(written(tmp_path), [change])
 
 
-def test_a_missing_config_is_said_to_be_missing(tmp_path):
+def test_a_missing_config_is_reported(tmp_path):
     with pytest.raises(BadFile, match="There is no file"):
         read_config(tmp_path / "none.yaml")
 

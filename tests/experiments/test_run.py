@@ -78,7 +78,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
-def test_a_run_folder_holds_everything_and_repeats_to_the_bit(tmp_path, hub, algorithm):
+def test_a_run_folder_is_complete_and_repeats_to_the_bit(tmp_path, hub, algorithm):
     run = start_run(config_of(tmp_path, hub, algorithm), [], tmp_path / "runs")
     result = train(run)
     for name in (
@@ -222,7 +222,7 @@ def test_play_draws_in_atari_games_and_leaves_the_generators_as_they_were(prepro
         assert not samples_actions(env)
 
 
-def test_a_runs_agent_says_what_it_was_trained_on_and_is_bundled_in_half_precision(tmp_path, hub):
+def test_a_runs_agent_names_its_training_and_is_bundled_in_half_precision(tmp_path, hub):
     fields = {"method": "scratch", "algorithm_kwargs": TINY["ppo"]}
     run = start_run(config_of(tmp_path, hub, **fields), [], tmp_path / "trained", "cart")
     (run / "command.txt").write_text("/some/where/bin/hubrl train configs/cart.yaml --set seed=3\n")
@@ -302,7 +302,7 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(tmp_path, hub, algo
     )
 
 
-def test_a_probe_is_remembered_by_a_run_that_was_interrupted_after_it(tmp_path, hub):
+def test_a_run_interrupted_after_its_probe_keeps_the_result(tmp_path, hub):
     fields = {
         "steps": 2048,
         "checkpoint_every": 256,

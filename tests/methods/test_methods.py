@@ -182,7 +182,7 @@ def routed(method, rows, noise_key=None):
 
 
 @LEVELS
-def test_every_method_says_what_was_routed_in_the_agreed_shapes(name, level):
+def test_every_method_returns_its_routing_in_the_agreed_shapes(name, level):
     method = built(name, level)
     n_pathways = len(method.pathways.names)
     said = routed(method, torch.randn(7, 4), noise_key=1)
@@ -285,7 +285,7 @@ def test_what_a_method_trained_is_a_source_of_the_next_hub(run, file):
 
 
 @EVERY_RUN
-def test_sources_whose_weights_never_arrived_do_not_act(run):
+def test_sources_without_weights_do_not_act(run):
     env = Toy(actions=run.actions)
     if run.name == "scratch":
         pytest.skip("it has none")
@@ -463,7 +463,7 @@ def test_width_is_that_of_the_features(name):
 
 
 @LEVELS
-def test_a_probe_may_tell_any_method_what_it_found_out(name, level):
+def test_every_method_accepts_the_result_of_a_probe(name, level):
     method = built(name, level)
     n_racing = len(method.probe_candidates.names)
     method.apply_probe([True] * n_racing, [0.0] * n_racing)
@@ -499,7 +499,7 @@ def test_sources_explore_for_dqn_if_frozen_and_without_options(options, tuned, s
     assert q_learning("probe-commit", {}, tuned=False) is None
 
 
-def test_there_are_the_methods_that_the_documentation_speaks_of():
+def test_the_documented_methods_are_the_registered_ones():
     assert set(methods.available()) == {
         *(
             "hub-pathway",

@@ -261,7 +261,7 @@ def test_progressive_scales_start_at_a_tenth_and_are_logged():
 
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("layer", [0, 2])
-def test_every_column_is_heard_at_every_layer_the_first_too(which, layer):
+def test_every_column_is_read_at_every_layer_including_the_first(which, layer):
     hub = Hub.from_agents([deep(8, 7), deep(8, 7, seed=1)])
     method = stirred(method_of("progressive", hub, "features"))
     before = method(ROWS).features
@@ -273,7 +273,7 @@ def test_every_column_is_heard_at_every_layer_the_first_too(which, layer):
     )
 
 
-def test_progressive_columns_of_images_are_heard_by_pointwise_convolutions():
+def test_progressive_columns_of_images_are_read_by_pointwise_convolutions():
     env = Toy(IMAGE)
     space = tiny(PPO, env).observation_space
     method = method_of("progressive", tiny_hub(env, (PPO, PPO)), "features", space=space)
@@ -522,7 +522,7 @@ def test_a_frozen_source_is_all_that_the_new_head_sees(algorithm):
 
 
 @pytest.mark.parametrize("name", ["multipolar", "componet", "kickstart", "concat", "soup"])
-def test_a_hub_of_nobody_is_refused(name):
+def test_an_empty_hub_is_refused(name):
     level = "features" if name == "concat" else "outputs"
     with pytest.raises(
         BadConfig, match=rf"Method '{name}' needs a (source|teacher); the hub has none\."
@@ -531,7 +531,7 @@ def test_a_hub_of_nobody_is_refused(name):
 
 
 @pytest.mark.parametrize("name", ["multipolar", "componet", "kickstart", "uniform"])
-def test_nobody_is_held_where_nobody_is_drawn(name):
+def test_without_a_drawn_pathway_there_is_no_commitment(name):
     made = two().agent(PPO, name)
     assert "hold" not in made["policy_kwargs"]["outputs"]
     with pytest.raises(

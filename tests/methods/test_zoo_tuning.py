@@ -88,7 +88,7 @@ def test_gates_start_at_equal_shares(kind, count):
 @KINDS
 @pytest.mark.parametrize("layer", [GatedLayer, LiteLayer])
 @pytest.mark.parametrize("gate", [True, False])
-def test_a_layer_that_starts_at_one_source_says_what_that_source_says(kind, layer, gate):
+def test_a_layer_that_starts_at_one_source_computes_what_that_source_computes(kind, layer, gate):
     made, rows = layer_of(kind, layer, gate=gate, moved=False), rows_of(kind)
     for index, source in enumerate(layers_of(kind)):
         made.set_start(torch.eye(3)[index])
@@ -115,7 +115,7 @@ def test_gates_lie_within_one_share_of_where_they_start():
 
 
 @pytest.mark.parametrize("n_rows", [3, 40])
-def test_linear_layers_are_aligned_where_it_costs_less_and_say_the_same(n_rows):
+def test_linear_layers_are_aligned_where_it_costs_less_with_equal_outputs(n_rows):
     made, rows = layer_of("linear"), rows_of("linear", n_rows)
     torch.testing.assert_close(
         made(rows), one_by_one(made, rows, gates_by_hand(made.gates, rows)), atol=1e-5, rtol=1e-5
@@ -249,7 +249,7 @@ def test_of_one_source_without_gates_and_alignment_it_is_fine_tuning(
 
 @BOTH
 @WAYS
-def test_one_source_says_at_the_start_what_it_said(name, algorithm, level, actions):
+def test_one_source_starts_with_its_own_outputs(name, algorithm, level, actions):
     hub = tiny_hub(Toy(actions=actions), (PPO,))
     method = create(name, list(hub), TargetSpec(VECTOR, level, actions), {})
     rows = torch.randn(20, 4)
@@ -544,7 +544,7 @@ def test_greedy_heads_are_refused_at_the_outputs(name, count):
 
 
 @pytest.mark.parametrize("name", [*ZOO, "soup"])
-def test_a_hub_of_nobody_is_refused(name):
+def test_an_empty_hub_is_refused(name):
     with pytest.raises(BadConfig, match=rf"Method '{name}' needs a source; the hub has none\."):
         create(name, [], TargetSpec(VECTOR), {})
 
@@ -576,7 +576,7 @@ def normalises(name, seed, statistics):
 @BOTH
 @pytest.mark.parametrize("level", ["features", "outputs"])
 @pytest.mark.parametrize("first", [0, 1])
-def test_sources_that_normalise_otherwise_say_what_they_said(name, level, first):
+def test_sources_that_normalise_differently_keep_their_outputs(name, level, first):
     statistics = {"": (np.array([1.0, -2.0, 0.5, 3.0]), np.array([4.0, 0.25, 1.0, 9.0]))}
     others = {"": (np.array([0.0, 1.0, -1.0, 2.0]), np.array([1.0, 2.0, 0.5, 4.0]))}
     pairs = [
@@ -615,7 +615,7 @@ def learned_through_a_hub(name):
 
 @pytest.mark.parametrize("name", [*ZOO, "soup"])
 @pytest.mark.parametrize("make", [with_layer_norm, learned_through_a_hub])
-def test_sources_that_hold_more_than_layers_are_refused_and_not_half_averaged(name, make):
+def test_sources_with_more_than_layers_are_refused_and_not_half_averaged(name, make):
     with pytest.raises(SpaceMismatch, match="and source 'one' holds"):
         create(name, [make("one"), make("other")], TargetSpec(VECTOR, "outputs", STEER), {})
 
@@ -654,7 +654,7 @@ def test_every_part_learns_at_its_own_rate(name):
 
 
 @BOTH
-def test_what_acts_well_already_learns_gently_unless_told_otherwise(name):
+def test_a_start_that_acts_well_has_a_small_learning_rate_by_default(name):
     env = Toy()
     hub = tiny_hub(env, (PPO, PPO))
     model = target(PPO, env, hub.agent(PPO, name))
@@ -708,7 +708,7 @@ def test_the_best_that_was_kept_is_the_start(name, kept, worth, best):
 
 
 @BOTH
-def test_who_starts_as_the_paper_does_awaits_no_probe(name):
+def test_the_papers_start_awaits_no_probe(name):
     sources = list(tiny_hub(Toy(), (PPO, PPO)))
     assert not create(
         name, sources, TargetSpec(VECTOR, "outputs", STEER), {"start": "uniform"}
@@ -726,7 +726,7 @@ def test_who_starts_as_the_paper_does_awaits_no_probe(name):
 
 
 @BOTH
-def test_a_training_starts_where_its_probe_says_and_remembers_it(name, tmp_path):
+def test_a_training_starts_at_the_source_its_probe_chose_and_saves_it(name, tmp_path):
     env = Toy()
     model = target(PPO, env, tiny_hub(env, (PPO, PPO)).agent(PPO, name), learning_rate=1e-9)
     probing = HubCallback(probe_share=0.9, warmup_share=0)

@@ -31,7 +31,7 @@ def test_entropy_is_zero_for_one_pathway_and_the_logarithm_of_their_number_for_e
 
 
 @pytest.mark.parametrize("loss", [exploration_entropy])
-def test_gradients_are_finite_for_pathways_that_nobody_chose(loss):
+def test_gradients_are_finite_for_pathways_without_weight(loss):
     weights = ONE.clone().requires_grad_()
     loss(weights).backward()
     assert torch.isfinite(weights.grad).all()

@@ -8,7 +8,7 @@ from hubrl.nn.manual_gradients import ManualMLP, linear, linear_gradients
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
-def test_a_perceptron_says_what_its_layers_say_and_its_gradients_are_torchs(activation):
+def test_outputs_and_gradients_equal_torchs(activation):
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(5, 7), activation(), nn.Linear(7, 3), activation())
     rows, outer = torch.randn(11, 5, requires_grad=True), torch.randn(11, 3)
@@ -24,7 +24,7 @@ def test_a_perceptron_says_what_its_layers_say_and_its_gradients_are_torchs(acti
     assert perceptron.backward(said, outer, inputs=False)[0] is None
 
 
-def test_a_perceptron_without_layers_says_what_it_reads():
+def test_without_layers_the_output_is_the_input():
     rows = torch.randn(4, 2)
     perceptron = ManualMLP(nn.Sequential())
     assert perceptron.forward(rows) == [rows]
@@ -52,11 +52,11 @@ def test_the_gradients_of_a_linear_layer_are_a_product_and_a_sum():
         (nn.Linear(2, 2), False),
     ],
 )
-def test_only_layers_whose_derivatives_are_known_are_served(layers, serves):
+def test_only_layers_with_known_derivatives_are_supported(layers, serves):
     assert ManualMLP.supports(layers) is serves
 
 
-def test_layers_that_somebody_listens_to_are_left_to_torch():
+def test_layers_with_hooks_are_left_to_torch():
     layers = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
     layers[0].register_forward_hook(lambda module, given, said: None)
     assert not ManualMLP.supports(layers)

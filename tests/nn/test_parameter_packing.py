@@ -19,7 +19,7 @@ def parameters(*shapes):
     return [nn.Parameter(torch.randn(shape)) for shape in shapes]
 
 
-def test_members_share_the_whole_and_get_their_own_back():
+def test_members_share_memory_until_they_are_released():
     members = parameters((2, 3), (2,))
     before = [member.detach().clone() for member in members]
     pack = ParameterPack(members)
@@ -137,7 +137,7 @@ def test_an_optimizer_is_saved_and_loaded_as_if_nothing_was_packed():
     assert not optimizer.packs
 
 
-def test_whoever_waits_for_steps_is_told_of_them_though_they_are_packed():
+def test_step_hooks_are_called_for_packed_parameters_too():
     members, told = parameters((2,), (2,)), []
     optimizer = HubAdam(members, lr=0.1)
     optimizer.register_step_post_hook(lambda *given: told.append(given))
@@ -218,7 +218,7 @@ def test_a_model_can_be_saved_when_an_update_was_interrupted(tmp_path):
         model_goes_on.learn(64, callback=HubCallback(probe_share=0), reset_num_timesteps=False)
 
 
-def test_who_learns_alone_is_not_packed():
+def test_a_lone_parameter_is_not_packed():
     """SB3's own way gives each parameter its gradient by itself."""
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO))

@@ -16,7 +16,7 @@ from hubrl.nn.optimizers import HubAdam
 from hubrl.nn.popart import MIN_RELATIVE_STD, DiscountedReturns, PopArtLinear
 
 
-def test_a_head_says_what_its_layer_said_until_it_is_rescaled():
+def test_a_head_computes_its_layers_values_until_it_is_rescaled():
     layer, rows = nn.Linear(3, 1), torch.randn(5, 3)
     head = PopArtLinear(layer)
     assert torch.equal(head(rows), layer(rows))
@@ -27,7 +27,7 @@ def test_a_head_says_what_its_layer_said_until_it_is_rescaled():
     torch.testing.assert_close(head.to_linear()(rows), head(rows))
 
 
-def test_what_a_head_says_stays_when_it_is_rescaled_anew():
+def test_values_stay_the_same_when_a_head_is_rescaled_again():
     head, rows = PopArtLinear(nn.Linear(3, 1)), torch.randn(5, 3)
     head.rescale(100.0, 20.0)
     before = head(rows).detach()
@@ -90,7 +90,7 @@ def test_parameters_that_are_stepped_together_go_where_those_go_that_are_not():
 
 
 @pytest.mark.parametrize("how", [{}, {"fused": True}, {"foreach": True}, {"fused": False}])
-def test_how_adam_steps_is_as_it_was_told(how):
+def test_adam_steps_by_its_own_options(how):
     parameter = nn.Parameter(torch.ones(3))
     optimizer = HubAdam([parameter], lr=1e-2, **how)
     fused = how.get("fused", "foreach" not in how)
@@ -117,7 +117,7 @@ class Rich(Toy):
 
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
-def test_a_critic_knows_the_size_of_returns_from_the_first_rollout_on(algorithm, tmp_path):
+def test_a_critic_is_scaled_to_the_returns_from_the_first_rollout_on(algorithm, tmp_path):
     env = make_vec_env(lambda: Rich(VECTOR, STEER), n_envs=2, seed=0)
     values = []
 
@@ -156,7 +156,7 @@ def test_a_hub_whose_sources_were_dropped_is_not_rescaled():
     assert not model.policy.value_net.rescaled
 
 
-def test_a_critic_that_has_learned_says_the_same_when_it_is_rescaled_at_last():
+def test_a_critic_that_has_learned_keeps_its_values_when_it_is_rescaled_later():
     head, rows = PopArtLinear(nn.Linear(3, 1)), torch.randn(5, 3)
     before = head(rows).detach()
     head.rescale(100.0, 20.0, learned=True)

@@ -85,7 +85,7 @@ def test_an_agent_that_learned_through_a_hub_is_read_from_its_zip(
 
 
 @pytest.mark.parametrize("actions", [STEER, CHOOSE], ids=["steers", "chooses"])
-def test_one_that_held_pathways_is_read_as_it_acts_where_nobody_is_held(actions, tmp_path):
+def test_an_agent_with_commitments_is_read_as_it_acts_without_one(actions, tmp_path):
     env = Toy(actions=actions)
     model = target(PPO, env, tiny_hub(env).agent(PPO))
     torch.nn.init.normal_(model.policy.method.router.mean.weight)
@@ -143,7 +143,7 @@ def test_hubs_within_hubs_load_in_a_new_process(tmp_path):
         )
 
 
-def test_its_features_end_with_what_it_says():
+def test_its_features_end_with_its_action_parameters():
     model = trained(PPO, "outputs")
     source = read_live(model, "live")
     rows = torch.as_tensor(ROWS)

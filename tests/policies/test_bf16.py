@@ -89,7 +89,7 @@ def test_an_image_that_wants_a_gradient_gets_it():
     assert (seen[1].grad - seen[0].grad).norm() < 0.1 * seen[0].grad.norm()
 
 
-def test_blocks_hold_every_pixel_once():
+def test_blocks_contain_every_pixel_once():
     image = torch.arange(2 * 8 * 12, dtype=torch.uint8).view(1, 2, 8, 12)
     found = fold_blocks(image)
     assert found.shape == (1, 32, 2, 3)
@@ -125,7 +125,7 @@ def loaded(network, other):
 
 
 @pytest.mark.parametrize("change", [averaged, stepped, loaded])
-def test_kept_weights_are_cast_anew_when_they_change(change):
+def test_cached_weights_are_cast_again_when_they_change(change):
     _, network = twins((4, 84, 84))
     torch.manual_seed(5)
     other = BF16NatureCNN(space_of((4, 84, 84)), 64)
@@ -276,7 +276,7 @@ def test_a_config_of_any_algorithm_asks_for_it(algorithm, name):
     assert names[0] == names[1]
 
 
-def test_a_wrong_precision_is_answered_in_a_sentence():
+def test_a_wrong_precision_is_refused():
     with pytest.raises(BadConfig, match="precision: Input should be 'float32' or 'bfloat16'"):
         config_of("ppo", precision="half")
 
@@ -373,7 +373,7 @@ def test_a_hub_reads_bytes_as_it_reads_what_sb3_divides(algorithm, options):
     assert given[-1] == torch.float32, "where nothing is divided, SB3's way"
 
 
-def test_a_policy_that_hears_outputs_of_images_reads_bytes():
+def test_a_policy_over_outputs_of_images_reads_bytes():
     made = tiny_hub(game()).agent(PPO, level="outputs", precision="bfloat16")
     policy = PPO(env=game(), seed=1, device="cpu", n_steps=64, batch_size=32, **made).policy
     assert policy.method.reads_bytes

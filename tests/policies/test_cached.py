@@ -192,7 +192,7 @@ def test_features_values_and_actions_are_those_without_it(method, options, space
 
 @EVERY_SPACE
 @BOTH
-def test_what_is_observed_is_what_the_sources_say_at_ends_of_episodes_too(options, space):
+def test_observations_are_the_sources_features_at_ends_of_episodes_too(options, space):
     model, hub = under_cache(PPO, space, **options)
     cached, plain = model.get_env(), envs_for(PPO, space)
     cached.seed(3), plain.seed(3)
@@ -371,7 +371,7 @@ def test_a_loaded_model_takes_observations_as_the_environment_gives_them(
 
 
 @BOTH
-def test_images_are_heard_channel_last_or_first_one_or_many(options):
+def test_images_are_read_channel_last_or_first_one_or_a_batch(options):
     model, _ = under_cache(PPO, IMAGE, **options)
     scattered(model)
     batch = observe(IMAGE)
@@ -387,7 +387,7 @@ def test_images_are_heard_channel_last_or_first_one_or_many(options):
 
 
 @BOTH
-def test_an_exploring_dqn_tells_one_image_from_many(options):
+def test_an_exploring_dqn_distinguishes_one_image_from_a_batch(options):
     model, _ = under_cache(DQN, IMAGE, **options)
     model.exploration_rate = 1.0
     batch = observe(IMAGE)
@@ -396,7 +396,7 @@ def test_an_exploring_dqn_tells_one_image_from_many(options):
     assert model.predict(model.get_env().reset())[0].shape == (2,)
 
 
-def test_parts_of_observations_are_heard_as_they_come():
+def test_parts_of_observations_are_read_as_they_are():
     model, _ = under_cache(PPO, PARTS)
     scattered(model)
     batch = observe(PARTS)
@@ -406,7 +406,7 @@ def test_parts_of_observations_are_heard_as_they_come():
     )
 
 
-def test_models_load_in_a_new_process_and_hear_for_themselves(tmp_path):
+def test_models_load_in_a_new_process_and_compute_their_features(tmp_path):
     expected = []
     for algorithm, options in ((PPO, {}), (DQN, FEATURES_ALONE)):
         model, _ = under_cache(algorithm, IMAGE, **options)
@@ -476,7 +476,7 @@ def test_evaluations_are_the_same_on_the_environment_itself(options):
     assert returns[0] == pytest.approx(returns[1], abs=1e-3)
 
 
-def test_vecnormalize_normalises_what_was_observed_and_leaves_what_was_heard():
+def test_vecnormalize_normalises_observations_and_leaves_cached_features():
     far = spaces.Box(-1000.0, 1000.0, (4,))
     hub = hub_for(Toy(far))
     made = hub.agent(PPO, cached=True)
@@ -505,7 +505,7 @@ def test_vecnormalize_normalises_what_was_observed_and_leaves_what_was_heard():
 
 
 @pytest.mark.parametrize("algorithm", [PPO, DQN, SAC], ids=lambda algorithm: algorithm.__name__)
-def test_vecnormalize_of_rewards_alone_goes_around_what_was_heard_alone(algorithm):
+def test_vecnormalize_of_rewards_alone_goes_around_cached_features_alone(algorithm):
     hub = hub_for(toy_for(algorithm, IMAGE))
     made = hub.agent(algorithm, cached=True, **FEATURES_ALONE)
     env = VecNormalize(CachedVecEnv(envs_for(algorithm, IMAGE), made, device="cpu"), norm_obs=False)
@@ -515,7 +515,7 @@ def test_vecnormalize_of_rewards_alone_goes_around_what_was_heard_alone(algorith
 
 @pytest.mark.parametrize("options", [{}, FEATURES_ALONE], ids=["kept", "heard-alone"])
 @pytest.mark.parametrize("algorithm", [PPO, DQN, SAC], ids=lambda algorithm: algorithm.__name__)
-def test_vecnormalize_of_what_was_heard_is_refused(algorithm, options):
+def test_vecnormalize_of_cached_features_is_refused(algorithm, options):
     space = VECTOR if options == {} else IMAGE
     # SB3's own policies cannot tell what was normalised; there the callback looks.
     for callback in (HubCallback(),) if algorithm is SAC else (HubCallback(), None):
@@ -538,7 +538,7 @@ def nature_hub(env):
     )
 
 
-def test_a_replay_buffer_of_what_three_nature_cnns_said_is_nine_times_smaller():
+def test_a_replay_buffer_of_features_of_three_nature_cnns_is_nine_times_smaller():
     frames = spaces.Box(0, 255, (4, 84, 84), np.uint8)
     hub = nature_hub(Toy(frames, CHOOSE))
     made = hub.agent(DQN, cached=True, **FEATURES_ALONE)
@@ -557,7 +557,7 @@ def test_a_replay_buffer_of_what_three_nature_cnns_said_is_nine_times_smaller():
     assert theirs / ours > 9
 
 
-def test_float16_keeps_what_nature_cnns_say_to_half_a_thousandth():
+def test_float16_keeps_features_of_nature_cnns_to_half_a_thousandth():
     frames = spaces.Box(0, 255, (4, 84, 84), np.uint8)
     hub = nature_hub(Toy(frames, CHOOSE))
     seen = torch.as_tensor(observe(frames, 16)).float() / 255
@@ -567,7 +567,7 @@ def test_float16_keeps_what_nature_cnns_say_to_half_a_thousandth():
     assert ((kept - exact).abs() <= exact.abs() * 2**-11 + 2**-25).all()
 
 
-def test_what_float16_cannot_hold_is_heard_as_the_greatest_that_it_holds():
+def test_features_beyond_float16_are_stored_as_its_greatest_number():
     loud = torch.tensor([[1e6, -1e30, torch.inf, 1.0]])
     np.testing.assert_array_equal(
         store_features([loud, loud[:, 3:]]),
@@ -575,7 +575,7 @@ def test_what_float16_cannot_hold_is_heard_as_the_greatest_that_it_holds():
     )
 
 
-def test_a_space_of_what_was_heard_survives_copies_and_knows_who_was_heard():
+def test_a_space_of_cached_features_survives_copies_and_names_its_sources():
     hub = hub_for(Toy())
     space = CachedFeaturesSpace(VECTOR, list(hub))
     assert pickle.loads(pickle.dumps(space)) == space
@@ -617,7 +617,7 @@ def test_one_environment_alone_is_wrapped_as_sb3_does():
     ],
 )
 @BOTH
-def test_other_algorithms_learn_from_what_was_heard_under_sb3s_own_policies(
+def test_other_algorithms_learn_from_cached_features_under_sb3s_own_policies(
     algorithm, name, options
 ):
     hub = hub_for(toy_for(algorithm))
@@ -683,7 +683,7 @@ def test_the_router_may_read_features_where_nothing_is_stored_too():
         ),
     ],
 )
-def test_what_cannot_be_heard_before_is_refused(given, sentence):
+def test_what_cannot_be_cached_is_refused(given, sentence):
     with pytest.raises(BadConfig, match=sentence):
         under_cache(PPO, **given)
 
@@ -765,7 +765,7 @@ def test_an_agent_that_reads_observations_is_refused_where_none_are_kept():
             target(PPO, env, hub.agent(PPO, cached=True, **options))
 
 
-def test_observations_that_cannot_be_told_from_what_was_heard_are_refused():
+def test_observations_that_look_like_cached_features_are_refused():
     for name in (CACHED_FEATURES, OBSERVATION):
         space = spaces.Dict({name: VECTOR})
         hub = Hub.from_agents([tiny(PPO, Toy(space))])
@@ -865,7 +865,7 @@ def test_a_run_with_cached_true_trains_evaluates_and_is_distilled(
     assert statistics.exists() == (fields.get("normalize", False) and fields.get("method") is None)
 
 
-def test_the_config_refuses_what_cannot_be_heard_before(cartpole, tmp_path):
+def test_the_config_refuses_what_cannot_be_cached(cartpole, tmp_path):
     with pytest.raises(BadConfig, match="cached=True was given for method 'scratch'"):
         start_run(config_of(tmp_path, cartpole, method="scratch"), [], tmp_path / "runs")
     with pytest.raises(
@@ -875,7 +875,7 @@ def test_the_config_refuses_what_cannot_be_heard_before(cartpole, tmp_path):
         start_run(config_of(tmp_path, cartpole, tuned=True), [], tmp_path / "runs")
 
 
-def test_who_speaks_is_told_of_what_was_heard_and_of_the_observation_itself():
+def test_pathway_weights_are_given_for_cached_features_and_for_observations():
     model, _ = under_cache(PPO)
     scattered(model)
     env = model.get_env()

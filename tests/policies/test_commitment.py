@@ -34,19 +34,19 @@ def transition(previous, stickiness=None):
     )
 
 
-def test_without_a_stickiness_who_acted_acts_again():
+def test_without_a_stay_logit_the_previous_pathway_acts_again():
     assert transition(-1) == pytest.approx([0.5, 0.3, 0.2])
     assert transition(1) == pytest.approx([0, 1, 0])
 
 
-def test_stickiness_is_added_where_a_pathway_acted():
+def test_the_stay_logit_is_added_to_the_previous_pathway():
     sticky = torch.tensor([[9.0, math.log(4), 9.0]])
     total = 0.5 + 4 * 0.3 + 0.2
     assert transition(1, sticky) == pytest.approx([0.5 / total, 1.2 / total, 0.2 / total])
     assert transition(-1, sticky) == pytest.approx([0.5, 0.3, 0.2])
 
 
-def test_who_is_not_active_any_more_lets_go():
+def test_a_commitment_ends_when_its_pathway_is_not_active():
     weights = torch.tensor([[0.6, 0.0, 0.4]])
     for stickiness in (None, torch.full((1, 3), 5.0)):
         assert transition_log_probs(weights.log(), torch.tensor([1]), stickiness)[
@@ -54,7 +54,7 @@ def test_who_is_not_active_any_more_lets_go():
         ].exp().tolist() == pytest.approx([0.6, 0.0, 0.4])
 
 
-def test_equal_weights_let_go_once_in_hold_steps_at_the_start():
+def test_equal_weights_end_a_commitment_once_in_hold_steps_at_the_start():
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO, hold=8, release="learned"))
     thirds = torch.full((1, 3), 1 / 3)
@@ -81,7 +81,7 @@ def test_the_likelihood_is_of_pathway_and_action():
 @pytest.mark.parametrize("observations", [Toy().observation_space, PARTS])
 @pytest.mark.parametrize("actions", [STEER, CHOOSE])
 @pytest.mark.parametrize("release", ["fixed", "learned"])
-def test_ratios_are_one_with_noise_top_k_and_held_pathways(release, actions, observations):
+def test_ratios_are_one_with_noise_top_k_and_commitments(release, actions, observations):
     env = make_vec_env(lambda: Toy(observations, actions), n_envs=2, seed=0)
     made = tiny_hub(Toy(observations, actions)).agent(PPO, hold=4, release=release, top_k=2)
     model = target(PPO, env, made, learning_rate=1e-2)
@@ -99,7 +99,7 @@ def test_ratios_are_one_with_noise_top_k_and_held_pathways(release, actions, obs
     )
 
 
-def test_a_fixed_hold_lasts_exactly_so_long():
+def test_a_fixed_commitment_lasts_exactly_hold_steps():
     env = make_vec_env(Toy, n_envs=1, seed=0)
     model = target(PPO, env, tiny_hub(Toy()).agent(PPO, hold=3, release="fixed", judging_share=0))
     ratios = Ratios()
@@ -108,7 +108,7 @@ def test_a_fixed_hold_lasts_exactly_so_long():
     assert np.array_equal(np.flatnonzero(before == -1), [0, 3, 6, 9]), "an episode of ten steps"
 
 
-def test_what_frozen_sources_said_is_not_computed_again(monkeypatch):
+def test_recorded_outputs_of_frozen_sources_are_not_computed_again(monkeypatch):
     rows = []
     features = Source.features
     monkeypatch.setattr(
@@ -146,7 +146,7 @@ def test_without_a_callback_pathways_are_drawn_anew():
     assert model.predict(np.zeros(4, np.float32))[1] is None
 
 
-def test_a_model_that_held_goes_on_only_with_a_callback(tmp_path):
+def test_a_model_with_commitments_goes_on_only_with_a_callback(tmp_path):
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO))
     model.learn(64, callback=HubCallback(probe_share=0))
@@ -160,7 +160,7 @@ def test_a_model_that_held_goes_on_only_with_a_callback(tmp_path):
     loaded.learn(64, callback=HubCallback(probe_share=0))
 
 
-def test_predict_says_who_is_held():
+def test_predict_returns_the_committed_pathways():
     env = Toy()
     model = target(A2C, env, tiny_hub(env).agent(A2C, hold=4, release="fixed"))
     model.learn(64, callback=HubCallback(probe_share=0))
@@ -180,7 +180,7 @@ def test_predict_says_who_is_held():
 
 
 @pytest.mark.parametrize(("release", "steps"), [("fixed", 3), ("learned", 6)])
-def test_who_does_the_likeliest_lets_go_too(release, steps):
+def test_commitments_end_under_deterministic_actions_too(release, steps):
     env = make_vec_env(Toy, n_envs=1, seed=0)
     model = target(PPO, env, tiny_hub(Toy()).agent(PPO, hold=3, release=release, judging_share=0))
     model.learn(32, HubCallback(probe_share=0, warmup_share=0))
@@ -200,7 +200,7 @@ def test_who_does_the_likeliest_lets_go_too(release, steps):
     )
 
 
-def test_a_mean_holds_nobody():
+def test_a_mean_has_no_commitment():
     env = Toy()
     hub = tiny_hub(env)
     assert hub.agent(PPO, aggregation="mean")["policy_kwargs"]["outputs"] == {"aggregation": "mean"}
@@ -213,7 +213,7 @@ def test_a_mean_holds_nobody():
         hub.agent(PPO, hold=0.5)
 
 
-def test_while_the_critic_warms_up_the_actor_waits():
+def test_while_the_critic_warms_up_the_actor_does_not_change():
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO, judging_share=0.0))
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
@@ -278,7 +278,7 @@ def gradients_of(policy, loss):
         {"top_k": 1, "judging_share": 0.0},
     ],
 )
-def test_who_acts_alone_is_asked_and_that_changes_no_number(actions, options, monkeypatch):
+def test_only_the_acting_source_is_computed_with_equal_numbers(actions, options, monkeypatch):
     own = {name: options[name] for name in options if name not in ("observations", "activation_fn")}
     seen = options.get("observations", VECTOR)
     made = tiny_hub(Toy(seen, actions)).agent(
@@ -372,7 +372,7 @@ def test_of_eight_sources_a_route_computes_the_one_that_acts(options, at_most, m
     assert 0 < sum(rows) <= at_most * 64
 
 
-def test_layers_that_somebody_listens_to_are_called_as_torch_calls_them():
+def test_layers_with_hooks_are_called_as_torch_calls_them():
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO, judging_share=0.0))
     heard = []
@@ -386,7 +386,7 @@ def test_layers_that_somebody_listens_to_are_called_as_torch_calls_them():
     assert len({id(module) for module in heard}) == 3
 
 
-def test_a_layer_that_takes_the_place_of_another_is_heard():
+def test_a_layer_that_replaces_another_is_used():
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO, judging_share=0.0))
     model.learn(32, callback=HubCallback(probe_share=0))
@@ -399,7 +399,7 @@ def test_a_layer_that_takes_the_place_of_another_is_heard():
         assert gradient.abs().sum() > 0
 
 
-def test_what_a_rollout_says_has_the_gradient_of_what_an_update_says():
+def test_a_rollouts_log_probability_has_the_gradient_of_an_updates():
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO, judging_share=0.0))
     model.learn(32, callback=HubCallback(probe_share=0))
@@ -415,7 +415,7 @@ def test_what_a_rollout_says_has_the_gradient_of_what_an_update_says():
     torch.testing.assert_close(*found)
 
 
-def test_a_decision_is_forgotten_with_its_loss():
+def test_a_step_is_freed_with_its_loss():
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO, judging_share=0.0))
     model.learn(64, callback=HubCallback(probe_share=0))

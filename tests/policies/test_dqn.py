@@ -280,7 +280,7 @@ def test_what_cannot_be_is_refused():
         target(DQN, env, tiny_hub(Toy(actions=STEER)).agent(DQN))
 
 
-def test_images_are_heard_as_features_unless_asked_for():
+def test_images_are_used_at_the_features_by_default():
     env = Toy(IMAGE, CHOOSE)
     hub = tiny_hub(env)
     assert (
@@ -328,7 +328,7 @@ def test_only_agents_with_q_values_are_fine_tuned_by_dqn():
         target(DQN, env, hub.agent(DQN, "finetune", source="dqn-2", level="outputs"))
 
 
-def test_dqn_hears_outputs_only_where_it_can():
+def test_dqn_learns_at_the_outputs_only_where_it_can():
     hub = tiny_hub(Toy(actions=CHOOSE))
     assert hub.level(DQN) == "outputs"
     assert (

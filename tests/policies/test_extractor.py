@@ -134,7 +134,7 @@ def test_a_saved_model_acts_as_before(learned, tmp_path):
     assert_same(learned.sources, frozen(loaded.policy))
 
 
-def test_optimizers_hold_routers_and_no_source(learned):
+def test_optimizers_have_routers_and_no_source(learned):
     policy = learned.model.policy
     optimizers = [
         part.optimizer for part in policy.modules() if getattr(part, "optimizer", None) is not None
@@ -219,7 +219,7 @@ def test_an_algorithm_that_differentiates_its_gradient_is_refused_an_exploration
 @pytest.mark.parametrize(
     "algorithm", [PPO, A2C, DQN, SAC, TD3], ids=lambda algorithm: algorithm.__name__
 )
-def test_a_hub_whose_weights_never_arrived_refuses_to_run(algorithm):
+def test_a_hub_without_weights_refuses_to_run(algorithm):
     env = toy_for(algorithm)
     model = target(
         algorithm,
@@ -234,7 +234,7 @@ def test_a_hub_whose_weights_never_arrived_refuses_to_run(algorithm):
         model.learn(64)
 
 
-def test_a_tuned_hub_whose_weights_never_arrived_refuses_to_run():
+def test_a_tuned_hub_without_weights_refuses_to_run():
     env = toy_for(DQN)
     model = target(DQN, env, never_offered(tiny_hub(env).agent(DQN, tuned=True)))
     with pytest.raises(SourcesNotLoaded):
@@ -335,7 +335,7 @@ def test_an_optimizer_goes_on_where_it_was_saved():
 
 @pytest.mark.parametrize("observations", [IMAGE, PARTS], ids=["image", "dict"])
 @pytest.mark.parametrize("algorithm", [PPO, DQN, SAC], ids=lambda algorithm: algorithm.__name__)
-def test_images_and_dicts_are_heard_through(algorithm, observations, tmp_path):
+def test_images_and_dicts_are_supported(algorithm, observations, tmp_path):
     env = toy_for(algorithm, observations)
     hub = Hub.from_agents([tiny(PPO, env)])
     small = (
@@ -408,7 +408,7 @@ def test_a_model_in_use_is_not_changed_by_a_file_that_claims_its_source(tmp_path
     assert_same(built, frozen(model.policy))
 
 
-def test_sources_that_are_not_frozen_themselves_are_heard_frozen_too():
+def test_sources_that_are_not_frozen_themselves_are_used_frozen_too():
     env = Toy()
     hub = Hub([read_live(tiny(PPO, env), "loose", frozen=False)])
     held = held_by(hub)

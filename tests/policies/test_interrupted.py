@@ -76,7 +76,7 @@ def test_an_interrupted_training_leaves_nothing_behind(algorithm, where, tmp_pat
         assert model_goes_on.policy.training_state == TrainingState()
 
 
-def test_after_an_interrupted_update_the_sentence_says_how_to_go_on():
+def test_after_an_interrupted_update_the_error_names_the_remedy():
     model = interrupted(PPO, 3)
     interrupt_update(model)
     with pytest.raises(

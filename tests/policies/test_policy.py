@@ -329,7 +329,7 @@ def test_a_sources_pathway_starts_with_its_means_and_the_given_deviation():
             )
 
 
-def test_each_pathway_can_be_asked_to_act():
+def test_each_pathway_can_act_alone():
     torch.manual_seed(0)
     env = Toy()
     hub = tiny_hub(env)
@@ -473,7 +473,7 @@ def test_noise_that_cannot_be_replayed_is_refused():
 
 @pytest.mark.parametrize("observations", [IMAGE, PARTS], ids=["image", "dict"])
 @ACTIONS
-def test_images_and_dicts_are_heard_through(observations, actions, tmp_path):
+def test_images_and_dicts_are_supported(observations, actions, tmp_path):
     env = Toy(observations, actions)
     hub = Hub.from_agents(
         [tiny(PPO, env), tiny(DQN, env)] if actions is CHOOSE else [tiny(PPO, env)]
@@ -493,7 +493,7 @@ def test_images_and_dicts_are_heard_through(observations, actions, tmp_path):
     assert watch is None or max(watch.log_ratios) < 1e-5
 
 
-def test_a_dqn_source_speaks_epsilon_greedily():
+def test_a_dqn_source_has_epsilon_greedy_outputs():
     env = Toy(actions=CHOOSE)
     dqn = tiny(DQN, env)
     policy = target(PPO, env, Hub.from_agents([dqn]).agent(PPO, residual=False)).policy

@@ -784,7 +784,7 @@ def test_a_hub_whose_source_lies_outside_its_folder_is_refused(hub, name):
 @pytest.mark.parametrize(
     "text", ["sources: []", "sources: 5", "format: 1", "sources: [good]\ncolour: blue"]
 )
-def test_a_hub_that_says_nonsense_of_itself_is_refused(hub, text):
+def test_a_hub_with_a_damaged_spec_is_refused(hub, text):
     (hub / "hub.yaml").write_text(text)
     with pytest.raises(BadFile, match=r"hub\.yaml is not a hub's card: (sources|colour)"):
         Hub.load(hub)

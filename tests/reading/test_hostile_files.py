@@ -334,7 +334,7 @@ def test_hostile_safetensors_are_refused(tmp_path, header):
         read_weights(path)
 
 
-def test_numbers_that_only_float64_holds_are_refused(agent):
+def test_numbers_beyond_float32_are_refused(agent):
     content = members(agent)
     weights = parse_torch(content["policy.pth"], "x")
     saved = io.BytesIO()

@@ -174,7 +174,7 @@ def test_a_public_agent_values_as_its_network_does(path):
 
 
 @public
-def test_a_public_agents_card_says_what_it_is(path):
+def test_a_public_agents_card_describes_it(path):
     card = read_agent(path).card
     assert card.name == path.stem
     assert card.algorithm.lower() == path.stem.split("-")[0]

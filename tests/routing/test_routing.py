@@ -93,7 +93,7 @@ def test_pathway_weights_are_a_softmax_over_the_active():
     assert active.tolist() == [[True, True, False]]
 
 
-def test_pathway_weights_sum_to_one_and_are_zero_for_the_distrusted():
+def test_pathway_weights_sum_to_one_and_are_zero_for_dropped_pathways():
     trusted = torch.tensor([True, False, True])
     for k in (1, 2, 3):
         logs, active = pathway_weights(torch.randn(50, 3) * 10, k, trusted)
@@ -103,7 +103,7 @@ def test_pathway_weights_sum_to_one_and_are_zero_for_the_distrusted():
         assert (active.sum(dim=1) == min(k, 2)).all()
 
 
-def test_distrusted_pathways_do_not_use_up_the_top_k():
+def test_dropped_pathways_do_not_use_up_the_top_k():
     logs, active = pathway_weights(
         torch.tensor([[9.0, 1.0, 2.0]]), 1, torch.tensor([False, True, True])
     )
@@ -151,7 +151,7 @@ def test_dispatch_takes_rows_of_every_part_of_a_dict():
     assert speech.flatten().tolist() == [3.0, 0.0, 7.0]
 
 
-def test_gradients_reach_a_speaker_from_its_rows_alone():
+def test_gradients_reach_a_pathway_from_its_rows_alone():
     layer = torch.nn.Linear(2, 1, bias=False)
     rows = torch.tensor([[1.0, 0.0], [10.0, 0.0]])
     dispatch([layer], rows, torch.tensor([[True], [False]]), 1).sum().backward()
@@ -166,7 +166,7 @@ def test_aggregation_is_the_weighted_sum():
 
 
 @pytest.mark.parametrize("space", [VECTOR, PARTS, spaces.Discrete(4)])
-def test_a_new_router_prefers_nobody(space):
+def test_a_new_router_has_equal_weights(space):
     channel_first = spaces.Box(0, 255, (3, 36, 36), "uint8")
     space = (
         spaces.Dict({"camera": channel_first, "joints": VECTOR})

@@ -82,7 +82,7 @@ def test_a_hub_that_learns_more_than_its_best_source_acts(seed):
     assert name_of(selection) == "together"
 
 
-def test_segments_alone_say_who_acts_before_any_episode():
+def test_segments_alone_choose_the_evaluation_arm_before_any_episode():
     selection = made("a", "b")
     selection.judge([Fate.KEPT, Fate.KEPT], [1.0, 2.0])
     assert name_of(selection) == "b"
@@ -281,7 +281,7 @@ def test_the_router_starts_lower_for_a_source_that_earns_clearly_less():
     assert selection.router_start == pytest.approx([0.0, -SETTINGS.most_lag], abs=0.1)
 
 
-def test_trust_survives_saving():
+def test_the_selection_survives_saving():
     selection, rng = made("a", "b"), np.random.default_rng(0)
     arms = {
         "a": constant(10, 1, rng),

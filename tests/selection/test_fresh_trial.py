@@ -170,7 +170,7 @@ def test_without_a_share_there_is_no_trial():
     )
 
 
-def test_what_was_earned_before_the_trial_says_nothing_of_the_network_that_begins_there():
+def test_returns_before_the_trial_do_not_count_for_the_network_that_begins_there():
     trial = FreshTrial(SETTINGS)
     for _ in range(FORECAST_EPISODES):
         trial.add(0, 50.0, fresh=False)

@@ -44,7 +44,7 @@ def test_near_the_end_older_returns_of_a_learner_stay_beside_new_ones():
     assert made.count(1) == 4
 
 
-def test_what_is_forgotten_is_one_arms():
+def test_forget_clears_one_arm():
     made = records()
     made.add(0, 1.0)
     made.add(1, 2.0)

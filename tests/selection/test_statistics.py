@@ -63,6 +63,6 @@ def test_a_slope_that_cannot_be_measured_may_be_any(when):
     assert error == np.inf
 
 
-def test_the_better_half_holds_the_median():
+def test_the_better_half_contains_the_median():
     assert better_half([3.0, 1.0, 2.0]) == [2.0, 3.0]
     assert better_half([4.0, 1.0, 2.0, 3.0]) == [3.0, 4.0]

@@ -212,7 +212,7 @@ def test_signs_are_for_boxes_and_maps_do_not_pile_up():
         chooser.adapted(order=[1, 0, 2]).adapted(order=[1, 0, 2])
 
 
-def test_speech_of_the_mirror_keeps_the_standard_deviation():
+def test_a_mirrored_source_keeps_its_standard_deviation():
     source = read_live(tiny(PPO, Toy(actions=STEER)), "gait")
     rows = torch.as_tensor(ROWS[:, :4])
     said, mirrored = source.outputs(rows), source.adapted(signs=[-1, -1]).outputs(rows)

@@ -61,7 +61,7 @@ def groups(encoders):
     return [(members, type(group)) for members, group in encoders._groups]
 
 
-def test_in_float32_every_source_says_its_own_numbers():
+def test_in_float32_every_source_has_its_own_features_bit_for_bit():
     sources = [perceptron(1), perceptron(2), perceptron(3, (8,))]
     for said, source in zip(BatchedSources(sources)(flat()), sources, strict=True):
         assert torch.equal(said, source.features(flat()))
@@ -108,7 +108,7 @@ def test_natures_are_computed_together_and_near_to_their_own(n_sources):
         assert (said - own).abs().max() < 0.03 * own.std()
 
 
-def test_natures_say_what_the_trainable_one_says():
+def test_nature_cnns_compute_what_the_trainable_one_computes():
     sources = [eye(1), eye(2)]
     for said, source in zip(BatchedSources(sources, "bfloat16")(images()), sources, strict=True):
         network = BF16NatureCNN(CAMERA, 8)
@@ -121,7 +121,7 @@ def test_natures_say_what_the_trainable_one_says():
         )
 
 
-def test_natures_read_bytes_and_say_the_same():
+def test_nature_cnns_read_bytes_with_equal_features():
     encoders = BatchedSources([eye(1), eye(2)], "bfloat16")
     assert encoders.reads_bytes
     for of_bytes, of_floats in zip(
@@ -158,7 +158,7 @@ def test_a_tuned_source_gets_its_gradient():
 
 
 @pytest.mark.parametrize("observed", [VECTOR, CAMERA])
-def test_pathways_that_all_speak_say_what_each_says_alone(observed):
+def test_pathways_computed_together_equal_each_alone(observed):
     sources = [perceptron(1), perceptron(2)] if observed is VECTOR else [eye(1), eye(2)]
     pathways = Pathways(sources, TargetSpec(observed, precision="bfloat16"), fresh=True)
     seen = flat() if observed is VECTOR else images().float() / 255

@@ -65,7 +65,7 @@ def observations():
     return torch.as_tensor(draw(FLAT, 50))
 
 
-def test_a_source_of_ones_own_modules_says_what_they_say(observations):
+def test_a_source_of_the_users_modules_computes_what_they_compute(observations):
     body, head = encoder(), nn.Linear(8, 3)
     source = mine(body, head)
     assert source.width == 8
@@ -85,7 +85,7 @@ def test_a_source_is_a_copy_that_later_training_of_the_modules_does_not_reach(ob
     assert torch.equal(source.features(observations), before)
 
 
-def test_a_head_for_a_box_says_means_or_means_and_log_standard_deviations(observations):
+def test_a_head_for_a_box_returns_means_or_means_and_log_standard_deviations(observations):
     means, both = nn.Linear(8, 2), nn.Linear(8, 4)
     mean, log_std = mine(head=means, actions=ARM).outputs(observations).chunk(2, dim=1)
     torch.testing.assert_close(log_std.exp(), torch.full_like(mean, 0.1))
@@ -102,7 +102,7 @@ def test_a_head_for_a_box_says_means_or_means_and_log_standard_deviations(observ
     [(spaces.MultiDiscrete([2, 3]), 5), (spaces.MultiBinary(3), 3), (KEYS, 3)],
     ids=lambda given: type(given).__name__,
 )
-def test_a_head_for_choices_says_their_logits(actions, width, observations):
+def test_a_head_for_discrete_actions_returns_logits(actions, width, observations):
     body, head = encoder(), nn.Linear(8, width)
     source = mine(body, head, actions)
     logits = head(body(observations))
@@ -165,7 +165,7 @@ def test_statistics_given_with_modules_normalise_and_clip(observations):
 
 
 @pytest.mark.parametrize("head", [nn.Linear(8, 3), None], ids=["with a head", "encoder alone"])
-def test_a_value_head_of_ones_own_is_heard(head, observations):
+def test_a_value_head_of_the_users_is_used(head, observations):
     body, value = encoder(), nn.Linear(8, 1)
     source = Source(
         encoder=body,
@@ -227,7 +227,7 @@ def test_a_frozen_source_gives_no_gradient_but_lets_one_through():
     assert all(tensor.grad is None for tensor in source.state_dict(keep_vars=True).values())
 
 
-def test_a_frozen_batch_norm_stays_bit_for_bit_whatever_it_is_told(observations):
+def test_a_frozen_batch_norm_stays_bit_for_bit_in_training_mode(observations):
     source = mine(with_batch_norm())
     before, said = source.tensors(), source.features(observations)
     source.train()
@@ -293,7 +293,7 @@ def test_a_recurrent_layer_inside_an_encoder_has_the_weights_that_were_loaded(la
     )
 
 
-def test_a_source_without_its_weights_refuses_to_speak(observations):
+def test_a_source_without_weights_raises(observations):
     source = Source.from_card(Hub.from_agents([untrained(PPO)], names=["empty"])[0].card)
     sentence = "The weights of source 'empty' never arrived; load a saved model"
     for ask in (source.features, source.outputs, source.value):
@@ -354,7 +354,7 @@ def test_options_that_a_registered_network_does_not_have_are_refused():
         Source.from_card(source.card, source.tensors())
 
 
-def test_a_source_that_lives_in_its_process_alone_says_so_when_it_is_loaded(tmp_path):
+def test_a_source_that_exists_in_its_process_alone_is_refused_when_it_is_loaded(tmp_path):
     Hub([mine()]).save(tmp_path / "hub")
     with pytest.raises(
         BadFile,
@@ -423,7 +423,7 @@ def test_a_hub_saved_in_half_precision_rounds_networks_and_no_statistics(hub, tm
 @pytest.mark.parametrize(
     ("told", "played"), [({}, "atari"), ({"task_preprocessing": "atari-sb3"}, "atari-sb3")]
 )
-def test_a_source_is_replayed_as_its_card_says_it_was_trained(told, played, monkeypatch):
+def test_a_source_is_replayed_on_the_task_of_its_card(told, played, monkeypatch):
     source = Hub.from_agents([untrained(PPO, IMAGE, KEYS, "CnnPolicy")], names=["seer"])[0]
     told = {"task": "Some-v0", "return_mean": 1.0, **told}
     asked = []
@@ -614,7 +614,7 @@ def test_images_are_read_channel_first_or_last():
             source.predict(np.zeros(shape, np.uint8))
 
 
-def test_one_choice_or_many_are_told_apart_as_observations():
+def test_one_discrete_observation_and_a_batch_are_distinguished():
     source = Hub.from_agents([untrained(DQN, spaces.Discrete(6), KEYS)])[0]
     many, _ = source.predict(np.arange(6), deterministic=True)
     assert many.shape == (6,)
@@ -632,7 +632,7 @@ def test_an_observation_of_another_shape_is_refused(shape, hub):
         hub[0].predict(np.zeros(shape, np.float32))
 
 
-def test_parts_that_are_missing_are_told():
+def test_missing_parts_are_named():
     both = spaces.Dict(camera=CAMERA, joints=FLAT)
     source = Source(
         encoder=Joints(),
@@ -653,7 +653,7 @@ def test_parts_that_are_missing_are_told():
         source.predict(given["joints"])
 
 
-def test_actions_that_are_drawn_follow_what_the_source_says():
+def test_drawn_actions_follow_the_sources_distribution():
     torch.manual_seed(0)
     rows = np.repeat(draw(FLAT, 1), 4000, axis=0)
 

@@ -354,7 +354,7 @@ def test_evaluate_policy_plays_whole_games_with_true_returns():
         ),
     ],
 )
-def test_what_the_vector_environment_cannot_do_is_played_by_sb3s_wrappers_and_says_so(
+def test_what_the_vector_environment_cannot_do_is_played_by_sb3s_wrappers_with_a_warning(
     task, kwargs, sentence
 ):
     with pytest.warns(UserWarning, match=sentence):
@@ -366,7 +366,7 @@ def test_what_the_vector_environment_cannot_do_is_played_by_sb3s_wrappers_and_sa
         AtariVecEnv(task, kwargs)
 
 
-def test_sb3s_wrappers_can_be_asked_for_without_a_word():
+def test_sb3s_wrappers_can_be_chosen_without_a_warning():
     env = make_env("PongNoFrameskip-v4", {"mode": 1}, preprocessing="atari-sb3")
     assert isinstance(env, VecFrameStack)
     env.close()

@@ -49,7 +49,7 @@ def test_a_share_that_is_none_is_refused(given):
         HubCallback(**given)
 
 
-def test_a_probe_that_has_no_room_says_so(capsys):
+def test_a_probe_without_enough_steps_is_reported(capsys):
     watched(PPO, steps=64, callback=HubCallback(verbose=1))
     assert (
         "No probe: 1 steps are too few for it; whole episodes decide whom to trust."
@@ -61,7 +61,7 @@ def test_a_probe_that_has_no_room_says_so(capsys):
     ("algorithm", "level"),
     [(PPO, "outputs"), (PPO, "features"), (DQN, "features"), (SAC, "features")],
 )
-def test_who_speaks_is_logged_for_every_pathway(algorithm, level):
+def test_the_weight_of_every_pathway_is_logged(algorithm, level):
     # Without selection: arms would play alone.
     options = {"judging_share": 0.0} if level == "outputs" else {}
     model, memory = watched(algorithm, level, **options)

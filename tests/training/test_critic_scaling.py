@@ -59,7 +59,7 @@ def test_without_scaled_values_the_head_is_sb3s():
     assert type(model.policy.value_net) is torch.nn.Linear
 
 
-def test_measuring_begins_anew_from_what_the_critic_knows():
+def test_measuring_begins_again_from_the_critics_units():
     model = learner()
     model.learn(512, callback=HubCallback(warmup_share=0.0))
     shift = model.policy.value_net.units[0]

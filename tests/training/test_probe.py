@@ -84,7 +84,7 @@ def test_a_segments_return_ends_with_the_episode_and_is_in_true_rewards():
     assert returns == pytest.approx([30.0, 0.0], abs=1e-3)
 
 
-def test_every_segment_has_an_untrained_network_of_its_own_and_the_seed_says_which():
+def test_every_segment_has_an_untrained_network_of_its_own_drawn_by_the_seed():
     model = aiming(always("good", AIM), n_envs=2)
     play = lambda seed: play_segment(model.policy, model.get_env(), [FRESH, FRESH], 40, seed=seed)  # noqa: E731
     before = torch.get_rng_state()
@@ -122,7 +122,7 @@ def test_no_share_means_no_probe_and_whole_episodes_decide():
     assert model.policy.selection.unplayed != []
 
 
-def test_a_probe_prints_what_it_measured_if_asked(capsys):
+def test_a_verbose_probe_prints_what_it_measured(capsys):
     aiming(always("bad", -1.0), always("good", 0.75)).learn(
         350, callback=HubCallback(probe_share=0.9, verbose=1)
     )

@@ -51,7 +51,7 @@ def acts_best(selection, arm, value=20.0):
 @pytest.mark.parametrize("actions", [STEER, CHOOSE])
 @pytest.mark.parametrize("hold", [1.0, 4.0])
 @ALGORITHMS
-def test_ratios_are_one_and_an_episode_has_one_player(algorithm, actions, hold):
+def test_ratios_are_one_and_an_episode_has_one_arm(algorithm, actions, hold):
     env = make_vec_env(lambda: Toy(VECTOR, actions), n_envs=2, seed=0)
     hub = tiny_hub(Toy(VECTOR, actions))
     model = trusted(
@@ -73,7 +73,7 @@ def test_ratios_are_one_and_an_episode_has_one_player(algorithm, actions, hold):
 
 
 @ALGORITHMS
-def test_trust_follows_what_sources_earn(algorithm, tmp_path):
+def test_the_selection_follows_the_sources_returns(algorithm, tmp_path):
     model = learner(algorithm, n_envs=4, judging_share=0.5, residual=False)
     model.learn(1280, callback=quiet())
     selection = model.policy.selection
@@ -90,7 +90,7 @@ def test_trust_follows_what_sources_earn(algorithm, tmp_path):
     )
 
 
-def test_in_doubt_whole_episodes_decide_and_say_so(capsys):
+def test_in_doubt_whole_episodes_decide_and_the_decision_is_printed(capsys):
     model = aiming(always("poor", -0.9), always("good", 0.75), n_envs=2)
     model.learn(4000, callback=HubCallback(probe_share=0.0, verbose=1))
     selection = model.policy.selection
@@ -100,7 +100,7 @@ def test_in_doubt_whole_episodes_decide_and_say_so(capsys):
     assert model.policy.method.trusted_pathways[1]
 
 
-def test_a_training_too_short_for_whole_episodes_says_so():
+def test_a_training_too_short_for_whole_episodes_warns():
     model = learner()
     model.set_env(make_vec_env(lambda: Toy(length=1000), n_envs=2, seed=0))
     model.policy.selection.records.add(0, 1.0)
@@ -110,7 +110,7 @@ def test_a_training_too_short_for_whole_episodes_says_so():
         model.learn(64, callback=quiet())
 
 
-def test_who_plays_again_is_recorded_where_a_training_goes_on():
+def test_arms_are_recorded_where_a_training_goes_on():
     model, turns = learner(), Turns()
     model.learn(64, callback=quiet())
     counts = [model.policy.selection.records.count(arm) for arm in range(2)]
@@ -138,7 +138,7 @@ def test_an_episode_that_was_going_on_is_no_record():
 
 
 @ALGORITHMS
-def test_an_evaluation_in_the_middle_of_training_is_not_disturbed_by_who_plays(algorithm):
+def test_an_evaluation_in_the_middle_of_training_does_not_depend_on_the_playing_arms(algorithm):
     model = learner(algorithm, judging_share=0.9, residual=False)
     policy = model.policy
     policy.enable_commitment()
@@ -286,7 +286,7 @@ def test_a_deterministic_episode_of_a_source_is_as_it_is():
     assert set(seen) == {1.0}, "neither noisy nor corrected"
 
 
-def test_the_noise_of_a_rollout_is_kept_for_its_update_and_none_is_in_deterministic_rows():
+def test_the_noise_of_a_rollout_is_recorded_for_its_update_and_zero_in_deterministic_rows():
     model = learner(n_envs=4)
     policy, selection = model.policy, model.policy.selection
     policy.enable_commitment()
@@ -376,7 +376,7 @@ def test_a_trial_begins_and_ends_with_new_episodes():
 
 
 @pytest.mark.parametrize("joins", [False, True])
-def test_what_acts_for_the_hub_does_not_change_while_the_fresh_pathway_trains_alone(joins):
+def test_the_hubs_actor_does_not_change_while_the_fresh_pathway_trains_alone(joins):
     env = make_vec_env(Toy, n_envs=2, seed=0)
     model = trusted(
         target(
@@ -481,7 +481,7 @@ class Stops(BaseCallback):
 
 
 @pytest.mark.parametrize("saved", [False, True], ids=["same model", "saved and loaded"])
-def test_a_trial_that_was_not_finished_is_held_anew_by_the_hub_and_the_fresh_pathway_as_they_were(
+def test_an_unfinished_trial_begins_again_from_the_hub_and_the_fresh_pathway_as_they_were(
     saved, tmp_path
 ):
     model, turns = overtaken(trial_share=0.1), Turns()
@@ -542,7 +542,7 @@ def test_an_interrupted_training_leaves_an_agent_that_predicts_and_goes_on(
         assert one.policy.selection.turns == []
 
 
-def test_what_was_unfinished_counts_where_nothing_else_is_known():
+def test_unfinished_episodes_count_where_no_other_return_is_known():
     env = make_vec_env(lambda: Toy(length=1000), n_envs=2, seed=0)
     model = trusted(target(PPO, env, up_and_down().agent(PPO)))
     model.learn(64, callback=quiet())
