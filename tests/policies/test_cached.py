@@ -1,34 +1,39 @@
 """Under CachedVecEnv frozen sources are computed once a step, and everything else is as without it."""
 
-import json
 import pickle
-import subprocess
-import sys
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cached_cases import (
+    BOTH,
+    EVERY_CASE,
+    FEATURES_ALONE,
+    Rows,
+    envs_for,
+    hub_for,
+    observe,
+    said_by,
+    scattered,
+    under_cache,
+)
 from gymnasium import spaces
-from sb3_contrib import QRDQN, TRPO, RecurrentPPO
+from sb3_contrib import QRDQN, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
-from toys import CHOOSE, IMAGE, PARTS, VECTOR, Toy, target, tiny, tiny_hub, toy_for
+from toys import CHOOSE, IMAGE, PARTS, VECTOR, Toy, target, toy_for
 
-import hubrl
 from hubrl import (
     BadConfig,
     CachedVecEnv,
     Hub,
     HubCallback,
-    SpaceMismatch,
     UnknownName,
-    load_agent,
     pathway_weights,
 )
 from hubrl.experiments.finished_run import distill_run, evaluate_run, run_agent
@@ -42,128 +47,11 @@ from hubrl.formats.cached_space import (
     store_features,
 )
 from hubrl.formats.schema import write_yaml
-from hubrl.methods import Method, available, find
-from hubrl.policies.extractor import HubExtractor, parts_in, see_through_normalisation
-from hubrl.sources.observation_batch import to_batch
+from hubrl.methods import Method
+from hubrl.policies.extractor import HubExtractor, parts_in
 
-FEATURES_ALONE = {"fresh": False, "router_reads": "features"}
 SPACES = {"vector": VECTOR, "image": IMAGE, "parts": PARTS}
-SERVED = [
-    ("hub-pathway", {}),
-    ("hub-pathway", {"top_k": 1, "fresh": False}),
-    ("hub-pathway", FEATURES_ALONE),
-    ("probe-commit", {}),
-    ("uniform", {}),
-    ("uniform", {"fresh": True, "width": 5}),
-    ("concat", {}),
-    ("single", {"source": "wide"}),
-    ("frozen", {"source": "wide"}),
-]
-WIDELY = [SERVED[0], SERVED[2], ("concat", {})]
-CASES = [
-    *((*served, "vector") for served in SERVED),
-    *((*served, space) for served in WIDELY for space in ("image", "parts")),
-]
-EVERY_CASE = pytest.mark.parametrize(
-    ("method", "options", "space"),
-    CASES,
-    ids=[f"{name}-{'-'.join(given)}-{space}" for name, given, space in CASES],
-)
 EVERY_SPACE = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-BOTH = pytest.mark.parametrize("options", [{}, FEATURES_ALONE], ids=["kept", "heard-alone"])
-NEW_PROCESS = """
-import json, sys
-import numpy as np, stable_baselines3, torch
-torch.set_num_threads(1)
-rows = np.load(sys.argv[1] + "/rows.npy")
-models = [getattr(stable_baselines3, name).load(f"{sys.argv[1]}/{name}.zip", device="cpu") for name in sys.argv[2:]]
-print(json.dumps([model.predict(rows, deterministic=True)[0].tolist() for model in models]))
-"""
-
-
-def hub_for(env):
-    """Two sources whose features are not equally wide."""
-    image = isinstance(env.observation_space, spaces.Box) and len(env.observation_space.shape) == 3
-    wide, narrow = (
-        {"features_extractor_kwargs": {"features_dim": width}} if image else {"net_arch": [width]}
-        for width in (8, 5)
-    )
-    return Hub.from_agents(
-        [
-            tiny(PPO, env, 1, **wide),
-            tiny(A2C, env, 2, **({"net_arch": []} if image else {}), **narrow),
-        ],
-        ["wide", "narrow"],
-    )
-
-
-def envs_for(algorithm, space=VECTOR, n_envs=2, length=10):
-    actions = toy_for(algorithm).action_space
-    return make_vec_env(lambda: Toy(space, actions, length), n_envs=n_envs, seed=0)
-
-
-def under_cache(
-    algorithm,
-    space=VECTOR,
-    method="hub-pathway",
-    hub=None,
-    n_envs=2,
-    seed=0,
-    settings=None,
-    **options,
-):
-    """A target under CachedVecEnv, and its hub."""
-    hub = hub or hub_for(toy_for(algorithm, space))
-    made = hub.agent(algorithm, method, cached=True, **options)
-    env = CachedVecEnv(envs_for(algorithm, space, n_envs), made, device="cpu")
-    return target(algorithm, env, made, seed, **(settings or {})), hub
-
-
-def observe(space, count=6):
-    space.seed(0)
-    if isinstance(space, spaces.Dict):
-        return {key: observe(part, count) for key, part in space.spaces.items()}
-    return np.stack([space.sample() for _ in range(count)])
-
-
-def one_of(rows, index):
-    return (
-        {key: part[index] for key, part in rows.items()} if isinstance(rows, dict) else rows[index]
-    )
-
-
-def said_by(hub, rows, space):
-    """What the sources themselves say of observations as the environment gives them."""
-    tensors = [to_batch(rows, source.card, None)[0] for source in hub]
-    with torch.no_grad():
-        said = [source.features(tensor) for source, tensor in zip(hub, tensors, strict=True)]
-    return torch.cat(said, dim=1).numpy()
-
-
-def scattered(model):
-    """The same model with weights that are at no special value."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.policy.parameters():
-            parameter.copy_(
-                torch.randn(parameter.shape, generator=generator)
-                * (0.1 if parameter.ndim == 1 else 2 / parameter[0].numel() ** 0.5)
-            )
-    return model
-
-
-class Rows:
-    """Counts the observations that go through every source's encoder."""
-
-    def __init__(self, sources):
-        self.count = [0] * len(sources)
-        for place, source in enumerate(sources):
-            source.encoder.register_forward_hook(
-                lambda module, inputs, features, place=place: self._add(place, len(features))
-            )
-
-    def _add(self, place, rows):
-        self.count[place] += rows
 
 
 @EVERY_CASE
@@ -337,197 +225,6 @@ def test_one_seed_gives_one_result(options):
     assert not all(torch.equal(first[name], tensor) for name, tensor in other.items())
 
 
-@pytest.mark.parametrize(
-    "algorithm", [PPO, A2C, DQN, TRPO], ids=lambda algorithm: algorithm.__name__
-)
-@BOTH
-def test_a_loaded_model_takes_observations_as_the_environment_gives_them(
-    algorithm, options, tmp_path
-):
-    options |= {"explore_coef": 0.0} if algorithm is TRPO else {}
-    model, _ = under_cache(algorithm, **options)
-    scattered(model.learn(48)).save(tmp_path / "model.zip")
-    loaded = algorithm.load(tmp_path / "model.zip", device="cpu")
-    env = model.get_env()
-    env.seed(1)
-    seen = env.reset()
-    batch = observe(VECTOR)
-    acted, _ = model.predict(batch, deterministic=True)
-    np.testing.assert_array_equal(loaded.predict(batch, deterministic=True)[0], acted)
-    assert len(np.unique(acted, axis=0)) > 1
-    for row, action in zip(batch, acted, strict=True):
-        one, _ = loaded.predict(row, deterministic=True)
-        assert one.shape == action.shape
-        np.testing.assert_allclose(one, action, atol=1e-4)
-    raw = seen[OBSERVATION] if isinstance(seen, dict) else None
-    if raw is not None:
-        np.testing.assert_allclose(
-            loaded.predict(raw, deterministic=True)[0],
-            loaded.predict(seen, deterministic=True)[0],
-            atol=1e-5,
-        )
-    again = algorithm.load(tmp_path / "model.zip", env=env, device="cpu")
-    again.learn(16)
-
-
-@BOTH
-def test_images_are_read_channel_last_or_first_one_or_a_batch(options):
-    model, _ = under_cache(PPO, IMAGE, **options)
-    scattered(model)
-    batch = observe(IMAGE)
-    first = np.moveaxis(batch, -1, 1)
-    acted = model.predict(batch, deterministic=True)[0]
-    np.testing.assert_array_equal(model.predict(first, deterministic=True)[0], acted)
-    for index in range(len(batch)):
-        for one in (batch[index], first[index]):
-            np.testing.assert_allclose(
-                model.predict(one, deterministic=True)[0], acted[index], atol=1e-4
-            )
-    assert acted.std(axis=0).min() > 1e-3
-
-
-@BOTH
-def test_an_exploring_dqn_distinguishes_one_image_from_a_batch(options):
-    model, _ = under_cache(DQN, IMAGE, **options)
-    model.exploration_rate = 1.0
-    batch = observe(IMAGE)
-    assert model.predict(batch)[0].shape == (6,)
-    assert model.predict(batch[0])[0].shape == ()
-    assert model.predict(model.get_env().reset())[0].shape == (2,)
-
-
-def test_parts_of_observations_are_read_as_they_are():
-    model, _ = under_cache(PPO, PARTS)
-    scattered(model)
-    batch = observe(PARTS)
-    acted = model.predict(batch, deterministic=True)[0]
-    np.testing.assert_allclose(
-        model.predict(one_of(batch, 2), deterministic=True)[0], acted[2], atol=1e-4
-    )
-
-
-def test_models_load_in_a_new_process_and_compute_their_features(tmp_path):
-    expected = []
-    for algorithm, options in ((PPO, {}), (DQN, FEATURES_ALONE)):
-        model, _ = under_cache(algorithm, IMAGE, **options)
-        scattered(model).save(tmp_path / f"{algorithm.__name__}.zip")
-        np.save(tmp_path / "rows.npy", observe(IMAGE))
-        expected.append(model.predict(np.load(tmp_path / "rows.npy"), deterministic=True)[0])
-    command = [sys.executable, "-c", NEW_PROCESS, str(tmp_path), "PPO", "DQN"]
-    ran = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=Path(hubrl.__file__).parents[1]
-    )
-    assert ran.returncode == 0, ran.stderr
-    for answer, actions in zip(json.loads(ran.stdout), expected, strict=True):
-        np.testing.assert_allclose(np.array(answer), actions, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "options", "space"),
-    [
-        (PPO, {}, PARTS),
-        (PPO, {}, IMAGE),
-        (PPO, FEATURES_ALONE, IMAGE),
-        (PPO, FEATURES_ALONE, PARTS),
-        (DQN, FEATURES_ALONE, IMAGE),
-    ],
-)
-def test_its_zip_is_read_without_executing_it_as_an_agent_of_the_target_itself(
-    algorithm, options, space, tmp_path, monkeypatch
-):
-    model, hub = under_cache(
-        algorithm, space, **options, settings={"buffer_size": 50} if algorithm is not PPO else {}
-    )
-    scattered(model).save(tmp_path / "agent.zip")
-    rows = observe(space)
-    expected = model.predict(rows, deterministic=True)[0]
-    for door in ("pickle.loads", "pickle.load", "cloudpickle.loads"):
-        monkeypatch.setattr(door, lambda *args, **kwargs: pytest.fail("something was unpickled"))
-    source = load_agent(tmp_path / "agent.zip")
-    monkeypatch.undo()
-    assert source.card.algorithm == algorithm.__name__
-    assert not source.card.network.hub.get("cached")
-    np.testing.assert_allclose(source.predict(rows, deterministic=True)[0], expected, atol=2e-2)
-    grown = Hub([*hub, source])
-    again, _ = under_cache(
-        algorithm,
-        space,
-        hub=grown,
-        **options,
-        settings={"buffer_size": 50} if algorithm is not PPO else {},
-    )
-    assert pathway_weights(again, one_of(rows, 0)).keys() >= {"wide", "narrow", "agent"}
-
-
-@BOTH
-def test_evaluations_are_the_same_on_the_environment_itself(options):
-    model, _ = under_cache(PPO, **options)
-    made = {"policy_kwargs": model.policy_kwargs}
-    returns = []
-    for wrap in (lambda env: env, lambda env: CachedVecEnv(env, made, device="cpu")):
-        env = wrap(envs_for(PPO))
-        env.seed(7)
-        evaluations = EvalCallback(env, n_eval_episodes=4, eval_freq=16, verbose=0, warn=False)
-        scattered(model)
-        model.learn(32, callback=evaluations)
-        model.num_timesteps = 0
-        returns.append(evaluations.last_mean_reward)
-    assert abs(returns[0]) > 0.01
-    assert returns[0] == pytest.approx(returns[1], abs=1e-3)
-
-
-def test_vecnormalize_normalises_observations_and_leaves_cached_features():
-    far = spaces.Box(-1000.0, 1000.0, (4,))
-    hub = hub_for(Toy(far))
-    made = hub.agent(PPO, cached=True)
-    env = VecNormalize(
-        CachedVecEnv(envs_for(PPO, far), made, device="cpu"), norm_obs_keys=[OBSERVATION]
-    )
-    model = target(PPO, env, made)
-    rows = Rows(env.venv.sources)
-    model.learn(128, callback=HubCallback())
-    assert rows.count == [2 + 128 + 12] * 2
-    scattered(model)
-    seen = env.reset()
-    raw = env.get_original_obs()[OBSERVATION]
-    np.testing.assert_allclose(seen[CACHED_FEATURES], said_by(hub, raw, far), atol=2e-3)
-    np.testing.assert_allclose(
-        seen[OBSERVATION],
-        (raw - env.obs_rms[OBSERVATION].mean) / np.sqrt(env.obs_rms[OBSERVATION].var + 1e-8),
-        atol=1e-4,
-    )
-    see_through_normalisation(model.policy, env)
-    np.testing.assert_allclose(
-        model.predict(seen[OBSERVATION], deterministic=True)[0],
-        model.predict(seen, deterministic=True)[0],
-        atol=1e-2,
-    )
-
-
-@pytest.mark.parametrize("algorithm", [PPO, DQN, SAC], ids=lambda algorithm: algorithm.__name__)
-def test_vecnormalize_of_rewards_alone_goes_around_cached_features_alone(algorithm):
-    hub = hub_for(toy_for(algorithm, IMAGE))
-    made = hub.agent(algorithm, cached=True, **FEATURES_ALONE)
-    env = VecNormalize(CachedVecEnv(envs_for(algorithm, IMAGE), made, device="cpu"), norm_obs=False)
-    target(algorithm, env, made).learn(64, callback=HubCallback())
-    assert env.reset().dtype == np.float16
-
-
-@pytest.mark.parametrize("options", [{}, FEATURES_ALONE], ids=["kept", "heard-alone"])
-@pytest.mark.parametrize("algorithm", [PPO, DQN, SAC], ids=lambda algorithm: algorithm.__name__)
-def test_vecnormalize_of_cached_features_is_refused(algorithm, options):
-    space = VECTOR if options == {} else IMAGE
-    # SB3's own policies cannot tell what was normalised; there the callback looks.
-    for callback in (HubCallback(),) if algorithm is SAC else (HubCallback(), None):
-        made = hub_for(toy_for(algorithm, space)).agent(algorithm, cached=True, **options)
-        env = VecNormalize(CachedVecEnv(envs_for(algorithm, space), made, device="cpu"))
-        with pytest.raises(
-            BadConfig,
-            match="VecNormalize normalises cached features; give it norm_obs_keys without 'source_features'",
-        ):
-            target(algorithm, env, made).learn(64, callback=callback)
-
-
 def nature_hub(env):
     return Hub.from_agents(
         [
@@ -654,148 +351,6 @@ def test_the_router_may_read_features_where_nothing_is_stored_too():
     assert rows.count == [12, 12], (
         "each once for the router and for its pathway together, and once here"
     )
-
-
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        (
-            {"method": "finetune", "source": "wide"},
-            "method 'finetune' with sources that are trained further; leave one of them out",
-        ),
-        ({"tuned": True}, "method 'hub-pathway' with sources that are trained further"),
-        (
-            {"method": "progressive"},
-            "method 'progressive', which is not made of frozen sources' features alone; leave it out",
-        ),
-        (
-            {"method": "scratch"},
-            "method 'scratch', which is not made of frozen sources' features alone",
-        ),
-        (
-            {"level": "outputs"},
-            "cached=True was given at the level of outputs, where outputs of the sources are stored anyway",
-        ),
-        ({"method": "componet"}, "Method 'componet' was asked to work at the level of features"),
-        (
-            {"router_reads": "nothing"},
-            "router_reads='nothing' was given; expected 'observations' or 'features'",
-        ),
-    ],
-)
-def test_what_cannot_be_cached_is_refused(given, sentence):
-    with pytest.raises(BadConfig, match=sentence):
-        under_cache(PPO, **given)
-
-
-def test_a_router_of_outputs_reads_no_features():
-    env = Toy()
-    with pytest.raises(
-        BadConfig,
-        match="router_reads='features' was given at the level of outputs; use level='features'",
-    ):
-        target(PPO, env, tiny_hub(env).agent(PPO, router_reads="features"))
-
-
-def test_no_method_is_served_that_is_not_tested():
-    assert {
-        name
-        for name in available()
-        if find(name).needs_only_features
-        and not find(name).tunes
-        and "features" in find(name).levels
-    } == {name for name, _ in SERVED}
-
-
-def test_wrappers_in_the_wrong_order_are_refused():
-    made = hub_for(Toy()).agent(PPO, cached=True)
-    inside = "put it around the environment itself"
-    with pytest.raises(BadConfig, match=inside):
-        CachedVecEnv(VecNormalize(envs_for(PPO)), made)
-    with pytest.raises(BadConfig, match=inside):
-        CachedVecEnv(CachedVecEnv(envs_for(PPO), made), made)
-    alone = hub_for(Toy(IMAGE)).agent(PPO, cached=True, **FEATURES_ALONE)
-    with pytest.raises(
-        BadConfig,
-        match=r"cached=True was given and the environment observes Box\(26,\), without cached features",
-    ):
-        target(
-            PPO, VecFrameStack(CachedVecEnv(envs_for(PPO, IMAGE), alone, device="cpu"), 2), alone
-        )
-
-
-def test_an_agent_and_an_environment_that_were_not_made_for_each_other_are_refused():
-    hub = hub_for(Toy())
-    made, plain = hub.agent(PPO, cached=True), hub.agent(PPO, level="features")
-    env = CachedVecEnv(envs_for(PPO), made, device="cpu")
-    with pytest.raises(
-        BadConfig,
-        match=r"the environment observes Box\(4,\), without cached features; put CachedVecEnv around it",
-    ):
-        target(PPO, envs_for(PPO), made)
-    with pytest.raises(
-        BadConfig, match="is under CachedVecEnv and the agent was made without cached=True"
-    ):
-        target(PPO, env, {**plain, "policy": "MultiInputPolicy"})
-    with pytest.raises(BadConfig, match="was given an agent made without cached=True"):
-        CachedVecEnv(envs_for(PPO), plain)
-    turned = Hub([hub[1], hub[0]]).agent(PPO, cached=True)
-    with pytest.raises(
-        BadConfig,
-        match="The environment caches the sources wide, narrow, the agent reads narrow, wide",
-    ):
-        target(PPO, env, turned)
-    alone = hub.agent(PPO, "frozen", cached=True, source="wide")
-    with pytest.raises(
-        BadConfig, match="The environment caches the sources wide, the agent reads wide, narrow"
-    ):
-        target(PPO, CachedVecEnv(envs_for(PPO), alone, device="cpu"), made)
-
-
-def test_an_agent_that_reads_observations_is_refused_where_none_are_kept():
-    hub = hub_for(Toy(IMAGE))
-    env = CachedVecEnv(
-        envs_for(PPO, IMAGE), hub.agent(PPO, cached=True, **FEATURES_ALONE), device="cpu"
-    )
-    for options in ({}, {"fresh": False}, {"router_reads": "features"}):
-        with pytest.raises(
-            BadConfig,
-            match="Method 'hub-pathway' as it was given reads observations, and only cached features were kept",
-        ):
-            target(PPO, env, hub.agent(PPO, cached=True, **options))
-
-
-def test_observations_that_look_like_cached_features_are_refused():
-    for name in (CACHED_FEATURES, OBSERVATION):
-        space = spaces.Dict({name: VECTOR})
-        hub = Hub.from_agents([tiny(PPO, Toy(space))])
-        with pytest.raises(
-            SpaceMismatch,
-            match=r"a part called 'source_features', or 'observation' alone, is ambiguous",
-        ):
-            CachedVecEnv(envs_for(PPO, space), hub.agent(PPO, cached=True))
-
-
-def test_sources_that_do_not_fit_or_read_other_images_are_refused():
-    hub = hub_for(Toy())
-    with pytest.raises(
-        SpaceMismatch, match=r"The target observes Box\(7,\), source 'wide' observes Box\(4,\)"
-    ):
-        CachedVecEnv(envs_for(PPO, spaces.Box(-1, 1, (7,))), hub.agent(PPO, cached=True))
-    kinds = [
-        tiny(PPO, Toy(IMAGE), seed, normalize_images=scaled)
-        for seed, scaled in enumerate((True, False))
-    ]
-    with pytest.raises(
-        SpaceMismatch, match="Some sources read images from 0 to 1 and some from 0 to 255"
-    ):
-        CachedVecEnv(envs_for(PPO, IMAGE), Hub.from_agents(kinds).agent(PPO, cached=True))
-
-
-def test_observations_of_another_shape_are_refused():
-    model, _ = under_cache(PPO)
-    with pytest.raises(ValueError, match="Unexpected observation shape"):
-        model.predict(np.zeros(7, np.float32))
 
 
 @pytest.fixture(scope="module")
