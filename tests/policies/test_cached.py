@@ -1,7 +1,6 @@
 """Under CachedVecEnv frozen sources are computed once a step, and everything else is as without it."""
 
 import pickle
-from contextlib import closing
 
 import numpy as np
 import pytest
@@ -22,22 +21,15 @@ from gymnasium import spaces
 from sb3_contrib import QRDQN, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 from toys import CHOOSE, IMAGE, PARTS, VECTOR, Toy, target, toy_for
 
 from hubrl import (
-    BadConfig,
     CachedVecEnv,
     Hub,
     HubCallback,
-    UnknownName,
-    pathway_weights,
 )
-from hubrl.experiments.finished_run import distill_run, evaluate_run, run_agent
-from hubrl.experiments.run import start_run, train
 from hubrl.formats.cached_space import (
     CACHED_FEATURES,
     FLOAT16_MAX,
@@ -46,8 +38,6 @@ from hubrl.formats.cached_space import (
     find_cached_space,
     store_features,
 )
-from hubrl.formats.schema import write_yaml
-from hubrl.methods import Method
 from hubrl.policies.extractor import HubExtractor, parts_in
 
 SPACES = {"vector": VECTOR, "image": IMAGE, "parts": PARTS}
@@ -351,93 +341,3 @@ def test_the_router_may_read_features_where_nothing_is_stored_too():
     assert rows.count == [12, 12], (
         "each once for the router and for its pathway together, and once here"
     )
-
-
-@pytest.fixture(scope="module")
-def cartpole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hubs") / "cartpole"
-    agents = [
-        PPO("MlpPolicy", "CartPole-v1", seed=seed, policy_kwargs={"net_arch": [8]}, device="cpu")
-        for seed in (0, 1)
-    ]
-    Hub.from_agents(agents, names=["one", "two"]).save(folder)
-    return folder
-
-
-def config_of(tmp_path, hub, algorithm="ppo", **fields):
-    kwargs = {
-        "ppo": {"n_steps": 32, "batch_size": 32, "n_epochs": 2},
-        "dqn": {"learning_starts": 16, "buffer_size": 200},
-    }[algorithm]
-    plain = {
-        "task": "CartPole-v1",
-        "algorithm": algorithm,
-        "algorithm_kwargs": kwargs | {"policy_kwargs": {"net_arch": [8]}},
-    }
-    plain |= {
-        "hub": str(hub),
-        "cached": True,
-        "steps": 128,
-        "seed": 3,
-        "eval_episodes": 2,
-        "eval_every": 64,
-    }
-    path = tmp_path / f"{algorithm}.yaml"
-    path.write_text(write_yaml({**plain, **fields}))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "fields"),
-    [
-        ("ppo", {"normalize": True, "n_envs": 2}),
-        ("dqn", {"method": "frozen", "options": {"source": "one"}}),
-        ("ppo", {"method": "frozen", "options": {"source": "one"}, "normalize": True}),
-    ],
-    ids=["ppo-kept-normalised", "dqn-heard-alone", "ppo-heard-alone-normalised"],
-)
-def test_a_run_with_cached_true_trains_evaluates_and_is_distilled(
-    algorithm, fields, cartpole, tmp_path, monkeypatch
-):
-    run = start_run(config_of(tmp_path, cartpole, algorithm, **fields), [], tmp_path / "runs")
-    result = train(run)
-    assert result["steps"] >= 128
-    assert "cached: true" in (run / "config.yaml").read_text()
-    for door in ("pickle.loads", "pickle.load", "cloudpickle.loads"):
-        monkeypatch.setattr(door, lambda *args, **kwargs: pytest.fail("something was unpickled"))
-    again = [evaluate_run(run, 3, seed=7).returns for _ in range(2)]
-    assert again[0] == again[1]
-    agent = run_agent(run)
-    assert agent.predict(np.zeros(4, np.float32), deterministic=True)[0] in (0, 1)
-    monkeypatch.undo()
-    distilled = distill_run(run, tmp_path / "student.zip", steps=64, net_arch=[8], episodes=2)
-    assert distilled.model.observation_space.shape == (4,)
-    student = type(distilled.model).load(tmp_path / "student.zip", device="cpu")
-    statistics = tmp_path / "student.vecnormalize.pkl"
-    env = make_vec_env("CartPole-v1", n_envs=1)
-    with closing(VecNormalize.load(str(statistics), env) if statistics.exists() else env) as vec:
-        assert student.predict(vec.reset())[0].shape == (1,)
-    assert statistics.exists() == (fields.get("normalize", False) and fields.get("method") is None)
-
-
-def test_the_config_refuses_what_cannot_be_cached(cartpole, tmp_path):
-    with pytest.raises(BadConfig, match="cached=True was given for method 'scratch'"):
-        start_run(config_of(tmp_path, cartpole, method="scratch"), [], tmp_path / "runs")
-    with pytest.raises(
-        (BadConfig, UnknownName),
-        match="cached=True was given for method 'hub-pathway' with sources that are trained further",
-    ):
-        start_run(config_of(tmp_path, cartpole, tuned=True), [], tmp_path / "runs")
-
-
-def test_pathway_weights_are_given_for_cached_features_and_for_observations():
-    model, _ = under_cache(PPO)
-    scattered(model)
-    env = model.get_env()
-    seen = env.reset()
-    names = parts_in(model.policy, Method)[0].pathways.names
-    heard, raw = pathway_weights(model, seen), pathway_weights(model, seen[OBSERVATION])
-    assert list(heard) == names == ["wide", "narrow", "fresh"]
-    for name in names:
-        np.testing.assert_allclose(heard[name], raw[name], atol=1e-6)
-    assert len(np.unique(np.round(heard["wide"], 6))) == 2

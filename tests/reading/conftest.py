@@ -7,11 +7,18 @@ from untrained import untrained
 from hubrl import Hub
 
 
+@pytest.fixture(scope="session")
+def agent_bytes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("agent") / "agent.zip"
+    untrained(PPO).save(path)
+    return path.read_bytes()
+
+
 @pytest.fixture
-def agent(tmp_path):
+def agent(tmp_path, agent_bytes):
     """A good agent's zip."""
     path = tmp_path / "agent.zip"
-    untrained(PPO).save(path)
+    path.write_bytes(agent_bytes)
     return path
 
 

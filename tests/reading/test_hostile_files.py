@@ -1,8 +1,6 @@
 """Files made to take memory, time or control: each is refused with a sentence, fast, and changes nothing in this process."""
 
 import ctypes
-import io
-import json
 import os
 import pickle
 import struct
@@ -11,12 +9,11 @@ import zipfile
 import numpy as np
 import pickles
 import pytest
-import torch
 import yaml
 from gymnasium import spaces
+from hostile_files import members, write
 from pickles import call, dict_of, name, nested, number, raw_bytes, record, text, tuple_of, whole
-from stable_baselines3 import PPO
-from untrained import normalised, untrained
+from untrained import normalised
 
 from hubrl import Hub, Limits
 from hubrl.errors import BadFile, HubrlError
@@ -26,42 +23,8 @@ from hubrl.formats.spaces import space_from_dict
 from hubrl.reading import read_agent
 from hubrl.reading.pickle_data import Name, parse_pickle
 from hubrl.reading.vecnormalize import read_statistics
-from hubrl.reading.weights import parse_torch, read_weights
 
 ARRAY_MODULE = "numpy._core.multiarray"
-
-
-@pytest.fixture(scope="module")
-def agent_bytes(tmp_path_factory):
-    path = tmp_path_factory.mktemp("agent") / "agent.zip"
-    untrained(PPO).save(path)
-    return path.read_bytes()
-
-
-@pytest.fixture
-def agent(tmp_path, agent_bytes):
-    path = tmp_path / "agent.zip"
-    path.write_bytes(agent_bytes)
-    return path
-
-
-def members(path):
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def write(path, content, compression=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for member, raw in content.items():
-            archive.writestr(member, raw)
-
-
-def torch_zip(content, storage=bytes(64)):
-    saved = io.BytesIO()
-    write(
-        saved, {"archive/data.pkl": content, "archive/data/0": storage, "archive/version": b"3\n"}
-    )
-    return saved.getvalue()
 
 
 # The interpreter of pickles
@@ -219,140 +182,6 @@ def test_statistics_leave_numpys_dtypes_alone(tmp_path):
     assert np.dtype("f8").__reduce__() == before
 
 
-# Weights
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (
-            pickles.tensor(2**20, (2**10, 2**10), (2**10, 1)),
-            "a tensor of 1048576 numbers in a storage of 16",
-        ),
-        (pickles.tensor(17, (17,), (1,)), "a tensor of 17 numbers in a storage of 16"),
-        (
-            pickles.tensor(16, (65536, 65536), (0, 0)),
-            "a tensor of 4294967296 numbers in a storage of 16",
-        ),
-        (pickles.tensor(16, (2, 8), (8, 1), offset=9), "a tensor of 16 numbers in a storage of 16"),
-        (pickles.tensor(16, (2, 8), (8, 1), offset=-8), "a tensor of no shape"),
-        (pickles.tensor(16, (1,) * 100, (1,) * 100), "a tensor of no shape"),
-        (
-            pickles.tensor(16, (2, 8), (8, 1), kind="ComplexFloatStorage"),
-            r"it names torch\.ComplexFloatStorage",
-        ),
-        (
-            pickles.tensor(16, (2, 8), (8, 1), key=text("../0")),
-            r"There is no item named 'archive/data/\.\./0'",
-        ),
-        (call(name("torch", "Tensor"), number(2**31)), r"it names torch\.Tensor"),
-        (call(name("builtins", "bytearray"), number(2**33)), r"it names builtins\.bytearray"),
-    ],
-)
-def test_tensors_that_are_not_in_the_file_are_refused(content, sentence):
-    with pytest.raises(
-        BadFile,
-        match=f"The weights in x were refused|are damaged or hold more than tensors.*{sentence}",
-    ):
-        parse_torch(torch_zip(pickles.torch_pickle(content)), "x")
-
-
-def test_a_tensor_made_by_hand_is_read():
-    read = parse_torch(
-        torch_zip(
-            pickles.torch_pickle(pickles.tensor(16, (2, 8), (8, 1))),
-            np.arange(16, dtype="f4").tobytes(),
-        ),
-        "x",
-    )
-    torch.testing.assert_close(read["log_std"], torch.arange(16.0).reshape(2, 8))
-
-
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
-def test_tensors_are_those_that_torch_loads(zipped):
-    tensors = {
-        "plain": torch.randn(3, 4),
-        "transposed": torch.randn(4, 6).t()[1:],
-        "shared": torch.randn(20),
-        "half": torch.randn(3).half(),
-        "bfloat16": torch.randn(3).bfloat16(),
-        "double": torch.tensor(2.5).double(),
-        "whole": torch.arange(5),
-        "bool": torch.tensor([True, False]),
-        "empty": torch.zeros(0, 3),
-        "parameter": torch.nn.Parameter(torch.randn(2)),
-    }
-    tensors["view"] = tensors["shared"][5:9].view(2, 2)
-    saved = io.BytesIO()
-    torch.save(tensors, saved, _use_new_zipfile_serialization=zipped)
-    read = parse_torch(saved.getvalue(), "x")
-    assert list(read) == list(tensors)
-    for key, tensor in tensors.items():
-        assert read[key].dtype == tensor.dtype
-        assert torch.equal(read[key], tensor)
-
-
-def test_many_views_of_one_storage_are_refused():
-    one = torch.zeros(2**22)
-    saved = io.BytesIO()
-    torch.save({str(index): one for index in range(200)}, saved)
-    with pytest.raises(
-        BadFile, match=r"The tensors in x have \d+ bytes, \d+ are in the file; widen hubrl\.Limits"
-    ):
-        parse_torch(saved.getvalue(), "x", Limits(inflation=1))
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        {
-            f"t{index}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-            for index in range(30_000)
-        },
-        {"a": {"dtype": "F32", "shape": [1] * 1000, "data_offsets": [0, 4]}},
-        {"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}},
-        {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}},
-        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**40]}},
-        {"a": 5},
-        [],
-    ],
-    ids=[
-        "30,000 tensors",
-        "1000 axes",
-        "float8",
-        "overflow",
-        "beyond the end",
-        "a number",
-        "a list",
-    ],
-)
-def test_hostile_safetensors_are_refused(tmp_path, header):
-    raw = json.dumps(header).encode()
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(4))
-    with pytest.raises(BadFile, match=r"a\.safetensors is damaged or not a safetensors file"):
-        read_weights(path)
-
-
-def test_numbers_beyond_float32_are_refused(agent):
-    content = members(agent)
-    weights = parse_torch(content["policy.pth"], "x")
-    saved = io.BytesIO()
-    torch.save({**weights, "value_net.bias": torch.full((1,), 1e300, dtype=torch.float64)}, saved)
-    write(agent, {**content, "policy.pth": saved.getvalue()})
-    with pytest.raises(BadFile, match=r"critic\.value\.bias holds numbers too great for float32"):
-        read_agent(agent)
-
-
-def test_a_negative_variance_in_a_hub_is_refused(tmp_path, agent):
-    normalised().save(str(agent.with_name("agent.vecnormalize.pkl")))
-    hub = Hub.from_agents([agent], names=["good"])
-    tensors = hub[0].tensors()
-    tensors["normaliser.var_0"][1] = -1
-    with pytest.raises(BadFile, match=r"normaliser\.var_0 holds negative variances"):
-        hub[0].from_card(hub[0].card, tensors)
-
-
 # Zips, JSON and YAML
 
 
@@ -465,15 +294,15 @@ def test_a_wider_limit_lets_a_greater_space_in():
 
 
 @pytest.fixture
-def hub(tmp_path, agent):
+def hub_and_card(tmp_path, agent):
     Hub.from_agents([agent], names=["good"]).save(tmp_path / "hub")
     card = yaml.safe_load((tmp_path / "hub" / "good.yaml").read_text())
     return tmp_path / "hub", card
 
 
 @pytest.mark.parametrize("widths", [[30_000, 30_000], [65_536, 65_536]])
-def test_a_network_greater_than_its_weights_is_refused(hub, widths):
-    folder, card = hub
+def test_a_network_greater_than_its_weights_is_refused(hub_and_card, widths):
+    folder, card = hub_and_card
     card["network"]["hidden"]["widths"] = widths
     (folder / "good.yaml").write_text(yaml.safe_dump(card))
     with pytest.raises(
@@ -482,16 +311,16 @@ def test_a_network_greater_than_its_weights_is_refused(hub, widths):
         Hub.load(folder)
 
 
-def test_a_network_of_a_thousand_layers_is_refused(hub):
-    folder, card = hub
+def test_a_network_of_a_thousand_layers_is_refused(hub_and_card):
+    folder, card = hub_and_card
     card["network"]["hidden"]["widths"] = [8] * 1000
     (folder / "good.yaml").write_text(yaml.safe_dump(card))
     with pytest.raises(BadFile, match=r"good\.yaml is not a source card: .*at most 256 items"):
         Hub.load(folder)
 
 
-def test_a_hub_of_more_sources_than_allowed_is_refused(hub):
-    folder, _ = hub
+def test_a_hub_of_more_sources_than_allowed_is_refused(hub_and_card):
+    folder, _ = hub_and_card
     (folder / "hub.yaml").write_text(yaml.safe_dump({"format": 1, "sources": ["good"] * 300}))
     with pytest.raises(BadFile, match=r"has 300 sources, 256 are allowed; widen hubrl\.Limits"):
         Hub.load(folder)
