@@ -229,6 +229,16 @@ def write_json(measured: Sequence[Measurement], path: Path) -> None:
     )
 
 
+def write_results(
+    measured: Sequence[Measurement], json_file: Path | None, markdown_file: Path | None
+) -> None:
+    """Write the numbers and the table, each to a file if one is given."""
+    if json_file:
+        write_json(measured, json_file)
+    if markdown_file:
+        markdown_file.write_text(markdown(measured), encoding="utf-8")
+
+
 def markdown(measured: Sequence[Measurement]) -> str:
     """The machine, and a table with one line a benchmark."""
     rows = [

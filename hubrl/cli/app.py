@@ -28,14 +28,13 @@ from hubrl.cli.console import (
     print_line,
     print_options,
     print_played,
-    print_profile,
     print_table,
     printed_as_notes,
     progress_bar,
-    progress_bars,
     spinner,
 )
 from hubrl.cli.hub_commands import hub_app
+from hubrl.cli.study_commands import bench, study
 from hubrl.errors import BadConfig, HubrlError
 from hubrl.experiments import finished_run, run
 from hubrl.experiments.evaluation import MAX_ENVS, Played, play
@@ -219,128 +218,8 @@ def distill(
     print_played([distilled.before, distilled.after])
 
 
-@app.command()
-def study(
-    config: Annotated[Path, typer.Argument(help="A study's YAML file.")],
-    folder: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
-    results: Annotated[Path, typer.Option(help="Folder of all results.")] = Path("results"),
-    agents: Annotated[
-        Path | None, typer.Option(help="Folder with local copies of Hugging Face agents.")
-    ] = None,
-    jobs: Annotated[
-        int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")
-    ] = 2,
-    case: Annotated[
-        list[str] | None, typer.Option("--case", help="Run this case alone, repeatable.")
-    ] = None,
-    method: Annotated[
-        list[str] | None, typer.Option("--method", help="Run this method alone, repeatable.")
-    ] = None,
-    seed: Annotated[
-        list[int] | None, typer.Option("--seed", help="Run this seed alone, repeatable.")
-    ] = None,
-    report: Annotated[
-        bool, typer.Option("--report", help="Run nothing; draw the finished runs.")
-    ] = False,
-) -> None:
-    """Run the missing runs of a study, and write its tables and figures."""
-    try:
-        from hubrl.experiments.figures import write_reports
-        from hubrl.experiments.study import run_study
-        from hubrl.experiments.study_plan import Job
-    except ImportError as error:
-        raise BadConfig(
-            f"A study needs a package that is not installed ({error}); install hubrl[study]."
-        ) from error
-    where = results / config.stem
-    if report:
-        with spinner(f"Drawing {where}"):
-            write_reports(where)
-        return
-    with progress_bars() as bars:
-        bar = bars.add_task(config.stem)
-
-        def on_done(job: Job, problem: str | None) -> None:
-            bars.advance(bar)
-            if problem:
-                bars.console.print(
-                    f"{job.folder}: {problem}", soft_wrap=True, highlight=False, markup=False
-                )
-
-        failed = run_study(
-            config,
-            folder=folder / config.stem,
-            results=where,
-            agents=agents,
-            jobs=jobs,
-            cases=case or (),
-            methods=method or (),
-            seeds=seed or (),
-            on_plan=lambda done, total: bars.update(bar, completed=done, total=total),
-            on_done=on_done,
-        )
-    with spinner(f"Drawing {where}"):
-        write_reports(where)
-    print_line(f"Results in {where}; {len(failed)} runs failed.")
-    if output.json:
-        print_fields({"results": where, "failed": len(failed)})
-    if failed:
-        raise typer.Exit(1)
-
-
-@app.command()
-def bench(
-    only: Annotated[
-        list[str] | None, typer.Option("--only", help="Measure this benchmark alone, repeatable.")
-    ] = None,
-    save: Annotated[
-        Path | None, typer.Option(help="File for the numbers as JSON, after each benchmark.")
-    ] = None,
-    markdown: Annotated[Path | None, typer.Option(help="File for the table as Markdown.")] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Environment steps of a repetition.")
-    ] = None,
-    repetitions: Annotated[
-        int | None, typer.Option(min=1, help="Repetitions, in each of which all workloads run.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
-    names: Annotated[
-        bool, typer.Option("--list", help="List the benchmarks and measure nothing.")
-    ] = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Print the parts of a step's time instead.")
-    ] = False,
-) -> None:
-    """Measure the speed and memory of hubrl in ratios to plain SB3."""
-    from hubrl.bench import compare, profiler, suite
-
-    chosen = suite.select(only or [])
-    if names:
-        print_table(
-            ("benchmark", "what", "must reach"), [(one.name, one.what, one.bar) for one in chosen]
-        )
-        return
-    print_line(compare.machine())
-    measured = []
-    for benchmark in chosen:
-        try:
-            if profile:
-                times = compare.profile_workloads(benchmark, steps=steps, threads=threads)
-                print_profile(benchmark.name, times, profiler.PARTS)
-                continue
-            measured.append(
-                compare.measure(benchmark, steps=steps, repetitions=repetitions, threads=threads)
-            )
-        except BadConfig as error:
-            if only:
-                raise
-            print_line(f"{benchmark.name} is left out: {error}")
-            continue
-        print_table((), [compare.cells_of(measured[-1])], measured[-1].to_dict())
-        if save:
-            compare.write_json(measured, save)
-        if markdown:
-            markdown.write_text(compare.markdown(measured), encoding="utf-8")
+app.command()(study)
+app.command()(bench)
 
 
 @app.command()

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -213,10 +214,8 @@ def distill_run(
     _write(run, out, student)
     with closing(run.env(episodes=episodes, seed=EVALUATION_SEED, cached=False)) as env:
         # The student learned the teacher's deterministic actions, in Atari games too.
-        both = (teacher, folder.name), (student, out.stem)
-        before, after = (
-            play(agent, env, episodes, name=name, deterministic=True) for agent, name in both
-        )
+        play_both = partial(play, env=env, episodes=episodes, deterministic=True)
+        before, after = play_both(teacher, name=folder.name), play_both(student, name=out.stem)
     return Distilled(student, before, after)
 
 

@@ -100,15 +100,11 @@ class AlgorithmKwargs(Sequence[Source]):
             method: Name of a method (`hubrl methods`).
             level: `features` or `outputs`, if not the best.
             tuned: Whether the sources are trained further.
-            source_lr: Learning rate of tuned sources, as a factor on the algorithm's; by default
-                the method's own, 0.1 for most.
-            cached: Whether the environment is under CachedVecEnv, so that frozen sources are
-                computed once a step; the level is then that of features.
-            precision: Precision of NatureCNNs, of sources and of the fresh pathway
-                (docs/guides/atari.md).
-            policy_kwargs: SB3's own, such as `{"net_arch": [64, 64], "activation_fn": nn.ReLU}`:
-                the shape of the fresh pathway and the critic over outputs, and of the networks
-                on top of the features otherwise.
+            source_lr: Learning rate of tuned sources, as a factor on the algorithm's.
+            cached: Whether the environment is under CachedVecEnv; the level is then `features`.
+            precision: Precision of NatureCNNs (docs/guides/atari.md).
+            policy_kwargs: SB3's own, such as `{"net_arch": [64, 64]}`: the shape of the fresh pathway
+                and the critic over outputs, of the networks on top of the features otherwise.
             options: Options of the method and, at the level of outputs, of the policy
                 (`OutputOptions`, for DQN `TeachingOptions`).
 
@@ -126,20 +122,24 @@ class AlgorithmKwargs(Sequence[Source]):
         if level == "outputs":
             made = self._outputs_agent(algorithm, method, tuned, source_lr, precision, options)
         else:
-            kwargs = self.policy_kwargs(
-                method,
-                tuned=tuned,
-                source_lr=source_lr,
-                cached=cached,
-                precision=precision,
-                **options,
-            )
-            space = spaces.Dict({}) if reads_parts(self[0]) else self[0].space
-            policy = cached_policy(algorithm) if cached else policy_for(algorithm, space, precision)
-            optimizer = _optimizer(algorithm, "optimizer_class" in kwargs, precision)
-            made = {"policy": policy, "policy_kwargs": {**kwargs, **optimizer}}
+            given = {"tuned": tuned, "source_lr": source_lr, "cached": cached, **options}
+            made = self._features_agent(algorithm, method, precision, given)
         made["policy_kwargs"] = with_sb3s(made["policy_kwargs"], policy_kwargs or {})
         return made
+
+    def _features_agent(
+        self,
+        algorithm: type[BaseAlgorithm],
+        method: str,
+        precision: Precision,
+        given: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        kwargs = self.policy_kwargs(method, precision=precision, **given)
+        space = spaces.Dict({}) if reads_parts(self[0]) else self[0].space
+        caches = given["cached"]
+        policy = cached_policy(algorithm) if caches else policy_for(algorithm, space, precision)
+        optimizer = _optimizer(algorithm, "optimizer_class" in kwargs, precision)
+        return {"policy": policy, "policy_kwargs": {**kwargs, **optimizer}}
 
     def level(
         self, algorithm: type[BaseAlgorithm], method: str = "hub-pathway", *, tuned: bool = False

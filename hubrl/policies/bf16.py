@@ -44,8 +44,8 @@ class ByteActorCriticPolicy(CachedParameters, ActorCriticPolicy, ReadsBytes):
     plain_module: ClassVar[str] = ActorCriticPolicy.__module__
 
 
-class BF16CnnPolicy(ActorCriticCnnPolicy, ReadsBytes):
-    """`CnnPolicy` of PPO, A2C and TRPO with its NatureCNN in bfloat16.
+class BF16Policy(BasePolicy):
+    """Mixin of policies with their NatureCNN in bfloat16.
 
     The optimizer is a fused one unless another is given.
 
@@ -53,10 +53,8 @@ class BF16CnnPolicy(ActorCriticCnnPolicy, ReadsBytes):
         BadConfig: If the target does not observe images.
     """
 
-    __module__ = "hubrl"  # saved files name the class by this
-
-    plain_module: ClassVar[str] = ActorCriticPolicy.__module__
-    """Module of the equivalent SB3 policy, as which its zip is read without unpickling."""
+    optimizer_options: ClassVar[dict[str, Any]] = {}
+    """Keyword arguments of the fused optimizer."""
 
     def __init__(
         self,
@@ -65,13 +63,22 @@ class BF16CnnPolicy(ActorCriticCnnPolicy, ReadsBytes):
         lr_schedule: Schedule,
         **kwargs: Any,
     ) -> None:
-        # SB3 gives Adam this epsilon, but only where no keyword argument of the optimizer is given.
-        super().__init__(
-            observation_space,
-            action_space,
-            lr_schedule,
-            **_completed(observation_space, kwargs, eps=1e-5),
-        )
+        own = {**_in_bfloat16(observation_space), **kwargs}
+        if "optimizer_class" not in kwargs:
+            own.setdefault("optimizer_kwargs", {"fused": True, **self.optimizer_options})
+        super().__init__(observation_space, action_space, lr_schedule, **own)
+
+
+class BF16CnnPolicy(BF16Policy, ActorCriticCnnPolicy, ReadsBytes):
+    """`CnnPolicy` of PPO, A2C and TRPO with its NatureCNN in bfloat16."""
+
+    __module__ = "hubrl"  # saved files name the class by this
+
+    plain_module: ClassVar[str] = ActorCriticPolicy.__module__
+    """Module of the equivalent SB3 policy, as which its zip is read without unpickling."""
+
+    # SB3 gives Adam this epsilon, but only where no keyword argument of the optimizer is given.
+    optimizer_options: ClassVar[dict[str, Any]] = {"eps": 1e-5}
 
 
 class ByteQNetwork(QNetwork, ReadsBytes):
@@ -92,30 +99,12 @@ class ByteDQNPolicy(CachedParameters, DQNPolicy):
         ).to(self.device)
 
 
-class BF16DQNPolicy(ByteDQNPolicy, CnnPolicy):
-    """`CnnPolicy` of DQN with its NatureCNN in bfloat16.
-
-    The optimizer is a fused one unless another is given.
-
-    Raises:
-        BadConfig: If the target does not observe images.
-    """
+class BF16DQNPolicy(BF16Policy, ByteDQNPolicy, CnnPolicy):
+    """`CnnPolicy` of DQN with its NatureCNN in bfloat16."""
 
     __module__ = "hubrl"  # saved files name the class by this
 
     plain_module: ClassVar[str] = DQNPolicy.__module__
-    """Module of the equivalent SB3 policy, as which its zip is read without unpickling."""
-
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Discrete,
-        lr_schedule: Schedule,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            observation_space, action_space, lr_schedule, **_completed(observation_space, kwargs)
-        )
 
 
 def byte_policy(algorithm: type[BaseAlgorithm]) -> type[BasePolicy] | None:
@@ -166,13 +155,3 @@ def _in_bfloat16(space: spaces.Space[Any]) -> dict[str, Any]:
         )
     # SB3 puts no hidden layers behind NatureCNN itself, and two behind every other extractor.
     return {"features_extractor_class": BF16NatureCNN, "net_arch": []}
-
-
-def _completed(
-    space: spaces.Space[Any], kwargs: dict[str, Any], **optimizer: Any
-) -> dict[str, Any]:
-    """A policy's keyword arguments, completed by the extractor and a fused optimizer."""
-    own = {**_in_bfloat16(space), **kwargs}
-    if "optimizer_class" not in kwargs:
-        own.setdefault("optimizer_kwargs", {"fused": True, **optimizer})
-    return own

@@ -54,8 +54,7 @@ def make_env(
     if preprocessing not in builders:
         raise UnknownName(unknown("preprocessing", preprocessing, builders))
     folder = None if monitor is None else str(monitor)
-    # SB3's default is to render; LunarLander then keeps its smoke for a whole episode, which is
-    # slow.
+    # SB3's default is to render, for which LunarLander keeps its smoke and becomes slow.
     unrendered = {"render_mode": None, **(kwargs or {})}
     try:
         return builders[preprocessing](
