@@ -103,7 +103,7 @@ class AlgorithmKwargs(Sequence[Source]):
             source_lr: Learning rate of tuned sources, as a factor on the algorithm's.
             cached: Whether the environment is under CachedVecEnv; the level is then `features`.
             precision: Precision of NatureCNNs (docs/guides/atari.md).
-            policy_kwargs: SB3's own, such as `{"net_arch": [64, 64]}`: the shape of the fresh pathway
+            policy_kwargs: SB3's own, such as `{"net_arch": [64]}`: the shape of the fresh pathway
                 and the critic over outputs, of the networks on top of the features otherwise.
             options: Options of the method and, at the level of outputs, of the policy
                 (`OutputOptions`, for DQN `TeachingOptions`).

@@ -7,7 +7,7 @@ treat such a pack as one parameter.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -188,6 +188,9 @@ class AutogradInputs:
         packs: list[ParameterPack | None] = [getattr(each, "pack", None) for each in parameters]
         self.packs = list({id(pack): pack for pack in packs if pack is not None}.values())
         self.singles = [each for each, pack in zip(parameters, packs, strict=True) if pack is None]
+        places = {id(parameter): place for place, parameter in enumerate(self.parameters)}
+        self._packed = [[places[id(member)] for member in pack.members] for pack in self.packs]
+        self._single = [places[id(single)] for single in self.singles]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -198,9 +201,8 @@ class AutogradInputs:
         """Gradients of `tensors`, from those of all parameters in the order of construction."""
         if not self.packs:
             return list(each)
-        by_id = {id(own): grad for own, grad in zip(self.parameters, each, strict=True)}
-        packed = [_pack_gradient(pack, by_id) for pack in self.packs]
-        return [*packed, *(by_id[id(single)] for single in self.singles)]
+        packed = [_flat_gradient([each[place] for place in places]) for places in self._packed]
+        return [*packed, *[each[place] for place in self._single]]
 
 
 def flatten(parts: Sequence[Tensor]) -> Tensor:
@@ -209,7 +211,7 @@ def flatten(parts: Sequence[Tensor]) -> Tensor:
     return flat
 
 
-def _pack_gradient(pack: ParameterPack, by_id: Mapping[int, Tensor | None]) -> Tensor | None:
-    gradients = [grad for member in pack.members if (grad := by_id[id(member)]) is not None]
-    assert len(gradients) in (0, len(pack.members))
+def _flat_gradient(each: Sequence[Tensor | None]) -> Tensor | None:
+    gradients = [gradient for gradient in each if gradient is not None]
+    assert len(gradients) in (0, len(each))
     return flatten(gradients) if gradients else None

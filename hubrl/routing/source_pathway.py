@@ -172,7 +172,11 @@ def batched_outputs(
         encoders: The same sources.
         observations: Observations before the target's VecNormalize.
     """
-    if pathways[0].target.level == "features":
+    target = pathways[0].target
+    if target.level == "features":
         return encoders(observations)
-    each = zip(pathways, encoders.outputs(observations), strict=True)
-    return [pathway.match_actions(outputs) for pathway, outputs in each]
+    each = encoders.outputs(observations)
+    if target.action_meanings is None:
+        return each
+    pairs = zip(pathways, each, strict=True)
+    return [pathway.match_actions(outputs) for pathway, outputs in pairs]

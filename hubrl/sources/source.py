@@ -290,7 +290,8 @@ class Source(Pretrained):
             SourcesNotLoaded: If no weights were loaded.
         """
         self._check_loaded()
-        return apply_steps(observations, self.card.preprocessing)
+        steps = self.card.preprocessing
+        return apply_steps(observations, steps) if steps else observations
 
     @torch.no_grad()
     def _measure_width(self) -> int:

@@ -125,14 +125,14 @@ class CommittedHead:
     """Whether `actor` and `critic` are the policy's hidden layers; else inputs are the outputs of
     those."""
 
-    @property
+    @cached_property
     def heads(self) -> list[nn.Linear]:
         """Layers that read the actor's last hidden layer."""
         return [
             layer for layer in (self.fresh, self.residual, self.stay_logit) if layer is not None
         ]
 
-    @property
+    @cached_property
     def stds(self) -> list[Tensor]:
         """Logarithms of all learned standard deviations, in the order of the pathways."""
         return [*self.log_stds, *([] if self.log_std is None else [self.log_std])]

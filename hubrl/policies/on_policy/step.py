@@ -1,6 +1,6 @@
 """Steps of a policy over sources' outputs: inputs, record, and commitments to pathways."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -60,11 +60,7 @@ class StepRecord:
 
     def tensors(self) -> dict[str, Tensor]:
         """Recorded tensors, by name."""
-        named = ((name, getattr(self, name)) for name in RECORDED)
-        return {name: tensor for name, tensor in named if tensor is not None}
-
-
-RECORDED = tuple(field.name for field in fields(StepRecord))
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
 
 @dataclass(frozen=True)
