@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hubrl.nn.losses import entropy_nats
 from hubrl.routing.pathways import Pathways, SourceOutputs
 from hubrl.routing.router import Router
-from hubrl.routing.weights import PathwayWeights, aggregate
+from hubrl.routing.weights import PathwayWeights, aggregate, entropy_nats
 from hubrl.sources import action_params
 from hubrl.sources.preprocessing import Observations
 

@@ -13,12 +13,11 @@ from torch import Tensor
 from hubrl.errors import BadConfig
 from hubrl.methods.base import QLearning, Routed, RoutedMethod
 from hubrl.methods.registry import register
-from hubrl.nn.losses import exploration_entropy
 from hubrl.routing.fused import fused_weights
 from hubrl.routing.pathways import FRESH, Pathways, SourceOutputs
 from hubrl.routing.router import Router
 from hubrl.routing.target import TargetSpec
-from hubrl.routing.weights import PathwayWeights, pathway_weights
+from hubrl.routing.weights import PathwayWeights, exploration_entropy, pathway_weights
 from hubrl.selection.settings import TrustSettings
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source

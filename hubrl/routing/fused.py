@@ -15,10 +15,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from hubrl.errors import BadConfig
-from hubrl.nn.losses import DIFFERENTIATED_TWICE, mean_entropy
+from hubrl.nn.losses import DIFFERENTIATED_TWICE
 from hubrl.nn.manual_gradients import AutogradInputs, ManualMLP, linear, linear_gradients
 from hubrl.routing.router import NOISE_FLOOR, Router
-from hubrl.routing.weights import PathwayWeights, pathway_weights
+from hubrl.routing.weights import PathwayWeights, mean_entropy, pathway_weights
 from hubrl.sources.preprocessing import Observations
 
 

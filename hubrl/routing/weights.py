@@ -1,4 +1,4 @@
-"""Pathway weights by a top-k softmax, and outputs dispatched and aggregated by them.
+"""Pathway weights by a top-k softmax, their entropy, and outputs dispatched and aggregated by them.
 
 Equations [hubrl, after Hub-Pathway, NeurIPS 2022]: the router has a logit `z` for every pathway; in
 training `z + noise * (softplus(N(x)) + 0.01)` with Gaussian noise; the `k` greatest are active, and
@@ -7,11 +7,12 @@ a softmax over them gives the pathway weights.
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from hubrl.sources.preprocessing import Observations
@@ -51,6 +52,52 @@ def pathway_weights(
     if k < z.shape[1]:
         z = z.masked_fill(~active, -torch.inf)
     return PathwayWeights(functional.log_softmax(z, dim=1), active)
+
+
+def exploration_entropy(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, ""]:
+    """Negative entropy of the batch's mean pathway weights, in nats, after Hub-Pathway's loss.
+
+    Zero when one pathway carries the whole batch; `-log(pathways)` when all carry the same.
+
+    Args:
+        weights: Pathway weights; every row sums to one.
+    """
+    entropy: Tensor = _MeanEntropy.apply(weights)  # type: ignore[no-untyped-call]
+    return entropy
+
+
+class _MeanEntropy(torch.autograd.Function):
+    """`sum_i p_i log p_i` of the mean row, with a manual gradient: every minibatch computes it."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor) -> Tensor:
+        entropy, slope = mean_entropy(weights)
+        ctx.save_for_backward(slope)
+        ctx.n_rows = len(weights)
+        return entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        scaled: Tensor = gradient * slope
+        return scaled.expand(ctx.n_rows, -1)
+
+
+def mean_entropy(
+    weights: Float[Tensor, "batch pathways"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, " pathways"]]:
+    """`sum_i p_i log p_i` of the mean row `p`, and its derivative, the same for every row."""
+    share = weights.mean(dim=0)
+    # The clamp keeps the gradient of a pathway without any weight finite.
+    logarithms = share.clamp_min(1e-8).log()
+    return share.dot(logarithms), (logarithms + 1) / len(weights)
+
+
+def entropy_nats(weights: Float[Tensor, "batch pathways"]) -> Float[Tensor, " batch"]:
+    """Entropy of each row of pathway weights, in nats: zero for one pathway, at most their log."""
+    entropy: Tensor = -torch.special.xlogy(weights, weights).sum(dim=1)
+    return entropy
 
 
 def dispatch(

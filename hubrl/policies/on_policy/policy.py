@@ -170,7 +170,7 @@ class HubActorCriticPolicy(PathwayActor):
         commitment = CommitmentState.restored(n_rows(tensor), state, episode_start)
         with torch.no_grad():
             drawn = self._committed_actions(tensor, commitment, deterministic)
-        actions = drawn.cpu().numpy().reshape((-1, *self.action_space.shape))  # type: ignore[misc]
+        actions = drawn.cpu().numpy().reshape((-1, *self.action_space.shape))  # type: ignore[misc,arg-type]
         if isinstance(self.action_space, spaces.Box):
             actions = np.clip(actions, self.action_space.low, self.action_space.high)
         return actions if is_batch else actions.squeeze(axis=0), commitment.predict_state

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hubrl.errors import BadConfig
-from hubrl.nn.losses import entropy_nats, exploration_entropy, inject
+from hubrl.nn.losses import inject
+from hubrl.routing.weights import entropy_nats, exploration_entropy
 
 EQUAL = torch.full((6, 4), 0.25)
 ONE = torch.eye(4)[[1]].expand(6, -1)
