@@ -66,11 +66,11 @@ def constants(task, **kwargs):
 def played(env, n_steps=8):
     """Everything that an environment says to the same actions."""
     env.action_space.seed(0)
-    said = [env.reset(seed=0)[0]]
+    computed = [env.reset(seed=0)[0]]
     for _ in range(n_steps):
         observation, reward, *_ = env.step(env.action_space.sample())
-        said += [observation, reward]
-    return np.concatenate([np.ravel(part) for part in said])
+        computed += [observation, reward]
+    return np.concatenate([np.ravel(part) for part in computed])
 
 
 @pytest.fixture(scope="module")

@@ -39,11 +39,11 @@ def physics(**kwargs):
 def played(env, n_steps, seed=0):
     """Everything that an environment says to the same actions."""
     env.action_space.seed(seed)
-    said = [env.reset(seed=seed)[0]]
+    computed = [env.reset(seed=seed)[0]]
     for _ in range(n_steps):
         observation, reward, *_ = env.step(env.action_space.sample())
-        said += [observation, reward]
-    return np.concatenate([np.ravel(part) for part in said])
+        computed += [observation, reward]
+    return np.concatenate([np.ravel(part) for part in computed])
 
 
 def screen(game, n_steps=60, **kwargs):
@@ -66,8 +66,8 @@ def test_robots_pass_gymnasiums_checker(robot):
 
 @pytest.mark.parametrize("robot", ROBOTS)
 def test_default_physics_are_gymnasiums_bit_for_bit(robot):
-    ours = played(make_robot(robot), n_steps=50)
-    np.testing.assert_array_equal(ours, played(gym.make(f"{robot}-v5"), n_steps=50))
+    own = played(make_robot(robot), n_steps=50)
+    np.testing.assert_array_equal(own, played(gym.make(f"{robot}-v5"), n_steps=50))
 
 
 @pytest.mark.parametrize("changed", PHYSICS)
@@ -91,16 +91,16 @@ def test_other_physics_are_felt(changed):
 
 @pytest.mark.parametrize("robot", ROBOTS)
 def test_backward_turns_the_forward_reward_round_and_nothing_else(robot):
-    said = {}
+    computed = {}
     for direction in ("forward", "backward"):
         env = make_robot(robot, direction=direction)
         env.reset(seed=0)
         observation, _, _, _, info = env.step(np.ones(env.action_space.shape, np.float32))
-        said[direction] = (observation, info)
-    np.testing.assert_array_equal(said["forward"][0], said["backward"][0])
-    forward, backward = (info.pop("reward_forward") for _, info in said.values())
+        computed[direction] = (observation, info)
+    np.testing.assert_array_equal(computed["forward"][0], computed["backward"][0])
+    forward, backward = (info.pop("reward_forward") for _, info in computed.values())
     assert forward == -backward != 0
-    assert said["forward"][1] == said["backward"][1]
+    assert computed["forward"][1] == computed["backward"][1]
 
 
 @pytest.mark.parametrize(
@@ -293,11 +293,13 @@ def landed(**kwargs):
     """What a lander that fires at random says, and how many bodies its world is left with."""
     env = make_env("LunarLander-v3", kwargs, seed=3)
     actions = np.random.default_rng(3).choice([0, 2], size=200)
-    said = [env.reset()]
+    computed = [env.reset()]
     for action in actions:
         observations, rewards, dones, _ = env.step(np.array([action]))
-        said += [observations, rewards, dones]
-    return np.concatenate([np.ravel(part) for part in said]), len(env.get_attr("world")[0].bodies)
+        computed += [observations, rewards, dones]
+    return np.concatenate([np.ravel(part) for part in computed]), len(
+        env.get_attr("world")[0].bodies
+    )
 
 
 def test_frames_that_are_not_read_are_not_rendered_with_equal_episodes():

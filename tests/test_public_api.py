@@ -27,7 +27,7 @@ def test_importing_does_not_bring_in_what_is_optional():
         text=True,
         check=True,
     ).stdout
-    ours = subprocess.run(
+    own = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
-    assert ours == known
+    assert own == known

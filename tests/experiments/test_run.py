@@ -238,20 +238,20 @@ def test_a_runs_agent_names_its_training_and_is_bundled_in_half_precision(tmp_pa
         half=True,
     )
     (source,) = Hub.load(tmp_path / "sources" / "both")
-    told = source.card
-    assert (told.name, told.origin) == ("cart", "hubrl train configs/cart.yaml --set seed=3")
-    assert (told.task, told.task_preprocessing, told.steps, told.seed) == (
+    card = source.card
+    assert (card.name, card.origin) == ("cart", "hubrl train configs/cart.yaml --set seed=3")
+    assert (card.task, card.task_preprocessing, card.steps, card.seed) == (
         "CartPole-v1",
         "none",
         256,
         3,
     )
-    assert told.episodes == 2
+    assert card.episodes == 2
     played = evaluate_policy(
         source, make_env("CartPole-v1", n_envs=2, seed=1003), n_eval_episodes=2
     )
     # Rounded first, then played: what the card says is of the weights in the file.
-    assert told.return_mean == pytest.approx(played[0], abs=0.05)
+    assert card.return_mean == pytest.approx(played[0], abs=0.05)
     trained, kept = weights_of(run), source.tensors()
     assert all(
         torch.equal(kept[name], weight.half().to(weight.dtype))

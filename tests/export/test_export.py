@@ -80,8 +80,8 @@ def test_at_the_outputs_one_network_is_left(method, algorithm, tmp_path):
     model = learned(algorithm, env, alike(env, PPO, PPO), method, level="outputs", **options)
     plain = merged(model)
     assert type(plain.policy).__module__ == "stable_baselines3.common.policies"
-    said = opened_without_hubrl(model, plain, ROWS, tmp_path)
-    np.testing.assert_allclose(said, model.predict(ROWS, deterministic=True)[0], atol=1e-5)
+    computed = opened_without_hubrl(model, plain, ROWS, tmp_path)
+    np.testing.assert_allclose(computed, model.predict(ROWS, deterministic=True)[0], atol=1e-5)
     tensor = torch.as_tensor(ROWS)
     torch.testing.assert_close(
         plain.policy.predict_values(tensor),
@@ -113,8 +113,8 @@ def test_at_the_features_one_network_is_left(method, algorithm, tmp_path):
         **options,
     )
     plain = merged(model)
-    said = opened_without_hubrl(model, plain, ROWS, tmp_path)
-    np.testing.assert_allclose(said, model.predict(ROWS, deterministic=True)[0], atol=1e-5)
+    computed = opened_without_hubrl(model, plain, ROWS, tmp_path)
+    np.testing.assert_allclose(computed, model.predict(ROWS, deterministic=True)[0], atol=1e-5)
     if algorithm is DQN:
         torch.testing.assert_close(
             plain.q_net(torch.as_tensor(ROWS)),
@@ -356,11 +356,11 @@ def test_a_run_is_exported_with_its_statistics_and_plays_the_same(tmp_path):
 def test_a_run_is_distilled_and_both_are_played(tmp_path):
     run = finished_run(tmp_path, "uniform")
     out = tmp_path / "plain.zip"
-    told = []
+    calls = []
     distilled = distill_run(
-        run, out, steps=1000, net_arch=(32, 32), episodes=2, on_step=told.append
+        run, out, steps=1000, net_arch=(32, 32), episodes=2, on_step=calls.append
     )
-    assert told[-1] == 1000
+    assert calls[-1] == 1000
     assert len(distilled.before.returns) == len(distilled.after.returns) == 2
     assert distilled.before.returns == evaluate_run(run, 2).returns
     student = PPO.load(out, device="cpu")

@@ -24,19 +24,21 @@ def observations():
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_hub_of_an_older_version_is_loaded_and_acts_as_it_did(version):
-    said = np.load(SAVED / version / "actions.npz")
+    computed = np.load(SAVED / version / "actions.npz")
     for source in Hub.load(SAVED / version / "hub"):
         np.testing.assert_array_equal(
-            source.predict(observations(), deterministic=True)[0], said[source.name]
+            source.predict(observations(), deterministic=True)[0], computed[source.name]
         )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", ["outputs", "features"])
 def test_a_target_of_an_older_version_is_loaded_and_acts_as_it_did(version, name):
-    said = np.load(SAVED / version / "actions.npz")
+    computed = np.load(SAVED / version / "actions.npz")
     agent = load_agent(SAVED / version / f"{name}.zip")
-    np.testing.assert_array_equal(agent.predict(observations(), deterministic=True)[0], said[name])
+    np.testing.assert_array_equal(
+        agent.predict(observations(), deterministic=True)[0], computed[name]
+    )
 
 
 def test_some_version_is_kept():
@@ -70,12 +72,14 @@ def write(folder: Path) -> None:
         learning_starts=32,
         buffer_size=200,
     )
-    said = {source.name: source.predict(observations(), deterministic=True)[0] for source in hub}
+    computed = {
+        source.name: source.predict(observations(), deterministic=True)[0] for source in hub
+    }
     for name, model in {"outputs": outputs, "features": features}.items():
         model.learn(256, callback=HubCallback(probe_share=0))
         model.save(folder / f"{name}.zip")
-        said[name] = model.predict(observations(), deterministic=True)[0]
-    np.savez(folder / "actions.npz", **said)
+        computed[name] = model.predict(observations(), deterministic=True)[0]
+    np.savez(folder / "actions.npz", **computed)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ OPTIONS = {
 HUBS = {name: (PPO, PPO) for name in ("zoo-tuning", "lite-zoo-tuning", "soup", "progressive")}
 """Methods whose sources have to be alike."""
 TEACHES = ("hub-pathway", "finetune", "kickstart", "multipolar", "componet")
-"""Methods through which DQN hears outputs."""
+"""Methods through which DQN learns at the outputs."""
 
 ACTIONS = {"box": STEER, "discrete": CHOOSE}
 SERVED = [(name, level) for name in methods.available() for level in methods.find(name).levels]

@@ -26,11 +26,11 @@ def test_position_encodings_by_hand():
     torch.testing.assert_close(position_encodings(2, 3), torch.tensor(expected))
 
 
-def componet_by_hand(method, state, said):
+def componet_by_hand(method, state, computed):
     """One row at a time, by the paper's equations."""
     out = []
     places, d = method.places, method.output_query.out_features
-    for h, phi in zip(state, said, strict=True):
+    for h, phi in zip(state, computed, strict=True):
         n = len(phi)
         scores = method.output_key(phi + places[:n]) @ method.output_query(h) / math.sqrt(d)
         proposed = scores.softmax(dim=0) @ phi
@@ -46,8 +46,8 @@ def test_componet_attends_proposes_and_corrects(actions):
     hub = two(actions)
     method = stirred(method_of("componet", hub, actions=actions, hidden_dim=5))
     fresh = torch.randn(6, method.pathways.width)
-    said = torch.stack([source.outputs(ROWS) for source in hub], dim=1)
-    does = said[:, :, :2] if actions is STEER else said.exp()
+    computed = torch.stack([source.outputs(ROWS) for source in hub], dim=1)
+    does = computed[:, :, :2] if actions is STEER else computed.exp()
     expected = componet_by_hand(method, ROWS, does)
     if actions is STEER:
         expected = torch.cat([expected, fresh[:, 2:]], dim=1)
@@ -92,8 +92,8 @@ def test_componets_output_is_dqns_q_values():
     model = target(
         DQN, Toy(actions=CHOOSE), two(CHOOSE, (PPO, DQN)).agent(DQN, "componet"), learning_rate=1e-2
     ).learn(100)
-    said = torch.stack([source.outputs(ROWS) for source in two(CHOOSE, (PPO, DQN))], dim=1)
-    expected = componet_by_hand(model.q_net.method, ROWS, said.exp())
+    computed = torch.stack([source.outputs(ROWS) for source in two(CHOOSE, (PPO, DQN))], dim=1)
+    expected = componet_by_hand(model.q_net.method, ROWS, computed.exp())
     torch.testing.assert_close(model.q_net(ROWS), expected, atol=1e-5, rtol=1e-5)
     assert np.array_equal(
         model.predict(ROWS.numpy(), deterministic=True)[0], expected.argmax(dim=1)

@@ -47,7 +47,7 @@ def layer_of(kind, layer=GatedLayer, count=3, align=True, gate=True, moved=True,
 
 def one_by_one(made, rows, gates):
     """For every row the kernel `sum_i a_i T_i W_i`, made and applied for this row alone."""
-    said = []
+    computed = []
     for row, row_gates in zip(rows, gates, strict=True):
         kernel, bias = 0.0, 0.0
         for index, gate in enumerate(row_gates):
@@ -59,12 +59,12 @@ def one_by_one(made, rows, gates):
                 mixing @ (torch.zeros(4) if made.bias is None else made.bias[index])
             )
         conv = kernel.ndim == 4
-        said.append(
+        computed.append(
             functional.conv2d(row[None], kernel, bias, 2, 1)
             if conv
             else functional.linear(row[None], kernel, bias)
         )
-    return torch.cat(said)
+    return torch.cat(computed)
 
 
 @KINDS

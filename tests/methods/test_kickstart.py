@@ -16,20 +16,20 @@ from hubrl.reading import read_live
 
 
 def test_the_cross_entropy_of_gaussians_is_divergence_and_entropy():
-    taught, said = torch.randn(5, 3, 4), torch.randn(5, 4)
+    taught, computed = torch.randn(5, 3, 4), torch.randn(5, 4)
     teacher = Normal(taught[:, :, :2], taught[:, :, 2:].exp())
-    student = Normal(said[:, None, :2], said[:, None, 2:].exp())
+    student = Normal(computed[:, None, :2], computed[:, None, 2:].exp())
     expected = (kl_divergence(teacher, student) + teacher.entropy()).sum(dim=2)
     torch.testing.assert_close(
-        cross_entropy(taught, said, discrete=False), expected, atol=1e-4, rtol=1e-4
+        cross_entropy(taught, computed, discrete=False), expected, atol=1e-4, rtol=1e-4
     )
 
 
 def test_the_cross_entropy_of_choices_is_divergence_and_entropy():
-    taught, said = torch.randn(5, 3, 4).log_softmax(dim=2), torch.randn(5, 4)
-    teacher, student = Categorical(logits=taught), Categorical(logits=said[:, None])
+    taught, computed = torch.randn(5, 3, 4).log_softmax(dim=2), torch.randn(5, 4)
+    teacher, student = Categorical(logits=taught), Categorical(logits=computed[:, None])
     expected = kl_divergence(teacher, student) + teacher.entropy()
-    torch.testing.assert_close(cross_entropy(taught, said, discrete=True), expected)
+    torch.testing.assert_close(cross_entropy(taught, computed, discrete=True), expected)
 
 
 def test_the_coefficient_falls_linearly_to_zero():
@@ -103,9 +103,9 @@ def test_ppos_student_is_pulled_towards_its_teachers(actions):
             192, callback=HubCallback()
         )
         with torch.no_grad():
-            said = model.policy.route(ROWS).features
+            computed = model.policy.route(ROWS).features
             apart[coef] = (
-                cross_entropy(model.policy.method.teach(ROWS), said, discrete=actions is CHOOSE)
+                cross_entropy(model.policy.method.teach(ROWS), computed, discrete=actions is CHOOSE)
                 .mean()
                 .item()
             )

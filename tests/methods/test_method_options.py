@@ -184,8 +184,8 @@ def test_scratch_is_alone():
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_top_k_pathways_are_active(level, top_k):
     method = built("hub-pathway", level, top_k=top_k)
-    said = routed(method, torch.randn(20, 4), noise_key=1)
-    assert ((said.weights > 0).sum(dim=1) == top_k).all()
+    computed = routed(method, torch.randn(20, 4), noise_key=1)
+    assert ((computed.weights > 0).sum(dim=1) == top_k).all()
 
 
 def test_a_new_hub_without_noise_weighs_all_alike_and_with_noise_all_differently():
@@ -213,11 +213,11 @@ def test_what_a_probe_dropped_is_never_active_and_not_explored():
     method.apply_probe([True, False, True], [0.0, 0.0, -4.0])
     assert not method.awaits_probe
     assert not method.fresh_alone
-    said = routed(method, torch.randn(50, 4))
-    assert (said.weights[:, 1] == 0).all()
+    computed = routed(method, torch.randn(50, 4))
+    assert (computed.weights[:, 1] == 0).all()
     share = torch.tensor([0.0, -4.0]).softmax(dim=0)
-    torch.testing.assert_close(said.weights[:, [0, 2]], share.expand(50, 2))
-    torch.testing.assert_close(said.loss, (share * share.log()).sum())
+    torch.testing.assert_close(computed.weights[:, [0, 2]], share.expand(50, 2))
+    torch.testing.assert_close(computed.loss, (share * share.log()).sum())
     with pytest.raises(BadConfig, match="A probe dropped every pathway"):
         method.apply_probe([False, False, False], [0.0, 0.0, 0.0])
 

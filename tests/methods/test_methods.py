@@ -104,21 +104,21 @@ def no_source_at_hand(monkeypatch):
 def test_every_method_returns_its_routing_in_the_agreed_shapes(name, level):
     method = built(name, level)
     n_pathways = len(method.pathways.names)
-    said = routed(method, torch.randn(7, 4), noise_key=1)
-    assert said.features.shape == (7, method.features_dim)
+    computed = routed(method, torch.randn(7, 4), noise_key=1)
+    assert computed.features.shape == (7, method.features_dim)
     assert level == "features" or method.features_dim == method.pathways.width == 4
-    assert said.loss.shape == ()
-    if said.weights is None:
-        assert said.pathway_outputs is None
+    assert computed.loss.shape == ()
+    if computed.weights is None:
+        assert computed.pathway_outputs is None
         return
-    assert said.pathway_outputs.shape == (7, n_pathways, method.pathways.width)
-    assert said.weights.shape == (7, n_pathways)
-    assert (said.weights >= 0).all()
-    torch.testing.assert_close(said.weights.sum(dim=1), torch.ones(7))
+    assert computed.pathway_outputs.shape == (7, n_pathways, method.pathways.width)
+    assert computed.weights.shape == (7, n_pathways)
+    assert (computed.weights >= 0).all()
+    torch.testing.assert_close(computed.weights.sum(dim=1), torch.ones(7))
     torch.testing.assert_close(
-        said.features, torch.einsum("bpw,bp->bw", said.pathway_outputs, said.weights)
+        computed.features, torch.einsum("bpw,bp->bw", computed.pathway_outputs, computed.weights)
     )
-    assert (said.pathway_outputs[said.weights == 0] == 0).all()
+    assert (computed.pathway_outputs[computed.weights == 0] == 0).all()
 
 
 @LEVELS
@@ -142,8 +142,8 @@ def test_every_method_reads_images_and_dicts(name, level, observations):
         if level == "outputs" and method.pathways.names[-1] == FRESH
         else None
     )
-    said = method(rows if observations is PARTS else rows[""], fresh=fresh)
-    assert said.features.shape == (3, method.features_dim)
+    computed = method(rows if observations is PARTS else rows[""], fresh=fresh)
+    assert computed.features.shape == (3, method.features_dim)
 
 
 @EVERY_RUN

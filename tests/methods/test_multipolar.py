@@ -24,14 +24,14 @@ def test_multipolar_is_the_mean_of_scaled_actions_and_a_residual(actions):
     assert torch.equal(method.theta, torch.ones(2, 2 if actions is STEER else 3))
     stirred(method)
     fresh = torch.randn(6, method.pathways.width)
-    said = method(ROWS, fresh=fresh).features
+    computed = method(ROWS, fresh=fresh).features
     expected = fresh.clone()
     for row in range(6):
         for theta, source in zip(method.theta, hub, strict=True):
             outputs = source.outputs(ROWS[row : row + 1])[0]
             does = outputs[:2] if actions is STEER else torch.eye(3)[outputs.argmax()]
             expected[row, : len(does)] += theta * does / 2
-    torch.testing.assert_close(said, expected)
+    torch.testing.assert_close(computed, expected)
     assert method.measures() == pytest.approx(
         {f"multipolar/theta/ppo-{index}": method.theta[index].mean().item() for index in (0, 1)}
     )

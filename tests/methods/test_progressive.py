@@ -19,11 +19,11 @@ def progressive_by_hand(method, hub, rows, act=torch.tanh):
     """`h_i = act(W_i h_{i-1} + U_i act(V_i [alpha_j h_{i-1}^j]))`, layer by layer."""
     columns = []
     for source in hub:
-        read, said = rows, []
+        read, computed = rows, []
         for layer in source.encoder.hidden[::2]:
             read = act(read @ layer.weight.T + layer.bias)
-            said.append(read)
-        columns.append(said)
+            computed.append(read)
+        columns.append(computed)
     read, adapted = rows, None
     for index, layer in enumerate(method.column):
         before = layer(read)
@@ -31,11 +31,11 @@ def progressive_by_hand(method, hub, rows, act=torch.tanh):
             before = before + adapted @ method.laterals[index - 1].weight.T
         read = act(before)
         adapter = method.adapters[index]
-        heard = torch.cat(
+        received = torch.cat(
             [scale * column[index] for scale, column in zip(adapter.scales, columns, strict=True)],
             dim=1,
         )
-        adapted = act(heard @ adapter.squeeze.weight.T + adapter.squeeze.bias)
+        adapted = act(received @ adapter.squeeze.weight.T + adapter.squeeze.bias)
     return torch.cat([read, adapted], dim=1)
 
 

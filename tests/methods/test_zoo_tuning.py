@@ -49,14 +49,14 @@ def test_of_one_source_without_gates_and_alignment_it_is_fine_tuning(
             }
         )
     tuned = dict(sources[0].named_parameters())
-    ours = {key: value for key, value in sources[1].named_parameters() if key in tuned}
-    assert len(ours) >= 2 + 2 * (level == "outputs")
+    own = {key: value for key, value in sources[1].named_parameters() if key in tuned}
+    assert len(own) >= 2 + 2 * (level == "outputs")
     assert any(
         not torch.equal(value, dict(hub[0].named_buffers())[key])
         for key, value in tuned.items()
-        if key in ours
+        if key in own
     )
-    for key, value in ours.items():
+    for key, value in own.items():
         torch.testing.assert_close(value.reshape_as(tuned[key]), tuned[key], atol=1e-6, rtol=1e-5)
     assert set(parts[0]) == set(parts[1])
     for key, value in parts[0].items():
@@ -191,10 +191,10 @@ def test_a_probe_lets_the_mean_kernel_and_every_source_race(name, actions):
     assert method.probe_candidates.names == ["uniform", "ppo-0", "ppo-1"]
     assert method.awaits_probe
     active = torch.eye(3, dtype=torch.bool)[torch.arange(12) % 3]
-    said = method.probe_candidates.compute_outputs(rows, active)
+    computed = method.probe_candidates.compute_outputs(rows, active)
     for index, expected in enumerate([mean, *(source.outputs(rows) for source in sources)]):
-        torch.testing.assert_close(said[index::3, index], expected[index::3])
-        assert not said[index::3, [other for other in range(3) if other != index]].any()
+        torch.testing.assert_close(computed[index::3, index], expected[index::3])
+        assert not computed[index::3, [other for other in range(3) if other != index]].any()
     torch.testing.assert_close(method(rows).features, mean, msg="racing leaves no trace")
     method.apply_probe([True, True, True], [0.0, -1.0, 0.0], [1.0, 2.0, 3.0])
     assert not method.awaits_probe
@@ -297,7 +297,7 @@ def test_sacs_target_critic_follows_the_ensemble():
     assert not torch.equal(online, torch.full((2,), 0.5))
     polyak_update([online], [late], 1.0)
     assert torch.equal(model.critic_target.get_buffer(name), online), (
-        "the buffer that SB3 copies is the one that is heard"
+        "the buffer that SB3 copies is the one that is read"
     )
     assert late.data_ptr() in {each.data_ptr() for each in model.batch_norm_stats_target}
 

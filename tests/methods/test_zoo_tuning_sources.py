@@ -112,9 +112,9 @@ def test_heads_with_a_spread_that_depends_on_what_is_seen_become_one_too(name):
         create(name, sources[:1], TargetSpec(VECTOR, "outputs", STEER), {}),
     ):
         rows = torch.randn(5, 4)
-        said = method(rows).features
-        assert said.shape == (5, 4)
-    torch.testing.assert_close(said, sources[0].outputs(rows))
+        computed = method(rows).features
+        assert computed.shape == (5, 4)
+    torch.testing.assert_close(computed, sources[0].outputs(rows))
 
 
 def normalises(name, seed, statistics):

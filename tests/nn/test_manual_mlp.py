@@ -16,12 +16,12 @@ def test_outputs_and_gradients_equal_torchs(activation):
     wanted = torch.autograd.grad(expected, [rows, *layers.parameters()], outer)
     perceptron = ManualMLP(layers)
     with torch.no_grad():
-        said = perceptron.forward(rows)
-        of_rows, of_parameters = perceptron.backward(said, outer, inputs=True)
-    torch.testing.assert_close(said[-1], expected)
+        computed = perceptron.forward(rows)
+        of_rows, of_parameters = perceptron.backward(computed, outer, inputs=True)
+    torch.testing.assert_close(computed[-1], expected)
     for found, each in zip([of_rows, *of_parameters], wanted, strict=True):
         torch.testing.assert_close(found, each)
-    assert perceptron.backward(said, outer, inputs=False)[0] is None
+    assert perceptron.backward(computed, outer, inputs=False)[0] is None
 
 
 def test_without_layers_the_output_is_the_input():
@@ -58,5 +58,5 @@ def test_only_layers_with_known_derivatives_are_supported(layers, serves):
 
 def test_layers_with_hooks_are_left_to_torch():
     layers = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
-    layers[0].register_forward_hook(lambda module, given, said: None)
+    layers[0].register_forward_hook(lambda module, given, computed: None)
     assert not ManualMLP.supports(layers)

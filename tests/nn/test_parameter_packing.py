@@ -138,15 +138,15 @@ def test_an_optimizer_is_saved_and_loaded_as_if_nothing_was_packed():
 
 
 def test_step_hooks_are_called_for_packed_parameters_too():
-    members, told = parameters((2,), (2,)), []
+    members, calls = parameters((2,), (2,)), []
     optimizer = HubAdam(members, lr=0.1)
-    optimizer.register_step_post_hook(lambda *given: told.append(given))
+    optimizer.register_step_post_hook(lambda *given: calls.append(given))
     optimizer.pack([members])
     for _ in range(2):
-        told.clear()
+        calls.clear()
         optimizer.packs[0].flat.grad = torch.ones(4)
         optimizer.step()
-    assert len(told) == 1
+    assert len(calls) == 1
 
 
 class Watch(BaseCallback):

@@ -98,7 +98,7 @@ def test_adam_steps_by_its_own_options(how):
     if how:
         optimizer.use_torch_kernel()
         assert bool(optimizer.param_groups[0]["fused"]) == fused, (
-            "what somebody said is not changed"
+            "values that were computed before are not changed"
         )
     parameter.grad = torch.ones(3)
     optimizer.step()
@@ -169,16 +169,16 @@ def test_only_a_new_critic_jumps_to_what_returns_are(learned, monkeypatch):
     """A2C updates before returns were seen for long enough; PPO's first rollout here is long enough."""
     env = make_vec_env(lambda: Toy(VECTOR, STEER, length=10_000), n_envs=2, seed=0)
     algorithm, n_steps = (A2C, 5) if learned else (PPO, 256)
-    model, told = (
+    model, calls = (
         target(algorithm, env, tiny_hub(Toy(VECTOR, STEER)).agent(algorithm), n_steps=n_steps),
         [],
     )
     rescale = PopArtLinear.rescale
 
     def spy(head, mean, std, **how):
-        told.append(how["learned"])
+        calls.append(how["learned"])
         rescale(head, mean, std, **how)
 
     monkeypatch.setattr(PopArtLinear, "rescale", spy)
     model.learn(1024, HubCallback(probe_share=0.0))
-    assert told[0] is learned
+    assert calls[0] is learned

@@ -36,7 +36,7 @@ EVERY_CASE = pytest.mark.parametrize(
     CASES,
     ids=[f"{name}-{'-'.join(given)}-{space}" for name, given, space in CASES],
 )
-BOTH = pytest.mark.parametrize("options", [{}, FEATURES_ALONE], ids=["kept", "heard-alone"])
+BOTH = pytest.mark.parametrize("options", [{}, FEATURES_ALONE], ids=["kept", "features-alone"])
 
 
 def hub_for(env):
@@ -84,12 +84,12 @@ def observe(space, count=6):
     return np.stack([space.sample() for _ in range(count)])
 
 
-def said_by(hub, rows, space):
+def outputs_of(hub, rows, space):
     """What the sources themselves say of observations as the environment gives them."""
     tensors = [to_batch(rows, source.card, None)[0] for source in hub]
     with torch.no_grad():
-        said = [source.features(tensor) for source, tensor in zip(hub, tensors, strict=True)]
-    return torch.cat(said, dim=1).numpy()
+        computed = [source.features(tensor) for source, tensor in zip(hub, tensors, strict=True)]
+    return torch.cat(computed, dim=1).numpy()
 
 
 def scattered(model):

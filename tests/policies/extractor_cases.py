@@ -17,7 +17,7 @@ def assert_same(one, other):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def held_by(hub):
+def weights_in(hub):
     """Copies of the sources' weights, by the place where a model has them."""
     return {
         f"{place}.source.{name}": tensor

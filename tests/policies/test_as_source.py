@@ -112,10 +112,10 @@ def test_it_is_a_source_of_the_next_hub_which_is_saved_and_loaded(algorithm, lev
     second = target(algorithm, env, loaded.agent(algorithm, level=level)).learn(32)
     for source, tensors in zip(loaded, before, strict=True):
         assert all(torch.equal(tensors[name], tensor) for name, tensor in source.tensors().items())
-    heard = [
+    received = [
         parameter for name, parameter in second.policy.named_parameters() if ".source." in name
     ]
-    assert not heard, "no optimizer and no average reaches what is inside a frozen source"
+    assert not received, "no optimizer and no average reaches what is inside a frozen source"
     second.save(tmp_path / "second.zip")
     assert_alike(algorithm.load(tmp_path / "second.zip", device="cpu"), second)
     assert_alike(load_agent(tmp_path / "second.zip"), second)

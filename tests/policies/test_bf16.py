@@ -52,10 +52,10 @@ def game():
 def test_features_are_nearly_those_of_float32(shape):
     plain, precise = twins(shape)
     seen = bytes_of(shape).float() / 255
-    expected, said = plain(seen), precise(seen)
-    assert said.dtype == torch.float32
-    assert (said - expected).abs().max() < 0.03 * expected.std()
-    assert not torch.equal(said, expected)
+    expected, computed = plain(seen), precise(seen)
+    assert computed.dtype == torch.float32
+    assert (computed - expected).abs().max() < 0.03 * expected.std()
+    assert not torch.equal(computed, expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

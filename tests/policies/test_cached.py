@@ -13,7 +13,7 @@ from cached_cases import (
     envs_for,
     hub_for,
     observe,
-    said_by,
+    outputs_of,
     scattered,
     under_cache,
 )
@@ -86,7 +86,7 @@ def test_observations_are_the_sources_features_at_ends_of_episodes_too(options, 
                 assert ("terminal_observation" in info) == ("terminal_observation" in other)
                 if "terminal_observation" in other:
                     ends += 1
-                    assert_heard(
+                    assert_cached(
                         info["terminal_observation"],
                         other["terminal_observation"],
                         hub,
@@ -94,20 +94,22 @@ def test_observations_are_the_sources_features_at_ends_of_episodes_too(options, 
                         keeps,
                         one=True,
                     )
-        assert_heard(seen, raw, hub, space, keeps)
+        assert_cached(seen, raw, hub, space, keeps)
     assert ends == 4
 
 
-def assert_heard(seen, raw, hub, space, keeps, *, one=False):
-    heard = seen[CACHED_FEATURES] if keeps else seen
-    assert heard.dtype == np.float16
+def assert_cached(seen, raw, hub, space, keeps, *, one=False):
+    received = seen[CACHED_FEATURES] if keeps else seen
+    assert received.dtype == np.float16
     assert keeps == isinstance(seen, dict)
     batch = (
         ({key: part[None] for key, part in raw.items()} if isinstance(raw, dict) else raw[None])
         if one
         else raw
     )
-    np.testing.assert_allclose(heard[None] if one else heard, said_by(hub, batch, space), atol=2e-3)
+    np.testing.assert_allclose(
+        received[None] if one else received, outputs_of(hub, batch, space), atol=2e-3
+    )
     if keeps and isinstance(space, spaces.Dict):
         np.testing.assert_array_equal(seen["joints"], raw["joints"])
         np.testing.assert_array_equal(np.moveaxis(seen["camera"], -3, -1), raw["camera"])
@@ -229,19 +231,19 @@ def test_a_replay_buffer_of_features_of_three_nature_cnns_is_nine_times_smaller(
     frames = spaces.Box(0, 255, (4, 84, 84), np.uint8)
     hub = nature_hub(Toy(frames, CHOOSE))
     made = hub.agent(DQN, cached=True, **FEATURES_ALONE)
-    heard = DQN(
+    received = DQN(
         env=CachedVecEnv(envs_for(DQN, frames), made, device="cpu"),
         **made,
         buffer_size=20,
         device="cpu",
     ).replay_buffer
     plain = DQN("CnnPolicy", envs_for(DQN, frames), buffer_size=20, device="cpu").replay_buffer
-    ours, theirs = (
-        buffer.observations.nbytes + buffer.next_observations.nbytes for buffer in (heard, plain)
+    own, theirs = (
+        buffer.observations.nbytes + buffer.next_observations.nbytes for buffer in (received, plain)
     )
-    assert heard.observations.dtype == np.float16
-    assert (ours, theirs) == (20 * 2 * 3 * 512 * 2, 20 * 2 * 4 * 84 * 84)
-    assert theirs / ours > 9
+    assert received.observations.dtype == np.float16
+    assert (own, theirs) == (20 * 2 * 3 * 512 * 2, 20 * 2 * 4 * 84 * 84)
+    assert theirs / own > 9
 
 
 def test_float16_keeps_features_of_nature_cnns_to_half_a_thousandth():
@@ -335,8 +337,8 @@ def test_the_router_may_read_features_where_nothing_is_stored_too():
     nn.init.normal_(router.mean.weight)
     seen = torch.as_tensor(observe(VECTOR))
     weights = extractor.route(seen).weights
-    said = torch.cat([source.encoder(seen) for source in extractor.sources], dim=1)
-    expected = router(said, None).softmax(dim=1)
+    computed = torch.cat([source.encoder(seen) for source in extractor.sources], dim=1)
+    expected = router(computed, None).softmax(dim=1)
     torch.testing.assert_close(weights, expected)
     assert rows.count == [12, 12], (
         "each once for the router and for its pathway together, and once here"

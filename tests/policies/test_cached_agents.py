@@ -14,7 +14,7 @@ from cached_cases import (
     envs_for,
     hub_for,
     observe,
-    said_by,
+    outputs_of,
     scattered,
     under_cache,
 )
@@ -209,7 +209,7 @@ def test_vecnormalize_normalises_observations_and_leaves_cached_features():
     scattered(model)
     seen = env.reset()
     raw = env.get_original_obs()[OBSERVATION]
-    np.testing.assert_allclose(seen[CACHED_FEATURES], said_by(hub, raw, far), atol=2e-3)
+    np.testing.assert_allclose(seen[CACHED_FEATURES], outputs_of(hub, raw, far), atol=2e-3)
     np.testing.assert_allclose(
         seen[OBSERVATION],
         (raw - env.obs_rms[OBSERVATION].mean) / np.sqrt(env.obs_rms[OBSERVATION].var + 1e-8),

@@ -111,8 +111,8 @@ def test_pathway_weights_are_given_for_cached_features_and_for_observations():
     env = model.get_env()
     seen = env.reset()
     names = parts_in(model.policy, Method)[0].pathways.names
-    heard, raw = pathway_weights(model, seen), pathway_weights(model, seen[OBSERVATION])
-    assert list(heard) == names == ["wide", "narrow", "fresh"]
+    received, raw = pathway_weights(model, seen), pathway_weights(model, seen[OBSERVATION])
+    assert list(received) == names == ["wide", "narrow", "fresh"]
     for name in names:
-        np.testing.assert_allclose(heard[name], raw[name], atol=1e-6)
-    assert len(np.unique(np.round(heard["wide"], 6))) == 2
+        np.testing.assert_allclose(received[name], raw[name], atol=1e-6)
+    assert len(np.unique(np.round(received["wide"], 6))) == 2

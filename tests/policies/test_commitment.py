@@ -22,9 +22,9 @@ from hubrl.sources.source import Source
 WEIGHTS = torch.tensor([[0.5, 0.3, 0.2]])
 
 
-def transition(previous, stickiness=None):
+def transition(previous, stay=None):
     return (
-        transition_log_probs(WEIGHTS.log(), torch.tensor([previous]), stickiness)[0].exp().tolist()
+        transition_log_probs(WEIGHTS.log(), torch.tensor([previous]), stay)[0].exp().tolist()
     )
 
 
@@ -42,8 +42,8 @@ def test_the_stay_logit_is_added_to_the_previous_pathway():
 
 def test_a_commitment_ends_when_its_pathway_is_not_active():
     weights = torch.tensor([[0.6, 0.0, 0.4]])
-    for stickiness in (None, torch.full((1, 3), 5.0)):
-        assert transition_log_probs(weights.log(), torch.tensor([1]), stickiness)[
+    for stay in (None, torch.full((1, 3), 5.0)):
+        assert transition_log_probs(weights.log(), torch.tensor([1]), stay)[
             0
         ].exp().tolist() == pytest.approx([0.6, 0.0, 0.4])
 
@@ -59,9 +59,9 @@ def test_equal_weights_end_a_commitment_once_in_hold_steps_at_the_start():
 
 
 def test_the_likelihood_is_of_pathway_and_action():
-    speech = torch.tensor([[[0.0, math.log(1.0)], [2.0, math.log(0.5)]]])
+    outputs_of_each = torch.tensor([[[0.0, math.log(1.0)], [2.0, math.log(0.5)]]])
     one = CommittedDistribution(spaces.Box(-1.0, 1.0, (1,))).given(torch.tensor([1]))
-    one.proba_distribution(speech, torch.tensor([[0.75, 0.25]]).log())
+    one.proba_distribution(outputs_of_each, torch.tensor([[0.75, 0.25]]).log())
     density = math.exp(-((1.8 - 2.0) ** 2) / (2 * 0.25)) / (0.5 * math.sqrt(2 * math.pi))
     assert one.log_prob(torch.tensor([[1.8]])).item() == pytest.approx(
         math.log(0.25 * density), rel=1e-5
@@ -85,7 +85,7 @@ def test_ratios_are_one_with_noise_top_k_and_commitments(release, actions, obser
     assert ratios.greatest < 1e-4
     before, after = np.concatenate(ratios.pathways).reshape(-1, 2).T
     assert set(np.unique(after)) <= {0, 1, 2}
-    assert (before == -1).any(), "an episode begins with nobody held"
+    assert (before == -1).any(), "an episode begins without a commitment"
     stayed = (before == after)[before >= 0].mean()
     # A rule that is learned may unlearn to hold at these learning rates.
     assert stayed > (0.45 if release != "learned" else 0.0), (
@@ -225,7 +225,7 @@ def test_while_the_critic_warms_up_the_actor_does_not_change():
         "warm_until",
     }
     assert not any("policy_net" in name for name in moved)
-    assert not model.policy.training_state.critic_only, "nobody waits after the training"
+    assert not model.policy.training_state.critic_only, "the actor learns again after the training"
     model.learn(64, callback=HubCallback(probe_share=0, warmup_share=0))
     assert not torch.equal(
         model.policy.state_dict()["method.router.mean.bias"], before["method.router.mean.bias"]
@@ -241,4 +241,6 @@ def test_a_buffer_of_the_users_own_is_left_alone():
     model = target(PPO, env, tiny_hub(env).agent(PPO), rollout_buffer_class=OwnBuffer)
     model.learn(64, callback=HubCallback(probe_share=0))
     assert type(model.rollout_buffer) is OwnBuffer
-    assert not model.policy.commits, "nothing stores who acts, so nobody is held"
+    assert not model.policy.commits, (
+        "no buffer records the acting pathway, so there is no commitment"
+    )

@@ -110,7 +110,7 @@ def test_in_an_update_tuned_sources_are_computed_for_their_own_rows_alone(option
         monkeypatch.setattr(
             pathway,
             "forward",
-            lambda seen, said=pathway.forward: (rows.append(len(seen)), said(seen))[1],
+            lambda seen, computed=pathway.forward: (rows.append(len(seen)), computed(seen))[1],
         )
     for batch in model.rollout_buffer.get(16):
         rows.clear()
@@ -145,15 +145,15 @@ def test_of_eight_sources_a_route_computes_the_one_that_acts(options, at_most, m
 def test_layers_with_hooks_are_called_as_torch_calls_them():
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO, judging_share=0.0))
-    heard = []
+    received = []
     for layer in (
         model.policy.action_net,
         model.policy.mlp_extractor.policy_net[0],
         model.policy.value_net,
     ):
-        layer.register_forward_hook(lambda module, given, said: heard.append(module))
+        layer.register_forward_hook(lambda module, given, computed: received.append(module))
     model.learn(32, callback=HubCallback(probe_share=0))
-    assert len({id(module) for module in heard}) == 3
+    assert len({id(module) for module in received}) == 3
 
 
 def test_a_layer_that_replaces_another_is_used():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checks import never_offered
-from extractor_cases import assert_same, differs, frozen, held_by, observe
+from extractor_cases import assert_same, differs, frozen, observe, weights_in
 from gymnasium import spaces
 from sb3_contrib import ARS, TRPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
@@ -60,7 +60,7 @@ class Learned(NamedTuple):
 def learned(request):
     env = toy_for(request.param)
     hub = tiny_hub(env)
-    held = held_by(hub)
+    held = weights_in(hub)
     model = features_target(request.param, env, hub)
     parameters = {name: tensor.detach().clone() for name, tensor in model.policy.named_parameters()}
     return Learned(request.param, env, model, held, frozen(model.policy), parameters)._replace(
@@ -206,7 +206,7 @@ def test_images_and_dicts_are_supported(algorithm, observations, tmp_path):
         if algorithm is not PPO
         else {"n_steps": 16, "n_epochs": 1}
     )
-    held = held_by(hub)
+    held = weights_in(hub)
     model = features_target(algorithm, env, hub, settings=small)
     built = frozen(model.policy)
     assert not differs(built, held)
@@ -274,10 +274,10 @@ def test_a_model_in_use_is_not_changed_by_a_file_that_claims_its_source(tmp_path
 def test_sources_that_are_not_frozen_themselves_are_used_frozen_too():
     env = Toy()
     hub = Hub([read_live(tiny(PPO, env), "loose", frozen=False)])
-    held = held_by(hub)
+    held = weights_in(hub)
     model = features_target(PPO, env, hub).learn(32)
     assert not differs(frozen(model.policy), held)
-    assert_same(held, held_by(hub))
+    assert_same(held, weights_in(hub))
     assert not any(".source." in name for name, _ in model.policy.named_parameters())
 
 

@@ -90,7 +90,7 @@ def test_after_an_interrupted_update_the_error_names_the_remedy():
 def test_an_interrupted_training_of_dqn_leaves_nothing_behind(tmp_path):
     model = interrupted(DQN, 60, n_envs=1)
     policy = model.policy
-    assert policy.selection.turns, "SB3 told nobody that the training is over"
+    assert policy.selection.turns, "SB3 does not call on_training_end"
     assert not policy.deterministic_episode
     assert model.exploration_schedule(0.5) == model.exploration_schedule.schedule(0.5), (
         "exploration is SB3's own again"

@@ -1,4 +1,4 @@
-"""PPO and A2C that hear the sources' own heads: exact ratios, noise in rollouts alone, SB3 bit for bit where all are dropped."""
+"""PPO and A2C over the outputs of sources: exact ratios, noise in rollouts alone, SB3 bit for bit where all are dropped."""
 
 import math
 
@@ -20,8 +20,8 @@ AGGREGATIONS = pytest.mark.parametrize("aggregation", ["mixture", "mean"])
 ALGORITHMS = pytest.mark.parametrize("algorithm", [PPO, A2C], ids=["ppo", "a2c"])
 
 
-def hears(algorithm, env, seed=0, hub=None, method="hub-pathway", settings=None, **options):
-    """A target that hears a hub's outputs; the router's last layer is not zero, so that routing depends on what is seen."""
+def outputs_model(algorithm, env, seed=0, hub=None, method="hub-pathway", settings=None, **options):
+    """A target over the outputs of a hub; the router's last layer is not zero, so that routing depends on what is seen."""
     hub = hub or tiny_hub(
         env if isinstance(env, Toy) else Toy(env.observation_space, env.action_space)
     )
@@ -70,7 +70,7 @@ class FirstRatios(BaseCallback):
 )
 def test_the_ratio_is_one_at_the_start_of_every_update(actions, aggregation, algorithm, top_k):
     env = make_vec_env(lambda: Toy(actions=actions), n_envs=2, seed=0)
-    model = hears(algorithm, env, aggregation=aggregation, top_k=top_k)
+    model = outputs_model(algorithm, env, aggregation=aggregation, top_k=top_k)
     watch = FirstRatios()
     model.learn(128, callback=watch)
     assert len(watch.log_ratios) >= 2
@@ -110,7 +110,7 @@ def test_sb3s_own_divergence_is_zero_where_a_minibatch_is_the_whole_rollout(acti
 
 
 def test_without_the_rollouts_noise_the_ratio_would_not_be_one():
-    model = hears(PPO, Toy(), top_k=1)
+    model = outputs_model(PPO, Toy(), top_k=1)
     watch = FirstRatios()
     model.learn(32, callback=watch)
     model.policy.noise_key += 1
@@ -121,7 +121,7 @@ def test_without_the_rollouts_noise_the_ratio_would_not_be_one():
 @ACTIONS
 @AGGREGATIONS
 def test_deterministic_predictions_are_without_noise_and_repeat(actions, aggregation):
-    model = hears(PPO, Toy(actions=actions), aggregation=aggregation, top_k=1)
+    model = outputs_model(PPO, Toy(actions=actions), aggregation=aggregation, top_k=1)
     rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     expected, _ = model.predict(rows, deterministic=True)
     for key in range(3):
@@ -181,21 +181,23 @@ def test_samples_come_from_pathways_by_their_weights():
 
 
 def test_gradients_of_a_mixture_are_finite_with_pathways_of_no_weight():
-    speech = torch.randn(4, 3, 4, requires_grad=True)
+    outputs_of_each = torch.randn(4, 3, 4, requires_grad=True)
     z = torch.randn(4, 3, requires_grad=True)
     logs = z.masked_fill(torch.tensor([False, True, False]), -torch.inf).log_softmax(dim=1)
-    made = MixtureDistribution(spaces.Box(-1.0, 1.0, (2,))).proba_distribution(speech, logs)
+    made = MixtureDistribution(spaces.Box(-1.0, 1.0, (2,))).proba_distribution(
+        outputs_of_each, logs
+    )
     made.log_prob(torch.randn(4, 2)).sum().backward()
-    assert torch.isfinite(speech.grad).all()
+    assert torch.isfinite(outputs_of_each.grad).all()
     assert torch.isfinite(z.grad).all()
-    assert (speech.grad[:, 1] == 0).all()
+    assert (outputs_of_each.grad[:, 1] == 0).all()
 
 
 def test_discrete_pathways_are_mixed_by_their_probabilities_or_averaged_by_their_logits():
     env = Toy(actions=CHOOSE)
     rows = torch.randn(5, 4)
     for aggregation in ("mixture", "mean"):
-        policy = hears(PPO, env, aggregation=aggregation).policy
+        policy = outputs_model(PPO, env, aggregation=aggregation).policy
         routed = policy.route(rows)
         each = routed.pathway_outputs.log_softmax(dim=2)
         mixed = (routed.weights[:, :, None] * each.exp()).sum(dim=1)
@@ -234,20 +236,20 @@ def test_with_every_source_dropped_training_is_sb3s_bit_for_bit(actions, algorit
         "MlpPolicy", env, seed=3, device="cpu", policy_kwargs=dict(TINY), **SETTINGS[algorithm]
     )
     plain.learn(steps, callback=expected)
-    ours = target(algorithm, env, hub.agent(algorithm, method), seed=3)
-    ours.learn(steps, callback=seen)
-    assert ours.policy.fresh_alone
+    own = target(algorithm, env, hub.agent(algorithm, method), seed=3)
+    own.learn(steps, callback=seen)
+    assert own.policy.fresh_alone
     assert len(expected.rewards) == 2
     assert all(
         np.array_equal(one, other)
         for one, other in zip(expected.rewards, seen.rewards, strict=True)
     )
-    parameters = ours.policy.state_dict()
+    parameters = own.policy.state_dict()
     for name, tensor in plain.policy.state_dict().items():
         assert torch.equal(tensor, parameters[name]), name
     rows = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
     assert np.array_equal(
-        plain.predict(rows, deterministic=True)[0], ours.predict(rows, deterministic=True)[0]
+        plain.predict(rows, deterministic=True)[0], own.predict(rows, deterministic=True)[0]
     )
 
 
@@ -255,7 +257,10 @@ def test_with_every_source_dropped_training_is_sb3s_bit_for_bit(actions, algorit
 def test_one_seed_gives_one_result_and_another_another(algorithm):
     env = Toy()
     hub = tiny_hub(env)
-    runs = [hears(algorithm, Toy(), seed, hub).learn(32).policy.state_dict() for seed in (1, 1, 2)]
+    runs = [
+        outputs_model(algorithm, Toy(), seed, hub).learn(32).policy.state_dict()
+        for seed in (1, 1, 2)
+    ]
     assert all(torch.equal(tensor, runs[1][name]) for name, tensor in runs[0].items())
     assert any(not torch.equal(tensor, runs[2][name]) for name, tensor in runs[0].items())
 
@@ -268,15 +273,15 @@ def test_learning_leaves_the_sources_as_they_were_and_the_model_survives_saving(
     env = Toy(actions=actions)
     hub = tiny_hub(env)
     before = [source.tensors() for source in hub]
-    model = hears(algorithm, env, hub=hub)
+    model = outputs_model(algorithm, env, hub=hub)
     fresh = model.policy.action_net.weight.detach().clone()
     model.learn(32)
     assert not torch.equal(fresh, model.policy.action_net.weight)
     for place, source in enumerate(hub):
-        heard = model.policy.method.pathways.sources[place].source.state_dict()
-        assert all(torch.equal(heard[name], tensor) for name, tensor in before[place].items())
+        received = model.policy.method.pathways.sources[place].source.state_dict()
+        assert all(torch.equal(received[name], tensor) for name, tensor in before[place].items())
         assert all(
-            heard[name].data_ptr() == tensor.data_ptr()
+            received[name].data_ptr() == tensor.data_ptr()
             for name, tensor in source.state_dict().items()
         )
     model.save(tmp_path / "model.zip")
@@ -290,7 +295,7 @@ def test_learning_leaves_the_sources_as_they_were_and_the_model_survives_saving(
 
 
 def test_a_policy_alone_survives_saving(tmp_path):
-    model = hears(PPO, Toy(), aggregation="mean")
+    model = outputs_model(PPO, Toy(), aggregation="mean")
     model.policy.save(tmp_path / "policy.pth")
     loaded = HubActorCriticPolicy.load(tmp_path / "policy.pth", device="cpu")
     rows = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
@@ -301,7 +306,7 @@ def test_a_policy_alone_survives_saving(tmp_path):
 
 def test_the_router_learns_from_the_task_and_from_the_exploration_loss():
     for explore_coef in (0.0, 1.0):
-        model = hears(PPO, Toy(), explore_coef=explore_coef)
+        model = outputs_model(PPO, Toy(), explore_coef=explore_coef)
         rows = torch.randn(16, 4)
         model.policy.set_training_mode(True)
         router = model.policy.method.router.mean.weight
@@ -366,7 +371,7 @@ def test_a_dqn_source_has_epsilon_greedy_outputs():
     dqn = tiny(DQN, env)
     policy = target(PPO, env, Hub.from_agents([dqn]).agent(PPO, residual=False)).policy
     rows = torch.randn(20, 4)
-    said = policy.route(rows).pathway_outputs[:, 0].exp()
+    computed = policy.route(rows).pathway_outputs[:, 0].exp()
     expected = torch.full((20, 3), 0.05 / 3)
     greedy = torch.as_tensor(dqn.predict(rows.numpy(), deterministic=True)[0])
-    torch.testing.assert_close(said, expected.scatter(1, greedy[:, None], 1 - 0.05 + 0.05 / 3))
+    torch.testing.assert_close(computed, expected.scatter(1, greedy[:, None], 1 - 0.05 + 0.05 / 3))

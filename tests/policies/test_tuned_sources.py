@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from checks import never_offered
-from extractor_cases import assert_same, differs, frozen, held_by, observe
+from extractor_cases import assert_same, differs, frozen, observe, weights_in
 from stable_baselines3 import A2C, DQN, PPO, SAC
 from toys import Toy, target, tiny_hub, toy_for
 
@@ -29,17 +29,17 @@ def test_tuned_sources_learn_in_the_model_and_stay_as_they_were_in_the_hub(
     algorithm, level, tmp_path
 ):
     if level == "outputs" and algorithm not in (PPO, A2C):
-        pytest.skip("it hears features")
+        pytest.skip("it learns from features")
     env = toy_for(algorithm)
     hub = tiny_hub(env)
-    held = held_by(hub)
+    held = weights_in(hub)
     made = hub.agent(algorithm, level=level, tuned=True, source_lr=0.5)
     model = target(algorithm, env, made)
     assert not differs(frozen(model.policy), held)
     model.learn(64)
     after = frozen(model.policy)
     assert {name.split(".pathways.sources.")[1][0] for name in differs(after, held)} == {"0", "1"}
-    assert_same(held, held_by(hub))
+    assert_same(held, weights_in(hub))
     model.save(tmp_path / "model.zip")
     loaded = algorithm.load(tmp_path / "model.zip", env=env, device="cpu")
     rows = observe(env.observation_space)
@@ -63,15 +63,15 @@ def test_tuned_sources_are_in_the_optimizer_at_their_own_rate():
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"), [(HubAdam, torch.optim.Adam), (HubRMSprop, torch.optim.RMSprop)]
+    ("own", "theirs"), [(HubAdam, torch.optim.Adam), (HubRMSprop, torch.optim.RMSprop)]
 )
-def test_a_step_is_exactly_that_of_the_plain_optimizer_at_the_scaled_rate(ours, theirs):
+def test_a_step_is_exactly_that_of_the_plain_optimizer_at_the_scaled_rate(own, theirs):
     starts = [torch.randn(3), torch.randn(3), torch.randn(3)]
     mixed, plain = ([torch.nn.Parameter(start.clone()) for start in starts] for _ in range(2))
     mixed[1].lr_scale = 0.125
-    # HubAdam steps by the fused kernel unless told otherwise, which rounds in another place.
-    extra = {"fused": True} if ours is HubAdam else {"alpha": 0.99, "eps": 1e-5}
-    scaled = ours(mixed, lr=0.01)
+    # HubAdam steps by the fused kernel by default, which rounds in another place.
+    extra = {"fused": True} if own is HubAdam else {"alpha": 0.99, "eps": 1e-5}
+    scaled = own(mixed, lr=0.01)
     alone = [
         theirs([parameter], lr=rate, **extra)
         for parameter, rate in zip(plain, (0.01, 0.00125, 0.01), strict=True)

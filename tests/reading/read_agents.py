@@ -26,7 +26,7 @@ def value_of(model, observations):
 
 
 @torch.no_grad()
-def said_by(source, model, observations, ask="value"):
+def outputs_of(source, model, observations, ask="value"):
     tensor, _ = model.policy.obs_to_tensor(observations)
     return getattr(source, ask)(
         preprocess_obs(
@@ -42,5 +42,5 @@ def assert_alike(source, model, observations, seen=None):
     expected, _ = model.predict(seen, deterministic=True)
     np.testing.assert_allclose(acted, expected, atol=1e-5)
     torch.testing.assert_close(
-        said_by(source, model, observations), value_of(model, seen), atol=1e-4, rtol=1e-4
+        outputs_of(source, model, observations), value_of(model, seen), atol=1e-4, rtol=1e-4
     )

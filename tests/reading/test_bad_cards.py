@@ -30,13 +30,13 @@ def test_weights_that_are_not_the_cards_are_refused(hub):
     raw = bytearray((hub / "good.safetensors").read_bytes())
     raw[-1] ^= 1
     (hub / "good.safetensors").write_bytes(raw)
-    found, said = (
+    found, computed = (
         hashlib.sha256(raw).hexdigest(),
         yaml.safe_load((hub / "good.yaml").read_text())["sha256"],
     )
     with pytest.raises(
         BadFile,
-        match=rf"good\.safetensors has sha256 {found}, its card says {said}; the file or the card was changed",
+        match=rf"good\.safetensors has sha256 {found}, its card says {computed}; the file or the card was changed",
     ):
         Hub.load(hub)
 

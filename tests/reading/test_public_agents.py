@@ -117,10 +117,12 @@ class Rebuilt:
                     self.linear("actor.mu", torch.relu(self.stack("actor.latent_pi", values)))
                 )
             case _:
-                said = self.linear(
+                computed = self.linear(
                     "action_net", self.activation(self.stack("mlp_extractor.policy_net", values))
                 )
-                return said.clamp(-1, 1) if "log_std" in self.weights else said.argmax(dim=1)
+                return (
+                    computed.clamp(-1, 1) if "log_std" in self.weights else computed.argmax(dim=1)
+                )
 
     def value(self, observations):
         values = self.seen(observations)

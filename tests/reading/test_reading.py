@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from read_agents import assert_alike, said_by
+from read_agents import assert_alike, outputs_of
 from sb3_contrib import QRDQN, TQC, TRPO, MaskablePPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.torch_layers import NatureCNN
@@ -41,7 +41,7 @@ def assert_reads(model, folder):
     assert source.card.algorithm == type(model).__name__
     observations = draw(model.get_env().observation_space, 50)
     assert_alike(source, model, observations)
-    assert len(said_by(source, model, observations).unique()) > 2, (
+    assert len(outputs_of(source, model, observations).unique()) > 2, (
         "a test of nothing: all observations are worth the same"
     )
     return source
@@ -231,7 +231,7 @@ def test_a_gaussian_is_as_wide_as_it_was(kwargs):
     wide = spaces.Box(-100.0, 100.0, (2,))
     model = untrained(A2C, FLAT, wide, **kwargs)
     observations = draw(FLAT, 50)
-    mean, log_std = said_by(read_live(model, "live"), model, observations, "outputs").chunk(
+    mean, log_std = outputs_of(read_live(model, "live"), model, observations, "outputs").chunk(
         2, dim=1
     )
     gaussian = model.policy.get_distribution(
@@ -245,9 +245,9 @@ def test_choices_are_as_likely_as_they_were():
     actions = spaces.MultiDiscrete([2, 3])
     model = untrained(PPO, FLAT, actions)
     observations = draw(FLAT, 50)
-    said = said_by(read_live(model, "live"), model, observations, "outputs")
+    computed = outputs_of(read_live(model, "live"), model, observations, "outputs")
     parts = model.policy.get_distribution(model.policy.obs_to_tensor(observations)[0]).distribution
-    torch.testing.assert_close(said, torch.cat([part.logits for part in parts], dim=1).detach())
+    torch.testing.assert_close(computed, torch.cat([part.logits for part in parts], dim=1).detach())
 
 
 def test_what_a_source_is_called_and_where_it_comes_from_is_in_its_card(tmp_path):

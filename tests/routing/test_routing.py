@@ -126,29 +126,32 @@ def test_gradients_of_pathway_weights_are_finite_where_pathways_are_not_active()
 def test_dispatch_computes_active_rows_alone():
     seen = {"a": 0, "b": 0, "c": 0}
 
-    def speaker(name, factor):
-        def speak(rows):
+    def counting_pathway(name, factor):
+        def compute(rows):
             seen[name] += len(rows)
             return rows * factor
 
-        return speak
+        return compute
 
     observations = torch.arange(1.0, 9.0).view(4, 2)
     active = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 1, 0], [0, 1, 0]]).bool()
-    speech = dispatch(
-        [speaker("a", 1), speaker("b", 10), speaker("c", 100)], observations, active, 2
+    outputs_of_each = dispatch(
+        [counting_pathway("a", 1), counting_pathway("b", 10), counting_pathway("c", 100)],
+        observations,
+        active,
+        2,
     )
     assert seen == {"a": 2, "b": 4, "c": 0}
-    assert speech[:, 0].tolist() == [[1, 2], [0, 0], [5, 6], [0, 0]]
-    assert torch.equal(speech[:, 1], observations * 10)
-    assert (speech[:, 2] == 0).all()
+    assert outputs_of_each[:, 0].tolist() == [[1, 2], [0, 0], [5, 6], [0, 0]]
+    assert torch.equal(outputs_of_each[:, 1], observations * 10)
+    assert (outputs_of_each[:, 2] == 0).all()
 
 
 def test_dispatch_takes_rows_of_every_part_of_a_dict():
     observations = {"x": torch.arange(3.0)[:, None], "y": torch.arange(3.0, 6.0)[:, None]}
     active = torch.tensor([[True], [False], [True]])
-    speech = dispatch([lambda parts: parts["x"] + parts["y"]], observations, active, 1)
-    assert speech.flatten().tolist() == [3.0, 0.0, 7.0]
+    outputs_of_each = dispatch([lambda parts: parts["x"] + parts["y"]], observations, active, 1)
+    assert outputs_of_each.flatten().tolist() == [3.0, 0.0, 7.0]
 
 
 def test_gradients_reach_a_pathway_from_its_rows_alone():
@@ -159,9 +162,9 @@ def test_gradients_reach_a_pathway_from_its_rows_alone():
 
 
 def test_aggregation_is_the_weighted_sum():
-    speech = torch.tensor([[[1.0, 2.0], [3.0, 6.0]]])
+    outputs_of_each = torch.tensor([[[1.0, 2.0], [3.0, 6.0]]])
     torch.testing.assert_close(
-        aggregate(speech, torch.tensor([[0.25, 0.75]])), torch.tensor([[2.5, 5.0]])
+        aggregate(outputs_of_each, torch.tensor([[0.25, 0.75]])), torch.tensor([[2.5, 5.0]])
     )
 
 
@@ -196,17 +199,17 @@ def test_observations_of_any_unit_leave_the_router_sensitive():
 def test_two_of_eight_active_pathways_cost_two_of_eight():
     rows, counted = torch.randn(64, 4), [0] * 8
 
-    def speaker(index):
-        def speak(seen):
+    def counting_pathway(index):
+        def compute(seen):
             counted[index] += len(seen)
             return seen[:, :2] * index
 
-        return speak
+        return compute
 
     z = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     log_weights, active = pathway_weights(z, 2, torch.ones(8, dtype=torch.bool))
-    speech = dispatch([speaker(index) for index in range(8)], rows, active, 2)
+    outputs_of_each = dispatch([counting_pathway(index) for index in range(8)], rows, active, 2)
     assert sum(counted) == 2 * 64, "rows through encoders, as many as through two of them"
     assert counted == active.sum(dim=0).tolist()
     assert (log_weights.isfinite() == active).all()
-    assert (speech[~active] == 0).all()
+    assert (outputs_of_each[~active] == 0).all()

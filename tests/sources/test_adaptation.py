@@ -110,10 +110,10 @@ def test_a_source_of_several_parts_reads_its_own_of_a_target_that_has_more(obser
     np.testing.assert_allclose(
         Hub.load(tmp_path / "hub")[0].predict(one, deterministic=True)[0], expected, atol=1e-6
     )
-    heard = model.policy.method.pathways.sources[0].compute_source_outputs(
+    received = model.policy.method.pathways.sources[0].compute_source_outputs(
         {key: torch.as_tensor(np.asarray(part)[None]) for key, part in _as_seen(one, wider)}
     )
-    np.testing.assert_allclose(heard[0, :2].numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(received[0, :2].numpy(), expected, atol=1e-5)
     with pytest.raises(SpaceMismatch, match="Source 'adapted' reads .*, it was given a dict of"):
         adapted.predict({"goal": one["goal"]})
     assert not adapted.accepts(spaces.Dict({"joints": VECTOR, "goal": VECTOR}))
@@ -215,9 +215,9 @@ def test_signs_are_for_boxes_and_maps_do_not_pile_up():
 def test_a_mirrored_source_keeps_its_standard_deviation():
     source = read_live(tiny(PPO, Toy(actions=STEER)), "gait")
     rows = torch.as_tensor(ROWS[:, :4])
-    said, mirrored = source.outputs(rows), source.adapted(signs=[-1, -1]).outputs(rows)
-    torch.testing.assert_close(mirrored[:, :2], -said[:, :2])
-    assert torch.equal(mirrored[:, 2:], said[:, 2:])
+    computed, mirrored = source.outputs(rows), source.adapted(signs=[-1, -1]).outputs(rows)
+    torch.testing.assert_close(mirrored[:, :2], -computed[:, :2])
+    assert torch.equal(mirrored[:, 2:], computed[:, 2:])
 
 
 PONG = ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
@@ -225,10 +225,10 @@ SKIING = ("NOOP", "RIGHT", "LEFT")
 
 
 def test_actions_of_one_meaning_are_matched_by_hand():
-    said = torch.tensor([[0.1, 0.4, 0.2, 0.1, 0.15, 0.05]]).log()
-    heard = action_params.match_meanings(said, PONG, ("LEFT", "UP", "NOOP", "RIGHT")).exp()
+    computed = torch.tensor([[0.1, 0.4, 0.2, 0.1, 0.15, 0.05]]).log()
+    received = action_params.match_meanings(computed, PONG, ("LEFT", "UP", "NOOP", "RIGHT")).exp()
     total = 0.1 + 0.001 + 0.1 + 0.2
-    np.testing.assert_allclose(heard[0], np.array([0.1, 0.001, 0.1, 0.2]) / total, rtol=1e-5)
+    np.testing.assert_allclose(received[0], np.array([0.1, 0.001, 0.1, 0.2]) / total, rtol=1e-5)
 
 
 @pytest.mark.parametrize("algorithm", [PPO, DQN])
@@ -240,10 +240,10 @@ def test_a_source_of_another_game_acts_by_meaning(algorithm, tmp_path):
     model.learn(64, callback=HubCallback(probe_share=0))
     pathways = model.policy.method.pathways if algorithm is PPO else model.policy.pathways
     rows = torch.as_tensor(ROWS[:, :4])
-    heard = pathways.sources[0](rows)
-    assert heard.shape == (5, 3)
+    received = pathways.sources[0](rows)
+    assert received.shape == (5, 3)
     torch.testing.assert_close(
-        heard, action_params.match_meanings(source.outputs(rows), PONG, SKIING)
+        received, action_params.match_meanings(source.outputs(rows), PONG, SKIING)
     )
     model.save(tmp_path / "model.zip")
     loaded = algorithm.load(tmp_path / "model.zip", device="cpu")

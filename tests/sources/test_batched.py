@@ -63,8 +63,8 @@ def groups(encoders):
 
 def test_in_float32_every_source_has_its_own_features_bit_for_bit():
     sources = [perceptron(1), perceptron(2), perceptron(3, (8,))]
-    for said, source in zip(BatchedSources(sources)(flat()), sources, strict=True):
-        assert torch.equal(said, source.features(flat()))
+    for computed, source in zip(BatchedSources(sources)(flat()), sources, strict=True):
+        assert torch.equal(computed, source.features(flat()))
 
 
 def test_perceptrons_of_the_same_widths_are_computed_together():
@@ -76,8 +76,8 @@ def test_perceptrons_of_the_same_widths_are_computed_together():
     ]
     encoders = BatchedSources(sources, "bfloat16")
     assert groups(encoders) == [([0, 2], MLPs), ([1], Group), ([3], Group)]
-    for said, source in zip(encoders(flat()), sources, strict=True):
-        torch.testing.assert_close(said, source.features(flat()), atol=1e-5, rtol=1e-5)
+    for computed, source in zip(encoders(flat()), sources, strict=True):
+        torch.testing.assert_close(computed, source.features(flat()), atol=1e-5, rtol=1e-5)
 
 
 def test_perceptrons_behind_statistics_of_their_own_are_computed_together():
@@ -85,15 +85,15 @@ def test_perceptrons_behind_statistics_of_their_own_are_computed_together():
     encoders = BatchedSources(sources, "bfloat16")
     assert groups(encoders) == [([0, 1, 2], MLPs)]
     seen = 3 * flat()  # so that some numbers are clipped
-    for said, source in zip(encoders(seen), sources, strict=True):
-        torch.testing.assert_close(said, source.features(seen), atol=1e-5, rtol=1e-5)
+    for computed, source in zip(encoders(seen), sources, strict=True):
+        torch.testing.assert_close(computed, source.features(seen), atol=1e-5, rtol=1e-5)
 
 
 def test_perceptrons_that_select_what_they_read_are_computed_together():
     wide = torch.randn(8, 9)
     sources = [perceptron(seed).adapted(observes=[8, 0, 3, 1]) for seed in (1, 2)]
-    for said, source in zip(BatchedSources(sources, "bfloat16")(wide), sources, strict=True):
-        torch.testing.assert_close(said, source.features(wide), atol=1e-5, rtol=1e-5)
+    for computed, source in zip(BatchedSources(sources, "bfloat16")(wide), sources, strict=True):
+        torch.testing.assert_close(computed, source.features(wide), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("n_sources", [1, 3])
@@ -101,23 +101,25 @@ def test_natures_are_computed_together_and_near_to_their_own(n_sources):
     sources = [eye(1), eye(2, DQN), eye(3)][:n_sources]
     encoders = BatchedSources(sources, "bfloat16")
     assert groups(encoders) == [(list(range(n_sources)), NatureCNNs)]
-    for said, source in zip(encoders(images().float() / 255), sources, strict=True):
+    for computed, source in zip(encoders(images().float() / 255), sources, strict=True):
         own = source.features(images().float() / 255)
-        assert said.shape == own.shape
-        assert said.dtype == torch.float32
-        assert (said - own).abs().max() < 0.03 * own.std()
+        assert computed.shape == own.shape
+        assert computed.dtype == torch.float32
+        assert (computed - own).abs().max() < 0.03 * own.std()
 
 
 def test_nature_cnns_compute_what_the_trainable_one_computes():
     sources = [eye(1), eye(2)]
-    for said, source in zip(BatchedSources(sources, "bfloat16")(images()), sources, strict=True):
+    for computed, source in zip(
+        BatchedSources(sources, "bfloat16")(images()), sources, strict=True
+    ):
         network = BF16NatureCNN(CAMERA, 8)
         for mine, theirs in zip(
             network.parameters(), source.encoder.trunks.readers[0].buffers(), strict=True
         ):
             mine.data.copy_(theirs)
         torch.testing.assert_close(
-            said, network(images()), atol=0.01 * said.std().item(), rtol=0.01
+            computed, network(images()), atol=0.01 * computed.std().item(), rtol=0.01
         )
 
 
@@ -135,9 +137,9 @@ def test_nature_cnns_read_bytes_with_equal_features():
 def test_hidden_layers_behind_a_nature_are_its_own():
     source = read_live(tiny(PPO, Toy(IMAGE, CHOOSE), 1, net_arch=[12]), "deep")
     seen = images().float() / 255
-    said, own = BatchedSources([source], "bfloat16")(seen)[0], source.features(seen)
-    assert said.shape == own.shape == (8, 12)
-    assert (said - own).abs().max() < 0.05 * own.std()
+    computed, own = BatchedSources([source], "bfloat16")(seen)[0], source.features(seen)
+    assert computed.shape == own.shape == (8, 12)
+    assert (computed - own).abs().max() < 0.05 * own.std()
 
 
 def test_weights_that_have_not_arrived_are_missed():
@@ -225,8 +227,8 @@ def test_heads_of_one_kind_are_computed_together(algorithm, kwargs):
     sources[1] = sources[1].adapted(signs=[-1] * STEER.shape[0])
     encoders = BatchedSources(sources)
     assert encoders._groups[0][1]._heads is not None
-    for said, source in zip(encoders.outputs(flat()), sources, strict=True):
-        torch.testing.assert_close(said, source.outputs(flat()), atol=1e-5, rtol=1e-5)
+    for computed, source in zip(encoders.outputs(flat()), sources, strict=True):
+        torch.testing.assert_close(computed, source.outputs(flat()), atol=1e-5, rtol=1e-5)
 
 
 def test_heads_of_several_kinds_are_computed_one_by_one():
@@ -234,5 +236,5 @@ def test_heads_of_several_kinds_are_computed_one_by_one():
     encoders = BatchedSources(sources)
     assert groups(encoders) == [([0, 1], MLPs)]
     assert encoders._groups[0][1]._heads is None
-    for said, source in zip(encoders.outputs(flat()), sources, strict=True):
-        torch.testing.assert_close(said, source.outputs(flat()), atol=1e-6, rtol=1e-6)
+    for computed, source in zip(encoders.outputs(flat()), sources, strict=True):
+        torch.testing.assert_close(computed, source.outputs(flat()), atol=1e-6, rtol=1e-6)

@@ -70,11 +70,11 @@ def test_a_hub_saved_in_half_precision_rounds_networks_and_no_statistics(hub, tm
 
 
 @pytest.mark.parametrize(
-    ("told", "played"), [({}, "atari"), ({"task_preprocessing": "atari-sb3"}, "atari-sb3")]
+    ("fields", "played"), [({}, "atari"), ({"task_preprocessing": "atari-sb3"}, "atari-sb3")]
 )
-def test_a_source_is_replayed_on_the_task_of_its_card(told, played, monkeypatch):
+def test_a_source_is_replayed_on_the_task_of_its_card(fields, played, monkeypatch):
     source = Hub.from_agents([untrained(PPO, IMAGE, KEYS, "CnnPolicy")], names=["seer"])[0]
-    told = {"task": "Some-v0", "return_mean": 1.0, **told}
+    fields = {"task": "Some-v0", "return_mean": 1.0, **fields}
     asked = []
 
     def refuse(task, kwargs, **given):
@@ -82,7 +82,7 @@ def test_a_source_is_replayed_on_the_task_of_its_card(told, played, monkeypatch)
         raise BadConfig("seen")
 
     monkeypatch.setattr("hubrl.experiments.evaluation.make_env", refuse)
-    card = SourceCard.model_validate({**source.card.to_dict(), **told})
+    card = SourceCard.model_validate({**source.card.to_dict(), **fields})
     (check,) = check_hub(
         Hub([Source.from_card(card.model_copy(update={"sha256": None}), source.tensors())])
     )

@@ -56,10 +56,10 @@ def test_a_head_for_a_box_returns_means_or_means_and_log_standard_deviations(obs
     mean, log_std = mine(head=means, actions=ARM).outputs(observations).chunk(2, dim=1)
     torch.testing.assert_close(log_std.exp(), torch.full_like(mean, 0.1))
     body = encoder()
-    said = mine(body, both, ARM).outputs(observations)
+    computed = mine(body, both, ARM).outputs(observations)
     expected = both(body(observations))
     torch.testing.assert_close(
-        said, torch.cat([expected[:, :2].clamp(-1, 1), expected[:, 2:]], dim=1)
+        computed, torch.cat([expected[:, :2].clamp(-1, 1), expected[:, 2:]], dim=1)
     )
 
 
@@ -195,12 +195,12 @@ def test_a_frozen_source_gives_no_gradient_but_lets_one_through():
 
 def test_a_frozen_batch_norm_stays_bit_for_bit_in_training_mode(observations):
     source = mine(with_batch_norm())
-    before, said = source.tensors(), source.features(observations)
+    before, computed = source.tensors(), source.features(observations)
     source.train()
     assert not any(part.training for part in source.modules())
     source.features(observations * 3 + 1)
     assert same(source.tensors(), before)
-    assert torch.equal(source.features(observations), said)
+    assert torch.equal(source.features(observations), computed)
 
 
 @pytest.mark.parametrize("algorithm", [PPO, DQN, SAC], ids=lambda algorithm: algorithm.__name__)

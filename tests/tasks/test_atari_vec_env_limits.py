@@ -64,7 +64,7 @@ def test_sticky_actions_are_ale_pys_own():
             seen[probability, action] = [env.step(np.array([action]))[0] for _ in range(30)][-1]
             env.close()
     assert np.array_equal(seen[1.0, 2], seen[1.0, 3]), (
-        "whoever always repeats never does what it is told"
+        "an action that always repeats is never replaced"
     )
     assert not np.array_equal(seen[0.0, 2], seen[0.0, 3])
 
