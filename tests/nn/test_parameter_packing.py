@@ -225,10 +225,8 @@ def test_a_lone_parameter_is_not_packed():
     policy = model.policy
     model.learn(64, callback=HubCallback(probe_share=0))
     rows, fresh = torch.randn(4, 4), len(policy.method.pathways.sources)
-    policy.training_state, policy._some_fresh = (
-        TrainingState(records_steps=True, fused_update=True),
-        True,
-    )
+    policy.training_state = TrainingState(records_steps=True, fused_update=True)
+    policy._commitments.some_fresh = True
     policy.set_training_mode(True)
     before = policy.action_net.weight.detach().clone()
     for previous in (-1, -2 - fresh):

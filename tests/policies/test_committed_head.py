@@ -61,7 +61,7 @@ def test_only_the_acting_source_is_computed_with_equal_numbers(actions, options,
     if model.policy.selection is not None:
         trusted(model)
     policy, compared = model.policy, []
-    asks_one = policy._current_head
+    asks_one = policy.current_head
 
     class Compare(BaseCallback):
         """Evaluates every rollout both ways."""
@@ -77,7 +77,7 @@ def test_only_the_acting_source_is_computed_with_equal_numbers(actions, options,
                 found = []
                 for weighs in (True, False):
                     monkeypatch.setattr(
-                        policy, "_current_head", asks_one if weighs else lambda hearing: None
+                        policy, "current_head", asks_one if weighs else lambda context: None
                     )
                     values, log_prob, _ = policy.evaluate_actions(batch.observations, done)
                     assert not weighs or policy._head[0] is not None
@@ -90,7 +90,7 @@ def test_only_the_acting_source_is_computed_with_equal_numbers(actions, options,
                     )
                 torch.testing.assert_close(found[0][0], batch.old_log_prob, atol=1e-4, rtol=1e-4)
                 compared.append(int(sum(each.abs().sum() > 0 for each in found[0][2:])))
-            monkeypatch.setattr(policy, "_current_head", asks_one)
+            monkeypatch.setattr(policy, "current_head", asks_one)
             np.random.set_state(state)
 
     model.learn(256, callback=[HubCallback(probe_share=0.0, warmup_share=0.0), Compare()])
