@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hubrl.errors import BadConfig
 from hubrl.nn.optimizers import HubAdam
+from hubrl.policies.extractor import warn_without_callback
 from hubrl.policies.on_policy.commitment import CommitmentState, PredictState
 from hubrl.policies.on_policy.distributions import CommittedDistribution
 from hubrl.policies.on_policy.fused_head import evaluate_fused
@@ -23,6 +24,7 @@ from hubrl.policies.on_policy.step import (
     TrainingState,
     encode_solo,
 )
+from hubrl.sources.observation_batch import check_no_nan
 
 
 class HubActorCriticPolicy(PathwayActor):
@@ -57,6 +59,7 @@ class HubActorCriticPolicy(PathwayActor):
         self._some_fresh = False
         """Whether the fresh pathway played a solo episode in this rollout."""
         self._head: tuple[CommittedHead | None] | None = None
+        self._was_checked = False
         super().__init__(*args, **kwargs)
 
     @property
@@ -130,6 +133,9 @@ class HubActorCriticPolicy(PathwayActor):
             BadConfig: If steps of the training are recorded and these observations have no record.
         """
         obs, record = self._split(obs)
+        if not self._was_checked:
+            self._was_checked = True
+            warn_without_callback(self)
         if self.fresh_alone:
             self.end_update()
             return super().evaluate_actions(cast("Tensor", obs), actions)
@@ -174,7 +180,9 @@ class HubActorCriticPolicy(PathwayActor):
 
         Raises:
             BadConfig: If the state is of another number of observations.
+            NotFinite: If the observation has NaN.
         """
+        check_no_nan(observation, "The policy")
         if not self.commits:
             return super().predict(observation, state, episode_start, deterministic)
         if state is None:
