@@ -6,6 +6,7 @@
     ├── BadFile            a file that is missing, damaged, hostile, or of a newer format
     ├── SpaceMismatch      observation or action spaces that do not fit
     ├── SourcesNotLoaded   sources whose weights never arrived
+    ├── NotFinite          NaN or infinity in observations, rewards, actions or weights
     └── OutputExists       something is there already, and nothing was overwritten
 
 Each message is one sentence or two: what was given, what was expected, what to do. `HubrlWarning`
@@ -42,6 +43,10 @@ class SpaceMismatch(HubrlError):
 
 class SourcesNotLoaded(HubrlError):
     """Sources whose weights never arrived; running them would be running random networks."""
+
+
+class NotFinite(HubrlError):
+    """NaN or infinity where training or acting needs numbers."""
 
 
 class OutputExists(HubrlError):

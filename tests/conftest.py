@@ -1,18 +1,12 @@
 """What tests share: one thread, and the public agents where they are at hand."""
 
-import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from public_agents import CHECKPOINTS
 
 torch.set_num_threads(1)
-
-REPOSITORY = Path(__file__).parents[1]
-CHECKPOINTS = Path(
-    os.environ.get("HUBRL_CHECKPOINTS", REPOSITORY.parent / "shared" / "checkpoints")
-)
 
 
 def pytest_configure(config):

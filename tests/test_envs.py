@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from hubrl.errors import UnknownName
-from hubrl.tasks.make_env import make_env
+from hubrl.errors import BadConfig, UnknownName
+from hubrl.tasks.make_env import check_task, make_env
 
 ROBOTS = ("HalfCheetah", "Walker2d", "Hopper")
 
@@ -192,6 +192,15 @@ def test_without_ale_py_the_error_names_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "envs.atari", raising=False)
     with pytest.raises(ImportError, match=r"install hubrl\[atari\]"):
         importlib.import_module("envs.atari")
+
+
+def test_an_unknown_task_names_ale_py_where_it_is_missing(monkeypatch):
+    with pytest.raises(BadConfig) as known:
+        check_task("PongNoFrameskip-v99")
+    assert "hubrl[atari]" not in str(known.value)
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(BadConfig, match=r"which is not installed: pip install 'hubrl\[atari\]'"):
+        check_task("PongNoFrameskip-v99")
 
 
 def signs_of(env, n_steps):

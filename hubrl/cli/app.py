@@ -3,6 +3,7 @@
 import shutil
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,11 +116,12 @@ def train(
         other = f"leave out --set and --name, or start another run from {config / 'config.yaml'}"
         raise BadConfig(f"{config} is a run and keeps its config and name; {other}.")
     place = config if resumes else run.start_run(config, changes or [], folder, name)
-    print_line(f"Run {place}; watch it with: tensorboard --logdir {folder}")
+    note = f"Run {place}; watch it with: tensorboard --logdir {folder}"
     try:
         steps = run.Run(place).config.steps
         with progress_bar(place.name, steps) as on_step, printed_as_notes():
-            result = run.train(place, [StepsBar(on_step)], verbose=int(verbose))
+            bar = StepsBar(on_step, on_start=partial(print_line, note))
+            result = run.train(place, [bar], verbose=int(verbose))
     except HubrlError:
         if not resumes and not (place / "checkpoints").exists():
             shutil.rmtree(place)  # nothing was trained

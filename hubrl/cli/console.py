@@ -190,11 +190,15 @@ class StepsBar(BaseCallback):
 
     Args:
         update: The bar, as a function of the finished steps.
+        on_start: Called when the training starts, so that nothing is printed where it cannot.
     """
 
-    def __init__(self, update: Callable[[int], None]) -> None:
+    def __init__(self, update: Callable[[int], None], on_start: Callable[[], None]) -> None:
         super().__init__()
-        self.update = update
+        self.update, self.on_start = update, on_start
+
+    def _on_training_start(self) -> None:
+        self.on_start()
 
     def _on_step(self) -> bool:
         self.update(self.num_timesteps)

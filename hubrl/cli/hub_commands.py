@@ -26,7 +26,7 @@ from hubrl.cli.console import (
     spinner,
     spread,
 )
-from hubrl.errors import SpaceMismatch
+from hubrl.errors import BadConfig, SpaceMismatch
 from hubrl.experiments.evaluation import Check, Played, check_hub, try_hub
 from hubrl.formats.cards import Preprocessing
 from hubrl.formats.spaces import describe
@@ -171,7 +171,10 @@ def check(
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Replay each source on its own task and compare with its card; exit code 1 if one differs."""
+    """Replay each source on its own task and compare with its card.
+
+    The exit code is 1 if one differs, and 2 if none was replayed.
+    """
     hub = Hub.load(folder)
     with source_bars(
         hub, episodes or max((source.card.episodes or 10) for source in hub)
@@ -182,6 +185,8 @@ def check(
         [_check_cells(one) for one in checks],
         [_check_record(one) for one in checks],
     )
+    if all(one.played is None for one in checks):
+        raise BadConfig(f"No source of {folder} was replayed; the table says why.")
     if any(one.agrees is False for one in checks):
         raise typer.Exit(1)
 

@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -27,6 +28,20 @@ CONTRIB_CLASSES = {
 
 SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
 """Arguments of SB3's algorithms that may be schedules."""
+
+
+def check_device(name: str) -> None:
+    """Refuse a GPU that is not there, for which SB3 would take the CPU without a word.
+
+    Raises:
+        BadConfig: If torch has none.
+    """
+    device = torch.device("cpu" if name == "auto" else name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BadConfig(
+            f"device: {name} was given and torch has {torch.cuda.device_count()} CUDA devices; use "
+            "auto, cpu or another."
+        )
 
 
 def build_model(

@@ -28,7 +28,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from hubrl.errors import BadConfig, BadFile, OutputExists
-from hubrl.experiments.build_model import build_model
+from hubrl.experiments.build_model import build_model, check_device
 from hubrl.experiments.checkpoints import (
     CheckpointFolder,
     checkpoints_in,
@@ -139,6 +139,7 @@ def train(
         )
         raise OutputExists(f"{folder} is finished; {again}.")
     run = Run(folder)
+    check_device(run.config.device)
     torch.set_num_threads(run.config.threads)
     set_random_seed(run.config.seed)
     saved = checkpoints_in(folder / "checkpoints")

@@ -175,7 +175,9 @@ def _read_source(
         return _untrained_source(name, given.agent, fields)
     local = None if agents is None else agents / f"{given.agent.rpartition('/')[2]}.zip"
     fetched = given.agent.startswith(HUGGING_FACE) and local is not None and local.exists()
-    source = read_agent(str(local) if fetched else located(given.agent, start), name=name)
+    parts = given.agent.split(",", 1)
+    paths = [str(local)] if fetched else [located(part, start) for part in parts]
+    source = read_agent(*paths, name=name)
     return source.adapted(observes=given.observes, order=given.order, signs=given.signs)
 
 

@@ -168,7 +168,7 @@ def _source_features(source: Source, space: spaces.Space[Any]) -> Chain:
 def _action_head(source: Source) -> tuple[Chain, Tensor | None]:
     """A source's action head, and the logarithm of its standard deviation."""
     action = source.action
-    if isinstance(action, GreedyAction) and source.card.algorithm == "DQN":
+    if isinstance(action, GreedyAction) and action.is_plain:
         return [plain_layer(action.q)], None
     if isinstance(action, CategoricalAction) and isinstance(action.space, spaces.Discrete):
         return [plain_layer(action.logits), *_action_map(source)], None

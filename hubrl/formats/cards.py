@@ -77,9 +77,16 @@ class ActionHead(Schema):
     """Layers from the encoder's features to the action distribution of the algorithm."""
 
     kind: Literal[
-        "gaussian", "squashed-gaussian", "deterministic", "categorical", "q-values", "quantiles"
+        "gaussian",
+        "squashed-gaussian",
+        "deterministic",
+        "categorical",
+        "q-values",
+        "quantiles",
+        "atoms",
     ]
-    """`deterministic` is TD3's and DDPG's: a tanh that spans the bounds."""
+    """`deterministic` is TD3's and DDPG's: a tanh that spans the bounds; `atoms` is C51's: the
+    probability of every return among the weights `action.atoms`, for every action."""
     log_std: Literal["parameter", "linear", "sde"] | None = None
     """Origin of a Gaussian's standard deviation; `sde` is SB3's state-dependent exploration."""
     log_std_width: Size | None = None
@@ -90,6 +97,8 @@ class ActionHead(Schema):
     """Symmetric bound on the mean before the tanh (SAC with state-dependent exploration)."""
     quantiles: Size | None = None
     """Quantiles of every action's return (QR-DQN)."""
+    atoms: Size | None = None
+    """Returns between which every action's return is distributed (C51)."""
 
 
 class ValueHead(Schema):

@@ -75,18 +75,21 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(
+    path: Path, *, overwrite: bool = False, remedy: str = "choose another name, or remove it"
+) -> Iterator[Path]:
     """A folder to fill, which takes its place only when it was filled without an error.
 
     Args:
         path: Where it will be.
         overwrite: Whether it may replace a folder that is there.
+        remedy: What the user may do where it exists, for the message.
 
     Raises:
         OutputExists: If something is there and may not be replaced.
     """
     if path.exists() and not overwrite:
-        raise OutputExists(f"{path} exists; choose another name, remove it, or allow overwriting.")
+        raise OutputExists(f"{path} exists; {remedy}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:

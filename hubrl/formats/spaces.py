@@ -2,6 +2,7 @@
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,13 +54,18 @@ def space_to_dict(space: spaces.Space[Any]) -> SpaceDict:
             return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
         case spaces.MultiDiscrete() if len(space.shape) == 1:
             return {"type": "MultiDiscrete", "nvec": space.nvec.tolist()}
-        case spaces.MultiBinary() if len(space.shape) == 1:
-            return {"type": "MultiBinary", "n": int(space.shape[0])}
+        case spaces.MultiBinary():
+            return {"type": "MultiBinary", "n": binary_sizes(space.shape)}
         case _:
             raise BadFile(
                 f"A {type(space).__name__} space of shape {space.shape} was given; "
-                "hubrl reads Box, Discrete, Dict, and MultiDiscrete and MultiBinary of one axis."
+                "hubrl reads Box, Discrete, MultiBinary, Dict, and MultiDiscrete of one axis."
             )
+
+
+def binary_sizes(shape: Sequence[int]) -> int | list[int]:
+    """A MultiBinary's `n` as plain data: the number of bits, or its axes if it has several."""
+    return int(shape[0]) if len(shape) == 1 else [int(n) for n in shape]
 
 
 def space_from_dict(plain: SpaceDict, limits: Limits = DEFAULT_LIMITS) -> spaces.Space[Any]:
@@ -91,13 +97,16 @@ def _from_dict(plain: SpaceDict) -> spaces.Space[Any]:
             shape, dtype = tuple(plain["shape"]), np.dtype(plain["dtype"])
             bounds = (np.array(plain[end], dtype=float) for end in ("low", "high"))
             low, high = (np.broadcast_to(bound, shape) for bound in bounds)
+            if not (low <= high).all():
+                raise ValueError("bounds that are NaN, or lower above upper")
             return spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype.type)
         case "Discrete":
             return spaces.Discrete(int(plain["n"]), start=int(plain.get("start", 0)))
         case "MultiDiscrete":
             return spaces.MultiDiscrete(np.array(plain["nvec"]))
         case "MultiBinary":
-            return spaces.MultiBinary(int(plain["n"]))
+            n = plain["n"]
+            return spaces.MultiBinary([int(size) for size in n] if isinstance(n, list) else int(n))
         case other:
             raise ValueError(other)
 
@@ -126,6 +135,10 @@ def _count_numbers(plain: SpaceDict, limits: Limits) -> int:
     if kind == "MultiDiscrete":
         _check_parts(len(plain["nvec"]), limits)
         return sum(_whole(n) for n in plain["nvec"]) if min(plain["nvec"], default=0) > 0 else 0
+    if isinstance(plain["n"], list):
+        if not 1 < len(plain["n"]) <= MAX_AXES:
+            raise ValueError(f"a MultiBinary of {len(plain['n'])} axes")
+        return math.prod(_whole(n) for n in plain["n"])
     return int(plain["n"])
 
 
@@ -153,7 +166,7 @@ def describe(space: spaces.Space[Any]) -> str:
         case spaces.MultiDiscrete():
             return f"MultiDiscrete{tuple(space.nvec.tolist())}"
         case spaces.MultiBinary():
-            return f"MultiBinary({space.n})"
+            return f"MultiBinary({binary_sizes(space.shape)})"
         case _:
             return str(space)
 

@@ -1,7 +1,8 @@
 """Arguments of SB3's algorithms from a hub: `policy`, `policy_kwargs`, and their level."""
 
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from gymnasium import spaces
 from pydantic import ValidationError
@@ -12,10 +13,11 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 
-from hubrl.errors import BadConfig
+from hubrl.errors import BadConfig, HubrlWarning, UnknownName, unknown
 from hubrl.formats.hub_spec import HubSpec, Precision
 from hubrl.formats.schema import first_problem
-from hubrl.methods import check_options, find
+from hubrl.formats.spaces import describe
+from hubrl.methods import check_options, find, options_of
 from hubrl.methods.hub_pathway import check_top_k
 from hubrl.methods.registry import check_cached, check_level, plain_values, q_learning
 from hubrl.nn.optimizers import HubAdam, HubRMSprop
@@ -28,6 +30,8 @@ from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.sources import action_params, shared
 from hubrl.sources.observation_batch import divides_images
 from hubrl.sources.source import Source
+
+LEVELS = get_args(action_params.Level)
 
 RECOMMENDED = {"hold": 5.0}
 """Options that `Hub.agent` sets unless given, beside the defaults of the options themselves."""
@@ -91,7 +95,8 @@ class AlgorithmKwargs(Sequence[Source]):
     ) -> dict[str, Any]:
         """`policy` and `policy_kwargs` for an algorithm, at its best level.
 
-        PPO and A2C use the sources' *outputs*, if every source has an action head. So does DQN by
+        PPO and A2C use the sources' *outputs*, if every source acts in a Box or Discrete. So does
+        DQN by
         method `hub-pathway` where observations are flat and sources frozen, and by methods that
         have no other level. Every other algorithm uses their *features*.
 
@@ -118,10 +123,18 @@ class AlgorithmKwargs(Sequence[Source]):
                 "cached=True was given at the level of outputs, where outputs of the sources are "
                 "stored anyway; leave it out."
             )
-        level = "features" if cached else level or self.level(algorithm, method, tuned=tuned)
+        if level not in (None, *LEVELS):
+            raise UnknownName(unknown("level", str(level), LEVELS))
+        if level is None and not cached:
+            level = self.level(algorithm, method, tuned=tuned)
+            self._tell_unmixed(algorithm, method)
+        level = "features" if cached else level
         if level == "outputs":
             made = self._outputs_agent(algorithm, method, tuned, source_lr, precision, options)
         else:
+            if algorithm.__name__ == "TRPO" and "explore_coef" in options_of(method):
+                # It differentiates its gradient, through which a loss cannot be injected.
+                options.setdefault("explore_coef", 0.0)
             given = {"tuned": tuned, "source_lr": source_lr, "cached": cached, **options}
             made = self._features_agent(algorithm, method, precision, given)
         made["policy_kwargs"] = with_sb3s(made["policy_kwargs"], policy_kwargs or {})
@@ -152,7 +165,27 @@ class AlgorithmKwargs(Sequence[Source]):
         explores = q_learning(method, {}, tuned=tuned) == "explorers"
         can = issubclass(algorithm, PPO | A2C) or (issubclass(algorithm, DQN) and flat and explores)
         have_heads = all(source.actions is not None for source in self)
-        return "outputs" if can and have_heads else "features"
+        return "outputs" if can and have_heads and not self._unmixed() else "features"
+
+    def _unmixed(self) -> Source | None:
+        """The first source with actions whose distributions are not mixed, if any."""
+        mixed = spaces.Box | spaces.Discrete
+        heads = (source for source in self if source.actions is not None)
+        return next((source for source in heads if not isinstance(source.actions, mixed)), None)
+
+    def _tell_unmixed(self, algorithm: type[BaseAlgorithm], method: str) -> None:
+        """Warn where only the kind of the sources' actions decides for the level of features."""
+        source = self._unmixed()
+        both = len(find(method).levels) == 2 and issubclass(algorithm, PPO | A2C)
+        if source is None or source.actions is None or not both:
+            return
+        warnings.warn(
+            f"Source {source.name!r} acts in {describe(source.actions)}; outputs are mixed for Box "
+            f"and Discrete, so {algorithm.__name__} learns from the sources' features "
+            "(level='features' chooses so without this warning).",
+            HubrlWarning,
+            stacklevel=3,
+        )
 
     def _outputs_agent(
         self,

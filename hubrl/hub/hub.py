@@ -24,6 +24,9 @@ HUB_FORMAT = 1
 
 HUB_FILE = "hub.yaml"
 
+SHOWN_NAMES = 10
+"""Most names in the text of a hub."""
+
 RESERVED = {FRESH, TOGETHER, Path(HUB_FILE).stem}
 """Names that no source may have: of the fresh pathway, of all arms together, of the hub's file."""
 
@@ -53,6 +56,12 @@ class Hub(AlgorithmKwargs):
         self._sources = tuple(sources)
         if not self._sources:
             raise BadConfig("A hub of no sources was given; expected at least one.")
+        for source in self._sources:
+            if not isinstance(source, Source):
+                raise BadConfig(
+                    f"{type(source).__name__} was given; expected a hubrl.Source, or "
+                    "Hub.from_agents([...]) for paths and models."
+                )
         names = [source.name for source in self._sources]
         duplicates = sorted({name for name in names if names.count(name) > 1})
         if duplicates:
@@ -89,6 +98,10 @@ class Hub(AlgorithmKwargs):
         if isinstance(agents, str | Path):
             raise BadConfig(
                 f"{str(agents)!r} was given; expected a list of agents: [{str(agents)!r}]."
+            )
+        if not isinstance(agents, Iterable):
+            raise BadConfig(
+                f"{type(agents).__name__} was given; expected a list of agents, as in [model]."
             )
         listed = list(agents)
         given: Sequence[str | None] = names if names is not None else [None] * len(listed)
@@ -142,7 +155,8 @@ class Hub(AlgorithmKwargs):
         """
         folder = Path(folder).resolve()
         foreign = _foreign_files(folder) if overwrite and folder.exists() else []
-        with new_folder(folder, overwrite=overwrite) as making:
+        remedy = "choose another name, remove it, or allow overwriting"
+        with new_folder(folder, overwrite=overwrite, remedy=remedy) as making:
             for source in self._sources:
                 raw = source.to_bytes(half=half)
                 # A source that was trained meanwhile is no longer the one its card was made for.
@@ -190,7 +204,9 @@ class Hub(AlgorithmKwargs):
         return iter(self._sources)
 
     def __repr__(self) -> str:
-        return f"Hub({', '.join(self.names)})"
+        names = self.names
+        more = f", and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+        return f"Hub({', '.join(names[:SHOWN_NAMES])}{more})"
 
 
 def _source(agent: Agent, name: str | None, index: int, limits: Limits) -> Source:

@@ -60,6 +60,11 @@ class CachedVecEnv(VecEnvWrapper):
     def __init__(
         self, env: GymEnv, made: dict[str, Any], device: str | torch.device = "auto"
     ) -> None:
+        if not isinstance(made, dict):
+            raise BadConfig(
+                f"{made!r} was given to CachedVecEnv; expected what hub.agent or hub.policy_kwargs "
+                "returns with cached=True."
+            )
         venv = BaseAlgorithm._wrap_env(
             env
         )  # as SB3's algorithms do: a VecEnv, images channel first

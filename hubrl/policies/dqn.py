@@ -6,8 +6,6 @@ of the set it learns from). Q-values of different agents are never compared: pat
 by their returns on the target.
 """
 
-import sys
-import weakref
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
@@ -16,7 +14,6 @@ import torch
 from gymnasium import spaces
 from jaxtyping import Float, Int
 from pydantic import Field
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
@@ -32,6 +29,7 @@ from hubrl.methods.base import TeacherMethod
 from hubrl.methods.registry import check_q_learning, q_learning
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.nn.losses import inject
+from hubrl.policies.dqn_exploration import never
 from hubrl.policies.dqn_networks import (
     RoutedQNetwork,
     SourceQNetwork,
@@ -45,6 +43,7 @@ from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.fresh_trial import Phase
 from hubrl.selection.settings import TrustSettings
 from hubrl.sources import shared
+from hubrl.sources.observation_batch import check_no_nan
 from hubrl.sources.preprocessing import Observations
 
 
@@ -64,60 +63,6 @@ class TeachingOptions(Schema):
     window: Annotated[int, Field(ge=3)] = 5
     """Number of latest episodes by which the learner is judged; sources do not change, and all of
     theirs count."""
-
-
-class PausedExploration:
-    """DQN's exploration schedule, at zero in episodes that measure a pathway's return.
-
-    It is pickled as the schedule that it wraps, so that a saved model loads with that.
-
-    Args:
-        schedule: SB3's own, from the remaining progress of the training to the share of random
-            actions.
-        deterministic: Whether the current episode is to be without random actions.
-    """
-
-    def __init__(self, schedule: Schedule, deterministic: Callable[[], bool]) -> None:
-        self.schedule, self.deterministic = schedule, deterministic
-
-    def __call__(self, progress_remaining: float) -> float:
-        """Share of random actions."""
-        return 0.0 if self.deterministic() else self.schedule(progress_remaining)
-
-    def __reduce__(self) -> tuple[Callable[[Schedule], Schedule], tuple[Schedule]]:
-        return _itself, (self.schedule,)
-
-
-class RunningLearn:
-    """Check whether one call of `learn` still runs.
-
-    SB3 calls no hook where Ctrl-C, or a callback that raises, ends it.
-
-    Args:
-        model: The model whose `learn` is running now.
-    """
-
-    def __init__(self, model: BaseAlgorithm) -> None:
-        self._model, self._start_time = weakref.ref(model), model.start_time
-
-    def __call__(self) -> bool:
-        """Whether that call of `learn` is on the stack."""
-        model, frame = self._model(), sys._getframe(1)
-        if model is None or model.start_time != self._start_time:
-            return False
-        while frame.f_code.co_name != "learn" or frame.f_locals.get("self") is not model:
-            if frame.f_back is None:
-                return False
-            frame = frame.f_back
-        return True
-
-
-def _never() -> bool:
-    return False
-
-
-def _itself(schedule: Schedule) -> Schedule:
-    return schedule
 
 
 class HubDQNPolicy(DQNPolicy):
@@ -174,9 +119,9 @@ class HubDQNPolicy(DQNPolicy):
         check_q_learning(self.spec.method, self.spec.options, tuned=self.spec.tuned)
         self.q_learning = q_learning(self.spec.method, self.spec.options, tuned=self.spec.tuned)
         self.tuned_card = _tuned_card(self.spec) if self.q_learning == "source" else None
-        kwargs.setdefault(
-            "features_extractor_class", extractor_class(observation_space, self.spec.precision)
-        )
+        if "features_extractor_class" not in kwargs:
+            extractor = extractor_class(observation_space, self.spec.precision)
+            kwargs["features_extractor_class"] = extractor
         if kwargs["features_extractor_class"] is BF16NatureCNN:
             kwargs.setdefault("net_arch", [])  # as SB3 has it behind NatureCNN
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
@@ -216,7 +161,7 @@ class HubDQNPolicy(DQNPolicy):
     def end(self) -> None:
         """End the training: `predict` acts by the best arm from now on."""
         self.selection.end()
-        self._pauses, self._is_learning = False, _never
+        self._pauses, self._is_learning = False, never
 
     def ended(self, env: int, value: float, now: int, *, counts: bool = True) -> None:
         """Record an episode's return, and choose the arm of its environment's next episode.
@@ -245,6 +190,21 @@ class HubDQNPolicy(DQNPolicy):
         return TaughtQNetwork(
             **self._update_features_extractor(self.net_args, features_extractor=None)
         ).to(self.device)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """SB3's `predict`.
+
+        Raises:
+            NotFinite: If the observation has NaN.
+        """
+        check_no_nan(observation, "The policy")
+        return super().predict(observation, state, episode_start, deterministic)
 
     def act_as(self, obs: PyTorchObs, pathway: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """Actions of one pathway per row; no other pathway is computed.
@@ -306,7 +266,7 @@ class HubDQNPolicy(DQNPolicy):
         # Off-policy: the learner learns from the episodes of every arm.
         self.selection.trial.go(Phase.ALONE)
         self._pauses = False
-        self._is_learning = _never
+        self._is_learning = never
         self._lesson = (self.learner, 0.0)
         if isinstance(self.q_net, TaughtQNetwork):
             self.q_net.teach = self._taught

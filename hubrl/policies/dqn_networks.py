@@ -34,7 +34,8 @@ def teaching_loss(
         temperature: Of the softmax, in units of the Q-values' spread over actions, so that the
             scale of returns does not matter.
     """
-    spread = q_values.detach().std(dim=1).mean().clamp_min(1e-6)
+    several = q_values.shape[1] > 1  # one action has no spread
+    spread = q_values.detach().std(dim=1, correction=int(several)).mean().clamp_min(1e-6)
     return functional.cross_entropy(q_values / (temperature * spread), taught)
 
 

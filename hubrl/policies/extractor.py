@@ -1,13 +1,17 @@
 """Features extractor by which any torch algorithm of SB3 learns from a hub."""
 
+import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Collection
+from types import FrameType
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Float
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import (
@@ -18,7 +22,7 @@ from stable_baselines3.common.vec_env import (
 )
 from torch import Tensor, nn
 
-from hubrl.errors import BadConfig
+from hubrl.errors import BadConfig, HubrlWarning
 from hubrl.formats.cached_space import (
     CACHED_FEATURES,
     OBSERVATION,
@@ -87,6 +91,7 @@ class HubExtractor(BaseFeaturesExtractor):
         self.method = method
         self.beside = bool(beside)
         self.cached = cached_space is not None
+        self._was_checked = False
         self.parts = isinstance(observed, spaces.Dict)
         if cached_space is not None:
             self._check_cached(observation_space, cached_space)
@@ -117,6 +122,9 @@ class HubExtractor(BaseFeaturesExtractor):
         routed = self._routed(cached, observed)
         features = routed.features
         learning = self.training and torch.is_grad_enabled()
+        if learning and not self._was_checked:
+            self._was_checked = True
+            warn_without_callback(self)
         if learning and routed.loss.requires_grad:
             features = inject(features, routed.loss)
         self.method.routing_stats.add(routed.log_weights, routed.loss if learning else None)
@@ -197,6 +205,25 @@ def parts_in(module: nn.Module, kind: type[Part]) -> list[Part]:
     return list(
         dict.fromkeys(found for part in module.children() for found in parts_in(part, kind))
     )
+
+
+def warn_without_callback(module: nn.Module) -> None:
+    """Warn, from within `learn`, where sources read what the target's VecNormalize made of it."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "learn":
+        frame = frame.f_back
+    model = None if frame is None else frame.f_locals.get("self")
+    vec = model.get_vec_normalize_env() if isinstance(model, BaseAlgorithm) else None
+    if vec is None or not vec.norm_obs:
+        return
+    if not any(pathways.sees_through for pathways in parts_in(module, Pathways)):
+        warnings.warn(UNSEEN, HubrlWarning, stacklevel=2)
+
+
+UNSEEN = (
+    "The environment is under VecNormalize and no HubCallback undoes it for the sources, which so "
+    "compute wrong actions; pass callback=HubCallback() to learn."
+)
 
 
 def see_through_normalisation(module: nn.Module, env: VecEnv) -> None:

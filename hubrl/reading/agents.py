@@ -14,11 +14,12 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
-from hubrl.errors import BadConfig, BadFile
+from hubrl.errors import BadConfig, BadFile, SpaceMismatch
 from hubrl.formats.cached_space import OBSERVATION
 from hubrl.formats.cards import NAME_PATTERN, Declared, Normalisation, SourceCard, read_card
 from hubrl.formats.files import is_there
 from hubrl.formats.limits import DEFAULT_LIMITS, UNLIMITED, Limits
+from hubrl.formats.spaces import describe
 from hubrl.reading.check_size import check_parameters
 from hubrl.reading.hugging_face import HUGGING_FACE, fetch
 from hubrl.reading.live_check import check_live
@@ -52,7 +53,7 @@ LOG_STD = "action.log_std"
 
 
 def read_agent(
-    path: str | Path,
+    path: str | Path | tuple[str | Path, str | Path],
     companion: str | Path | None = None,
     *,
     name: str | None = None,
@@ -64,8 +65,8 @@ def read_agent(
     Args:
         path: An SB3 zip; `hf://owner/name`, a repository of Hugging Face; a folder with an agent's
             zip (an RL Zoo run, a Hugging Face download, a run of hubrl); a source's card (`.yaml`)
-            or the same path without a suffix; or bare weights (`.pth`, `.pt`, `.tar`,
-            `.safetensors`) with a card.
+            or the same path without a suffix; bare weights (`.pth`, `.pt`, `.tar`,
+            `.safetensors`) with a card; or a pair of a path and its companion.
         companion: For a zip VecNormalize's file, which is found beside the zip if it is called as
             SB3, the RL Zoo or Hugging Face call it; for bare weights their card, which is found
             beside them if it has the same stem.
@@ -76,10 +77,17 @@ def read_agent(
 
     Raises:
         BadFile: If a file is missing, damaged, hostile, or does not match its card.
-        BadConfig: If a source cannot have the name.
+        BadConfig: If a source cannot have the name, or what was given is no path.
         SpaceMismatch: If the statistics are of another shape than the observations.
     """
     _check_name(name)
+    if isinstance(path, tuple) and len(path) == 2 and companion is None:
+        path, companion = path
+    if not isinstance(path, str | Path) or not isinstance(companion, str | Path | None):
+        raise BadConfig(
+            f"{type(path).__name__} was given; expected the path of an agent, or a pair of it and "
+            "its statistics or card. hubrl.Hub.from_agents([...]) reads models in memory."
+        )
     if isinstance(path, str) and path.startswith(HUGGING_FACE):
         name = name or tidy(path.removeprefix(HUGGING_FACE).partition("@")[0].rpartition("/")[2])
         path = fetch(path)
@@ -246,10 +254,39 @@ def _normalised(
         keys = ("",)
     how = Normalisation(keys=keys, clip=read.clip, epsilon=read.epsilon)
     tensors = dict(tensors)
-    for index, (mean, var) in enumerate(read.statistics.values()):
-        tensors[f"normaliser.mean_{index}"] = torch.as_tensor(np.asarray(mean, dtype=np.float64))
-        tensors[f"normaliser.var_{index}"] = torch.as_tensor(np.asarray(var, dtype=np.float64))
+    parts = _parts(card)
+    for index, (key, moments) in enumerate(zip(keys, read.statistics.values(), strict=True)):
+        for name, values in zip(("mean", "var"), moments, strict=True):
+            exact = _stacked(np.asarray(values, dtype=np.float64), parts.get(key), card.name)
+            tensors[f"normaliser.{name}_{index}"] = torch.as_tensor(exact)
     return Source.from_card(card.model_copy(update={"normalisation": how}), tensors, frozen=frozen)
+
+
+def _parts(card: SourceCard) -> dict[str, spaces.Space[Any]]:
+    """The parts of an agent's observation by key; one under an empty key where it is no Dict."""
+    space = card.observations
+    return dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
+
+
+def _stacked(values: np.ndarray, part: spaces.Space[Any] | None, name: str) -> np.ndarray:
+    """Statistics of one observation, for an agent that reads a stack of them.
+
+    The RL Zoo puts VecFrameStack around VecNormalize, which so sees single observations. A stack
+    that is not full yet holds zeros, which are means there, and raw zeros for the source.
+
+    Raises:
+        SpaceMismatch: If the observation is no stack of such observations.
+    """
+    shape = () if part is None else tuple(part.shape or ())
+    if part is None or values.shape == shape:
+        return values
+    if values.ndim == len(shape) == 1 and shape[0] % values.size == 0:
+        return np.tile(values, shape[0] // values.size)
+    raise SpaceMismatch(
+        f"The statistics are of shape {values.shape}, agent {name!r} observes {describe(part)}; "
+        "if it was trained with VecFrameStack around VecNormalize, hubrl reads that order for flat "
+        "observations alone, so put VecNormalize around VecFrameStack."
+    )
 
 
 def _agent_in(folder: Path) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from hubrl.errors import BadFile
-from hubrl.formats.spaces import SpaceDict
+from hubrl.formats.spaces import SpaceDict, binary_sizes
 from hubrl.reading.arrays import read_array, read_dtype
 from hubrl.reading.pickle_data import Call, Name, Pairs
 
@@ -96,7 +96,9 @@ def read_space(record: Any) -> SpaceDict:
         case "MultiDiscrete":
             return {"type": kind, "nvec": [int(n) for n in read_array(fields["nvec"]).ravel()]}
         case "MultiBinary":
-            return {"type": kind, "n": int(read_array(fields["n"]))}
+            n = fields["n"]
+            sizes = n if isinstance(n, tuple | list) else read_array(n).ravel()
+            return {"type": kind, "n": binary_sizes([int(size) for size in sizes])}
         case "Dict":
             parts = fields["spaces"]
             pairs = parts.items if isinstance(parts, Call) else parts

@@ -1,4 +1,4 @@
-"""The zip files that SB3 and sb3-contrib save, opened without unpickling: JSON and weights."""
+"""The content of an SB3 zip or saved policy: plain JSON and weights, opened without unpickling."""
 
 import io
 from pathlib import Path
@@ -31,6 +31,9 @@ FAMILIES = {
 HUB_POLICY, HUB_DQN = "hubrl.HubActorCriticPolicy", "hubrl.HubDQNPolicy"
 """`plain_module` of the policies over a hub's outputs."""
 
+SBX_POLICY = b'"__module__": "sbx.'
+"""Bytes in the data of SB3's port to JAX."""
+
 OWN_MODULE = "hubrl"
 """Module of hubrl's own policies; their `plain_module` names the SB3 policy they are read as."""
 
@@ -47,14 +50,6 @@ ACTIVATION_NAMES = {
     "SELU": "selu",
     "Identity": "identity",
 }
-
-KNOWN_EXTRACTORS = (
-    "stable_baselines3.common.torch_layers.FlattenExtractor",
-    "stable_baselines3.common.torch_layers.NatureCNN",
-    "stable_baselines3.common.torch_layers.CombinedExtractor",
-    "hubrl.HubExtractor",
-    "hubrl.BF16NatureCNN",
-)
 
 
 class Archive:
@@ -177,6 +172,11 @@ class Archive:
 def _unzip(raw: bytes, where: str, limits: Limits) -> tuple[bytes, bytes]:
     members = ZipMembers(raw, where, limits)
     missing = {"data", "policy.pth"} - set(members.names)
+    if missing == {"policy.pth"} and SBX_POLICY in members.read("data"):
+        raise BadFile(
+            f"{where} is an agent of SBX, whose networks are JAX's; hubrl reads torch's. Make a "
+            "hubrl.Source from torch modules with its weights instead."
+        )
     if missing:
         raise BadFile(
             f"{where} is a zip without {' and '.join(sorted(missing))}; SB3 saves both in an "

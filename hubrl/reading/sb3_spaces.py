@@ -14,12 +14,12 @@ import numpy as np
 
 from hubrl.errors import BadFile
 from hubrl.formats.limits import DEFAULT_LIMITS, Limits
-from hubrl.formats.spaces import SpaceDict
+from hubrl.formats.spaces import SpaceDict, binary_sizes
 
 PART_LETTERS = 4096
 """Letters of one part of a space, as SB3 prints it; greater arrays are elided."""
 
-_NUMBER = re.compile(r"-?inf|-?\d+\.?\d*(?:e[+-]?\d+)?")
+_NUMBER = re.compile(r"-?inf|-?\d+\.?\d*(?:e[+-]?\d+)?|True|False")
 _PART = re.compile(
     r"""(['"])((?:(?!\1).)+)\1,?:?\s*(Box|Discrete|MultiDiscrete|MultiBinary|Dict)\("""
 )
@@ -77,7 +77,7 @@ def _parse(kind: str, printed: dict[str, Any]) -> SpaceDict:
                 "nvec": [int(n) for n in _NUMBER.findall(str(printed["nvec"]))],
             }
         case "MultiBinary":
-            return {"type": "MultiBinary", "n": int(printed["n"])}
+            return {"type": "MultiBinary", "n": _binary_sizes(str(printed["n"]))}
         case "Dict":
             return {"type": "Dict", "spaces": _dict_parts(str(printed["spaces"]))}
         case _:
@@ -120,7 +120,7 @@ def _from_repr(kind: str, inside: str) -> SpaceDict:
             n, _, start = inside.partition(", start=")
             return {"type": kind, "n": int(n), "start": int(start or 0)}
         case "MultiBinary":
-            return {"type": kind, "n": int(inside)}
+            return {"type": kind, "n": _binary_sizes(inside)}
         case "MultiDiscrete":
             return {
                 "type": kind,
@@ -128,6 +128,10 @@ def _from_repr(kind: str, inside: str) -> SpaceDict:
             }
         case _:
             raise ValueError("a Dict inside a Dict")
+
+
+def _binary_sizes(text: str) -> int | list[int]:
+    return binary_sizes([int(n) for n in re.findall(r"-?\d+", text)])
 
 
 def _box_of_gym_017(shape: list[int]) -> SpaceDict:
@@ -160,7 +164,8 @@ def _until_closed(text: str, start: int) -> str:
 
 
 def _numbers(text: str) -> list[float]:
-    numbers = [float(number) for number in _NUMBER.findall(text)]
+    bits = {"True": 1.0, "False": 0.0}
+    numbers = [float(bits.get(number, number)) for number in _NUMBER.findall(text)]
     if not numbers:
         raise ValueError(f"no bound in {text[:40]!r}")
     return numbers

@@ -1,4 +1,4 @@
-"""Cards and weights of agents in the zip files that SB3 and sb3-contrib save."""
+"""Agents from the zip files that SB3 and sb3-contrib save, from plain JSON and weights alone."""
 
 import io
 from pathlib import Path
@@ -13,8 +13,17 @@ from hubrl.formats.cards import ActionHead, Declared, Layers, Registered, Source
 from hubrl.formats.limits import DEFAULT_LIMITS, Limits
 from hubrl.formats.spaces import SpaceDict, space_from_dict
 from hubrl.reading.check_size import check_hub
-from hubrl.reading.sb3_archive import HUB_DQN, HUB_POLICY, KNOWN_EXTRACTORS, Archive, class_name
+from hubrl.reading.sb3_archive import HUB_DQN, HUB_POLICY, Archive, class_name
 from hubrl.reading.sb3_weights import OWN_NETWORK, StateDict, without_wrappers
+from hubrl.reading.self_test import check_against_sb3
+
+KNOWN_EXTRACTORS = (
+    "stable_baselines3.common.torch_layers.FlattenExtractor",
+    "stable_baselines3.common.torch_layers.NatureCNN",
+    "stable_baselines3.common.torch_layers.CombinedExtractor",
+    "hubrl.HubExtractor",
+    "hubrl.BF16NatureCNN",
+)
 
 
 def read_archive(
@@ -76,7 +85,11 @@ def _read(
         check_hub({}, archive.hub, archive.tensors, archive.limits)
     weights = StateDict(without_wrappers(archive.tensors), str(archive.path))
     network_card = read_network(weights, archive, fields["observation_space"])
-    return SourceCard(network=network_card, **fields), weights.finish()
+    card, tensors = SourceCard(network=network_card, **fields), weights.finish()
+    sde = {"use_sde": True} if archive.data.get("use_sde") is True else {}
+    arguments = {**archive.policy_kwargs, **sde}
+    check_against_sb3(archive.policy_module, arguments, weights.tensors, card, tensors)
+    return card, tensors
 
 
 def hub_kwargs(archive: Archive) -> dict[str, Any]:

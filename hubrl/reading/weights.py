@@ -288,16 +288,47 @@ def _flat(raw: bytes, dtype: torch.dtype) -> Tensor:
 def _tensors(
     content: Any, find: Callable[[_Storage], Tensor | None], limits: Limits
 ) -> dict[str, Tensor] | None:
-    """The tensors of a dictionary by name; None if it is no dictionary of tensors alone."""
-    pairs = content.items if isinstance(content, Call) else content
-    if not isinstance(pairs, Pairs) or (
-        isinstance(content, Call) and content.function != Name("collections", "OrderedDict")
-    ):
+    """The tensors of a file by name; None if it holds something else.
+
+    That is a dictionary of tensors, or one or a tuple of such dictionaries, whose tensors are
+    called `part.name`. Beside nested dictionaries of tensors anything may stand.
+    """
+    parts = content if isinstance(content, list | tuple) else None
+    pairs = _pairs(content) if parts is None else [(str(n), part) for n, part in enumerate(parts)]
+    if pairs is None:
         return None
-    if len(pairs.pairs) > limits.tensors:
-        raise ValueError(f"{len(pairs.pairs)} tensors, {limits.tensors} are allowed")
+    nested = [(name, _pairs(part)) for name, part in pairs if isinstance(name, str)]
+    inner = [(name, own) for name, own in nested if own and _are_tensors(own)]
+    if parts is not None and not inner:
+        return None
+    named = pairs if not inner else [(f"{name}.{key}", v) for name, own in inner for key, v in own]
+    if len(named) > limits.tensors:
+        raise ValueError(f"{len(named)} tensors, {limits.tensors} are allowed")
+    return _found(named, find)
+
+
+def _pairs(content: Any) -> list[tuple[Any, Any]] | None:
+    """The pairs of a dictionary, ordered or not; None if it is none."""
+    if isinstance(content, Call) and content.function == Name("collections", "OrderedDict"):
+        content = content.items
+    return content.pairs if isinstance(content, Pairs) else None
+
+
+def _are_tensors(pairs: list[tuple[Any, Any]]) -> bool:
+    return all(
+        isinstance(name, str)
+        and isinstance(value, Call)
+        and isinstance(value.function, Name)
+        and value.function.module == "torch._utils"
+        for name, value in pairs
+    )
+
+
+def _found(
+    named: list[tuple[Any, Any]], find: Callable[[_Storage], Tensor | None]
+) -> dict[str, Tensor] | None:
     found = {}
-    for name, value in pairs.pairs:
+    for name, value in named:
         if not isinstance(name, str) or not isinstance(value, Call):
             return None
         if len(name) > NAME_LETTERS:

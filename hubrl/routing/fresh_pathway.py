@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
@@ -13,8 +14,10 @@ from stable_baselines3.common.torch_layers import (
 )
 from torch import Tensor, nn
 
+from hubrl.errors import SpaceMismatch
 from hubrl.formats.cards import Conv, Layers, Trunk
 from hubrl.formats.hub_spec import Precision
+from hubrl.formats.spaces import describe
 from hubrl.nn.bf16 import BF16NatureCNN
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.trunks import NATURE, Reader, mlp
@@ -69,10 +72,27 @@ class FreshPathway(nn.Module):
 def extractor_class(
     space: spaces.Space[Any], precision: Precision = "float32"
 ) -> type[BaseFeaturesExtractor]:
-    """The features extractor of SB3's own policies for a space; small images are flattened."""
+    """The features extractor of SB3's own policies for a space; small images are flattened.
+
+    Raises:
+        SpaceMismatch: If an image in a Dict is too small for SB3's extractor.
+    """
     if isinstance(space, spaces.Dict):
+        small = [key for key, part in space.spaces.items() if _image_side(part) < SMALLEST_NATURE]
+        if small:
+            raise SpaceMismatch(
+                f"The target observes an image {small[0]!r} of {describe(space[small[0]])}, and "
+                f"SB3's NatureCNN needs {SMALLEST_NATURE} pixels a side; resize it, or flatten it "
+                "in a wrapper."
+            )
         return CombinedExtractor
-    large = isinstance(space, spaces.Box) and is_image_space(space)
-    if large and space.shape is not None and min(space.shape[1:]) >= SMALLEST_NATURE:
+    if SMALLEST_NATURE <= _image_side(space) < np.inf:
         return BF16NatureCNN if precision == "bfloat16" else NatureCNN
     return FlattenExtractor
+
+
+def _image_side(space: spaces.Space[Any]) -> float:
+    """The shorter side of an image in pixels; infinite for what is none."""
+    if not isinstance(space, spaces.Box) or not is_image_space(space):
+        return np.inf
+    return min(space.shape[1:])

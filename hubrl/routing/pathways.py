@@ -88,6 +88,8 @@ class Pathways(nn.Module):
         self.reads_bytes = fresh_reads_bytes and sources_read_bytes
         """Whether uint8 images may be given undivided, for the same outputs."""
         self._encoders: BatchedSources | None = None
+        self.sees_through = False
+        """Whether the statistics of a VecNormalize were set."""
 
     def compute_source_outputs(
         self, observations: Observations, wanted: Sequence[bool]
@@ -196,6 +198,7 @@ class Pathways(nn.Module):
 
     def set_statistics(self, statistics: Statistics, epsilon: float) -> None:
         """Copy the statistics of the target's VecNormalize, see `Denormalizer`."""
+        self.sees_through = True
         for pathway in self.sources:
             cast("SourcePathway", pathway).denormalizer.set_statistics(statistics, epsilon)
 

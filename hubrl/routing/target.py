@@ -9,7 +9,7 @@ from hubrl.errors import SpaceMismatch
 from hubrl.formats.hub_spec import Precision
 from hubrl.formats.spaces import describe, differing_bounds, fits
 from hubrl.sources import action_params
-from hubrl.sources.observation_batch import leaves_images_undivided
+from hubrl.sources.observation_batch import divided_image, leaves_images_undivided
 from hubrl.sources.source import Source
 
 
@@ -56,13 +56,20 @@ def check_fit(source: Source, target: TargetSpec) -> None:
     if not source.accepts(target.observation_space):
         raise SpaceMismatch(
             f"The target observes {describe(target.observation_space)}, source {source.name!r} "
-            f"observes {describe(source.space)}; leave it out, or give its card a preprocessing "
-            "step that selects what it reads."
+            f"observes {describe(source.space)}; leave it out, or, if the target observes what it "
+            "reads and more, take source.adapted(observes=...) (`hubrl hub add --observes`)."
         )
     if leaves_images_undivided(source.card, target.observation_space):
         raise SpaceMismatch(
             f"Source {source.name!r} learned from uint8 images, which SB3 divides by 255; those "
             "of the target are of another dtype and are not divided. Let the target observe uint8."
+        )
+    divided = divided_image(source.card, target.observation_space)
+    if divided is not None:
+        raise SpaceMismatch(
+            f"Source {source.name!r} learned from images {divided!r} that were not divided by 255, "
+            "and SB3 divides those of the target, which are uint8; put the target under "
+            "VecNormalize, or let it observe floats."
         )
     if target.level == "outputs":
         _check_actions(source, target)

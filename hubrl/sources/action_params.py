@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -33,6 +33,9 @@ SQUASHED_LOG_STD_RANGE = (-20.0, 2.0)
 
 UNKNOWN_ACTION = math.log(1e-3)
 """Log-probability of an action that a source does not have, before normalisation."""
+
+FORBIDDEN = -1e8
+"""Logit of a choice that a mask forbids, as in sb3-contrib (`maskable/distributions.py`)."""
 
 
 def width(space: spaces.Space[Any]) -> int:
@@ -94,6 +97,35 @@ def categorical(
     whole = [logits.shape[1]]
     sizes = space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else whole
     return torch.cat([part.log_softmax(dim=1) for part in logits.split(sizes, dim=1)], dim=1)
+
+
+def mask_width(space: spaces.Space[Any]) -> int | None:
+    """Number of choices of an observation that a mask allows or not; None for a Box.
+
+    As in sb3-contrib, a bit of MultiBinary has two.
+    """
+    if isinstance(space, spaces.Box):
+        return None
+    return width(space) * (2 if isinstance(space, spaces.MultiBinary) else 1)
+
+
+def mask(
+    params: Float[Tensor, "batch outputs"],
+    space: spaces.Space[Any],
+    allowed: Bool[Tensor, "batch choices"],
+) -> Float[Tensor, "batch outputs"]:
+    """Parameters in which forbidden choices have no probability.
+
+    Args:
+        params: Log-probabilities, or logits of bits.
+        space: The actions, no Box.
+        allowed: Whether each choice is allowed, in the order of MaskablePPO's masks.
+    """
+    if not isinstance(space, spaces.MultiBinary):
+        return categorical(params.masked_fill(~allowed, FORBIDDEN), space)
+    zero, one = allowed[:, ::2], allowed[:, 1::2]
+    params = params.masked_fill(~zero, -FORBIDDEN).masked_fill(~one, FORBIDDEN)
+    return params.masked_fill(~zero & ~one, 0.0)
 
 
 def greedy(

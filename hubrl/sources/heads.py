@@ -106,17 +106,27 @@ class CategoricalAction(nn.Module):
 
 
 class GreedyAction(nn.Module):
-    """Q-values, or quantiles of them, and their epsilon-greedy policy."""
+    """Q-values, or quantiles or distributions of returns, and their epsilon-greedy policy."""
 
-    def __init__(self, width: int, space: spaces.Discrete, quantiles: int | None) -> None:
+    atoms: Tensor | None
+
+    def __init__(self, width: int, space: spaces.Discrete, head: ActionHead) -> None:
         super().__init__()
         self.n_actions = int(space.n)
-        self.q = nn.Linear(width, self.n_actions * (quantiles or 1))
+        each = head.quantiles or head.atoms or 1
+        self.q = nn.Linear(width, self.n_actions * each)
+        self.is_plain = each == 1
+        """Whether the layer's outputs are the Q-values."""
+        self.register_buffer("atoms", None if head.atoms is None else torch.zeros(head.atoms))
 
     def q_values(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch actions"]:
         """The agent's Q-values, in returns of its own task."""
-        quantiles: Tensor = self.q(features).view(len(features), -1, self.n_actions)
-        return quantiles.mean(dim=1)
+        outputs: Tensor = self.q(features)
+        if self.atoms is not None:
+            # CleanRL's order: all returns of an action lie together.
+            probabilities = outputs.view(len(outputs), self.n_actions, -1).softmax(dim=2)
+            return probabilities @ self.atoms
+        return outputs.view(len(outputs), -1, self.n_actions).mean(dim=1)
 
     def forward(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch actions"]:
         """Log-probabilities of the epsilon-greedy policy."""

@@ -103,8 +103,8 @@ def _action_head(width: int, space: spaces.Space[Any], head: ActionHead) -> nn.M
             return GaussianAction(width, space, head)
         case "deterministic", spaces.Box():
             return DeterministicAction(width, space)
-        case "q-values" | "quantiles", spaces.Discrete():
-            return GreedyAction(width, space, head.quantiles)
+        case "q-values" | "quantiles" | "atoms", spaces.Discrete():
+            return GreedyAction(width, space, head)
         case "categorical", spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary():
             return CategoricalAction(width, space)
         case _:

@@ -14,7 +14,7 @@ from stable_baselines3.common.preprocessing import (
 )
 from torch import Tensor
 
-from hubrl.errors import SpaceMismatch
+from hubrl.errors import NotFinite, SpaceMismatch
 from hubrl.formats.cards import Key, Keys, SourceCard
 from hubrl.formats.spaces import describe, fits
 from hubrl.sources.preprocessing import Observations, apply_steps
@@ -59,6 +59,25 @@ def to_batch(
     return batch, all(batched for _, batched in found.values())
 
 
+def check_no_nan(observation: NumpyObservation, reader: str) -> None:
+    """Refuse an observation with NaN, for which a network computes NaN and may act nonetheless.
+
+    Args:
+        observation: One observation, or a batch.
+        reader: The agent, as the subject of the message.
+
+    Raises:
+        NotFinite: If there is one.
+    """
+    parts = observation.values() if isinstance(observation, dict) else [observation]
+    for array in map(np.asarray, parts):
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise NotFinite(
+                f"{reader} was given an observation with NaN; expected numbers, so replace it "
+                "before the agent acts."
+            )
+
+
 def fits_preprocessing(observations: Observations, card: SourceCard) -> bool:
     """Whether the card's steps turn such observations into inputs of the source's networks."""
     try:
@@ -89,11 +108,11 @@ def divides_images(cards: Iterable[SourceCard]) -> bool:
     Raises:
         SpaceMismatch: If some of them read images from 0 to 1 and some from 0 to 255.
     """
-    scales = {card.normalize_images for card in cards if _reads_images(card.observations)}
+    scales = {_reads_divided(card) for card in cards if _reads_images(card.observations)}
     if len(scales) > 1:
         raise SpaceMismatch(
-            "Some sources read images from 0 to 1 and some from 0 to 255 (normalize_images); "
-            "make a hub of either."
+            "Some sources read images from 0 to 1 and some from 0 to 255 (normalize_images=False, "
+            "VecNormalize over images, or images of floats); make a hub of either."
         )
     return False not in scales
 
@@ -101,6 +120,31 @@ def divides_images(cards: Iterable[SourceCard]) -> bool:
 def _reads_images(space: spaces.Space[Any]) -> bool:
     parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     return any(len(part.shape or ()) == 3 for part in parts)
+
+
+def _reads_divided(card: SourceCard) -> bool:
+    """Whether a source's images were divided by 255, or reached from 0 to 1 anyway.
+
+    SB3 divides uint8 images alone: not those of floats, nor those that VecNormalize normalised.
+    """
+    space = card.observations
+    raw = isinstance(space, spaces.Box) and _is_undivided(space)
+    return card.normalize_images and not raw
+
+
+def _is_undivided(space: spaces.Box) -> bool:
+    wide = len(space.shape) == 3 and float(space.high.max()) > 1
+    return wide and not is_image_space(space)
+
+
+def divided_image(card: SourceCard, space: spaces.Space[Any]) -> str | None:
+    """Key of an image that a source reads undivided in a Dict, and SB3 divides in a target's."""
+    own = card.observations
+    if card.preprocessing or not isinstance(own, spaces.Dict) or not isinstance(space, spaces.Dict):
+        return None
+    boxes = ((key, part) for key, part in own.spaces.items() if isinstance(part, spaces.Box))
+    raw = [key for key, part in boxes if _is_undivided(part)]
+    return next((key for key in raw if card.normalize_images and is_image_space(space[key])), None)
 
 
 def leaves_images_undivided(card: SourceCard, space: spaces.Space[Any]) -> bool:
@@ -132,10 +176,10 @@ def zero_observations(space: spaces.Space[Any]) -> Observations:
 
 
 def _zeros(space: spaces.Space[Any]) -> Tensor:
-    box = isinstance(space, spaces.Box)
+    has_shape = isinstance(space, spaces.Box | spaces.MultiBinary)
     return (
         torch.zeros(1, *(space.shape or ()))
-        if box
+        if has_shape
         else torch.zeros(1, get_flattened_obs_dim(space))
     )
 
@@ -169,7 +213,7 @@ def _array_to_batch(
         )
     tensor = torch.as_tensor(fitting[0].copy(), device=device)
     # SB3 divides images alone; bytes without rows and columns (Atari's RAM) stay as they are.
-    divided = tensor.dtype == torch.uint8 and tensor.ndim == 4 and card.normalize_images
+    divided = tensor.dtype == torch.uint8 and tensor.ndim == 4 and _reads_divided(card)
     return tensor.float() / 255 if divided else tensor.float(), batched
 
 
@@ -187,7 +231,24 @@ def _rows(
             f"Source {card.name!r} reads {describe(space)}, "
             f"it was given an observation of shape {array.shape}."
         )
+    _check_numbers(rows, space, card)
     return torch.as_tensor(rows, device=device), batched
+
+
+def _check_numbers(rows: np.ndarray, space: spaces.Space[Any], card: SourceCard) -> None:
+    """Refuse observations that are no numbers, or codes that a discrete space does not have."""
+    if rows.dtype.kind not in "fiub":
+        raise SpaceMismatch(
+            f"Source {card.name!r} reads {describe(space)}, it was given an observation of dtype "
+            f"{rows.dtype}; expected numbers."
+        )
+    discrete = isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
+    most = space.nvec if isinstance(space, spaces.MultiDiscrete) else getattr(space, "n", 0)
+    if discrete and bool(((rows < 0) | (rows >= most)).any()):
+        raise SpaceMismatch(
+            f"Source {card.name!r} reads {describe(space)}, it was given {rows.min()} to "
+            f"{rows.max()}; expected codes from 0, as SB3 counts them."
+        )
 
 
 def _preprocess(rows: Tensor, space: spaces.Space[Any], card: SourceCard) -> Tensor:

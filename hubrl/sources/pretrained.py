@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from hubrl.errors import BadFile, SourcesNotLoaded
+from hubrl.errors import BadFile, NotFinite, SourcesNotLoaded
 from hubrl.formats.cards import SourceCard
 from hubrl.nn.freezing import is_sb3_init, stored_name
 
@@ -45,9 +45,16 @@ class Pretrained(nn.Module):
 
         Raises:
             SourcesNotLoaded: If no weights were loaded.
+            NotFinite: If a weight is NaN or infinite.
         """
         self._check_loaded()
         tensors = self.tensors()
+        spoilt = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+        if spoilt:
+            raise NotFinite(
+                f"{spoilt[0]} of source {self.name!r} holds NaN or infinity, and nothing was "
+                "saved; go on from an agent that was saved before."
+            )
         if half:
             tensors = {name: to_half(tensor) for name, tensor in tensors.items()}
         return safetensors.torch.save(tensors)

@@ -12,13 +12,19 @@ from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hubrl.errors import SpaceMismatch
-from hubrl.formats.cards import Declared, SourceCard
+from hubrl.errors import BadConfig, NotFinite, SpaceMismatch
+from hubrl.formats.cards import Declared, Registered, SourceCard
 from hubrl.formats.spaces import describe
 from hubrl.nn.freezing import freeze
 from hubrl.sources import action_params, networks, observation_batch
 from hubrl.sources.adaptation import Observes, adapted_card, check_steps, make_card, mapped_actions
-from hubrl.sources.heads import ActionValue, CustomHead, CustomValue, GreedyAction
+from hubrl.sources.heads import (
+    ActionValue,
+    CategoricalAction,
+    CustomHead,
+    CustomValue,
+    GreedyAction,
+)
 from hubrl.sources.observation_batch import NumpyObservation
 from hubrl.sources.preprocessing import Normaliser, Observations, Statistics, apply_steps
 from hubrl.sources.pretrained import Pretrained
@@ -237,6 +243,7 @@ class Source(Pretrained):
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, None]:
         """Actions for one observation or a batch, as by SB3's models.
 
@@ -246,17 +253,61 @@ class Source(Pretrained):
             state: Ignored; there is no recurrent state.
             episode_start: Ignored.
             deterministic: Whether to take the most likely action.
+            action_masks: Allowed choices, as MaskablePPO takes them: a row of booleans for every
+                observation.
 
         Raises:
             SpaceMismatch: If the observation has another shape, or the source no action head.
             SourcesNotLoaded: If no weights were loaded.
+            NotFinite: If the observation has NaN, or the networks' outputs for it are not finite.
+            BadConfig: If masks do not fit, or the source has no logits to mask.
         """
         if self.actions is None:
             raise self._no_actions()
+        observation_batch.check_no_nan(observation, f"Source {self.name!r}")
         batch, batched = observation_batch.to_batch(observation, self.card, self._device())
         outputs = self.outputs(batch)
+        if action_masks is not None:
+            outputs = self._masked(outputs, self.actions, action_masks)
+        if bool(outputs.isnan().any()):
+            raise self._no_numbers()
         actions = action_params.get_actions(outputs, self.actions, deterministic=deterministic)
+        if not np.isfinite(actions).all():
+            raise self._no_numbers()
         return (actions if batched else actions.squeeze(axis=0)), None
+
+    def _masked(self, outputs: Tensor, actions: spaces.Space[Any], masks: np.ndarray) -> Tensor:
+        """Outputs in which choices that masks forbid have no probability."""
+        size = action_params.mask_width(actions)
+        # A hub's agent may act as a DQN, whose greedy action leaves no order among the others.
+        logits = isinstance(self.action, CategoricalAction | CustomHead)
+        if size is None or not logits or is_hub_agent(self.card):
+            raise BadConfig(
+                f"Source {self.name!r} ({self.card.algorithm}, {describe(actions)}) was given "
+                "action_masks and has no logits of choices to mask; leave them out."
+            )
+        rows = np.asarray(masks, dtype=bool)
+        if rows.size != len(outputs) * size:
+            raise BadConfig(
+                f"Source {self.name!r} was given action_masks of shape {rows.shape}; expected "
+                f"{size} for each of {len(outputs)} observations."
+            )
+        allowed = torch.as_tensor(rows.reshape(-1, size), device=outputs.device)
+        return action_params.mask(outputs, actions, allowed)
+
+    def _no_numbers(self) -> NotFinite:
+        return NotFinite(
+            f"The networks of source {self.name!r} compute NaN or infinity for an observation; it "
+            "may be too great for float32."
+        )
+
+    def __repr__(self) -> str:
+        acts = "none, an encoder alone" if self.actions is None else describe(self.actions)
+        state = "frozen" if self.frozen else "trained further"
+        return (
+            f"Source({self.name!r}, {self.card.algorithm}, observes {describe(self.space)}, "
+            f"actions {acts}, {self.width} features, {state})"
+        )
 
     def _no_actions(self) -> SpaceMismatch:
         return SpaceMismatch(
@@ -314,6 +365,11 @@ class Source(Pretrained):
                 f"{describe(actions)} takes {action_params.width(actions)}."
             )
         return width
+
+
+def is_hub_agent(card: SourceCard) -> bool:
+    """Whether an agent was itself trained on a hub's outputs."""
+    return isinstance(card.network, Registered) and card.network.builder.startswith("hubrl.")
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import importlib
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +106,18 @@ def check_task(task: str) -> None:
             raise BadConfig(
                 f"The module {module!r} of task {task!r} cannot be imported ({_first_line(error)})."
             ) from error
+    games = ""
     if name not in gym.registry:
-        with suppress(ImportError):  # ale-py's games are known once it is imported
+        try:  # ale-py's games are known once it is imported
             importlib.import_module("ale_py")
+        except ImportError:
+            games = " Atari games need ale-py, which is not installed: pip install 'hubrl[atari]'."
     try:
         gym.spec(name)
     except gym_error.Error as error:
         near = unknown("task", name, gym.registry).split(" Known:")[0]
         raise BadConfig(
-            f"{near} Tasks are Gymnasium ids, `module:id` where a module registers them."
+            f"{near} Tasks are Gymnasium ids, `module:id` where a module registers them.{games}"
         ) from error
 
 

@@ -11,7 +11,8 @@ from stable_baselines3.ppo import PPO
 
 from hubrl.errors import BadConfig, HubrlWarning
 from hubrl.methods.base import Method
-from hubrl.policies.dqn import HubDQNPolicy, PausedExploration, RunningLearn
+from hubrl.policies.dqn import HubDQNPolicy
+from hubrl.policies.dqn_exploration import PausedExploration, RunningLearn
 from hubrl.policies.extractor import parts_in, see_through_normalisation
 from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.policies.on_policy.rollout_buffer import install_rollout_buffer
@@ -20,6 +21,7 @@ from hubrl.selection.arm_selection import ArmSelection
 from hubrl.training import metrics
 from hubrl.training.critic_scaling import CriticScaling
 from hubrl.training.episodes import EpisodeReturns
+from hubrl.training.finite import FiniteCheck, check_step
 from hubrl.training.probe import ProbeResult, probe
 from hubrl.training.source_selection import SourceSelection
 
@@ -29,6 +31,9 @@ FEW_RANDOM = 0.2
 
 class HubCallback(BaseCallback):
     """Probe, selection among arms, denormalised observations for the sources, and metrics.
+
+    A training whose observations, rewards, actions or weights are NaN or infinite ends with
+    `NotFinite`, before anything is learned from them.
 
     `docs/concepts/metrics.md` has the formula of every tag. All shares are of the steps that
     `learn` is called for, with those before if `reset_num_timesteps=False`.
@@ -55,6 +60,12 @@ class HubCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
+        if isinstance(probe_share, dict):
+            # SB3 takes a class for a function, and calls it with its local variables.
+            raise BadConfig(
+                "The class HubCallback was given as a callback; expected an object: "
+                "callback=HubCallback()."
+            )
         for name, share in (("probe_share", probe_share), ("warmup_share", warmup_share)):
             if not isinstance(share, int | float) or not 0 <= share < 1:
                 raise BadConfig(
@@ -70,6 +81,7 @@ class HubCallback(BaseCallback):
         self._scaling: CriticScaling | None = None
         self._episodes: EpisodeReturns | None = None
         self._records_steps = False
+        self._finite: FiniteCheck | None = None
 
     def _on_training_start(self) -> None:
         model, policy = self.model, self.model.policy
@@ -83,6 +95,10 @@ class HubCallback(BaseCallback):
         self._methods = parts_in(policy, Method)  # type: ignore[type-abstract]
         if not self._methods and not isinstance(policy, HubDQNPolicy):
             warnings.warn(NO_HUB.format(type(model).__name__), HubrlWarning, stacklevel=2)
+            self._finite = None
+        else:
+            self._finite = FiniteCheck(model)
+            self._finite.begin(self.training_env)
         metrics.record_hub(self.logger, model)
         self._logged_at = model.num_timesteps
         if isinstance(policy, HubActorCriticPolicy):
@@ -164,6 +180,8 @@ class HubCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         policy = self.model.policy
+        if self._finite is not None:
+            self._finite.check_weights()
         if isinstance(policy, HubActorCriticPolicy):
             assert isinstance(self.model, OnPolicyAlgorithm)
             self._follow_selection(policy)
@@ -202,6 +220,9 @@ class HubCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         policy, rewards, dones = self.model.policy, self.locals["rewards"], self.locals["dones"]
+        if self._finite is not None:
+            observations, infos = self.locals["new_obs"], self.locals["infos"]
+            check_step(self.training_env, observations, rewards, dones, infos, self.num_timesteps)
         if isinstance(policy, HubActorCriticPolicy) and self._scaling is not None:
             if dones.any():
                 policy.end_commitments(dones)
@@ -250,6 +271,9 @@ class HubCallback(BaseCallback):
         if isinstance(policy, HubActorCriticPolicy):
             policy.training_state = TrainingState()
             policy.end_update()
+        see_through_normalisation(policy, self.training_env)  # by the statistics that are saved
+        if self._finite is not None:
+            self._finite.end()
 
     def _warn_if_too_short(self, selection: ArmSelection) -> None:
         """Warn where sources have not played a whole episode, so that segments alone decide."""

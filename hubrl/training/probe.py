@@ -26,6 +26,7 @@ from hubrl.selection.probe_verdict import Fate, judge_segments, starting_points,
 from hubrl.selection.settings import TrustSettings
 from hubrl.sources import action_params
 from hubrl.training.episodes import true_rewards
+from hubrl.training.finite import check_step
 
 UNTRAINED_STD = 0.05
 """Standard deviation of an untrained network's actions: a source's least."""
@@ -87,7 +88,12 @@ def probe(model: OnPolicyAlgorithm, budget: int) -> ProbeResult | None:
         first = turn * env.num_envs
         players = [names[(first + row) % len(names)] for row in range(env.num_envs)]
         earned = play_segment(
-            policy, env, players, segment, seed=SEED_STRIDE * (model.seed or 0) + first * segment
+            policy,
+            env,
+            players,
+            segment,
+            seed=SEED_STRIDE * (model.seed or 0) + first * segment,
+            first_step=first * segment,
         )
         for name, value in zip(players, earned, strict=True):
             returns[name].append(value)
@@ -128,7 +134,13 @@ def _trust(policy: HubActorCriticPolicy, result: ProbeResult, settings: TrustSet
 
 @torch.no_grad()
 def play_segment(
-    policy: HubActorCriticPolicy, env: VecEnv, players: list[str], segment: int, *, seed: int = 0
+    policy: HubActorCriticPolicy,
+    env: VecEnv,
+    players: list[str],
+    segment: int,
+    *,
+    seed: int = 0,
+    first_step: int = 0,
 ) -> list[float]:
     """Returns of one segment from a reset, every environment under one pathway.
 
@@ -136,6 +148,17 @@ def play_segment(
 
     Where the fresh pathway is to play, an untrained network does, drawn by the seed and the
     environment's position.
+
+    Args:
+        policy: The policy of the pathways.
+        env: The training's environments.
+        players: Name of the pathway in each environment.
+        segment: Most steps of each environment.
+        seed: Seed of the untrained networks.
+        first_step: Environment steps of the probe so far.
+
+    Raises:
+        NotFinite: If an observation or a reward is NaN or infinite.
     """
     untrained = {
         row: Untrained(policy, seed + row) for row, name in enumerate(players) if name == FRESH
@@ -145,13 +168,14 @@ def play_segment(
     policy.set_training_mode(False)
     observations = env.reset()
     earned, playing = np.zeros(env.num_envs), np.ones(env.num_envs, dtype=bool)
-    for _ in range(segment):
+    for step in range(segment):
         see_through_normalisation(policy, env)
         seen: Any = obs_as_tensor(observations, policy.device)  # type: ignore[arg-type]
         actions = policy.act_as(seen, pathway)
         for row, network in untrained.items():
             actions[row] = network.act(seen, row)
-        observations, rewards, dones, _ = env.step(actions)
+        observations, rewards, dones, infos = env.step(actions)
+        check_step(env, observations, rewards, dones, infos, first_step + (step + 1) * env.num_envs)
         earned += true_rewards(env, rewards) * playing
         playing &= ~dones
     return [float(value) for value in earned]

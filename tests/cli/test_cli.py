@@ -55,9 +55,10 @@ def test_a_hub_is_built_shown_tried_checked_and_grown(run, agents):
     assert "mean return" in out
     assert run("hub", "add", "hubs/mine", "--agent", agents / "one.zip", "--name", "three")[0] == 0
     assert Hub.load("hubs/mine").names == ["one", "two", "three"]
-    code, out, _ = run("hub", "check", "hubs/mine")
-    assert code == 0
+    code, out, err = run("hub", "check", "hubs/mine")
+    assert code == 2
     assert "its card has no task or no return" in out
+    assert err.strip() == "No source of hubs/mine was replayed; the table says why."
 
 
 def test_check_finds_a_source_that_differs_from_its_card(run, hub):
@@ -175,6 +176,14 @@ MISTAKES = {
         ("train", "{config}", "--set", "device=gpu"),
         ": device: 'gpu' is no device of torch; expected auto, cpu, cuda or the like",
     ),
+    "no GPU": (
+        ("train", "{config}", "--set", "device=cuda:9"),
+        "device: cuda:9 was given and torch has",
+    ),
+    "run exists": (
+        ("train", "{config}", "--name", "exists", "--runs", "{hub}/.."),
+        "exists exists; choose another name, or remove it.",
+    ),
     "a range as widths": (
         ("distill", "none", "student.zip", "--net-arch", "64-64"),
         "expected widths like 64,64",
@@ -196,14 +205,16 @@ def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(
     (tmp_path / "config.yaml").write_text(
         write_yaml({"task": "CartPole-v1", "hub": str(hub), "steps": 64})
     )
+    (tmp_path / "exists").mkdir()
     before = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
     given = [
         argument.format(hub=hub, agents=agents, config=tmp_path / "config.yaml")
         for argument in arguments
     ]
-    code, _, err = run(*given)
+    code, out, err = run(*given)
     assert code == 2
     assert sentence in err
+    assert "watch it" not in out
     assert len(err.strip().splitlines()) == 1
     assert "Traceback" not in err
     left = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} - before

@@ -10,9 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from gymnasium import spaces
+from stable_baselines3 import PPO
 from typer.testing import CliRunner
+from untrained import normalised, untrained
 
-from hubrl import BadConfig, BadFile, UnknownName
+from hubrl import BadConfig, BadFile, Hub, UnknownName
 from hubrl.cli.app import app
 from hubrl.experiments.config import parse_config
 from hubrl.experiments.figures import write_reports
@@ -477,3 +480,13 @@ def runs_still(pid):
         return status.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_an_agent_of_a_study_may_name_its_statistics(tmp_path):
+    keys = spaces.Discrete(2)
+    untrained(PPO, actions=keys).save(tmp_path / "agent.zip")
+    normalised(actions=keys).save(tmp_path / "other.pkl")
+    agents = {**TINY["agents"], "one": {"agent": "agent.zip,other.pkl"}}
+    planned = plan(written(tmp_path, agents=agents, cases=without_oracle()), tmp_path / "runs")
+    hub = Hub.load(next(job.config.hub for job in planned if job.config.hub is not None))
+    assert [source.card.normalisation is not None for source in hub] == [True, False]

@@ -23,9 +23,7 @@ WEIGHTS = torch.tensor([[0.5, 0.3, 0.2]])
 
 
 def transition(previous, stay=None):
-    return (
-        transition_log_probs(WEIGHTS.log(), torch.tensor([previous]), stay)[0].exp().tolist()
-    )
+    return transition_log_probs(WEIGHTS.log(), torch.tensor([previous]), stay)[0].exp().tolist()
 
 
 def test_without_a_stay_logit_the_previous_pathway_acts_again():

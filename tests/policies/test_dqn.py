@@ -12,7 +12,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from toys import CHOOSE, IMAGE, SETTINGS, STEER, Toy, target, tiny, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, SpaceMismatch, UnknownName, pathway_weights
-from hubrl.policies.dqn import HubDQNPolicy, PausedExploration
+from hubrl.policies.dqn import HubDQNPolicy
+from hubrl.policies.dqn_exploration import PausedExploration
 from hubrl.policies.dqn_networks import teaching_loss
 from hubrl.reading import read_agent, read_live
 

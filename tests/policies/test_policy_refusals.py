@@ -45,7 +45,7 @@ def test_actions_that_are_neither_box_nor_discrete_are_refused():
     with pytest.raises(
         SpaceMismatch, match=r"The target acts in MultiDiscrete\(2, 3\).*use level='features'"
     ):
-        PPO(env=env, device="cpu", **hub.agent(PPO))
+        PPO(env=env, device="cpu", **hub.agent(PPO, level="outputs"))
 
 
 def test_sources_that_act_otherwise_or_not_at_all_are_refused():

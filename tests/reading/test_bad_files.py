@@ -288,7 +288,7 @@ def test_statistics_that_are_not_finite_are_refused(agent, value):
 
 def test_statistics_of_other_observations_are_refused(agent):
     normalised(spaces.Box(-1.0, 1.0, (6,))).save(agent.with_name("agent.vecnormalize.pkl"))
-    with pytest.raises(BadFile, match=r"normaliser\.mean_0 has shape \(6,\), the card says \(4,\)"):
+    with pytest.raises(SpaceMismatch, match=r"of shape \(6,\), agent 'agent' observes Box\(4,\)"):
         read_agent(agent)
 
 

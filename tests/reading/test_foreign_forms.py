@@ -10,11 +10,12 @@ import yaml
 from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecFrameStack
 from torch import nn
-from untrained import ARM, FLAT, IMAGE, KEYS, draw, untrained
+from untrained import ARM, FLAT, IMAGE, KEYS, Noise, draw, normalised, untrained
 
 from hubrl import Hub, load_agent
-from hubrl.errors import BadFile
+from hubrl.errors import BadFile, SpaceMismatch
 from hubrl.formats.spaces import space_from_dict
 from hubrl.reading.sb3_spaces import parse_space
 
@@ -188,3 +189,74 @@ def test_parts_of_a_dict_that_gym_0_17_printed_are_read_and_pictures_are_refused
         BadFile, match=r"gym 0\.17\.0 to 0\.17\.2 printed neither dtype nor bounds of pictures"
     ):
         parse_space(printed("('camera', Box(84, 84, 3))"), "observation space")
+
+
+BITS = {
+    "one axis": spaces.MultiBinary([5]),
+    "two axes": spaces.MultiBinary([2, 3]),
+    "booleans": spaces.Box(0, 1, (4,), np.bool_),
+    "in a Dict": spaces.Dict(a=spaces.MultiBinary([2, 3]), b=spaces.Box(0, 1, (4,), np.bool_)),
+}
+
+
+@pytest.mark.parametrize("form", BITS)
+@pytest.mark.parametrize("alone", [False, True], ids=["zip", "policy"])
+def test_observations_of_bits_are_read(tmp_path, form, alone):
+    model = untrained(PPO, BITS[form])
+    (model.policy if alone else model).save(tmp_path / "agent.zip")
+    source = load_agent(tmp_path / "agent.zip")
+    assert_acts_as(source, model, BITS[form])
+    Hub([source]).save(tmp_path / "hub")
+    assert_acts_as(Hub.load(tmp_path / "hub")[0], model, BITS[form])
+    made = Hub([source]).agent(PPO, "single")
+    target = PPO(env=Noise(BITS[form]), **made, device="cpu", n_steps=8, batch_size=8)
+    rows = draw(BITS[form], 20)
+    np.testing.assert_allclose(
+        target.predict(rows, deterministic=True)[0],
+        model.predict(rows, deterministic=True)[0],
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["flat", "dict"])
+def test_statistics_of_single_observations_serve_an_agent_that_reads_a_stack(tmp_path, parts):
+    space = spaces.Dict(a=FLAT, b=ARM) if parts else FLAT
+    vec = normalised(space)
+    stacked = VecFrameStack(vec, 3)  # the RL Zoo's order
+    model = untrained(PPO, stacked.observation_space, env=stacked)
+    model.save(tmp_path / "agent.zip")
+    vec.save(tmp_path / "agent.vecnormalize.pkl")
+    vec.training = False
+    singles = [draw(space, 20, seed) for seed in range(3)]
+    source = load_agent(tmp_path / "agent.zip")
+    raw, seen = (stack(rows) for rows in (singles, [vec.normalize_obs(each) for each in singles]))
+    np.testing.assert_allclose(
+        source.predict(raw, deterministic=True)[0],
+        model.predict(seen, deterministic=True)[0],
+        atol=1e-6,
+    )
+
+
+def stack(rows):
+    """Observations side by side, part by part."""
+    if isinstance(rows[0], dict):
+        return {key: stack([each[key] for each in rows]) for key in rows[0]}
+    return np.concatenate(rows, axis=1)
+
+
+def test_statistics_that_no_stack_explains_name_the_order_of_wrappers(tmp_path):
+    model = untrained(PPO)
+    model.save(tmp_path / "agent.zip")
+    normalised(spaces.Box(-1.0, 1.0, (3,))).save(tmp_path / "agent.vecnormalize.pkl")
+    with pytest.raises(
+        SpaceMismatch, match=r"shape \(3,\), agent 'agent' observes Box\(4,\); if it"
+    ):
+        load_agent(tmp_path / "agent.zip")
+
+
+def test_an_agent_of_sb3s_port_to_jax_is_called_so(tmp_path):
+    data = b'{"policy_class": {":type:": "x", "__module__": "sbx.sac.policies"}}'
+    with zipfile.ZipFile(tmp_path / "agent.zip", "w") as archive:
+        archive.writestr("data", data)
+    with pytest.raises(BadFile, match="is an agent of SBX, whose networks are JAX's"):
+        load_agent(tmp_path / "agent.zip")

@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import CHECKPOINTS
 from gymnasium import spaces
+from public_agents import CHECKPOINTS
 
 from hubrl import Hub
 from hubrl.errors import SpaceMismatch

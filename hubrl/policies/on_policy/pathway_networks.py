@@ -80,9 +80,9 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
                 f"hold={self.outputs.hold:g} was given for {given}, which draws no pathway; "
                 "leave it out."
             )
-        kwargs.setdefault(
-            "features_extractor_class", extractor_class(observation_space, self.spec.precision)
-        )
+        if "features_extractor_class" not in kwargs:
+            extractor = extractor_class(observation_space, self.spec.precision)
+            kwargs["features_extractor_class"] = extractor
         if kwargs["features_extractor_class"] is BF16NatureCNN:
             kwargs.setdefault("net_arch", [])  # as SB3 has it behind NatureCNN
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hubrl.errors import BadConfig
 from hubrl.nn.optimizers import HubAdam
+from hubrl.policies.extractor import warn_without_callback
 from hubrl.policies.on_policy.fused_head import evaluate_fused
 from hubrl.policies.on_policy.pathway_actor import PathwayActor
 from hubrl.policies.on_policy.step import (
@@ -24,6 +25,7 @@ from hubrl.policies.on_policy.step import (
     encode_solo,
 )
 from hubrl.routing.weights import n_rows
+from hubrl.sources.observation_batch import check_no_nan
 
 
 class HubActorCriticPolicy(PathwayActor):
@@ -53,6 +55,7 @@ class HubActorCriticPolicy(PathwayActor):
         self.last_record = StepRecord()
         """Record of the last rollout step; the rollout buffer reads it right after `forward`."""
         self._commitments = RolloutCommitments()
+        self._was_checked = False
         super().__init__(*args, **kwargs)
 
     @property
@@ -117,6 +120,9 @@ class HubActorCriticPolicy(PathwayActor):
             BadConfig: If steps of the training are recorded and these observations have no record.
         """
         obs, record = self._split(obs)
+        if not self._was_checked:
+            self._was_checked = True
+            warn_without_callback(self)
         if self.fresh_alone:
             self.end_update()
             return super().evaluate_actions(cast("Tensor", obs), actions)
@@ -160,7 +166,9 @@ class HubActorCriticPolicy(PathwayActor):
 
         Raises:
             BadConfig: If the state is of another number of observations.
+            NotFinite: If the observation has NaN.
         """
+        check_no_nan(observation, "The policy")
         if not self.commits or isinstance(observation, tuple):  # a tuple is refused by SB3
             return super().predict(observation, state, episode_start, deterministic)
         self.set_training_mode(False)
