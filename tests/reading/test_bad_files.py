@@ -18,7 +18,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from untrained import FLAT, normalised, untrained
 
 from hubrl import Hub, Limits
-from hubrl.errors import BadFile
+from hubrl.errors import BadFile, SpaceMismatch
 from hubrl.reading import read_agent
 
 
