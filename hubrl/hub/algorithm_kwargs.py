@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from gymnasium import spaces
 from pydantic import ValidationError
@@ -96,9 +96,8 @@ class AlgorithmKwargs(Sequence[Source]):
         """`policy` and `policy_kwargs` for an algorithm, at its best level.
 
         PPO and A2C use the sources' *outputs*, if every source acts in a Box or Discrete. So does
-        DQN by
-        method `hub-pathway` where observations are flat and sources frozen, and by methods that
-        have no other level. Every other algorithm uses their *features*.
+        DQN by method `hub-pathway` where observations are flat and sources frozen, and by methods
+        that have no other level. Every other algorithm uses their *features*.
 
         Args:
             algorithm: Class that takes the arguments: `PPO(env=env, **hub.agent(PPO))`.
@@ -118,27 +117,38 @@ class AlgorithmKwargs(Sequence[Source]):
             BadConfig: If an option's value cannot be, or the algorithm cannot use outputs.
         """
         _check_algorithm(algorithm)
-        if cached and level == "outputs":
-            raise BadConfig(
-                "cached=True was given at the level of outputs, where outputs of the sources are "
-                "stored anyway; leave it out."
-            )
-        if level not in (None, *LEVELS):
-            raise UnknownName(unknown("level", str(level), LEVELS))
-        if level is None and not cached:
-            level = self.level(algorithm, method, tuned=tuned)
-            self._tell_unmixed(algorithm, method)
-        level = "features" if cached else level
+        level = self._chosen_level(algorithm, method, level, cached=cached, tuned=tuned)
         if level == "outputs":
             made = self._outputs_agent(algorithm, method, tuned, source_lr, precision, options)
         else:
-            if algorithm.__name__ == "TRPO" and "explore_coef" in options_of(method):
-                # It differentiates its gradient, through which a loss cannot be injected.
-                options.setdefault("explore_coef", 0.0)
             given = {"tuned": tuned, "source_lr": source_lr, "cached": cached, **options}
             made = self._features_agent(algorithm, method, precision, given)
         made["policy_kwargs"] = with_sb3s(made["policy_kwargs"], policy_kwargs or {})
         return made
+
+    def _chosen_level(
+        self,
+        algorithm: type[BaseAlgorithm],
+        method: str,
+        given: str | None,
+        *,
+        cached: bool,
+        tuned: bool,
+    ) -> action_params.Level:
+        if cached and given == "outputs":
+            raise BadConfig(
+                "cached=True was given at the level of outputs, where outputs of the sources are "
+                "stored anyway; leave it out."
+            )
+        if given not in (None, *LEVELS):
+            raise UnknownName(unknown("level", str(given), LEVELS))
+        if cached:
+            return "features"
+        if given is not None:
+            return cast("action_params.Level", given)
+        best = self.level(algorithm, method, tuned=tuned)
+        self._tell_unmixed(algorithm, method)
+        return best
 
     def _features_agent(
         self,
@@ -147,6 +157,9 @@ class AlgorithmKwargs(Sequence[Source]):
         precision: Precision,
         given: Mapping[str, Any],
     ) -> dict[str, Any]:
+        if algorithm.__name__ == "TRPO" and "explore_coef" in options_of(method):
+            # It differentiates its gradient, through which a loss cannot be injected.
+            given = {"explore_coef": 0.0, **given}
         kwargs = self.policy_kwargs(method, precision=precision, **given)
         space = spaces.Dict({}) if reads_parts(self[0]) else self[0].space
         caches = given["cached"]
