@@ -122,7 +122,7 @@ class AlgorithmKwargs(Sequence[Source]):
             made = self._outputs_agent(algorithm, method, tuned, source_lr, precision, options)
         else:
             given = {"tuned": tuned, "source_lr": source_lr, "cached": cached, **options}
-            made = self._features_agent(algorithm, method, precision, given)
+            made = self._features_agent(algorithm, method, {"precision": precision, **given})
         made["policy_kwargs"] = with_sb3s(made["policy_kwargs"], policy_kwargs or {})
         return made
 
@@ -151,19 +151,15 @@ class AlgorithmKwargs(Sequence[Source]):
         return best
 
     def _features_agent(
-        self,
-        algorithm: type[BaseAlgorithm],
-        method: str,
-        precision: Precision,
-        given: Mapping[str, Any],
+        self, algorithm: type[BaseAlgorithm], method: str, given: Mapping[str, Any]
     ) -> dict[str, Any]:
         if algorithm.__name__ == "TRPO" and "explore_coef" in options_of(method):
             # It differentiates its gradient, through which a loss cannot be injected.
             given = {"explore_coef": 0.0, **given}
-        kwargs = self.policy_kwargs(method, precision=precision, **given)
+        kwargs = self.policy_kwargs(method, **given)
         space = spaces.Dict({}) if reads_parts(self[0]) else self[0].space
-        caches = given["cached"]
-        policy = cached_policy(algorithm) if caches else policy_for(algorithm, space, precision)
+        cached, precision = given["cached"], given["precision"]
+        policy = cached_policy(algorithm) if cached else policy_for(algorithm, space, precision)
         optimizer = _optimizer(algorithm, "optimizer_class" in kwargs, precision)
         return {"policy": policy, "policy_kwargs": {**kwargs, **optimizer}}
 
@@ -197,7 +193,7 @@ class AlgorithmKwargs(Sequence[Source]):
             f"and Discrete, so {algorithm.__name__} learns from the sources' features "
             "(level='features' chooses so without this warning).",
             HubrlWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
     def _outputs_agent(
