@@ -14,9 +14,9 @@ OUT = Path(__file__).parents[1] / "concepts" / "trust.svg"
 
 ROWS = [
     "p a b c L S L L L L S L L L L L L S L L L J L L L L L L L L S J",
-    "p b c S L L J L L L L L L L L L L L S L L L L L L J L L J L S L",
+    "p b c S L L J L L L L L L L L L L S L L L L L L J L L J L L S L",
     "p c a L L L J L L S L L L L L L L L L J L L L L L L L L L J L S",
-    "p a b L S L L L L L L L S L L L J L L L L L L L L L L L S L J L",
+    "p a b L S L L L L L L L S L L L J L L L L L L L L L L S L J L L",
 ]
 """Episodes of each environment: p a probe's segments, a b c the sources, L the learner, J it
 judged, S a source judged."""
@@ -92,7 +92,7 @@ def draw() -> Figure:
         axes,
         4,
         27,
-        "a tenth of the episodes judge, deterministically;\n"
+        "a tenth of the episodes judges, deterministically;\n"
         "the actor learns from the others",
     )
     phase(axes, 28, 31, "last tenth:\nevery other one")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -10,7 +11,12 @@ from hubrl.selection.fresh_trial import FreshTrial, Phase
 from hubrl.selection.probe_verdict import Fate, start_behind
 from hubrl.selection.return_records import ReturnRecords
 from hubrl.selection.settings import TrustSettings
-from hubrl.selection.statistics import conservative_lag, corrected_lag
+from hubrl.selection.statistics import (
+    better_half,
+    conservative_lag,
+    corrected_lag,
+    stands_out,
+)
 
 FRESH_ARM, TOGETHER_ARM = "fresh", "together"
 UNTRAINED, UNTRAINED_NOISY = "untrained", "untrained-noisy"
@@ -139,6 +145,22 @@ class ArmEvidence(nn.Module):
         own, untrained = self.records.returns(source), self.records.returns(self.untrained)
         spread = [*untrained, *self.records.returns(self.untrained_noisy)]
         return conservative_lag(untrained, own, spread)
+
+    def worth_in_doubt(self, source: int) -> float:
+        """What a source earns where that is clearly more than an untrained network does, else -inf.
+
+        The mean of its better half where that alone is out of an untrained network's reach.
+        """
+        own = self.records.returns(source)
+        untrained = [
+            value
+            for arm in (self.untrained, self.untrained_noisy)
+            for value in self.records.returns(arm)
+        ]
+        if stands_out(own, untrained, 2 * self.settings.episode_errors):
+            return float(np.mean(better_half(own)))
+        is_better = self.lag_of_untrained(source) > self.settings.episode_errors
+        return self.records.mean_return(source) if is_better else -math.inf
 
     @property
     def first_compared(self) -> list[int]:

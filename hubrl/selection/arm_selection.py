@@ -167,7 +167,7 @@ class ArmSelection(ArmEvidence):
                 ) <= self.records.count(self.untrained_noisy)
                 return Turn(lacking, deterministic=evaluated)
             contested = self._contested()
-            if contested is not None and np.random.random() < 0.25:
+            if contested is not None and np.random.random() < 0.5:
                 return Turn(contested, deterministic=True)
             if np.random.random() < (
                 0.5 if self._is_final or self._is_promising else self.settings.judging_share
@@ -341,12 +341,7 @@ class ArmSelection(ArmEvidence):
             if self.records.count(self.fresh) >= enough
             else -np.inf
         )
-        better = [
-            source
-            for source in self.first_compared
-            if self.lag_of_untrained(source) > self.settings.episode_errors
-            and self.records.mean_return(source) > learned
-        ]
+        better = [source for source in self.first_compared if self.worth_in_doubt(source) > learned]
         if not better:
             return [IN_DOUBT] if first else []
         for source in better:

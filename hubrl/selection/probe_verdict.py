@@ -7,7 +7,7 @@ from enum import IntEnum
 import numpy as np
 
 from hubrl.selection.settings import TrustSettings
-from hubrl.selection.statistics import better_half, conservative_lag, welch_lag
+from hubrl.selection.statistics import better_half, conservative_lag, stands_out, welch_lag
 
 Returns = Mapping[str, Sequence[float]]
 """Returns of the segments of every source, by name."""
@@ -34,9 +34,10 @@ def judge_segments(
 
     Only what is clearly no better than an untrained network is dropped: by ranks, with every
     segment of the source below every untrained one. A source is kept where the better half of its
-    segments exceeds the untrained mean by twice `episode_errors` (`conservative_lag`); the better
-    half, because a source may be good for a part of the task alone. Segments are short and show the
-    beginning of an episode alone, so all between is left to whole episodes. The rule is hubrl's.
+    segments exceeds the untrained mean by twice `episode_errors` (`conservative_lag`) or by as many
+    standard deviations of the untrained networks; the better half, because a source may be good for
+    a part of the task alone. Segments are short and show the beginning of an episode alone, so all
+    between is left to whole episodes. The rule is hubrl's.
 
     Args:
         sources: Returns of each source's segments.
@@ -57,11 +58,9 @@ def _fate(name: str, sources: Returns, untrained: Sequence[float], settings: Tru
     gain, most = float(np.mean(own)) - floor, float(np.mean(best)) - floor
     if welch_lag(own, best) > 2 * settings.episode_errors and gain < most / 2:
         return Fate.DEFERRED
-    return (
-        Fate.KEPT
-        if conservative_lag(untrained, better_half(own)) > 2 * settings.episode_errors
-        else Fate.DOUBTED
-    )
+    clear = 2 * settings.episode_errors
+    is_better = conservative_lag(untrained, better_half(own)) > clear
+    return Fate.KEPT if is_better or stands_out(own, untrained, clear) else Fate.DOUBTED
 
 
 def start_behind(lag: float, settings: TrustSettings) -> float:

@@ -56,6 +56,18 @@ def corrected_lag(one: Sequence[float], other: Sequence[float]) -> float:
     return math.copysign(shrunk, lag)
 
 
+def stands_out(returns: Sequence[float], among: Sequence[float], deviations: float) -> bool:
+    """Whether the better half of some returns is out of the range of others.
+
+    Its mean exceeds theirs by some of their standard deviations, however much the worse half earns:
+    a source may be good for a part of the task alone.
+    """
+    if min(len(returns), len(among)) < 2:
+        return False
+    margin = deviations * float(np.std(among, ddof=1))
+    return float(np.mean(better_half(returns))) > float(np.mean(among)) + margin
+
+
 def extrapolate_return(
     when: Float[np.ndarray, " episodes"], returns: Float[np.ndarray, " episodes"], at: float
 ) -> tuple[float, float]:

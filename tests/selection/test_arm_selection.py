@@ -158,8 +158,9 @@ def test_where_no_source_is_better_than_an_untrained_network_the_fresh_pathway_t
 def test_a_source_in_doubt_acts_if_it_earns_more():
     selection = made("a")
     selection.doubt_all()
-    for own, untrained in ((-30.0, 5.0), (40.0, 4.0), (50.0, 4.0)):
+    for own, untrained, noisy in ((-30.0, 5.0, -40.0), (40.0, 4.0, 0.0), (50.0, 4.0, 40.0)):
         selection.records.add(0, own)
+        selection.records.add(selection.untrained_noisy, noisy)
         selection.records.add(selection.fresh, 6.0)
         for _ in range(2):
             selection.records.add(selection.untrained, untrained)
@@ -310,3 +311,18 @@ def test_nothing_that_is_saved_is_nan():
     assert all(bool(tensor.isfinite().all()) for tensor in selection.state_dict().values())
     assert selection.best_source is None
     assert selection.trial.forecasts[0] != selection.trial.forecasts[0]
+
+
+def test_a_source_that_is_good_for_a_part_of_the_task_ends_the_doubt():
+    # As on a track that is driven forward or backward: each source earns little on average.
+    selection, rng = made("forward", "backward"), np.random.default_rng(0)
+    selection.doubt_all()
+    arms = {
+        "forward": failing(1500, -2500, 0.6, rng),
+        "backward": failing(1000, -1500, 0.6, rng),
+        "together": constant(2000, 100, rng),
+        "fresh": constant(-10, 20, rng),
+    }
+    train(selection, arms, rounds=20)
+    assert selection.fate(0) is Fate.KEPT
+    assert name_of(selection) == "together"

@@ -9,6 +9,7 @@ from hubrl.selection.statistics import (
     conservative_lag,
     corrected_lag,
     extrapolate_return,
+    stands_out,
     welch_lag,
 )
 
@@ -61,6 +62,14 @@ def test_a_slope_that_cannot_be_measured_may_be_any(when):
     expected, error = extrapolate_return(np.array(when), np.arange(len(when)) * 1.0, 9.0)
     assert expected == pytest.approx((len(when) - 1) / 2)
     assert error == np.inf
+
+
+def test_what_is_good_for_a_part_alone_stands_out():
+    nothing = [-1.0, 0.0, -30.0, -20.0]
+    assert stands_out([-2000.0, 1500.0, -1800.0, 1200.0], nothing, 4.0)
+    assert not stands_out([0.0, 1.0, -1.0, 0.0], nothing, 4.0)
+    assert not stands_out([], nothing, 4.0)
+    assert not stands_out([100.0, 100.0], [0.0], 4.0)
 
 
 def test_the_better_half_contains_the_median():
