@@ -20,7 +20,7 @@ def test_every_option_of_a_method_has_a_type_in_words_and_a_meaning(name):
 
 def test_defaults_are_those_of_hub_agent():
     options = {option.name: option for option in describe_method("hub-pathway").output_options}
-    assert (options["hold"].default, options["judging_share"].default) == (5.0, 0.25)
+    assert (options["hold"].default, options["judging_share"].default) == (5.0, 0.1)
     (hold,) = (one for one in describe_method("single").output_options if one.name == "hold")
     assert hold.default == 5.0
     names = {option.name for option in describe_method("uniform").output_options}
