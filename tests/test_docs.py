@@ -267,6 +267,16 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_no_paragraph_of_a_page_is_longer_than_five_lines():
+    for page in PAGES:
+        prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for part in re.split(r"\n\s*\n|\n(?=- |\d\. )", prose):
+            text = part.strip()
+            if not text.startswith(("|", "<!--", "!", ":::")):
+                assert len(text.splitlines()) <= 5, f"{page.name}: {text[:80]}"
+                assert len(text) <= 600, f"{page.name}: {text[:80]}"
+
+
 def test_links_in_the_pages_exist():
     for page in [*PAGES, REPOSITORY / "CONTRIBUTING.md"]:
         for path, anchor in links(page):

@@ -92,8 +92,7 @@ def draw() -> Figure:
         axes,
         4,
         27,
-        "a tenth of the episodes judges, deterministically;\n"
-        "the actor learns from the others",
+        "a tenth of the episodes judges, deterministically;\nthe actor learns from the others",
     )
     phase(axes, 28, 31, "last tenth:\nevery other one")
     axes.text(LEFT, 0.12, "start of the training", fontsize=9.5, color="#6b7280")

@@ -1,6 +1,6 @@
 """A probe: short segments of every source and of untrained networks before the training.
 
-The design is an addition of hubrl. In place of the fresh pathway, which has learned nothing yet,
+The design is new here. In place of the fresh pathway, which has learned nothing yet,
 untrained networks of its architecture play, another one in every segment. What follows from the
 segments stands in `hubrl.selection.probe_verdict`.
 """
