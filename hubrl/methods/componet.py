@@ -33,7 +33,7 @@ class CompoNet(Method):
     where the sum `out` are logits.
 
     Departures: the sources are independent instead of a chain of predecessors; the standard
-    deviation is SB3's, the same in all states; under DQN `out` are Q-values [new here].
+    deviation is SB3's, the same in all states; under DQN `out` are Q-values [new].
 
     Args:
         sources: The sources, in order.

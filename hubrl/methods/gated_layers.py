@@ -18,7 +18,7 @@ class Gates(nn.Module):
 
     `a(x) = s + (2/m) (sigmoid(C2 relu(C1 pool(x))) - 1/2)` for each of `m` sources, not normalised.
     `C2` starts at zero, so that every gate starts at its `s`. At `s = 1/m` this is
-    `(2/m) sigmoid(...)`: Zoo-Tuning's code but for the factor `2/m` [new here], where the code leaves
+    `(2/m) sigmoid(...)`: Zoo-Tuning's code but for the factor `2/m` [new], where the code leaves
     the scale to batch normalisation, which SB3's networks do not have.
 
     Args:

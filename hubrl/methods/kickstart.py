@@ -23,7 +23,7 @@ class Kickstart(TeacherMethod):
 
     The loss `coef * (1/K) sum_i H(pi_i || pi)` is added to the algorithm's: the cross-entropy of
     each source's and the student's action distributions in the states that the student visits. Its
-    coefficient falls linearly to zero; the paper anneals it by population based training [new here].
+    coefficient falls linearly to zero; the paper anneals it by population based training [new].
     Under DQN the student's distribution is a softmax over its Q-values.
 
     Args:

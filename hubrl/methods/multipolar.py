@@ -25,7 +25,7 @@ class Multipolar(Method):
     `F(s) = (1/K) sum_i theta_i * a_i(s) + F_aux(s)`, with a factor for every source and action
     dimension that starts at one. For continuous actions `a_i` is the source's mean and `F` the mean
     of a Gaussian with the target's own standard deviation; for discrete ones `a_i` is one-hot, as
-    in the authors' code, and `F` are logits, or DQN's Q-values [new here]. `F_aux` is the network that
+    in the authors' code, and `F` are logits, or DQN's Q-values [new]. `F_aux` is the network that
     SB3 builds for the algorithm; its last layer starts near zero for PPO and A2C.
 
     Args:

@@ -22,7 +22,7 @@ from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
 
 OUTPUTS_LR = 0.03
-"""Factor on the learning rate at which PPO does not spoil sources that act well [new here]."""
+"""Factor on the learning rate at which PPO does not spoil sources that act well [new]."""
 
 UNIFORM = "uniform"
 """Name of the start at which every source's kernel counts the same."""

@@ -18,11 +18,11 @@ from hubrl.sources.preprocessing import Observations, Statistics
 from hubrl.sources.source import Source
 
 STD_RANGE = (0.05, 0.1)
-"""Least and greatest `initial_std`, in units of the action [new here]."""
+"""Least and greatest `initial_std`, in units of the action [new]."""
 
 
 def initial_std(source: Source) -> float:
-    """Initial standard deviation of a source's pathway: its own, within `STD_RANGE` [new here].
+    """Initial standard deviation of a source's pathway: its own, within `STD_RANGE` [new].
 
     Agents of on-policy algorithms were trained with one standard deviation for all states. Those of
     SAC, TQC and TD3 were not, and start at the least: at twice as much, the return of good ones in

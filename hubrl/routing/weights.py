@@ -1,6 +1,6 @@
 """Pathway weights by a top-k softmax, their entropy, and outputs dispatched and aggregated by them.
 
-Equations [new here, after Hub-Pathway, NeurIPS 2022]: the router has a logit `z` for every pathway; in
+Equations [new, after Hub-Pathway, NeurIPS 2022]: the router has a logit `z` for every pathway; in
 training `z + noise * (softplus(N(x)) + 0.01)` with Gaussian noise; the `k` greatest are active, and
 a softmax over them gives the pathway weights.
 """
