@@ -92,7 +92,7 @@ class Source(Pretrained):
         self.card = card
         if frozen:
             freeze(self)
-        self.width = self._measure_width()
+        self.width = _measured_width(self)
         if described:
             self._seal()
 
@@ -268,32 +268,13 @@ class Source(Pretrained):
         batch, batched = observation_batch.to_batch(observation, self.card, self._device())
         outputs = self.outputs(batch)
         if action_masks is not None:
-            outputs = self._masked(outputs, self.actions, action_masks)
+            outputs = _masked(self, outputs, self.actions, action_masks)
         if bool(outputs.isnan().any()):
             raise self._no_numbers()
         actions = action_params.get_actions(outputs, self.actions, deterministic=deterministic)
         if not np.isfinite(actions).all():
             raise self._no_numbers()
         return (actions if batched else actions.squeeze(axis=0)), None
-
-    def _masked(self, outputs: Tensor, actions: spaces.Space[Any], masks: np.ndarray) -> Tensor:
-        """Outputs in which choices that masks forbid have no probability."""
-        size = action_params.mask_width(actions)
-        # A hub's agent may act as a DQN, whose greedy action leaves no order among the others.
-        logits = isinstance(self.action, CategoricalAction | CustomHead)
-        if size is None or not logits or is_hub_agent(self.card):
-            raise BadConfig(
-                f"Source {self.name!r} ({self.card.algorithm}, {describe(actions)}) was given "
-                "action_masks and has no logits of choices to mask; leave them out."
-            )
-        rows = np.asarray(masks, dtype=bool)
-        if rows.size != len(outputs) * size:
-            raise BadConfig(
-                f"Source {self.name!r} was given action_masks of shape {rows.shape}; expected "
-                f"{size} for each of {len(outputs)} observations."
-            )
-        allowed = torch.as_tensor(rows.reshape(-1, size), device=outputs.device)
-        return action_params.mask(outputs, actions, allowed)
 
     def _no_numbers(self) -> NotFinite:
         return NotFinite(
@@ -344,32 +325,55 @@ class Source(Pretrained):
         steps = self.card.preprocessing
         return apply_steps(observations, steps) if steps else observations
 
-    @torch.no_grad()
-    def _measure_width(self) -> int:
-        """Width of the features, from one observation of zeros; checks the head's too."""
-        self.eval()
-        space, actions, outputs = self.space, self.actions, None
-        try:
-            with _unloaded_sources_run(self):
-                features = self.encoder(observation_batch.zero_observations(space))
-                width = int(features.shape[1])
-                if self.action is not None and actions is not None:
-                    outputs = int(self.action(features).shape[1])
-        except (RuntimeError, TypeError, IndexError, AttributeError) as error:
-            raise SpaceMismatch(
-                f"The networks of source {self.name!r} do not read {describe(space)} ({error})."
-            ) from error
-        if actions is not None and outputs not in (None, action_params.width(actions)):
-            raise SpaceMismatch(
-                f"The head of source {self.name!r} returns {outputs} numbers, "
-                f"{describe(actions)} takes {action_params.width(actions)}."
-            )
-        return width
-
 
 def is_hub_agent(card: SourceCard) -> bool:
     """Whether an agent was itself trained on a hub's outputs."""
     return isinstance(card.network, Registered) and card.network.builder.startswith("hubrl.")
+
+
+def _masked(
+    source: Source, outputs: Tensor, actions: spaces.Space[Any], masks: np.ndarray
+) -> Tensor:
+    """Outputs in which choices that masks forbid have no probability."""
+    size = action_params.mask_width(actions)
+    # A hub's agent may act as a DQN, whose greedy action leaves no order among the others.
+    logits = isinstance(source.action, CategoricalAction | CustomHead)
+    if size is None or not logits or is_hub_agent(source.card):
+        raise BadConfig(
+            f"Source {source.name!r} ({source.card.algorithm}, {describe(actions)}) was given "
+            "action_masks and has no logits of choices to mask; leave them out."
+        )
+    rows = np.asarray(masks, dtype=bool)
+    if rows.size != len(outputs) * size:
+        raise BadConfig(
+            f"Source {source.name!r} was given action_masks of shape {rows.shape}; expected "
+            f"{size} for each of {len(outputs)} observations."
+        )
+    allowed = torch.as_tensor(rows.reshape(-1, size), device=outputs.device)
+    return action_params.mask(outputs, actions, allowed)
+
+
+@torch.no_grad()
+def _measured_width(source: Source) -> int:
+    """Width of the features, from one observation of zeros; checks the head's too."""
+    source.eval()
+    space, actions, outputs = source.space, source.actions, None
+    try:
+        with _unloaded_sources_run(source):
+            features = source.encoder(observation_batch.zero_observations(space))
+            width = int(features.shape[1])
+            if source.action is not None and actions is not None:
+                outputs = int(source.action(features).shape[1])
+    except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+        raise SpaceMismatch(
+            f"The networks of source {source.name!r} do not read {describe(space)} ({error})."
+        ) from error
+    if actions is not None and outputs not in (None, action_params.width(actions)):
+        raise SpaceMismatch(
+            f"The head of source {source.name!r} returns {outputs} numbers, "
+            f"{describe(actions)} takes {action_params.width(actions)}."
+        )
+    return width
 
 
 @contextmanager
