@@ -20,6 +20,7 @@ from hubrl.cli.arguments import (
     RunArgument,
     Seed,
     parse_kwargs,
+    parse_steps,
     parse_widths,
 )
 from hubrl.cli.console import (
@@ -38,7 +39,9 @@ from hubrl.cli.hub_commands import hub_app
 from hubrl.cli.study_commands import bench, study
 from hubrl.errors import BadConfig, HubrlError
 from hubrl.experiments import finished_run, run
+from hubrl.experiments.config import read_config
 from hubrl.experiments.evaluation import MAX_ENVS, Played, play
+from hubrl.experiments.extended_run import extend_run
 from hubrl.experiments.run_envs import EVALUATION_SEED
 from hubrl.export.merge import OBSERVATIONS
 from hubrl.formats.cards import Preprocessing
@@ -109,17 +112,25 @@ def train(
         str | None, typer.Option(help="Name of the run; the config's with a number by default.")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print SB3's table.")] = False,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            help="Environment steps in all, or `+100_000` more; a finished run goes on then."
+        ),
+    ] = None,
 ) -> None:
-    """Train from a config, or go on with an interrupted run."""
+    """Train from a config, or go on with a run that was interrupted, or is to have more steps."""
     resumes = config.is_dir()
     if resumes and (changes or name):
         other = f"leave out --set and --name, or start another run from {config / 'config.yaml'}"
         raise BadConfig(f"{config} is a run and keeps its config and name; {other}.")
+    if steps is not None:
+        changes = _set_steps(config, changes or [], steps)
     place = config if resumes else run.start_run(config, changes or [], folder, name)
     note = f"Run {place}; watch it with: tensorboard --logdir {folder}"
     try:
-        steps = run.Run(place).config.steps
-        with progress_bar(place.name, steps) as on_step, printed_as_notes():
+        total = run.Run(place).config.steps
+        with progress_bar(place.name, total) as on_step, printed_as_notes():
             bar = StepsBar(on_step, on_start=partial(print_line, note))
             result = run.train(place, [bar], verbose=int(verbose))
     except HubrlError:
@@ -130,6 +141,15 @@ def train(
         print_line(f"Interrupted; `hubrl train {place}` goes on with it.")
         raise
     print_fields(result)
+
+
+def _set_steps(config: Path, changes: list[str], steps: str) -> list[str]:
+    """Changes with `--steps` among them; a run's own config is changed in place."""
+    if config.is_dir():
+        total = parse_steps(steps, read_config(config / "config.yaml").steps)
+        extend_run(config, total)
+        return changes
+    return [*changes, f"steps={parse_steps(steps, read_config(config, changes).steps)}"]
 
 
 @app.command()
@@ -283,6 +303,7 @@ def main() -> None:
 
 
 def _fail(sentence: str, code: int, *, debug: bool) -> None:
+    output.finish()  # what was found before
     if debug:
         raise
     print(" ".join(sentence.split()), file=sys.stderr)  # noqa: T201 - stderr is for people

@@ -67,6 +67,14 @@ def parse_constants(text: str | None) -> dict[int, float] | None:
     return constants or None
 
 
+def parse_steps(text: str, before: int) -> int:
+    """A number of steps as `100_000`, or as `+100_000` on top of those before."""
+    digits = text.removeprefix("+").replace("_", "")
+    if not digits.isdecimal() or int(digits) == 0:
+        raise typer.BadParameter(f"--steps {text!r} was given; expected 100_000 or +100_000.")
+    return int(digits) + (before if text.startswith("+") else 0)
+
+
 def parse_widths(text: str) -> list[int]:
     """Widths as `64,64`; empty for no hidden layer."""
     parts = text.split(",") if text else []

@@ -102,9 +102,21 @@ def read_agent(
     card_path = given or _card_beside(path)
     if given is None and not is_there(card_path) and is_saved_policy(path, limits):
         return _zipped(path, None, name, frozen=frozen, limits=limits)
-    if given is None and not is_there(card_path) and path.suffix not in WEIGHT_SUFFIXES:
-        raise BadFile(f"{path} {NO_AGENT}")
+    if given is None and not is_there(card_path):
+        raise BadFile(_no_card(path, card_path))
     return _bare(path, card_path, name, frozen=frozen, limits=limits)
+
+
+def _no_card(path: Path, card_path: Path) -> str:
+    """Sentence about weights without a card, or a file that is none."""
+    if path.suffix not in WEIGHT_SUFFIXES:
+        return f"{path} {NO_AGENT}"
+    if not is_there(path):
+        return f"There is no file {path}."
+    return (
+        f"{path} is no zip or policy that SB3 saved, and there is no card {card_path} of its "
+        "weights; write one, as in agents/cards, or make a hubrl.Source from your own modules."
+    )
 
 
 def _with_suffix(path: Path) -> Path:

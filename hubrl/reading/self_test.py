@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import Tensor
 
@@ -22,7 +23,13 @@ from hubrl.sources.source import Source
 from hubrl.sources.trunks import ACTIVATIONS
 
 ROWS = 8
-"""Observations that are compared; each costs as much as one of a training."""
+"""Most observations that are compared; each costs as much as one of a training."""
+
+SAMPLED = 2**20
+"""Most numbers in the observations that are compared, unless one has more."""
+
+MOST_WEIGHTS = 2**26
+"""Numbers of weights above which a zip is not compared, for its memory."""
 
 CLASSES = {
     "stable_baselines3.common.policies": "ActorCriticPolicy",
@@ -86,11 +93,14 @@ def check_against_sb3(
     network = card.network
     if not isinstance(network, Declared) or network.hub is not None or network.action is None:
         return
+    if sum(tensor.numel() for tensor in original.values()) > MOST_WEIGHTS:
+        return
     with torch.random.fork_rng(devices=[]):
         source = Source.from_card(card, tensors)
         try:
             policy = _rebuild(module, arguments, original, card, network)
-            same = same_outputs(policy, source, ROWS)
+            numbers = get_flattened_obs_dim(card.observations)
+            same = same_outputs(policy, source, max(1, min(ROWS, SAMPLED // numbers)))
         except _CANNOT:
             return
     if same is False:

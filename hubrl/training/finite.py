@@ -74,8 +74,8 @@ class FiniteCheck:
             return
         raise NotFinite(
             f"The weights of the policy were NaN or infinite after the update before step "
-            f"{self.model.num_timesteps}; use a smaller learning_rate or smaller rewards, and go "
-            "on from a model that was saved before."
+            f"{self.model.num_timesteps}; use a smaller learning_rate, or smaller rewards or "
+            "observations, and go on from a model that was saved before."
         )
 
     def end(self) -> None:

@@ -8,6 +8,7 @@ from stable_baselines3 import PPO
 import hubrl
 from hubrl import Hub
 from hubrl.cli import console
+from hubrl.experiments.config import read_config
 from hubrl.formats.schema import write_yaml
 
 
@@ -59,6 +60,26 @@ def test_notes_stand_on_stderr_beside_json_and_nowhere_if_quiet(run, hub, tmp_pa
     assert "watch it with" not in out + err
     assert out.startswith("task")
     assert "eval_mean" in out
+
+
+def test_a_finished_run_gets_more_steps(run, hub, tmp_path):
+    config = {"task": "CartPole-v1", "hub": str(hub), "steps": 999, "eval_episodes": 1}
+    config["algorithm_kwargs"] = {"n_steps": 32, "batch_size": 32}
+    (tmp_path / "mine.yaml").write_text(write_yaml(config))
+    assert run("train", "mine.yaml", "--name", "mine", "--steps", "64")[0] == 0
+    assert json.loads((tmp_path / "runs/mine/result.json").read_text())["steps"] == 64
+    code, out, err = run("train", "runs/mine", "--steps", "+64", "--json")
+    assert code == 0, err
+    assert json.loads(out)["steps"] == 128
+    assert read_config(tmp_path / "runs/mine/config.yaml").steps == 128
+    code, _, err = run("train", "runs/mine", "--steps", "100")
+    assert code == 2
+    assert "100 steps were given for runs/mine, which has 128; give more, as +128." in err
+    code, _, err = run("train", "runs/mine", "--steps", "more")
+    assert code == 2
+    assert "--steps 'more' was given; expected 100_000 or +100_000." in err
+    code, _, err = run("train", "hub", "--steps", "+1")
+    assert code == 2
 
 
 def test_options_of_a_method_are_described(run):

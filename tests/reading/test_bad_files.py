@@ -155,8 +155,10 @@ def test_statistics_that_were_named_and_are_not_there_are_missed(agent):
 
 def test_weights_without_their_card_are_refused(hub):
     (hub / "good.yaml").unlink()
-    with pytest.raises(BadFile, match=r"There is no file .*good\.yaml"):
+    with pytest.raises(BadFile, match=r"there is no card .*good\.yaml of its weights; write one"):
         read_agent(hub / "good.safetensors")
+    with pytest.raises(BadFile, match=r"There is no file .*none\.pth"):
+        read_agent(hub / "none.pth")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])

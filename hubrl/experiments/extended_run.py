@@ -1,0 +1,36 @@
+"""More steps for a run: its config's number rises, and it counts as unfinished again."""
+
+from pathlib import Path
+
+from hubrl.errors import BadConfig, BadFile
+from hubrl.experiments.config import read_config
+from hubrl.formats.files import write_atomically
+from hubrl.formats.schema import read_yaml, write_yaml
+
+
+def extend_run(folder: Path, steps: int) -> None:
+    """Let a run train on to a greater number of steps; `train` then goes on with it.
+
+    It goes on from its last checkpoint, at most a tenth of the steps before its end, so that what
+    comes depends on the new number alone: learning rates that fall, shares of the training.
+
+    Args:
+        folder: The run's folder, finished or interrupted.
+        steps: Its environment steps in all, those that it had among them.
+
+    Raises:
+        BadFile: If the folder is no run.
+        BadConfig: If the run has as many steps already.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise BadFile(f"{folder} is no run: it has no config.yaml.")
+    before = read_config(path).steps
+    if steps <= before:
+        raise BadConfig(
+            f"{steps} steps were given for {folder}, which has {before}; give more, as +{before}."
+        )
+    fields = read_yaml(path)
+    assert isinstance(fields, dict)
+    write_atomically(path, write_yaml({**fields, "steps": steps}))
+    (folder / "result.json").unlink(missing_ok=True)
