@@ -126,11 +126,13 @@ class SourcePathway(nn.Module):
 
     def compute_source_outputs(self, observations: Observations) -> Float[Tensor, "batch own"]:
         """Output of the source itself; a frozen one's depends on the observations alone."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.source.frozen):
-            # A frozen source is replaced when the model moves to another device.
-            if self._encoders is None or self._encoders.sources != [self.source]:
-                self._encoders = BatchedSources([self.source], self.target.precision)
-            return batched_outputs([self], self._encoders, self.denormalizer(observations))[0]
+        if torch.is_grad_enabled() and self.source.frozen:
+            with torch.no_grad():
+                return self.compute_source_outputs(observations)
+        # A frozen source is replaced when the model moves to another device.
+        if self._encoders is None or self._encoders.sources != [self.source]:
+            self._encoders = BatchedSources([self.source], self.target.precision)
+        return batched_outputs([self], self._encoders, self.denormalizer(observations))[0]
 
     def match_actions(self, outputs: Float[Tensor, "batch own"]) -> Float[Tensor, "batch outputs"]:
         """Outputs of the source over the target's actions, by the names of both."""

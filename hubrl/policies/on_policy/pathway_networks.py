@@ -209,9 +209,9 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         """Observations as SB3 preprocesses them; images stay bytes where all readers take bytes."""
         given: Any = obs
         if (
-            self.method.reads_bytes
-            and isinstance(self.pi_features_extractor, BF16NatureCNN)
+            isinstance(self.pi_features_extractor, BF16NatureCNN)
             and self.normalize_images
+            and self.method.reads_bytes
         ):
             return cast("Observations", given)
         return preprocess_obs(given, self.observation_space, normalize_images=self.normalize_images)
