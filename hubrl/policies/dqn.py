@@ -43,7 +43,7 @@ from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.fresh_trial import Phase
 from hubrl.selection.settings import TrustSettings
 from hubrl.sources import shared
-from hubrl.sources.observation_batch import check_no_nan
+from hubrl.sources.observation_batch import check_division, check_no_nan
 from hubrl.sources.preprocessing import Observations
 
 
@@ -237,6 +237,7 @@ class HubDQNPolicy(DQNPolicy):
         return learnt
 
     def _build(self, lr_schedule: Schedule) -> None:
+        check_division(self.spec.sources, self.observation_space, self.normalize_images)
         meanings = check_meanings(self.teaching.action_meanings, self.action_space)
         self._target = target = TargetSpec(
             self.observation_space,
