@@ -176,6 +176,11 @@ class HubDQNPolicy(DQNPolicy):
         self._lesson = self._next_lesson()
         self.selection.next_turn(env, counts=counts or self._pauses)
 
+    def take_acted(self) -> Int[np.ndarray, " pathways"]:
+        """Steps in which each pathway chose the action of the training since the last call."""
+        acted, self._acted = self._acted, np.zeros_like(self._acted)
+        return acted
+
     def make_q_net(self) -> QNetwork:
         """SB3's Q-network with a teaching loss, or that of the source that is trained further."""
         if self.tuned_card is not None:
@@ -269,6 +274,7 @@ class HubDQNPolicy(DQNPolicy):
         self._pauses = False
         self._is_learning = never
         self._lesson = (self.learner, 0.0)
+        self._acted = np.zeros(self.learner + 1, dtype=np.int64)
         if isinstance(self.q_net, TaughtQNetwork):
             self.q_net.teach = self._taught
 
@@ -280,6 +286,8 @@ class HubDQNPolicy(DQNPolicy):
         acting = (
             self.selection.playing if training else np.full(n_rows, self.selection.evaluation_arm)
         )
+        if training:
+            self._acted += np.bincount(acting, minlength=len(self._acted))
         return self.act_as(obs, torch.as_tensor(acting, device=self.device))
 
     def _taught(self, obs: PyTorchObs, q_values: Tensor) -> Tensor:

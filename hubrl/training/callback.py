@@ -1,6 +1,7 @@
 """The callback of a training with a hub: probe, selection, critic's warm-up, metrics."""
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 from stable_baselines3.a2c import A2C
@@ -19,6 +20,7 @@ from hubrl.policies.on_policy.rollout_buffer import install_rollout_buffer
 from hubrl.policies.on_policy.step import TrainingState
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.training import metrics
+from hubrl.training.acted_steps import ActedSteps
 from hubrl.training.critic_scaling import CriticScaling
 from hubrl.training.episodes import EpisodeReturns
 from hubrl.training.finite import FiniteCheck, check_step
@@ -27,6 +29,14 @@ from hubrl.training.source_selection import SourceSelection
 
 FEW_RANDOM = 0.2
 """Share of random actions up to which an episode says what its arm earns."""
+
+
+class Decision(NamedTuple):
+    """What was decided about trust, and why."""
+
+    step: int
+    """Environment steps when it was decided."""
+    sentence: str
 
 
 class HubCallback(BaseCallback):
@@ -46,7 +56,8 @@ class HubCallback(BaseCallback):
             learns; actors that are good already would be spoiled by advantages of a critic that has
             learned nothing. None where every source was dropped.
         log_every: Environment steps between two records, over all parallel environments.
-        verbose: 1 to print what the probe measured and what is decided later.
+        verbose: 1 to print what the probe measured and what is decided later; `decisions` holds the
+            same, and the logger gets it as text.
 
     Raises:
         BadConfig: If a share is none.
@@ -76,10 +87,14 @@ class HubCallback(BaseCallback):
         self.warmup_share = warmup_share
         self.log_every = log_every
         self.probe_result: ProbeResult | None = None
+        self.decisions: list[Decision] = []
+        """Every decision about trust so far."""
         self._logged_at = 0
         self._selection: SourceSelection | None = None
         self._scaling: CriticScaling | None = None
         self._episodes: EpisodeReturns | None = None
+        self._acted = ActedSteps(0)
+        self._evaluates = -1
         self._records_steps = False
         self._finite: FiniteCheck | None = None
 
@@ -101,6 +116,8 @@ class HubCallback(BaseCallback):
             self._finite.begin(self.training_env)
         metrics.record_hub(self.logger, model)
         self._logged_at = model.num_timesteps
+        if isinstance(policy, HubDQNPolicy | HubActorCriticPolicy):
+            self._acted = ActedSteps(len(_pathway_names(policy)))
         if isinstance(policy, HubActorCriticPolicy):
             if not isinstance(model, PPO | A2C):
                 name = type(model).__name__
@@ -166,7 +183,8 @@ class HubCallback(BaseCallback):
         self._tell([metrics.describe_probe(result)])
 
     def _tell(self, changes: list[str]) -> None:
-        """Log sentences about trust, and print them at `verbose=1`."""
+        """Keep and log sentences about trust, and print them at `verbose=1`."""
+        self.decisions += [Decision(self.model.num_timesteps, change) for change in changes]
         metrics.record_changes(self.logger, changes)
         for change in changes if self.verbose else ():
             print(f"[{self.model.num_timesteps} steps] {change}")  # noqa: T201 - as SB3's callbacks do at verbose=1
@@ -229,6 +247,8 @@ class HubCallback(BaseCallback):
             self._scaling.step(rewards, dones)
             if self._selection is not None:
                 self._selection.step(rewards, dones, self.locals["infos"])
+        if len(self._acted.counts):
+            self._acted.add(policy, len(dones))
         if isinstance(policy, HubDQNPolicy) and self._episodes is not None:
             assert isinstance(self.model, DQN)
             telling = self.model.exploration_rate <= max(
@@ -248,16 +268,32 @@ class HubCallback(BaseCallback):
         if self.model.num_timesteps - self._logged_at < self.log_every:
             return
         self._logged_at = self.model.num_timesteps
-        if isinstance(policy, HubDQNPolicy):
-            metrics.record_selection(self.logger, policy.selection)
-            for index, name in enumerate(policy.pathways.names):
-                acts = float(index == policy.selection.evaluation_arm)
-                self.logger.record(f"pathway/weight/{name}", acts, exclude=metrics.NO_TABLE)
+        if isinstance(policy, HubDQNPolicy | HubActorCriticPolicy):
+            self._record_pathways(policy)
         if self._selection is not None:
             metrics.record_selection(self.logger, self._selection.selection, self._selection.acted)
             self._selection.acted[:] = 0
         for method in self._methods[:1]:
             metrics.record_method(self.logger, method)
+
+    def _record_pathways(self, policy: HubDQNPolicy | HubActorCriticPolicy) -> None:
+        metrics.record_acted(self.logger, _pathway_names(policy), self._acted)
+        self._follow_evaluation_arm(policy.selection)
+        if isinstance(policy, HubActorCriticPolicy):
+            metrics.record_stds(self.logger, policy)
+        else:
+            metrics.record_selection(self.logger, policy.selection)
+            for index, name in enumerate(policy.pathways.names):
+                acts = float(index == policy.selection.evaluation_arm)
+                self.logger.record(f"pathway/weight/{name}", acts, exclude=metrics.NO_TABLE)
+
+    def _follow_evaluation_arm(self, selection: ArmSelection | None) -> None:
+        """Tell when another arm acts in evaluation."""
+        if selection is None or not selection.has_episodes:
+            return
+        if selection.evaluation_arm != self._evaluates:
+            self._evaluates = selection.evaluation_arm
+            self._tell([metrics.describe_evaluation_arm(selection)])
 
     def _on_training_end(self) -> None:
         policy = self.model.policy
@@ -268,6 +304,8 @@ class HubCallback(BaseCallback):
         if self._selection is not None:
             self._warn_if_too_short(self._selection.selection)
             self._selection.end()
+        if isinstance(policy, HubDQNPolicy | HubActorCriticPolicy):
+            self._follow_evaluation_arm(policy.selection)
         if isinstance(policy, HubActorCriticPolicy):
             policy.training_state = TrainingState()
             policy.end_update()
@@ -292,6 +330,11 @@ TOO_SHORT = (
     "A training of {} steps ended before {} had played a whole episode, so the agent was chosen by "
     "less than that; train for longer, or with fewer parallel environments."
 )
+
+
+def _pathway_names(policy: HubDQNPolicy | HubActorCriticPolicy) -> list[str]:
+    pathways = policy.pathways if isinstance(policy, HubDQNPolicy) else policy.method.pathways
+    return pathways.names
 
 
 def _explore_as_before(model: DQN) -> None:
