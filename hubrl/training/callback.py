@@ -118,6 +118,8 @@ class HubCallback(BaseCallback):
         self._logged_at = model.num_timesteps
         if isinstance(policy, HubDQNPolicy | HubActorCriticPolicy):
             self._acted = ActedSteps(len(_pathway_names(policy)))
+            if self._goes_on and policy.selection is not None:
+                self._evaluates = policy.selection.evaluation_arm
         if isinstance(policy, HubActorCriticPolicy):
             if not isinstance(model, PPO | A2C):
                 name = type(model).__name__

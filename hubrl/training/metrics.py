@@ -176,6 +176,25 @@ def describe_evaluation_arm(selection: ArmSelection) -> str:
     return f"{sentence}; the best source, {records.names[source]}, {_on_record(selection, source)}."
 
 
+def describe_arms(policy: torch.nn.Module) -> dict[str, dict[str, Any]]:
+    """Verdict, returns on record and role in evaluation of every arm, as plain data.
+
+    Empty for a policy without arms.
+    """
+    selection = getattr(policy, "selection", None)
+    if not isinstance(selection, ArmSelection):
+        return {}
+    arms: dict[str, dict[str, Any]] = {}
+    for arm, name in enumerate(selection.records.names[: selection.untrained]):
+        is_source = arm < selection.n_sources
+        arms[name] = {
+            "verdict": VERDICTS[selection.fate(arm)] if is_source else None,
+            "returns": selection.records.returns(arm),
+            "evaluates": arm == selection.evaluation_arm,
+        }
+    return arms
+
+
 def _on_record(selection: ArmSelection, arm: int) -> str:
     count = selection.records.count(arm)
     if not count:
