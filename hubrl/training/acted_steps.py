@@ -22,9 +22,17 @@ class ActedSteps:
     def __init__(self, n_pathways: int) -> None:
         self.counts: Int[np.ndarray, " pathways"] = np.zeros(n_pathways, dtype=np.int64)
         self.steps = 0
+        self.history: list[tuple[int, Float[np.ndarray, " pathways"]]] = []
+        """Environment steps and shares of every record so far."""
 
-    def reset(self) -> None:
-        """Start anew."""
+    def reset(self, now: int) -> None:
+        """Keep the shares in the history, and start anew.
+
+        Args:
+            now: Environment steps so far.
+        """
+        if self.counts.any():
+            self.history.append((now, self.shares()))
         self.counts[:] = 0
         self.steps = 0
 

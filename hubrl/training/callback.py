@@ -279,7 +279,8 @@ class HubCallback(BaseCallback):
             metrics.record_method(self.logger, method)
 
     def _record_pathways(self, policy: HubDQNPolicy | HubActorCriticPolicy) -> None:
-        metrics.record_acted(self.logger, _pathway_names(policy), self._acted)
+        names, now = _pathway_names(policy), self.model.num_timesteps
+        metrics.record_acted(self.logger, names, self._acted, now)
         self._follow_evaluation_arm(policy.selection)
         if isinstance(policy, HubActorCriticPolicy):
             metrics.record_stds(self.logger, policy)
@@ -308,6 +309,8 @@ class HubCallback(BaseCallback):
             self._selection.end()
         if isinstance(policy, HubDQNPolicy | HubActorCriticPolicy):
             self._follow_evaluation_arm(policy.selection)
+            names, now = _pathway_names(policy), self.model.num_timesteps
+            metrics.draw_acted(self.logger, names, self._acted, now)
         if isinstance(policy, HubActorCriticPolicy):
             policy.training_state = TrainingState()
             policy.end_update()

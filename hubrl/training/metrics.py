@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.logger import HParam, Logger
+from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
 
 from hubrl.formats.hub_spec import HubSpec
 from hubrl.formats.schema import write_yaml
@@ -19,6 +19,7 @@ from hubrl.routing.pathways import FRESH
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.probe_verdict import Fate
 from hubrl.training.acted_steps import ActedSteps
+from hubrl.training.pathway_figures import draw_shares
 from hubrl.training.probe import ProbeResult
 
 # SB3's table cuts keys at 36 characters and refuses two that are then alike; names of sources can
@@ -97,12 +98,30 @@ def record_selection(
         logger.record("trust/forecast/hub", behind, exclude=NO_TABLE)
 
 
-def record_acted(logger: Logger, names: Sequence[str], acted: ActedSteps) -> None:
+def record_acted(logger: Logger, names: Sequence[str], acted: ActedSteps, now: int) -> None:
     """Record the share of environment steps in which each pathway acted since the last record."""
     if acted.counts.any():
         for name, share in zip(names, acted.shares(), strict=True):
             logger.record(f"pathway/acted/{name}", float(share), exclude=NO_TABLE)
-    acted.reset()
+    acted.reset(now)
+
+
+def draw_acted(logger: Logger, names: Sequence[str], acted: ActedSteps, now: int) -> None:
+    """Write the figure of who acted over the training to TensorBoard, if it is among the outputs.
+
+    SB3 writes nothing of its own accord after a training's end, so the figure goes straight to the
+    writer.
+    """
+    writers = [
+        one.writer for one in logger.output_formats if isinstance(one, TensorBoardOutputFormat)
+    ]
+    if not writers or not acted.history:
+        return
+    steps = [step for step, _ in acted.history]
+    shares = np.stack([row for _, row in acted.history]).T
+    figure = draw_shares(steps, dict(zip(names, shares, strict=True)))
+    for writer in writers:
+        writer.add_figure("pathway/acted", figure, now, close=False)
 
 
 def record_stds(logger: Logger, policy: HubActorCriticPolicy) -> None:
@@ -199,7 +218,8 @@ def _on_record(selection: ArmSelection, arm: int) -> str:
     count = selection.records.count(arm)
     if not count:
         return "no whole episode yet"
-    return f"{selection.records.mean_return(arm):.4g} over {count} episodes"
+    episodes = "episode" if count == 1 else "episodes"
+    return f"{selection.records.mean_return(arm):.4g} over {count} {episodes}"
 
 
 def record_hub(logger: Logger, model: BaseAlgorithm) -> None:
