@@ -120,8 +120,8 @@ def test_the_commands_of_a_page_work_in_their_order(page, tmp_path, run):
     ]
     assert len(lines) > 1
     for line in lines:
-        if "hub check" in line or "hubrl study" in line:
-            # Twenty whole episodes of each source, and hours of training: `make test` has no time for them.
+        if any(long in line for long in ("hub check", "hubrl study", "hubrl compare", "enjoy")):
+            # Whole episodes, drawn or of each source, and hours of training: `make test` has no time for them.
             line = line + " --help"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of trainings that are this short

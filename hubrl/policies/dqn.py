@@ -93,6 +93,7 @@ class HubDQNPolicy(DQNPolicy):
 
     action_space: spaces.Discrete
     _is_learning: Callable[[], bool]
+    _acted: Int[np.ndarray, " pathways"]
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Plotly figures of a run."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ except ImportError as error:
     raise BadConfig(
         f"A report needs a package that is not installed ({error}); install hubrl[report]."
     ) from error
+
+if TYPE_CHECKING:
+    from hubrl.experiments.statistics import Estimate  # which needs scipy
 
 AGENT = "#b3123f"
 """Colour of the agent's own returns."""
@@ -57,6 +60,29 @@ def div(made: go.Figure, name: str) -> str:
         config={"displayModeBar": False, "responsive": True},
     )
     return html
+
+
+def line(steps: Sequence[float], values: Sequence[float], name: str, color: str) -> Any:
+    """A line over steps."""
+    return go.Scatter(x=steps, y=values, name=name, mode="lines", line={"color": color, "width": 2})
+
+
+def interval(one: "Estimate", name: str, color: str) -> Any:
+    """A point with its interval, in a row of its own."""
+    spread = {
+        "type": "data",
+        "symmetric": False,
+        "array": [one.high - one.value],
+        "arrayminus": [one.value - one.low],
+    }
+    return go.Scatter(
+        x=[one.value],
+        y=[name],
+        error_x=spread,
+        mode="markers",
+        marker={"color": color, "size": 10},
+        name=name,
+    )
 
 
 def returns(log: RunLog) -> go.Figure:
@@ -138,13 +164,6 @@ def lines(series: Mapping[str, Series], y: str, sources: Sequence[str]) -> go.Fi
     """Scalars over steps as lines, one an arm."""
     colors = pathway_colors([*sources, *series])
     traces = [
-        go.Scatter(
-            x=one.steps,
-            y=one.values,
-            name=in_words(name),
-            mode="lines",
-            line={"color": colors[name], "width": 2},
-        )
-        for name, one in series.items()
+        line(one.steps, one.values, in_words(name), colors[name]) for name, one in series.items()
     ]
     return figure(traces, "environment steps", y, height=340)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +71,7 @@ def play_sources(
         name = source.name
         with closing(evaluation_env(log.config, episodes=episodes)) as env:
             try:
-                played[name] = play(
-                    source, env, episodes, on_step=lambda done, name=name: on_step(name, done)
-                ).returns
+                played[name] = play(source, env, episodes, on_step=partial(on_step, name)).returns
             except SpaceMismatch:
                 continue  # an encoder alone, or of other actions: it has no level
     write_atomically(folder / LEVELS, json.dumps(played, indent=2) + "\n")

@@ -120,24 +120,10 @@ def _target(
 def _intervals(runs: pd.DataFrame, pair: Pair, colors: dict[str, str]) -> Any:
     returns = tables.returns_by_method(runs, *pair)
     found = {name: estimate(values) for name, values in returns.items() if values}
-    traces = []
-    for name, one in sorted(found.items(), key=lambda item: item[1].value):
-        spread = {
-            "type": "data",
-            "symmetric": False,
-            "array": [one.high - one.value],
-            "arrayminus": [one.value - one.low],
-        }
-        traces.append(
-            plots.go.Scatter(
-                x=[one.value],
-                y=[name],
-                error_x=spread,
-                mode="markers",
-                marker={"color": colors[name], "size": 10},
-                name=name,
-            )
-        )
+    traces = [
+        plots.interval(one, name, colors[name])
+        for name, one in sorted(found.items(), key=lambda item: item[1].value)
+    ]
     height = 120 + 28 * len(traces)
     made = plots.figure(
         traces, "return at the end", "", showlegend=False, height=height, hovermode="closest"
@@ -153,15 +139,9 @@ def _curves(evaluated: pd.DataFrame, colors: dict[str, str]) -> Any:
     for method, group in evaluated.groupby("method", sort=False):
         ranked = group.assign(rank=group.groupby("seed")["step"].rank(method="first"))
         points = [part for _, part in ranked.groupby("rank")]
-        traces.append(
-            plots.go.Scatter(
-                x=[float(part["step"].mean()) for part in points],
-                y=[estimate(part["return"].tolist()).value for part in points],
-                name=str(method),
-                mode="lines",
-                line={"color": colors[str(method)], "width": 2},
-            )
-        )
+        steps = [float(part["step"].mean()) for part in points]
+        values = [estimate(part["return"].tolist()).value for part in points]
+        traces.append(plots.line(steps, values, str(method), colors[str(method)]))
     return plots.figure(traces, "environment steps", "return")
 
 

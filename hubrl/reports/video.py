@@ -52,7 +52,9 @@ class EnjoyedRun(FinishedRun):
         super().__init__(folder)
         if sys.platform == "linux" and not os.environ.get("DISPLAY"):
             os.environ.setdefault("MUJOCO_GL", "egl")  # read when MuJoCo is first imported
-        drawn = {"task_kwargs": {**self.config.task_kwargs, "render_mode": "rgb_array"}}
+        drawn: dict[str, Any] = {
+            "task_kwargs": {**self.config.task_kwargs, "render_mode": "rgb_array"}
+        }
         if self.config.preprocessing == "atari":
             drawn["preprocessing"] = "atari-sb3"  # C++ draws nothing
         self.config = self.config.model_copy(update=drawn)

@@ -169,13 +169,8 @@ class HubCallback(BaseCallback):
             if policy.selection is not None:
                 policy.selection.doubt_all()
                 policy.follow_selection()
-            if budget:
-                self._tell(
-                    [
-                        f"No probe: {budget} steps are too few for it; whole episodes decide whom "
-                        "to trust."
-                    ]
-                )
+            if self.probe_share:
+                self._tell_of_no_probe(budget, policy)
             return
         model.num_timesteps += result.steps
         self.num_timesteps = model.num_timesteps
@@ -190,6 +185,15 @@ class HubCallback(BaseCallback):
         metrics.record_changes(self.logger, changes)
         for change in changes if self.verbose else ():
             print(f"[{self.model.num_timesteps} steps] {change}")  # noqa: T201 - as SB3's callbacks do at verbose=1
+
+    def _tell_of_no_probe(self, budget: int, policy: HubActorCriticPolicy) -> None:
+        """Say that segments decide nothing; as a warning too, where sentences are not printed."""
+        instead = "whole episodes decide" if policy.selection is not None else "nothing decides"
+        sentence = f"No probe: {budget} steps are too few for it; {instead} whom to trust."
+        self._tell([sentence])
+        if not self.verbose:
+            remedy = "train for longer, or give HubCallback a greater probe_share"
+            warnings.warn(f"{sentence} For a probe {remedy}.", HubrlWarning, stacklevel=2)
 
     def _warm_up(self, policy: HubActorCriticPolicy) -> None:
         """From now on only the critic learns, for a while."""

@@ -17,7 +17,7 @@ def make_hub(folder: Path) -> Path:
         PPO("MlpPolicy", "CartPole-v1", seed=seed, policy_kwargs={"net_arch": [8]}, device="cpu")
         for seed in (0, 1)
     ]
-    Hub.from_agents(agents, names=["one", "two & <b>"]).save(folder)
+    Hub.from_agents(agents, names=["one", "two"]).save(folder)
     return folder
 
 

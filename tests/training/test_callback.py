@@ -48,6 +48,15 @@ def test_a_share_that_is_none_is_refused(given):
         HubCallback(**given)
 
 
+def test_a_probe_that_has_no_room_is_a_warning_where_nothing_is_printed():
+    with pytest.warns(
+        HubrlWarning,
+        match="No probe: 1 steps are too few for it; whole episodes decide whom to trust. For a "
+        "probe train for longer, or give HubCallback a greater probe_share.",
+    ):
+        watched(PPO, steps=64, callback=HubCallback())
+
+
 def test_a_probe_without_enough_steps_is_reported(capsys):
     watched(PPO, steps=64, callback=HubCallback(verbose=1))
     assert (
