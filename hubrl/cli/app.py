@@ -143,6 +143,7 @@ def train(
         print_line(f"Interrupted; `hubrl train {place}` goes on with it.")
         raise
     print_fields(result)
+    print_line(f"`hubrl explain {place}` says what happened, `hubrl report {place}` shows it.")
 
 
 def _set_steps(config: Path, changes: list[str], steps: str) -> list[str]:

@@ -131,9 +131,10 @@ def _gained(log: RunLog) -> list[str]:
 
 
 def _overtook(log: RunLog) -> list[str]:
-    """When evaluations first passed the best source, if ever."""
+    """When evaluations first passed the best source, if ever; nothing of a source that acts."""
     steps, returns = log.evaluations
-    if log.best_source is None or not len(steps):
+    acts = any(arm.evaluates and arm.name in log.sources for arm in log.arms)
+    if log.best_source is None or not len(steps) or acts:
         return []
     above = returns.mean(axis=1) > float(np.mean(log.levels[log.best_source]))
     if not above.any():

@@ -31,7 +31,7 @@ ul.story li { margin: .25rem 0; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; }
+  vertical-align: top; white-space: nowrap; }
 th { color: var(--dim); font-weight: 600; }
 .dot { display: inline-block; width: .75em; height: .75em; border-radius: 50%; margin-right: .5em; }
 pre { background: #f6f6f8; border-radius: 8px; padding: .8rem 1rem; overflow-x: auto;
@@ -120,8 +120,12 @@ def _cells(line: list[str]) -> list[str]:
 
 def folded(title: str, text: str) -> str:
     """A text that opens on a click."""
-    escaped = html.escape(text.rstrip())
-    return f"<details><summary>{html.escape(title)}</summary><pre>{escaped}</pre></details>"
+    return folded_html(title, f"<pre>{html.escape(text.rstrip())}</pre>")
+
+
+def folded_html(title: str, content: str) -> str:
+    """HTML that opens on a click."""
+    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
 
 
 def videos(folder: Path) -> list[str]:

@@ -19,6 +19,9 @@ from hubrl.reports.run_log import Series
 from hubrl.training.pathway_figures import PALETTE
 
 PAGE = "report.html"
+MOST_COLUMNS = 3
+"""Targets up to which their returns stand side by side."""
+
 HUB_COLOR, UNTRAINED_COLOR = "#111111", "#9a9aa2"
 
 Pair = tuple[str, str]
@@ -45,16 +48,11 @@ def write_study_page(results: Path, out: Path | None = None) -> Path:
     pairs = tables.target_hub_pairs(runs) or [
         (str(task), tables.SCRATCH_HUB) for task in runs["task"].unique()
     ]
-    parts = [
-        page.section(
-            "Return at the end",
-            "Interquartile means over seeds with 95 % bootstrap intervals (from three seeds on).",
-            page.markdown_table(tables.side_by_side(runs)),
-        )
-    ]
+    parts = [_tables(runs, len(pairs))]
     for index, pair in enumerate(pairs):
         parts.append(_target(index, pair, runs, curves, pathways, colors))
-    parts.append(page.section("Details", "", page.markdown_table(tables.details(runs, curves))))
+    details = page.markdown_table(tables.details(runs, curves))
+    parts.append(page.section("Details", "", page.folded_html("every method", details)))
     lead = f"{len(runs)} runs, {runs['method'].nunique()} methods, {runs['task'].nunique()} targets"
     text = page.page(
         results.resolve().name, lead, parts, plots.script(), f"Made by hubrl {__version__}."
@@ -63,6 +61,18 @@ def write_study_page(results: Path, out: Path | None = None) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(place, text)
     return place
+
+
+def _tables(runs: pd.DataFrame, n_pairs: int) -> str:
+    """The returns of all methods: side by side, behind a summary if there are many targets."""
+    side_by_side = page.markdown_table(tables.side_by_side(runs))
+    if n_pairs > MOST_COLUMNS:
+        summary = page.markdown_table(tables.summary(runs))
+        over_targets = page.markdown_table(tables.over_targets(runs))
+        every = page.folded_html("every method on every target", side_by_side)
+        side_by_side = "".join([summary, over_targets, every])
+    note = "Interquartile means over seeds with 95 % bootstrap intervals (from three seeds on)."
+    return page.section("Return at the end", note, side_by_side)
 
 
 def read_runs(results: Path) -> pd.DataFrame:

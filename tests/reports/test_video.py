@@ -59,7 +59,7 @@ def test_an_episode_becomes_a_gif_and_pictures_for_tensorboard(tmp_path, finishe
     assert sum(shares.values()) == pytest.approx(1.0)
     with Image.open(run / "episode.gif") as gif:
         assert gif.n_frames == 8
-    events = EventAccumulator(str(run / TENSORBOARD)).Reload()
+    events = EventAccumulator(str(run / TENSORBOARD), size_guidance={"images": 0}).Reload()
     assert len(events.Images("enjoy/picture")) == 5
     assert RunLog(run).scalars, "the pictures hide no scalars of the training"
 
