@@ -30,17 +30,16 @@ def explain(log: RunLog) -> list[str]:
 
 
 def _what(log: RunLog) -> str:
-    config = log.config
-    seconds = f"{log.result['wall_s']:.0f} seconds"
+    config, steps, seconds = log.config, log.result["steps"], log.result["wall_s"]
     return (
-        f"{log.title}: {config.algorithm.upper()} with {config.method} learned "
-        f"{log.task} for {log.result['steps']:,} steps in {seconds} (seed {config.seed})."
+        f"{log.title}: {config.algorithm.upper()} with {config.method} trained on {log.task} for "
+        f"{steps:,} steps in {seconds:.0f} seconds (seed {config.seed})."
     )
 
 
 def _sources(log: RunLog) -> str:
     if not log.sources:
-        return "There was no hub: it learned from scratch."
+        return "There was no hub: it trained from scratch."
     tuned = "trained further" if log.config.tuned else "frozen"
     return f"Its hub has {len(log.sources)} sources, {tuned}: {', '.join(log.sources)}."
 

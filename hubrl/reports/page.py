@@ -67,8 +67,8 @@ def page(title: str, lead: str, parts: Iterable[str], script: str, footer: str) 
 def section(title: str, note: str, *content: str) -> str:
     """A titled part of a page; empty without content."""
     inside = "\n".join(one for one in content if one)
-    told = f'<p class="note">{html.escape(note)}</p>' if note else ""
-    return f"<h2>{html.escape(title)}</h2>{told}\n{inside}" if inside else ""
+    lead = f'<p class="note">{html.escape(note)}</p>' if note else ""
+    return f"<h2>{html.escape(title)}</h2>{lead}\n{inside}" if inside else ""
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:

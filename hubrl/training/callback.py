@@ -118,8 +118,8 @@ class HubCallback(BaseCallback):
         self._logged_at = model.num_timesteps
         if isinstance(policy, HubDQNPolicy | HubActorCriticPolicy):
             self._acted = ActedSteps(len(_pathway_names(policy)))
-            if self._goes_on and policy.selection is not None:
-                self._evaluates = policy.selection.evaluation_arm
+            selection = policy.selection if self._goes_on else None
+            self._evaluates = -1 if selection is None else selection.evaluation_arm
         if isinstance(policy, HubActorCriticPolicy):
             if not isinstance(model, PPO | A2C):
                 name = type(model).__name__
@@ -170,7 +170,7 @@ class HubCallback(BaseCallback):
                 policy.selection.doubt_all()
                 policy.follow_selection()
             if self.probe_share:
-                self._tell_of_no_probe(budget, policy)
+                self._report_no_probe(budget, policy)
             return
         model.num_timesteps += result.steps
         self.num_timesteps = model.num_timesteps
@@ -186,8 +186,8 @@ class HubCallback(BaseCallback):
         for change in changes if self.verbose else ():
             print(f"[{self.model.num_timesteps} steps] {change}")  # noqa: T201 - as SB3's callbacks do at verbose=1
 
-    def _tell_of_no_probe(self, budget: int, policy: HubActorCriticPolicy) -> None:
-        """Say that segments decide nothing; as a warning too, where sentences are not printed."""
+    def _report_no_probe(self, budget: int, policy: HubActorCriticPolicy) -> None:
+        """Report that segments decide nothing; as a warning too where sentences are not printed."""
         instead = "whole episodes decide" if policy.selection is not None else "nothing decides"
         sentence = f"No probe: {budget} steps are too few for it; {instead} whom to trust."
         self._tell([sentence])
@@ -295,7 +295,7 @@ class HubCallback(BaseCallback):
                 self.logger.record(f"pathway/weight/{name}", acts, exclude=metrics.NO_TABLE)
 
     def _follow_evaluation_arm(self, selection: ArmSelection | None) -> None:
-        """Tell when another arm acts in evaluation."""
+        """Report when another arm acts in evaluation."""
         if selection is None or not selection.has_episodes:
             return
         if selection.evaluation_arm != self._evaluates:

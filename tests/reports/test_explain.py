@@ -15,7 +15,7 @@ def test_a_run_is_explained_in_about_ten_sentences(finished):
     sentences = explain(RunLog(finished))
     assert 6 <= len(sentences) <= 14
     text = "\n".join(sentences)
-    assert "mine: PPO with hub-pathway learned CartPole-v1 for 1," in text
+    assert "mine: PPO with hub-pathway trained on CartPole-v1 for 1," in text
     assert "Its hub has 2 sources, frozen: one, two." in text
     assert "Steps in training were played by" in text
     assert "The saved agent acts as" in text
@@ -33,7 +33,7 @@ def test_what_was_decided_is_kept_beside_the_run(finished):
 def test_a_run_without_sources_says_so(tmp_path, hub):
     run = make_run(tmp_path, hub, "plain", method="scratch", steps=128, eval_every=64)
     sentences = explain(RunLog(run))
-    assert "There was no hub: it learned from scratch." in sentences
+    assert "There was no hub: it trained from scratch." in sentences
     assert sentences[-1].startswith("At the end it earned")
 
 
