@@ -223,6 +223,7 @@ class HubCallback(BaseCallback):
         fresh_trains = policy.selection is not None and policy.selection.trial.fresh_claims
         return TrainingState(
             progress_remaining=model._current_progress_remaining,
+            has_callback=True,
             records_steps=self._records_steps,
             critic_only=model.num_timesteps < float(policy.get_buffer("warm_until"))
             and not fresh_trains,

@@ -57,6 +57,24 @@ def test_a_probe_that_has_no_room_is_a_warning_where_nothing_is_printed():
         watched(PPO, steps=64, callback=HubCallback())
 
 
+def test_learning_outputs_without_the_callback_is_a_warning():
+    env = toy_for(PPO)
+    model = target(PPO, env, tiny_hub(env).agent(PPO))
+    with pytest.warns(
+        HubrlWarning,
+        match="PPO learns from a hub without HubCallback: no source is probed or judged.*"
+        "pass callback=HubCallback",
+    ):
+        model.learn(64)
+
+
+@pytest.mark.filterwarnings("error:.* learns from a hub without HubCallback")
+def test_with_the_callback_or_features_there_is_no_warning():
+    watched(PPO, steps=64)
+    env = toy_for(PPO)
+    target(PPO, env, tiny_hub(env).agent(PPO, level="features")).learn(64)
+
+
 def test_a_probe_without_enough_steps_is_reported(capsys):
     watched(PPO, steps=64, callback=HubCallback(verbose=1))
     assert (
