@@ -1,11 +1,13 @@
 """Colours of pathways, the same in every figure, and the figure of who acted."""
 
 from collections.abc import Mapping, Sequence
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from hubrl.routing.pathways import FRESH
 from hubrl.selection.arm_evidence import TOGETHER_ARM
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PALETTE = (
     "#0072b2",
@@ -32,13 +34,15 @@ def pathway_colors(names: Sequence[str]) -> dict[str, str]:
     return {**by_position, **NO_SOURCE}
 
 
-def draw_shares(steps: Sequence[int], shares: Mapping[str, Sequence[float]]) -> Figure:
+def draw_shares(steps: Sequence[int], shares: Mapping[str, Sequence[float]]) -> "Figure":
     """Shares over a training as stacked areas, one a pathway.
 
     Args:
         steps: Environment steps of the records.
         shares: Share of the steps in which each pathway acted, record by record.
     """
+    from matplotlib.figure import Figure  # only here: it takes long to import
+
     colors = pathway_colors(list(shares))
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axis = figure.subplots()
