@@ -91,8 +91,12 @@ def enjoy(
     seed: Seed = EVALUATION_SEED,
 ) -> None:
     """Show an episode of a run's agent, with the pathway weights and who acts."""
-    from hubrl.reports.video import enjoy as enjoy_run
-
+    try:
+        from hubrl.reports.video import enjoy as enjoy_run
+    except ImportError as error:
+        raise BadConfig(
+            f"A picture needs a package that is not installed ({error}); install hubrl[video]."
+        ) from error
     with spinner(f"Playing {folder}"):
         shares = enjoy_run(folder, video, steps=steps, seed=seed)
     rows = [(name, f"{share:.0%}") for name, share in shares.items()]

@@ -1,6 +1,7 @@
 """Tags of SB3's logger; `docs/concepts/metrics.md` has the formula of each."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def record_acted(logger: Logger, names: Sequence[str], acted: ActedSteps, now: i
 
 
 def draw_acted(logger: Logger, names: Sequence[str], acted: ActedSteps, now: int) -> None:
-    """Write the figure of who acted over the training to TensorBoard, if it is among the outputs.
+    """Write the figure of who acted to TensorBoard, if it is among the outputs, and matplotlib there.
 
     SB3 writes nothing of its own accord after a training's end, so the figure goes straight to the
     writer.
@@ -115,7 +116,7 @@ def draw_acted(logger: Logger, names: Sequence[str], acted: ActedSteps, now: int
     writers = [
         one.writer for one in logger.output_formats if isinstance(one, TensorBoardOutputFormat)
     ]
-    if not writers or not acted.history:
+    if not writers or not acted.history or find_spec("matplotlib") is None:
         return
     steps = [step for step, _ in acted.history]
     shares = np.stack([row for _, row in acted.history]).T
