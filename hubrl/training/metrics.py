@@ -108,7 +108,7 @@ def record_acted(logger: Logger, names: Sequence[str], acted: ActedSteps, now: i
 
 
 def draw_acted(logger: Logger, names: Sequence[str], acted: ActedSteps, now: int) -> None:
-    """Write the figure of who acted to TensorBoard, if it is among the outputs, and matplotlib there.
+    """Write the figure of who acted to TensorBoard, where that and matplotlib are there.
 
     SB3 writes nothing of its own accord after a training's end, so the figure goes straight to the
     writer.
