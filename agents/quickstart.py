@@ -2,7 +2,8 @@
 
     python -m agents.quickstart
 
-Prints a table, draws `runs/quickstart/curves.png` and writes `runs/quickstart/summary.json`.
+Prints a table and what happened, draws `runs/quickstart/curves.png`, and writes
+`runs/quickstart/summary.json` and the report `runs/quickstart/hub-pathway/report.html`.
 """
 
 import json
@@ -21,13 +22,16 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hubrl import Hub
 from hubrl.experiments.config import RunConfig, read_config
 from hubrl.experiments.evaluation import Played, play
 from hubrl.experiments.run import start_run, train
+from hubrl.reports.explain import explain
+from hubrl.reports.run_log import RunLog, aligned
+from hubrl.reports.run_page import write_run_page
 from hubrl.tasks.make_env import make_env
+from hubrl.training.pathway_figures import pathway_colors
 
 mpl.use("Agg")
 
@@ -81,6 +85,9 @@ def main(
         f"{folder / 'summary.json'}."
     )
     console.print(f"Look further: tensorboard --logdir {folder}")
+    report = write_run_page(folder / "hub-pathway")
+    console.print("\n".join(explain(RunLog(folder / "hub-pathway"))))
+    console.print(f"The whole report of the hub's training: open {report} in a browser.")
 
 
 def train_side_by_side(
@@ -208,31 +215,15 @@ def evaluations(run: Path) -> Curve:
     return saved["timesteps"], saved["results"].mean(axis=1)
 
 
-def weights(run: Path) -> dict[str, Curve]:
-    """Mean pathway weights over training, from the run's TensorBoard log."""
-    events = EventAccumulator(
-        str(next((run).glob("tensorboard_*"))), size_guidance={"scalars": 0}
-    ).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("pathway/weight/")]
-    curves = {tag.removeprefix("pathway/weight/"): events.Scalars(tag) for tag in tags}
-    return {
-        name: (np.array([e.step for e in curve]), np.array([e.value for e in curve]))
-        for name, curve in curves.items()
-    }
-
-
 def draw(untouched: list[Played], folder: Path, settings: RunConfig) -> None:
-    """Learning curves, and under them pathway weights; a source has one colour in both."""
-    colours = {
-        name: f"C{index}"
-        for index, name in enumerate([*METHODS, *(one.name for one in untouched), "fresh"])
-    }
+    """Learning curves, and under them who acted; a source has one colour in both."""
+    colours = pathway_colors([one.name for one in untouched])
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(8, 7), sharex=True, height_ratios=(3, 2), layout="constrained"
     )
-    for name in METHODS:
+    for name, style in zip(METHODS, ("--", "-"), strict=True):
         steps, returns = evaluations(folder / name)
-        above.plot(steps, returns, color=colours[name], marker="o", markersize=3, label=name)
+        above.plot(steps, returns, style, color="black", marker="o", markersize=3, label=name)
     for one in untouched:
         above.axhline(
             one.mean, color=colours[one.name], linestyle=":", label=f"{one.name}, untouched"
@@ -242,17 +233,15 @@ def draw(untouched: list[Played], folder: Path, settings: RunConfig) -> None:
         title=f"{settings.task.split(':')[-1]} {settings.task_kwargs}, seed {settings.seed}",
     )
     above.legend(fontsize="small")
-    pathways = weights(folder / "hub-pathway")
-    names = [name for name in colours if name in pathways]
-    curves = [pathways[name][1] for name in names]
+    recorded, shares = aligned(RunLog(folder / "hub-pathway").acted)
     below.stackplot(
-        pathways[names[0]][0],
-        *curves,
-        labels=names,
-        colors=[colours[name] for name in names],
-        alpha=0.8,
+        recorded,
+        *shares.values(),
+        labels=list(shares),
+        colors=[colours[name] for name in shares],
+        linewidth=0,
     )
-    below.set(xlabel="environment steps", ylabel="mean pathway weight", ylim=(0, 1))
+    below.set(xlabel="environment steps", ylabel="share of steps acted", ylim=(0, 1))
     below.legend(fontsize="small", loc="center right")
     figure.savefig(folder / "curves.png", dpi=150)
     plt.close(figure)

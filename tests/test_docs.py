@@ -120,8 +120,8 @@ def test_the_commands_of_a_page_work_in_their_order(page, tmp_path, run):
     ]
     assert len(lines) > 1
     for line in lines:
-        if "hub check" in line or "hubrl study" in line:
-            # Twenty whole episodes of each source, and hours of training: `make test` has no time for them.
+        if any(long in line for long in ("hub check", "hubrl study", "hubrl compare", "enjoy")):
+            # Whole episodes, drawn or of each source, and hours of training: `make test` has no time for them.
             line = line + " --help"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of trainings that are this short
@@ -178,6 +178,11 @@ def test_the_metrics_page_names_exactly_the_tags_that_a_run_writes():
         )
         model.set_logger(Logger(None, [tags]))
         model.learn(200, callback=HubCallback(warmup_share=0.0, log_every=1))
+    swings = [PPO("MlpPolicy", "Pendulum-v1", seed=seed, device="cpu") for seed in (1, 2)]
+    kwargs = Hub.from_agents(swings, names=["one", "two"]).agent(PPO)
+    model = PPO(env="Pendulum-v1", **kwargs, n_steps=64, n_epochs=1, device="cpu", seed=0)
+    model.set_logger(Logger(None, [tags]))
+    model.learn(64, callback=HubCallback(log_every=1))
     sb3s = ("rollout", "train", "time", "eval")
     assert {
         named(tag) for record in tags.records for tag in record if tag.split("/")[0] not in sb3s
@@ -188,7 +193,7 @@ def named(tag):
     """A tag as the metrics page names it."""
     tag = re.sub(r"^(gate|progressive/scale)/.+/(one|two)$", r"\1/<layer>/<source>", tag)
     tag = re.sub(r"^(multipolar/theta|componet/attention)/(one|two)$", r"\1/<source>", tag)
-    tag = re.sub(r"^probe/fate/(one|two)$", "probe/fate/<source>", tag)
+    tag = re.sub(r"^probe/verdict/(one|two)$", "probe/verdict/<source>", tag)
     tag = re.sub(
         r"^trust/(return|episodes|evaluates|played)/(one|two|fresh|together)$",
         r"trust/\1/<arm>",

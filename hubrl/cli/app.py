@@ -36,6 +36,7 @@ from hubrl.cli.console import (
     spinner,
 )
 from hubrl.cli.hub_commands import hub_app
+from hubrl.cli.report_commands import report_app
 from hubrl.cli.study_commands import bench, study
 from hubrl.errors import BadConfig, HubrlError
 from hubrl.experiments import finished_run, run
@@ -60,6 +61,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 app.add_typer(hub_app, name="hub")
+app.add_typer(report_app)
 
 
 def _print_version(value: bool) -> None:
@@ -141,6 +143,7 @@ def train(
         print_line(f"Interrupted; `hubrl train {place}` goes on with it.")
         raise
     print_fields(result)
+    print_line(f"`hubrl explain {place}` says what happened, `hubrl report {place}` shows it.")
 
 
 def _set_steps(config: Path, changes: list[str], steps: str) -> list[str]:

@@ -60,6 +60,7 @@ def study(
     if report:
         return
     print_line(f"Results in {where}; {len(failed)} runs failed.")
+    print_line(f"`hubrl report {where}` makes one page of them.")
     if output.json:
         print_fields({"results": where, "failed": len(failed)})
     if failed:

@@ -15,6 +15,7 @@ from hubrl.experiments.statistics import estimate, mean_return
 from hubrl.experiments.study_tables import CURVE_COLUMNS
 from hubrl.experiments.tables import HUB_METHOD
 from hubrl.formats.files import write_atomically
+from hubrl.training.pathway_figures import pathway_colors
 
 UNTRAINED = {"zero-shot": ":", "oracle": "--"}
 """Methods without training, and the styles of their lines."""
@@ -143,7 +144,11 @@ def draw_intervals(runs: pd.DataFrame, pairs: list[tuple[str, str]], path: Path)
 
 
 def draw_pathways(pathways: pd.DataFrame, path: Path) -> None:
-    """Mean pathway weights over training, a panel for each target and hub; means over seeds."""
+    """Mean pathway weights over training, a panel for each target and hub; means over seeds.
+
+    A pathway has the same colour in every panel.
+    """
+    colors = pathway_colors(pathways["pathway"].astype(str).tolist())
     groups = {
         (str(task), str(hub)): rows
         for (task, hub), rows in pathways.groupby(["task", "hub"], sort=False)
@@ -153,8 +158,13 @@ def draw_pathways(pathways: pd.DataFrame, path: Path) -> None:
         bins = pd.cut(groups[pair]["step"], 20)
         means = groups[pair].groupby([bins, "pathway"], observed=True)["weight"].mean().unstack()
         middles = np.array([interval.mid for interval in means.index]) / 1000
+        names = list(means.columns)
         axis.stackplot(
-            middles, means.fillna(0).to_numpy().T, labels=list(means.columns), linewidth=0
+            middles,
+            means.fillna(0).to_numpy().T,
+            labels=names,
+            colors=[colors[name] for name in names],
+            linewidth=0,
         )
         axis.set(xlabel="thousand steps", ylabel="pathway weight", ylim=(0, 1))
         axis.legend(fontsize=6, loc="lower right")

@@ -10,6 +10,7 @@ runs/<name>_<k>/
     evaluations.npz     as SB3's EvalCallback writes it
     checkpoints/        the last two, until the run is finished
     model.zip           the agent, and vecnormalize.pkl beside it
+    trust.json          decisions about trust, and what every arm earned
     result.json         returns and times; a run with this file is finished
 """
 
@@ -157,7 +158,9 @@ def train(
         hub_callback = HubCallback(run.config.probe_share, run.config.warmup_share, verbose=1)
 
         def progress() -> RunProgress:
-            return before.after(hub_callback.probe_result, time.perf_counter() - started)
+            return before.after(
+                hub_callback.probe_result, hub_callback.decisions, time.perf_counter() - started
+            )
 
         every = run.config.checkpoint_every or run.tenth
         own = [

@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from hubrl.formats.files import new_folder, write_atomically
 from hubrl.formats.schema import write_yaml
 from hubrl.hub import Hub
 from hubrl.tasks.atari_game import FRAME_SKIP
+from hubrl.training.callback import Decision
+from hubrl.training.metrics import describe_arms
 from hubrl.training.probe import ProbeResult
 
 PACKAGES = (
@@ -41,10 +44,16 @@ class RunProgress(NamedTuple):
     """Seconds of training so far, evaluations included."""
     probe_steps: int = 0
     probe_kept: dict[str, bool] | None = None
+    decisions: Sequence[Sequence[Any]] = ()
+    """Step and sentence of every decision about trust."""
 
-    def after(self, probed: ProbeResult | None, seconds: float) -> "RunProgress":
-        """The progress some seconds later, with the probe that ended in them, if any."""
-        later = self._replace(wall_s=self.wall_s + seconds)
+    def after(
+        self, probed: ProbeResult | None, decisions: Sequence[Decision], seconds: float
+    ) -> "RunProgress":
+        """The progress some seconds later, with the probe and the decisions made in them."""
+        later = self._replace(
+            wall_s=self.wall_s + seconds, decisions=[*self.decisions, *map(list, decisions)]
+        )
         return (
             later
             if probed is None
@@ -75,7 +84,12 @@ def write_run_folder(folder: Path, config: RunConfig, hub: Hub | None) -> None:
 def write_result(
     folder: Path, config: RunConfig, model: BaseAlgorithm, played: Played, progress: RunProgress
 ) -> dict[str, Any]:
-    """Write and return `result.json`, by which a run counts as finished."""
+    """Write `trust.json`, and `result.json`, by which a run counts as finished; return the latter.
+
+    `trust.json` holds the decisions about trust, and what every arm earned.
+    """
+    trust = {"decisions": progress.decisions, "arms": describe_arms(model.policy)}
+    write_atomically(folder / "trust.json", json.dumps(trust, indent=2) + "\n")
     result = {
         "task": config.task,
         "method": config.method,

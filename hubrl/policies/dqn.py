@@ -43,7 +43,7 @@ from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.fresh_trial import Phase
 from hubrl.selection.settings import TrustSettings
 from hubrl.sources import shared
-from hubrl.sources.observation_batch import check_no_nan
+from hubrl.sources.observation_batch import check_division, check_no_nan
 from hubrl.sources.preprocessing import Observations
 
 
@@ -93,6 +93,7 @@ class HubDQNPolicy(DQNPolicy):
 
     action_space: spaces.Discrete
     _is_learning: Callable[[], bool]
+    _acted: Int[np.ndarray, " pathways"]
 
     def __init__(
         self,
@@ -176,6 +177,11 @@ class HubDQNPolicy(DQNPolicy):
         self._lesson = self._next_lesson()
         self.selection.next_turn(env, counts=counts or self._pauses)
 
+    def take_acted(self) -> Int[np.ndarray, " pathways"]:
+        """Steps in which each pathway chose the action of the training since the last call."""
+        acted, self._acted = self._acted, np.zeros_like(self._acted)
+        return acted
+
     def make_q_net(self) -> QNetwork:
         """SB3's Q-network with a teaching loss, or that of the source that is trained further."""
         if self.tuned_card is not None:
@@ -237,6 +243,7 @@ class HubDQNPolicy(DQNPolicy):
         return learnt
 
     def _build(self, lr_schedule: Schedule) -> None:
+        check_division(self.spec.sources, self.observation_space, self.normalize_images)
         meanings = check_meanings(self.teaching.action_meanings, self.action_space)
         self._target = target = TargetSpec(
             self.observation_space,
@@ -268,6 +275,7 @@ class HubDQNPolicy(DQNPolicy):
         self._pauses = False
         self._is_learning = never
         self._lesson = (self.learner, 0.0)
+        self._acted = np.zeros(self.learner + 1, dtype=np.int64)
         if isinstance(self.q_net, TaughtQNetwork):
             self.q_net.teach = self._taught
 
@@ -279,6 +287,8 @@ class HubDQNPolicy(DQNPolicy):
         acting = (
             self.selection.playing if training else np.full(n_rows, self.selection.evaluation_arm)
         )
+        if training:
+            self._acted += np.bincount(acting, minlength=len(self._acted))
         return self.act_as(obs, torch.as_tensor(acting, device=self.device))
 
     def _taught(self, obs: PyTorchObs, q_values: Tensor) -> Tensor:

@@ -207,22 +207,38 @@ def parts_in(module: nn.Module, kind: type[Part]) -> list[Part]:
     )
 
 
-def warn_without_callback(module: nn.Module) -> None:
-    """Warn, from within `learn`, where sources read what the target's VecNormalize made of it."""
+def warn_without_callback(module: nn.Module, *, needs_callback: bool = False) -> None:
+    """Warn, from within `learn`, of what goes wrong without HubCallback.
+
+    Sources read what the target's VecNormalize made of observations, or nothing judges them.
+
+    Args:
+        module: The policy or the extractor.
+        needs_callback: Whether sources are judged by HubCallback, and there is none.
+    """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_name != "learn":
         frame = frame.f_back
     model = None if frame is None else frame.f_locals.get("self")
-    vec = model.get_vec_normalize_env() if isinstance(model, BaseAlgorithm) else None
-    if vec is None or not vec.norm_obs:
+    if not isinstance(model, BaseAlgorithm):
         return
-    if not any(pathways.sees_through for pathways in parts_in(module, Pathways)):
+    vec = model.get_vec_normalize_env()
+    seen = any(pathways.sees_through for pathways in parts_in(module, Pathways))
+    if vec is not None and vec.norm_obs and not seen:
         warnings.warn(UNSEEN, HubrlWarning, stacklevel=2)
+    elif needs_callback:
+        warnings.warn(UNJUDGED.format(type(model).__name__), HubrlWarning, stacklevel=2)
 
 
 UNSEEN = (
     "The environment is under VecNormalize and no HubCallback undoes it for the sources, which so "
     "compute wrong actions; pass callback=HubCallback() to learn."
+)
+
+
+UNJUDGED = (
+    "{} learns from a hub without HubCallback: no source is probed or judged, schedules of methods "
+    "stand still, and no pathway is logged; pass callback=HubCallback() to learn."
 )
 
 

@@ -9,7 +9,7 @@ from hubrl.errors import SpaceMismatch
 from hubrl.formats.hub_spec import Precision
 from hubrl.formats.spaces import describe, differing_bounds, fits
 from hubrl.sources import action_params
-from hubrl.sources.observation_batch import divided_image, leaves_images_undivided
+from hubrl.sources.observation_batch import image_scale_problem
 from hubrl.sources.source import Source
 
 
@@ -59,18 +59,9 @@ def check_fit(source: Source, target: TargetSpec) -> None:
             f"observes {describe(source.space)}; leave it out, or, if the target observes what it "
             "reads and more, take source.adapted(observes=...) (`hubrl hub add --observes`)."
         )
-    if leaves_images_undivided(source.card, target.observation_space):
-        raise SpaceMismatch(
-            f"Source {source.name!r} learned from uint8 images, which SB3 divides by 255; those "
-            "of the target are of another dtype and are not divided. Let the target observe uint8."
-        )
-    divided = divided_image(source.card, target.observation_space)
-    if divided is not None:
-        raise SpaceMismatch(
-            f"Source {source.name!r} learned from images {divided!r} that were not divided by 255, "
-            "and SB3 divides those of the target, which are uint8; put the target under "
-            "VecNormalize, or let it observe floats."
-        )
+    problem = image_scale_problem(source.card, target.observation_space)
+    if problem is not None:
+        raise SpaceMismatch(f"Source {source.name!r} {problem}")
     if target.level == "outputs":
         _check_actions(source, target)
 

@@ -111,6 +111,11 @@ class ArmEvidence(nn.Module):
         return [source for source in self.first_compared if not self.records.count(source)]
 
     @property
+    def has_episodes(self) -> bool:
+        """Whether any arm has a whole episode on record."""
+        return any(self.records.count(arm) for arm in range(self.untrained))
+
+    @property
     def is_screened(self) -> bool:
         """Whether the first comparison of the sources is over."""
         return bool(self.get_buffer("screened"))

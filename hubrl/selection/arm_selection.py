@@ -376,5 +376,7 @@ class ArmSelection(ArmEvidence):
             if phase is Phase.ALONE
             else "the hub plays to the end"
         )
+        if np.isnan(ahead):
+            return f"Too few episodes of the fresh pathway ended in its trial: {goes_on}."
         expected = f"the fresh pathway is expected to earn {ahead:.4g}, the hub {behind:.4g}"
         return f"By the end {expected}: {goes_on}."

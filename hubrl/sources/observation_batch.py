@@ -14,7 +14,7 @@ from stable_baselines3.common.preprocessing import (
 )
 from torch import Tensor
 
-from hubrl.errors import NotFinite, SpaceMismatch
+from hubrl.errors import BadConfig, NotFinite, SpaceMismatch
 from hubrl.formats.cards import Key, Keys, SourceCard
 from hubrl.formats.spaces import describe, fits
 from hubrl.sources.preprocessing import Observations, apply_steps
@@ -108,13 +108,29 @@ def divides_images(cards: Iterable[SourceCard]) -> bool:
     Raises:
         SpaceMismatch: If some of them read images from 0 to 1 and some from 0 to 255.
     """
-    scales = {_reads_divided(card) for card in cards if _reads_images(card.observations)}
-    if len(scales) > 1:
+    reading = [card for card in cards if _reads_images(card.observations)]
+    scales = {_reads_divided(card) for card in reading}
+    if len(scales) > 1 and any(is_image_space(card.observations) for card in reading):
         raise SpaceMismatch(
             "Some sources read images from 0 to 1 and some from 0 to 255 (normalize_images=False, "
             "VecNormalize over images, or images of floats); make a hub of either."
         )
-    return False not in scales
+    return scales != {False}
+
+
+def check_division(cards: Iterable[SourceCard], space: spaces.Space[Any], given: bool) -> None:
+    """Refuse a policy's `normalize_images` that is not the sources'.
+
+    Raises:
+        BadConfig: If the target observes uint8 images on another scale than sources read.
+    """
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    if any(is_image_space(part) for part in parts) and divides_images(cards) != given:
+        scale = "0 to 255" if given else "0 to 1"
+        raise BadConfig(
+            f"normalize_images={given} was given, and the sources read images from {scale}; leave "
+            "it out."
+        )
 
 
 def _reads_images(space: spaces.Space[Any]) -> bool:
@@ -128,44 +144,58 @@ def _reads_divided(card: SourceCard) -> bool:
     SB3 divides uint8 images alone: not those of floats, nor those that VecNormalize normalised.
     """
     space = card.observations
-    raw = isinstance(space, spaces.Box) and _is_undivided(space)
-    return card.normalize_images and not raw
+    if isinstance(space, spaces.Box) and len(space.shape) == 3 and not is_image_space(space):
+        return float(space.high.max()) <= 1
+    return card.normalize_images
 
 
-def _is_undivided(space: spaces.Box) -> bool:
-    wide = len(space.shape) == 3 and float(space.high.max()) > 1
-    return wide and not is_image_space(space)
+def image_scale_problem(card: SourceCard, space: spaces.Space[Any]) -> str | None:
+    """Reason why a target's images reach a source on another scale than its own did, if they do.
 
-
-def divided_image(card: SourceCard, space: spaces.Space[Any]) -> str | None:
-    """Key of an image that a source reads undivided in a Dict, and SB3 divides in a target's."""
-    own = card.observations
-    if card.preprocessing or not isinstance(own, spaces.Dict) or not isinstance(space, spaces.Dict):
-        return None
-    boxes = ((key, part) for key, part in own.spaces.items() if isinstance(part, spaces.Box))
-    raw = [key for key, part in boxes if _is_undivided(part)]
-    return next((key for key in raw if card.normalize_images and is_image_space(space[key])), None)
-
-
-def leaves_images_undivided(card: SourceCard, space: spaces.Space[Any]) -> bool:
-    """Whether a source reads images from 0 to 1 that SB3 leaves from 0 to 255 in a target's space.
-
-    SB3 divides uint8 images alone; those of another dtype arrive as they are.
+    Args:
+        card: Card of the source.
+        space: Observations of the target, whose images SB3 divides by 255 if they are uint8 and
+            `divides_images` is true for the hub.
     """
-    if card.preprocessing or not card.normalize_images:
-        return False
     own = card.observations
+    if card.preprocessing:
+        return None
+    parts = [(own, space)]
     if isinstance(own, spaces.Dict) and isinstance(space, spaces.Dict):
-        pairs = [(part, space[key]) for key, part in own.spaces.items()]
-    else:
-        pairs = [(own, space)]
-    return any(
-        isinstance(there, spaces.Box)
-        and is_image_space(here)
-        and not is_image_space(there)
-        and float(there.high.max()) > 1
-        for here, there in pairs
-    )
+        parts = [(part, space[key]) for key, part in own.spaces.items()]
+    for here, there in parts:
+        if isinstance(here, spaces.Box) and isinstance(there, spaces.Box) and len(here.shape) == 3:
+            in_dict = isinstance(own, spaces.Dict)
+            problem = _pair_problem(here, there, card.normalize_images, in_dict=in_dict)
+            if problem is not None:
+                return problem
+    return None
+
+
+def _pair_problem(
+    here: spaces.Box, there: spaces.Box, normalize: bool, *, in_dict: bool
+) -> str | None:
+    """As `image_scale_problem`, for one image of a source (here) and of the target (there)."""
+    own_bytes, most = is_image_space(here), float(there.high.max())
+    if not is_image_space(there):
+        if own_bytes and normalize and most > 1:
+            return (
+                "learned from uint8 images, which SB3 divides by 255; those of the target are of "
+                "another dtype and are not divided. Let the target observe uint8."
+            )
+        raw = own_bytes and not normalize
+        if most <= 1 and (raw or (float(here.high.max()) == 255 and not own_bytes)):
+            return (
+                "reads images from 0 to 255, and those of the target go from 0 to 1. Let the "
+                "target observe uint8."
+            )
+    elif in_dict and normalize and not own_bytes and float(here.high.max()) > 1:
+        return (
+            "learned from images in a Dict that were not divided by 255, and SB3 divides those of "
+            "the target, which are uint8. Put the target under VecNormalize, or let it observe "
+            "floats."
+        )
+    return None
 
 
 def zero_observations(space: spaces.Space[Any]) -> Observations:

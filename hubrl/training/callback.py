@@ -1,6 +1,7 @@
 """The callback of a training with a hub: probe, selection, critic's warm-up, metrics."""
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 from stable_baselines3.a2c import A2C
@@ -19,6 +20,7 @@ from hubrl.policies.on_policy.rollout_buffer import install_rollout_buffer
 from hubrl.policies.on_policy.step import TrainingState
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.training import metrics
+from hubrl.training.acted_steps import ActedSteps
 from hubrl.training.critic_scaling import CriticScaling
 from hubrl.training.episodes import EpisodeReturns
 from hubrl.training.finite import FiniteCheck, check_step
@@ -27,6 +29,14 @@ from hubrl.training.source_selection import SourceSelection
 
 FEW_RANDOM = 0.2
 """Share of random actions up to which an episode says what its arm earns."""
+
+
+class Decision(NamedTuple):
+    """What was decided about trust, and why."""
+
+    step: int
+    """Environment steps when it was decided."""
+    sentence: str
 
 
 class HubCallback(BaseCallback):
@@ -46,7 +56,8 @@ class HubCallback(BaseCallback):
             learns; actors that are good already would be spoiled by advantages of a critic that has
             learned nothing. None where every source was dropped.
         log_every: Environment steps between two records, over all parallel environments.
-        verbose: 1 to print what the probe measured and what is decided later.
+        verbose: 1 to print what the probe measured and what is decided later; `decisions` holds the
+            same, and the logger gets it as text.
 
     Raises:
         BadConfig: If a share is none.
@@ -76,10 +87,14 @@ class HubCallback(BaseCallback):
         self.warmup_share = warmup_share
         self.log_every = log_every
         self.probe_result: ProbeResult | None = None
+        self.decisions: list[Decision] = []
+        """Every decision about trust so far."""
         self._logged_at = 0
         self._selection: SourceSelection | None = None
         self._scaling: CriticScaling | None = None
         self._episodes: EpisodeReturns | None = None
+        self._acted = ActedSteps(0)
+        self._evaluates = -1
         self._records_steps = False
         self._finite: FiniteCheck | None = None
 
@@ -101,6 +116,10 @@ class HubCallback(BaseCallback):
             self._finite.begin(self.training_env)
         metrics.record_hub(self.logger, model)
         self._logged_at = model.num_timesteps
+        if isinstance(policy, HubDQNPolicy | HubActorCriticPolicy):
+            self._acted = ActedSteps(len(_pathway_names(policy)))
+            selection = policy.selection if self._goes_on else None
+            self._evaluates = -1 if selection is None else selection.evaluation_arm
         if isinstance(policy, HubActorCriticPolicy):
             if not isinstance(model, PPO | A2C):
                 name = type(model).__name__
@@ -150,13 +169,8 @@ class HubCallback(BaseCallback):
             if policy.selection is not None:
                 policy.selection.doubt_all()
                 policy.follow_selection()
-            if budget:
-                self._tell(
-                    [
-                        f"No probe: {budget} steps are too few for it; whole episodes decide whom "
-                        "to trust."
-                    ]
-                )
+            if self.probe_share:
+                self._report_no_probe(budget, policy)
             return
         model.num_timesteps += result.steps
         self.num_timesteps = model.num_timesteps
@@ -166,10 +180,20 @@ class HubCallback(BaseCallback):
         self._tell([metrics.describe_probe(result)])
 
     def _tell(self, changes: list[str]) -> None:
-        """Log sentences about trust, and print them at `verbose=1`."""
+        """Keep and log sentences about trust, and print them at `verbose=1`."""
+        self.decisions += [Decision(self.model.num_timesteps, change) for change in changes]
         metrics.record_changes(self.logger, changes)
         for change in changes if self.verbose else ():
             print(f"[{self.model.num_timesteps} steps] {change}")  # noqa: T201 - as SB3's callbacks do at verbose=1
+
+    def _report_no_probe(self, budget: int, policy: HubActorCriticPolicy) -> None:
+        """Report that segments decide nothing; as a warning too where sentences are not printed."""
+        instead = "whole episodes decide" if policy.selection is not None else "nothing decides"
+        sentence = f"No probe: {budget} steps are too few for it; {instead} whom to trust."
+        self._tell([sentence])
+        if not self.verbose:
+            remedy = "train for longer, or give HubCallback a greater probe_share"
+            warnings.warn(f"{sentence} For a probe {remedy}.", HubrlWarning, stacklevel=2)
 
     def _warm_up(self, policy: HubActorCriticPolicy) -> None:
         """From now on only the critic learns, for a while."""
@@ -199,6 +223,7 @@ class HubCallback(BaseCallback):
         fresh_trains = policy.selection is not None and policy.selection.trial.fresh_claims
         return TrainingState(
             progress_remaining=model._current_progress_remaining,
+            has_callback=True,
             records_steps=self._records_steps,
             critic_only=model.num_timesteps < float(policy.get_buffer("warm_until"))
             and not fresh_trains,
@@ -229,6 +254,8 @@ class HubCallback(BaseCallback):
             self._scaling.step(rewards, dones)
             if self._selection is not None:
                 self._selection.step(rewards, dones, self.locals["infos"])
+        if len(self._acted.counts):
+            self._acted.add(policy, len(dones))
         if isinstance(policy, HubDQNPolicy) and self._episodes is not None:
             assert isinstance(self.model, DQN)
             telling = self.model.exploration_rate <= max(
@@ -248,16 +275,33 @@ class HubCallback(BaseCallback):
         if self.model.num_timesteps - self._logged_at < self.log_every:
             return
         self._logged_at = self.model.num_timesteps
-        if isinstance(policy, HubDQNPolicy):
-            metrics.record_selection(self.logger, policy.selection)
-            for index, name in enumerate(policy.pathways.names):
-                acts = float(index == policy.selection.evaluation_arm)
-                self.logger.record(f"pathway/weight/{name}", acts, exclude=metrics.NO_TABLE)
+        if isinstance(policy, HubDQNPolicy | HubActorCriticPolicy):
+            self._record_pathways(policy)
         if self._selection is not None:
             metrics.record_selection(self.logger, self._selection.selection, self._selection.acted)
             self._selection.acted[:] = 0
         for method in self._methods[:1]:
             metrics.record_method(self.logger, method)
+
+    def _record_pathways(self, policy: HubDQNPolicy | HubActorCriticPolicy) -> None:
+        names, now = _pathway_names(policy), self.model.num_timesteps
+        metrics.record_acted(self.logger, names, self._acted, now)
+        self._follow_evaluation_arm(policy.selection)
+        if isinstance(policy, HubActorCriticPolicy):
+            metrics.record_stds(self.logger, policy)
+        else:
+            metrics.record_selection(self.logger, policy.selection)
+            for index, name in enumerate(policy.pathways.names):
+                acts = float(index == policy.selection.evaluation_arm)
+                self.logger.record(f"pathway/weight/{name}", acts, exclude=metrics.NO_TABLE)
+
+    def _follow_evaluation_arm(self, selection: ArmSelection | None) -> None:
+        """Report when another arm acts in evaluation."""
+        if selection is None or not selection.has_episodes:
+            return
+        if selection.evaluation_arm != self._evaluates:
+            self._evaluates = selection.evaluation_arm
+            self._tell([metrics.describe_evaluation_arm(selection)])
 
     def _on_training_end(self) -> None:
         policy = self.model.policy
@@ -268,6 +312,10 @@ class HubCallback(BaseCallback):
         if self._selection is not None:
             self._warn_if_too_short(self._selection.selection)
             self._selection.end()
+        if isinstance(policy, HubDQNPolicy | HubActorCriticPolicy):
+            self._follow_evaluation_arm(policy.selection)
+            names, now = _pathway_names(policy), self.model.num_timesteps
+            metrics.draw_acted(self.logger, names, self._acted, now)
         if isinstance(policy, HubActorCriticPolicy):
             policy.training_state = TrainingState()
             policy.end_update()
@@ -292,6 +340,11 @@ TOO_SHORT = (
     "A training of {} steps ended before {} had played a whole episode, so the agent was chosen by "
     "less than that; train for longer, or with fewer parallel environments."
 )
+
+
+def _pathway_names(policy: HubDQNPolicy | HubActorCriticPolicy) -> list[str]:
+    pathways = policy.pathways if isinstance(policy, HubDQNPolicy) else policy.method.pathways
+    return pathways.names
 
 
 def _explore_as_before(model: DQN) -> None:

@@ -1,11 +1,14 @@
 """Tags of SB3's logger; `docs/concepts/metrics.md` has the formula of each."""
 
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.logger import HParam, Logger
+from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
 
 from hubrl.formats.hub_spec import HubSpec
 from hubrl.formats.schema import write_yaml
@@ -13,13 +16,20 @@ from hubrl.methods.base import Method
 from hubrl.policies.dqn import HubDQNPolicy
 from hubrl.policies.extractor import HubExtractor
 from hubrl.policies.on_policy.policy import HubActorCriticPolicy
+from hubrl.routing.pathways import FRESH
 from hubrl.selection.arm_selection import ArmSelection
+from hubrl.selection.probe_verdict import Fate
+from hubrl.training.acted_steps import ActedSteps
+from hubrl.training.pathway_figures import draw_shares
 from hubrl.training.probe import ProbeResult
 
 # SB3's table cuts keys at 36 characters and refuses two that are then alike; names of sources can
 # be long.
 NO_TABLE = ("stdout", "log")
 TENSORBOARD_ONLY = ("stdout", "log", "json", "csv")
+
+DECISIONS = "trust/log"
+"""Tag of the sentences about trust."""
 
 
 def record_method(logger: Logger, method: Method) -> None:
@@ -41,7 +51,9 @@ def record_method(logger: Logger, method: Method) -> None:
             )
             if len(sums.last):
                 logger.record(
-                    f"pathway/weights/{name}", sums.last[:, index].clone(), exclude=TENSORBOARD_ONLY
+                    f"pathway/histogram/{name}",
+                    sums.last[:, index].clone(),
+                    exclude=TENSORBOARD_ONLY,
                 )
         logger.record("pathway/entropy_nats", sums.entropy / sums.rows)
         logger.record("pathway/active_sources", float(sums.active.sum()) / sums.rows)
@@ -87,19 +99,60 @@ def record_selection(
         logger.record("trust/forecast/hub", behind, exclude=NO_TABLE)
 
 
+def record_acted(logger: Logger, names: Sequence[str], acted: ActedSteps, now: int) -> None:
+    """Record the share of environment steps in which each pathway acted since the last record."""
+    if acted.counts.any():
+        for name, share in zip(names, acted.shares(), strict=True):
+            logger.record(f"pathway/acted/{name}", float(share), exclude=NO_TABLE)
+    acted.reset(now)
+
+
+def draw_acted(logger: Logger, names: Sequence[str], acted: ActedSteps, now: int) -> None:
+    """Write the figure of who acted to TensorBoard, where that and matplotlib are there.
+
+    SB3 writes nothing of its own accord after a training's end, so the figure goes straight to the
+    writer.
+    """
+    writers = [
+        one.writer for one in logger.output_formats if isinstance(one, TensorBoardOutputFormat)
+    ]
+    if not writers or not acted.history or find_spec("matplotlib") is None:
+        return
+    steps = [step for step, _ in acted.history]
+    shares = np.stack([row for _, row in acted.history]).T
+    figure = draw_shares(steps, dict(zip(names, shares, strict=True)))
+    for writer in writers:
+        writer.add_figure("pathway/acted", figure, now, close=False)
+
+
+def record_stds(logger: Logger, policy: HubActorCriticPolicy) -> None:
+    """Record each pathway's mean standard deviation over actions, where it is learned."""
+    if not isinstance(policy.action_space, spaces.Box):
+        return
+    names = policy.method.pathways.names
+    log_stds = dict(zip(names, policy.method.pathways.log_stds, strict=False))
+    if names[-1] == FRESH:
+        log_stds[FRESH] = policy.log_std
+    for name, log_std in log_stds.items():
+        std = float(log_std.detach().exp().mean())
+        logger.record(f"pathway/std/{name}", std, exclude=NO_TABLE)
+
+
 def record_probe(logger: Logger, result: ProbeResult) -> None:
-    """Record what a probe measured, and how far it trusts each pathway (`Fate`)."""
+    """Record what a probe measured, and its verdict on each source."""
     logger.record("probe/steps", result.steps)
     for name, returns in result.returns.items():
         logger.record(f"probe/return/{name}", float(np.mean(returns)), exclude=NO_TABLE)
         if name in result.fates:
-            logger.record(f"probe/fate/{name}", int(result.fates[name]), exclude=NO_TABLE)
+            logger.record(f"probe/verdict/{name}", VERDICTS[result.fates[name]], exclude=NO_TABLE)
 
 
 def record_changes(logger: Logger, changes: list[str]) -> None:
-    """Record sentences about trust as text."""
+    """Record sentences about trust as text, after those that are not written yet."""
     if changes:
-        logger.record("trust/log", "  \n".join(changes), exclude=TENSORBOARD_ONLY)
+        waiting = logger.name_to_value.get(DECISIONS)
+        lines = [*([waiting] if isinstance(waiting, str) else []), *changes]
+        logger.record(DECISIONS, "  \n".join(lines), exclude=TENSORBOARD_ONLY)
 
 
 def describe_probe(result: ProbeResult) -> str:
@@ -109,20 +162,65 @@ def describe_probe(result: ProbeResult) -> str:
         spread = (
             np.std(returns, ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else float("nan")
         )
-        fate = FATES[result.fates[name]] if name in result.fates else "untrained networks"
+        fate = REASONS[result.fates[name]] if name in result.fates else "untrained networks"
         lines.append(
             f"  {name}: {np.mean(returns):.1f} ± {spread:.1f} over {len(returns)} segments, {fate}"
         )
     return "\n".join(lines)
 
 
-FATES = (
-    "dropped: clearly no better than untrained networks",
-    "deferred: clearly worse than the best source",
-    "in doubt: whole episodes decide",
-    "kept: clearly better than untrained networks",
-)
+VERDICTS = {
+    Fate.DROPPED: "dropped",
+    Fate.DEFERRED: "deferred",
+    Fate.DOUBTED: "in doubt",
+    Fate.KEPT: "kept",
+}
+"""Words for each `Fate`."""
+
+REASONS = {
+    Fate.DROPPED: "dropped: clearly no better than untrained networks",
+    Fate.DEFERRED: "deferred: clearly worse than the best source",
+    Fate.DOUBTED: "in doubt: whole episodes decide",
+    Fate.KEPT: "kept: clearly better than untrained networks",
+}
 """What each `Fate` means."""
+
+
+def describe_evaluation_arm(selection: ArmSelection) -> str:
+    """The arm that acts in evaluation, and the returns by which it was chosen."""
+    arm, records = selection.evaluation_arm, selection.records
+    sentence = f"{records.names[arm]} acts in evaluation from now on: {_on_record(selection, arm)}"
+    source = selection.best_source
+    if source is None or source == arm or not records.count(source):
+        return f"{sentence}."
+    return f"{sentence}; the best source, {records.names[source]}, {_on_record(selection, source)}."
+
+
+def describe_arms(policy: torch.nn.Module) -> dict[str, dict[str, Any]]:
+    """Verdict, returns on record and role in evaluation of every arm, as plain data.
+
+    Empty for a policy without arms.
+    """
+    selection = getattr(policy, "selection", None)
+    if not isinstance(selection, ArmSelection):
+        return {}
+    arms: dict[str, dict[str, Any]] = {}
+    for arm, name in enumerate(selection.records.names[: selection.untrained]):
+        is_source = arm < selection.n_sources
+        arms[name] = {
+            "verdict": VERDICTS[selection.fate(arm)] if is_source else None,
+            "returns": selection.records.returns(arm),
+            "evaluates": arm == selection.evaluation_arm,
+        }
+    return arms
+
+
+def _on_record(selection: ArmSelection, arm: int) -> str:
+    count = selection.records.count(arm)
+    if not count:
+        return "no whole episode yet"
+    episodes = "episode" if count == 1 else "episodes"
+    return f"{selection.records.mean_return(arm):.4g} over {count} {episodes}"
 
 
 def record_hub(logger: Logger, model: BaseAlgorithm) -> None:

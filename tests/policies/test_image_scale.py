@@ -8,10 +8,11 @@ from gymnasium import spaces
 from stable_baselines3 import DQN, PPO
 from untrained import FLAT, KEYS, Noise, draw, normalised, untrained
 
-from hubrl import Hub, SpaceMismatch, load_agent
+from hubrl import BadConfig, Hub, SpaceMismatch, load_agent
 
 BYTES = spaces.Box(0, 255, (3, 36, 36), np.uint8)
 FLOATS = spaces.Box(0, 255, (3, 36, 36), np.float32)
+UNIT = spaces.Box(0, 1, (3, 36, 36), np.float32)
 ROWS = 20
 
 
@@ -58,9 +59,44 @@ def test_two_scales_make_no_hub(tmp_path):
         Hub([source, other]).agent(PPO)
 
 
-def test_in_a_dict_the_part_that_is_divided_is_named(tmp_path):
+def test_in_a_dict_images_that_are_divided_are_refused(tmp_path):
     space = spaces.Dict(camera=BYTES, joints=FLAT)
     # VecNormalize changes a Dict in place.
     _, source, _ = under_statistics(tmp_path, copy.deepcopy(space))
-    with pytest.raises(SpaceMismatch, match="learned from images 'camera' that were not divided"):
+    with pytest.raises(SpaceMismatch, match="learned from images in a Dict that were not divided"):
         acts(source, space, None)
+
+
+@pytest.mark.parametrize("unscaled", [False, True], ids=["as they are", "normalize_images=False"])
+def test_images_from_0_to_1_reach_a_source_from_0_to_1(unscaled):
+    model = untrained(PPO, UNIT, KEYS, policy_kwargs={"normalize_images": not unscaled})
+    source, seen = Hub.from_agents([model])[0], draw(BYTES, ROWS)
+    unit = (seen / 255).astype(np.float32)
+    expected = model.predict(unit, deterministic=True)[0]
+    np.testing.assert_array_equal(acts(source, BYTES, seen), expected)
+    np.testing.assert_array_equal(acts(source, UNIT, unit), expected)
+
+
+@pytest.mark.parametrize("space", [BYTES, FLOATS], ids=["bytes", "floats"])
+def test_images_from_0_to_1_are_refused_by_a_source_that_reads_them_to_255(space):
+    raw = {"normalize_images": False}
+    source = Hub.from_agents([untrained(PPO, space, KEYS, policy_kwargs=raw)])[0]
+    with pytest.raises(SpaceMismatch, match="reads images from 0 to 255, and those of the target"):
+        acts(source, UNIT, None)
+
+
+def test_boxes_of_three_axes_that_are_no_images_may_have_any_bounds():
+    grids = [spaces.Box(-bound, bound, (5, 6, 7)) for bound in (1.0, 2.0)]
+    hub = Hub.from_agents([untrained(PPO, grid, KEYS) for grid in grids])
+    PPO(env=Noise(grids[0], KEYS), **hub.agent(PPO), device="cpu", n_steps=8, batch_size=8)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, DQN])
+@pytest.mark.parametrize("divided", [False, True])
+def test_another_scale_in_policy_kwargs_is_refused(algorithm, divided):
+    kwargs = {"normalize_images": divided, "net_arch": [8]}
+    source = Hub.from_agents([untrained(DQN, BYTES, KEYS, policy_kwargs=kwargs)])[0]
+    made = Hub([source]).agent(algorithm, "hub-pathway", level="outputs")
+    made["policy_kwargs"]["normalize_images"] = not divided
+    with pytest.raises(BadConfig, match=f"normalize_images={not divided} was given, and the sou"):
+        algorithm(env=Noise(BYTES, KEYS), **made, device="cpu")

@@ -22,8 +22,7 @@ from hubrl.policies.extractor import parts_in, see_through_normalisation
 from hubrl.reading import read_live
 from hubrl.routing.pathways import FRESH
 from hubrl.routing.source_pathway import SourcePathway
-from hubrl.selection.probe_verdict import Fate
-from hubrl.training.metrics import hub_spec
+from hubrl.training.metrics import VERDICTS, hub_spec, record_changes
 
 FAR = spaces.Box(-1000.0, 1000.0, (4,))
 
@@ -47,6 +46,33 @@ def test_a_share_that_is_none_is_refused(given):
     (name, value), *_ = given.items()
     with pytest.raises(BadConfig, match=f"{name}={value!r} was given; expected a share"):
         HubCallback(**given)
+
+
+def test_a_probe_that_has_no_room_is_a_warning_where_nothing_is_printed():
+    with pytest.warns(
+        HubrlWarning,
+        match="No probe: 1 steps are too few for it; whole episodes decide whom to trust. For a "
+        "probe train for longer, or give HubCallback a greater probe_share.",
+    ):
+        watched(PPO, steps=64, callback=HubCallback())
+
+
+def test_learning_outputs_without_the_callback_is_a_warning():
+    env = toy_for(PPO)
+    model = target(PPO, env, tiny_hub(env).agent(PPO))
+    with pytest.warns(
+        HubrlWarning,
+        match="PPO learns from a hub without HubCallback: no source is probed or judged.*"
+        "pass callback=HubCallback",
+    ):
+        model.learn(64)
+
+
+@pytest.mark.filterwarnings("error:.* learns from a hub without HubCallback")
+def test_with_the_callback_or_features_there_is_no_warning():
+    watched(PPO, steps=64)
+    env = toy_for(PPO)
+    target(PPO, env, tiny_hub(env).agent(PPO, level="features")).learn(64)
 
 
 def test_a_probe_without_enough_steps_is_reported(capsys):
@@ -77,7 +103,7 @@ def test_the_weight_of_every_pathway_is_logged(algorithm, level):
     assert 0 < memory.values("pathway/entropy_nats")[-1] <= np.log(3) + 1e-5
     assert memory.values("loss/exploration")[-1] == pytest.approx(-0.001 * np.log(3), rel=0.05)
     assert memory.values("router/gradient_norm")[-1] > 0
-    assert memory.values(f"pathway/weights/{FRESH}")[-1].ndim == 1
+    assert memory.values(f"pathway/histogram/{FRESH}")[-1].ndim == 1
     assert "method: hub-pathway" in memory.values("hub/card")[0]
     assert len(memory.values("hparams")) >= 1
 
@@ -108,8 +134,63 @@ def test_a_probe_is_logged():
     assert 0 < memory.values("probe/steps")[0] <= 315
     for name in ("ppo-0", "sac-1", FRESH):
         assert isinstance(memory.values(f"probe/return/{name}")[0], float)
-    assert all(memory.values(f"probe/fate/{name}")[0] in tuple(Fate) for name in ("ppo-0", "sac-1"))
-    assert not memory.values(f"probe/fate/{FRESH}"), "untrained networks are no source"
+    assert all(
+        memory.values(f"probe/verdict/{name}")[0] in VERDICTS.values()
+        for name in ("ppo-0", "sac-1")
+    )
+    assert not memory.values(f"probe/verdict/{FRESH}"), "untrained networks are no source"
+
+
+def test_decisions_are_kept_and_logged_as_text_whatever_the_verbosity(capsys):
+    callback = HubCallback(probe_share=0.9, log_every=50)
+    _, memory = watched(PPO, callback=callback, steps=350)
+    assert capsys.readouterr().out == ""
+    first = callback.decisions[0]
+    assert first.sentence.startswith("Probe: ")
+    assert "ppo-0: " in first.sentence
+    assert first.step == memory.values("probe/steps")[0]
+    logged = "\n".join(memory.values("trust/log"))
+    assert first.sentence in logged
+    assert any("acts in evaluation from now on" in sentence for _, sentence in callback.decisions)
+
+
+def test_sentences_that_are_not_written_yet_are_not_replaced():
+    memory = RecordedScalars()
+    logger = Logger(None, [memory])
+    record_changes(logger, ["one"])
+    record_changes(logger, ["two"])
+    logger.dump(0)
+    assert memory.values("trust/log") == ["one  \ntwo"]
+
+
+def test_the_share_of_steps_in_which_each_pathway_acted_is_logged():
+    _, memory = watched(PPO, steps=192)
+    names = ("ppo-0", "sac-1", FRESH)
+    shares = [
+        [record[f"pathway/acted/{name}"] for name in names]
+        for record in memory.records
+        if f"pathway/acted/{FRESH}" in record
+    ]
+    assert len(shares) >= 2
+    assert all(sum(one) == pytest.approx(1.0) for one in shares)
+
+
+def test_random_actions_of_dqn_are_no_pathways():
+    _, memory = watched(DQN, steps=400)
+    shares = sum(memory.values(f"pathway/acted/{name}")[0] for name in ("ppo-0", "dqn-1", FRESH))
+    assert 0 < shares < 1
+
+
+def test_no_pathway_acts_alone_where_features_are_mixed():
+    _, memory = watched(PPO, "features")
+    assert not memory.values(f"pathway/acted/{FRESH}")
+
+
+def test_each_pathways_standard_deviation_is_logged_by_name():
+    _, memory = watched(PPO, steps=64, source_std=0.07)
+    assert memory.values("pathway/std/ppo-0")[0] == pytest.approx(0.07, abs=0.001)
+    assert memory.values("pathway/std/sac-1")[0] == pytest.approx(0.07, abs=0.001)
+    assert memory.values(f"pathway/std/{FRESH}")[0] == pytest.approx(1.0, abs=0.01)
 
 
 def test_tensorboard_shows_scalars_distributions_the_card_and_hyperparameters(tmp_path):
@@ -134,9 +215,11 @@ def test_tensorboard_shows_scalars_distributions_the_card_and_hyperparameters(tm
         for what in ("weight", "active")
         for name in ("ppo-0", "sac-1", FRESH)
     } <= set(tags["scalars"])
-    assert {"pathway/weights/ppo-0", "pathway/weights/sac-1", f"pathway/weights/{FRESH}"} <= set(
-        tags["histograms"]
-    )
+    assert {
+        "pathway/histogram/ppo-0",
+        "pathway/histogram/sac-1",
+        f"pathway/histogram/{FRESH}",
+    } <= set(tags["histograms"])
     assert "hub/card/text_summary" in tags["tensors"]
     assert events.Scalars("pathway/active_sources")[-1].value == 1.0
 

@@ -34,6 +34,7 @@ from hubrl.routing.router import Router, ZeroLinear
 from hubrl.routing.target import TargetSpec, check_meanings
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.settings import TrustSettings
+from hubrl.sources.observation_batch import check_division
 from hubrl.sources.preprocessing import Observations
 
 
@@ -151,6 +152,7 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         )  # type: ignore[call-arg]
 
     def _build_hub(self) -> None:
+        check_division(self.spec.sources, self.observation_space, self.normalize_images)
         meanings = check_meanings(self.outputs.action_meanings, self.action_space)
         std = None if find(self.spec.method).keeps_source_std else self.outputs.source_std
         target = TargetSpec(

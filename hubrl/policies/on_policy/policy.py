@@ -122,7 +122,8 @@ class HubActorCriticPolicy(PathwayActor):
         obs, record = self._split(obs)
         if not self._was_checked:
             self._was_checked = True
-            warn_without_callback(self)
+            alone = self.fresh_alone or self.training_state.has_callback
+            warn_without_callback(self, needs_callback=not alone)
         if self.fresh_alone:
             self.end_update()
             return super().evaluate_actions(cast("Tensor", obs), actions)

@@ -29,6 +29,8 @@ class TrainingState:
 
     progress_remaining: float = 1.0
     """Share of the training that remains."""
+    has_callback: bool = False
+    """Whether HubCallback takes part."""
     records_steps: bool = False
     """Whether a rollout buffer stores a record of each step and yields it with each minibatch
     (`RecordedBatch`)."""

@@ -1,0 +1,185 @@
+"""The commands that show what happened: explain, report, enjoy, compare."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hubrl.cli.arguments import RunArgument, Seed
+from hubrl.cli.console import (
+    output,
+    print_fields,
+    print_line,
+    print_table,
+    progress_bars,
+    source_bars,
+    spinner,
+)
+from hubrl.errors import BadConfig, BadFile
+from hubrl.experiments.run import Run
+from hubrl.experiments.run_envs import EVALUATION_SEED
+
+if TYPE_CHECKING:
+    from hubrl.experiments.study_plan import Job
+
+report_app = typer.Typer()
+
+
+@report_app.command()
+def explain(folder: RunArgument) -> None:
+    """Say in a few plain sentences what happened in a run."""
+    from hubrl.reports.explain import explain as explain_run
+    from hubrl.reports.run_log import RunLog
+
+    with spinner(f"Reading {folder}"):
+        sentences = explain_run(RunLog(folder))
+    print_table((), [(sentence,) for sentence in sentences], sentences)
+
+
+@report_app.command()
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a finished run, or of a study's results.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; report.html in the folder by default.")
+    ] = None,
+    play: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Episodes of every source untouched, where a run did not measure them."
+        ),
+    ] = 0,
+) -> None:
+    """Write one HTML page about a run or a study; it needs no network to be read."""
+    from hubrl.reports.run_page import play_sources, write_run_page
+
+    if (folder / "runs.csv").exists():
+        from hubrl.reports.study_page import write_study_page
+
+        with spinner(f"Drawing {folder}"):
+            page = write_study_page(folder, out)
+    elif (folder / "config.yaml").exists():
+        hub = Run(folder).hub if play else None
+        if hub is not None:
+            with source_bars(hub, play) as on_step:
+                play_sources(folder, play, on_step)
+        with spinner(f"Drawing {folder}"):
+            page = write_run_page(folder, out)
+    else:
+        raise BadFile(
+            f"{folder} is neither a run (it has no config.yaml) nor a study's results (it has no "
+            "runs.csv)."
+        )
+    print_line(f"{page}: open it in a browser.")
+    if output.json:
+        print_fields({"page": page})
+
+
+@report_app.command()
+def enjoy(
+    folder: RunArgument,
+    video: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write, .mp4 or .gif, instead of a window; in the run's folder it becomes "
+            "part of its report."
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Most steps to show.")] = 1000,
+    seed: Seed = EVALUATION_SEED,
+) -> None:
+    """Show an episode of a run's agent, with the pathway weights and who acts."""
+    try:
+        from hubrl.reports.video import enjoy as enjoy_run
+    except ImportError as error:
+        raise BadConfig(
+            f"A picture needs a package that is not installed ({error}); install hubrl[video]."
+        ) from error
+    with spinner(f"Playing {folder}"):
+        shares = enjoy_run(folder, video, steps=steps, seed=seed)
+    rows = [(name, f"{share:.0%}") for name, share in shares.items()]
+    print_table(("pathway", "acted"), rows, shares)
+    if video is not None:
+        print_line(f"{video} is written.")
+
+
+@report_app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="A config's YAML file.")],
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Methods, with commas between; `method:source` for one source, `zero-shot` for "
+            "the sources untouched."
+        ),
+    ] = "scratch,hub-pathway",
+    seeds: Annotated[str, typer.Option(help="Seeds, as 1-5 or 1,3.")] = "1-3",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="field=value, repeatable; values are YAML.")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
+    results: Annotated[Path, typer.Option(help="Folder of all results.")] = Path("results"),
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")
+    ] = 2,
+) -> None:
+    """Train methods on a config's task over seeds, and compare them; finished runs are kept."""
+    try:
+        from hubrl.experiments.comparison import write_comparison
+        from hubrl.experiments.study import run_study
+        from hubrl.experiments.tables import returns_by_method
+        from hubrl.reports.study_page import read_runs, write_study_page
+    except ImportError as error:
+        raise BadConfig(
+            f"A comparison needs a package that is not installed ({error}); install "
+            "hubrl[study,report]."
+        ) from error
+    name = f"{config.stem}-compared"
+    chosen, where = methods.split(","), results / name
+    study = write_comparison(config, chosen, parse_seeds(seeds), where, changes or [])
+    with progress_bars() as bars:
+        bar = bars.add_task(name)
+
+        def on_done(job: "Job", problem: str | None) -> None:
+            bars.advance(bar)
+            if problem:
+                print_line(f"{job.folder}: {problem}")
+
+        failed = run_study(
+            study,
+            folder=folder / name,
+            results=where,
+            jobs=jobs,
+            on_plan=lambda done, total: bars.update(bar, completed=done, total=total),
+            on_done=on_done,
+        )
+    if failed and not (where / "runs.csv").exists():
+        raise typer.Exit(1)
+    returns = returns_by_method(read_runs(where), config.stem, "hub")
+    _print_compared({method: values for method, values in returns.items() if values})
+    print_line(f"{write_study_page(where)}: open it in a browser. {len(failed)} runs failed.")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print_compared(returns: dict[str, list[float]]) -> None:
+    """Print the methods' returns, the best first."""
+    from hubrl.experiments.statistics import estimate
+
+    ranked = sorted(returns, key=lambda method: -estimate(returns[method]).value)
+    rows = [(one, str(estimate(returns[one])), str(len(returns[one]))) for one in ranked]
+    columns = ("method", "return at the end, IQM (95 %)", "runs")
+    print_table(columns, rows, {one: returns[one] for one in ranked})
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds as `1-5` or `1,3,8`."""
+    if found := re.fullmatch(r"(\d+)-(\d+)", text):
+        seeds = list(range(int(found[1]), int(found[2]) + 1))
+    else:
+        seeds = [int(part) for part in text.split(",") if part.isdecimal()]
+    if not seeds or ("," in text and len(seeds) != len(text.split(","))):
+        raise typer.BadParameter(f"--seeds {text!r} was given; expected seeds as 1-5 or 1,3,8.")
+    return seeds
