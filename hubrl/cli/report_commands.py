@@ -1,8 +1,9 @@
 """The commands that show what happened: explain, report, enjoy, compare."""
 
 import re
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,16 +13,13 @@ from hubrl.cli.console import (
     print_fields,
     print_line,
     print_table,
-    progress_bars,
     source_bars,
     spinner,
 )
+from hubrl.cli.study_commands import with_progress
 from hubrl.errors import BadConfig, BadFile
 from hubrl.experiments.run import Run
 from hubrl.experiments.run_envs import EVALUATION_SEED
-
-if TYPE_CHECKING:
-    from hubrl.experiments.study_plan import Job
 
 report_app = typer.Typer()
 
@@ -139,22 +137,8 @@ def compare(
     name = f"{config.stem}-compared"
     chosen, where = methods.split(","), results / name
     study = write_comparison(config, chosen, parse_seeds(seeds), where, changes or [])
-    with progress_bars() as bars:
-        bar = bars.add_task(name)
-
-        def on_done(job: "Job", problem: str | None) -> None:
-            bars.advance(bar)
-            if problem:
-                print_line(f"{job.folder}: {problem}")
-
-        failed = run_study(
-            study,
-            folder=folder / name,
-            results=where,
-            jobs=jobs,
-            on_plan=lambda done, total: bars.update(bar, completed=done, total=total),
-            on_done=on_done,
-        )
+    run = partial(run_study, study, folder=folder / name, results=where, jobs=jobs)
+    failed = with_progress(name, run)
     if failed and not (where / "runs.csv").exists():
         raise typer.Exit(1)
     returns = returns_by_method(read_runs(where), config.stem, "hub")

@@ -54,7 +54,7 @@ def study(
     if not report:
         run = partial(run_study, config, folder=folder / config.stem, results=where, agents=agents)
         chosen = {"cases": case or (), "methods": method or (), "seeds": seed or ()}
-        failed = _with_progress(config.stem, partial(run, jobs=jobs, **chosen))
+        failed = with_progress(config.stem, partial(run, jobs=jobs, **chosen))
     with spinner(f"Drawing {where}"):
         write_reports(where)
     if report:
@@ -67,7 +67,7 @@ def study(
         raise typer.Exit(1)
 
 
-def _with_progress(name: str, run: Callable[..., Sequence[Any]]) -> Sequence[Any]:
+def with_progress(name: str, run: Callable[..., Sequence[Any]]) -> Sequence[Any]:
     """The failed runs of a study, which are printed above its progress bar."""
     with progress_bars() as bars:
         bar = bars.add_task(name)
