@@ -95,4 +95,4 @@ def _image_side(space: spaces.Space[Any]) -> float:
     """The shorter side of an image in pixels; infinite for what is none."""
     if not isinstance(space, spaces.Box) or not is_image_space(space):
         return np.inf
-    return min(space.shape[1:])
+    return float(min(space.shape[1:]))
