@@ -17,8 +17,8 @@ from hubrl.cli.console import (
     spinner,
 )
 from hubrl.errors import BadConfig, BadFile
-from hubrl.experiments.run import Run
 from hubrl.experiments.run_envs import EVALUATION_SEED
+from hubrl.experiments.run_folder import Run
 
 if TYPE_CHECKING:
     from hubrl.experiments.study_plan import Job
