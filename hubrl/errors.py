@@ -7,7 +7,9 @@
     ├── SpaceMismatch      observation or action spaces that do not fit
     ├── SourcesNotLoaded   sources whose weights never arrived
     ├── NotFinite          NaN or infinity in observations, rewards, actions or weights
-    └── OutputExists       something is there already, and nothing was overwritten
+    ├── OutputExists       something is there already, and nothing was overwritten
+    ├── FolderInUse        another process works on a folder
+    └── NotWritten         a file that could not be written; what was there before is unchanged
 
 Each message is one sentence or two: what was given, what was expected, what to do. `HubrlWarning`
 is the category of what is no mistake yet, and seen at `verbose=0`.
@@ -51,6 +53,14 @@ class NotFinite(HubrlError):
 
 class OutputExists(HubrlError):
     """Something is there already, and nothing was overwritten."""
+
+
+class FolderInUse(HubrlError):
+    """Another process works on a folder, and two would spoil it."""
+
+
+class NotWritten(HubrlError):
+    """A file that the system did not let hubrl write; what was there before is unchanged."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -236,7 +236,7 @@ def write_results(
     if json_file:
         write_json(measured, json_file)
     if markdown_file:
-        markdown_file.write_text(markdown(measured), encoding="utf-8")
+        write_atomically(markdown_file, markdown(measured))
 
 
 def markdown(measured: Sequence[Measurement]) -> str:

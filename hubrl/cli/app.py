@@ -38,8 +38,8 @@ from hubrl.cli.console import (
 from hubrl.cli.hub_commands import hub_app
 from hubrl.cli.report_commands import report_app
 from hubrl.cli.study_commands import bench, study
-from hubrl.errors import BadConfig, HubrlError
-from hubrl.experiments import finished_run, run
+from hubrl.errors import BadConfig, FolderInUse, HubrlError, NotWritten
+from hubrl.experiments import finished_run, run, run_folder
 from hubrl.experiments.config import read_config
 from hubrl.experiments.evaluation import MAX_ENVS, Played, play
 from hubrl.experiments.extended_run import extend_run
@@ -131,13 +131,15 @@ def train(
     place = config if resumes else run.start_run(config, changes or [], folder, name)
     note = f"Run {place}; watch it with: tensorboard --logdir {folder}"
     try:
-        total = run.Run(place).config.steps
+        total = run_folder.Run(place).config.steps
         with progress_bar(place.name, total) as on_step, printed_as_notes():
             bar = StepsBar(on_step, on_start=partial(print_line, note))
             result = run.train(place, [bar], verbose=int(verbose))
+    except (FolderInUse, NotWritten):
+        raise  # the run goes on as soon as that is over
     except HubrlError:
-        if not resumes and not (place / "checkpoints").exists():
-            shutil.rmtree(place)  # nothing was trained
+        if not resumes and not run_folder.has_trained(place):
+            shutil.rmtree(place)
         raise
     except KeyboardInterrupt:
         print_line(f"Interrupted; `hubrl train {place}` goes on with it.")
@@ -276,7 +278,7 @@ def methods(
 
 
 def main() -> None:
-    """Run the command line: exit code 2 and a sentence for a user's mistake, 1 for a bug."""
+    """Run the command line: exit code 2 and a sentence for a user's mistake, 1 for the rest."""
     # Tasks are named `module:id`; a user's modules lie in the working directory.
     sys.path.insert(0, str(Path.cwd()))
     # Small networks are fastest on one thread; a training sets the number of its config.
@@ -290,7 +292,8 @@ def main() -> None:
         output.finish()
         sys.exit(code)
     except HubrlError as error:
-        _fail(str(error), 2, debug=debug)
+        # A full disk is nobody's mistake.
+        _fail(str(error), 1 if isinstance(error, NotWritten) else 2, debug=debug)
     except (typer.Abort, KeyboardInterrupt):
         _fail("Interrupted.", 130, debug=False)
     except Exception as error:

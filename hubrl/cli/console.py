@@ -190,15 +190,18 @@ class StepsBar(BaseCallback):
 
     Args:
         update: The bar, as a function of the finished steps.
-        on_start: Called when the training starts, so that nothing is printed where it cannot.
+        on_start: Called once, when the training starts, so that nothing is printed where it cannot.
     """
 
     def __init__(self, update: Callable[[int], None], on_start: Callable[[], None]) -> None:
         super().__init__()
         self.update, self.on_start = update, on_start
+        self._started = False
 
     def _on_training_start(self) -> None:
-        self.on_start()
+        if not self._started:  # every leg of a run starts once more
+            self.on_start()
+        self._started = True
 
     def _on_step(self) -> bool:
         self.update(self.num_timesteps)

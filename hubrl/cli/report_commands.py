@@ -18,8 +18,8 @@ from hubrl.cli.console import (
 )
 from hubrl.cli.study_commands import with_progress
 from hubrl.errors import BadConfig, BadFile
-from hubrl.experiments.run import Run
 from hubrl.experiments.run_envs import EVALUATION_SEED
+from hubrl.experiments.run_folder import Run
 
 report_app = typer.Typer()
 

@@ -51,8 +51,17 @@ def build_model(
     *,
     tensorboard: Path | None = None,
     verbose: int = 0,
+    seed: int | None = None,
 ) -> BaseAlgorithm:
     """The algorithm of a config, over a hub if its method has one.
+
+    Args:
+        config: The run's config.
+        env: Its environments.
+        hub: Its hub.
+        tensorboard: Folder for TensorBoard's events.
+        verbose: 1 for SB3's table.
+        seed: Seed of the model and of the environments; the config's by default.
 
     Raises:
         BadConfig: If the algorithm's package is missing, or it refuses its arguments or the task.
@@ -71,7 +80,7 @@ def build_model(
     policy_kwargs = with_sb3s(own, given)
     common: dict[str, Any] = {
         "env": env,
-        "seed": config.seed,
+        "seed": config.seed if seed is None else seed,
         "device": config.device,
         "verbose": verbose,
     }

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import zipfile
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,58 +20,125 @@ from stable_baselines3.common.vec_env import VecNormalize
 from hubrl.errors import BadFile
 from hubrl.formats.files import new_folder
 
-PROGRESS = "run.json"
+PROGRESS, EPISODES = "run.json", "episodes.json"
+
+DAMAGED = (
+    "The checkpoint {} is damaged or belongs to another model ({}); remove it to go on from the "
+    "one before."
+)
+
+BROKEN = (
+    OSError,
+    EOFError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    zipfile.BadZipFile,
+)
+"""Exceptions of reading a damaged file."""
 
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "exploration_rate", "_n_calls")
 
 REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
+class LegEnded(Exception):
+    """A checkpoint was written; what goes on from it begins new episodes."""
+
+
 class CheckpointFolder(BaseCallback):
-    """Regular checkpoints, each complete or absent; the last two are kept.
+    """Regular checkpoints, each complete or absent; the last two are kept. Each ends its `learn`.
 
     Args:
         folder: Folder of the checkpoints; each is a folder named by its steps.
         every: Environment steps between two, over all parallel environments.
+        episodes: Least whole episodes of an environment, on average, between two. In tasks without
+            a time limit they are not waited for where none ended in `every` steps.
         progress: Called at every checkpoint for the run's state beside the model, as plain data.
+
+    Raises:
+        LegEnded: Out of `learn`, after every checkpoint.
     """
 
     def __init__(
-        self, folder: Path, every: int, progress: Callable[[], dict[str, Any]] = dict
+        self,
+        folder: Path,
+        every: int,
+        episodes: int = 0,
+        progress: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         super().__init__()
-        self.folder, self.every, self.progress = folder, every, progress
-        self._saved_at = 0
+        self.folder, self.every, self.episodes, self.progress = folder, every, episodes, progress
+        self._saved_at, self._ended = 0, 0
 
     def _on_training_start(self) -> None:
-        self._saved_at = self.model.num_timesteps
+        self._saved_at, self._ended = self.model.num_timesteps, 0
+        if not self.episodes:
+            return
+        try:
+            specs = self.training_env.get_attr("spec")
+            self._limited = any(spec is not None and spec.max_episode_steps for spec in specs)
+        except AttributeError:  # games in C++, which end
+            self._limited = True
 
     def _on_rollout_start(self) -> None:
         """Save between update and rollout, when the counters and the weights belong together."""
-        if self.model.num_timesteps - self._saved_at >= self.every:
-            self._saved_at = self.model.num_timesteps
-            save_checkpoint(
-                self.model, self.folder / str(self.model.num_timesteps), self.progress()
-            )
-            for old in checkpoints_in(self.folder)[:-2]:
-                shutil.rmtree(old)
+        if not self._is_due():
+            return
+        truncate_episodes(self.model)
+        save_checkpoint(self.model, self.folder / str(self.model.num_timesteps), self.progress())
+        keep_latest(self.folder)
+        raise LegEnded
+
+    def _is_due(self) -> bool:
+        if self.model.num_timesteps - self._saved_at < self.every:
+            return False
+        endless = self.episodes and not self._limited and not self._ended
+        return bool(endless) or self._ended >= self.episodes * self.training_env.num_envs
 
     def _on_step(self) -> bool:
+        self._ended += sum("episode" in info for info in self.locals["infos"])
         return True
+
+
+def truncate_episodes(model: BaseAlgorithm) -> None:
+    """End the episodes in a replay buffer here as by a time limit, so that values go on.
+
+    PPO and A2C bootstrap at the end of every rollout.
+    """
+    buffer = getattr(model, "replay_buffer", None)
+    if buffer is None or not (buffer.full or buffer.pos):
+        return
+    going_on = buffer.dones[buffer.pos - 1] == 0
+    buffer.dones[buffer.pos - 1][going_on] = 1
+    if buffer.handle_timeout_termination:
+        buffer.timeouts[buffer.pos - 1][going_on] = 1
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
-    found = [path for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []
-    return sorted(found, key=lambda path: int(path.name))
+    found = folder.glob("*") if folder.is_dir() else []
+    numbered = [path for path in found if path.name.isdecimal() and path.is_dir()]
+    return sorted(numbered, key=lambda path: int(path.name))
+
+
+def keep_latest(folder: Path, count: int = 2) -> list[Path]:
+    """Remove all checkpoints of a folder but the latest, which are returned, oldest first."""
+    found = checkpoints_in(folder)
+    for old in found[:-count]:
+        shutil.rmtree(old)
+    return found[-count:]
 
 
 def save_checkpoint(
     model: BaseAlgorithm, folder: Path, progress: dict[str, Any] | None = None
 ) -> None:
     """Write a model, its VecNormalize, its replay buffer and the run's progress as one folder."""
-    with new_folder(folder, overwrite=True) as unfinished:
+    with new_folder(folder, overwrite=True, what="A checkpoint") as unfinished:
         (unfinished / PROGRESS).write_text(json.dumps(progress or {}), encoding="utf-8")
+        (unfinished / EPISODES).write_text(json.dumps(_latest_episodes(model)), encoding="utf-8")
         model.save(unfinished / "model.zip")
         vec = model.get_vec_normalize_env()
         if vec is not None:
@@ -80,39 +148,74 @@ def save_checkpoint(
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """The run's progress at a checkpoint."""
-    progress: dict[str, Any] = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    """The run's progress at a checkpoint.
+
+    Raises:
+        BadFile: If it is damaged.
+    """
+    try:
+        progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadFile(DAMAGED.format(folder, error)) from error
+    if not isinstance(progress, dict):
+        raise BadFile(DAMAGED.format(folder, f"{PROGRESS} is no mapping"))
     return progress
 
 
-def restore_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
+def restore_checkpoint(model: BaseAlgorithm, folder: Path, replay_buffer: Any = None) -> None:
     """Bring a newly built model to the state of a checkpoint; nothing in it is unpickled.
+
+    Args:
+        model: The model.
+        folder: The checkpoint.
+        replay_buffer: The replay buffer that was saved in it, where it is still at hand.
 
     Raises:
         BadFile: If the checkpoint is damaged or belongs to another model.
     """
-    path = folder / "model.zip"
     try:
-        _, parameters, variables = load_from_zip_file(path, device=model.device, load_data=False)
-        with zipfile.ZipFile(path) as archive:
-            data = json.loads(archive.read("data"))
-        model.set_parameters(parameters, exact_match=True, device=model.device)
-        for name, value in (variables or {}).items():
-            _set_variable(model, name, value)
-        for counter in COUNTERS:
-            if counter in data and hasattr(model, counter):
-                setattr(model, counter, data[counter])
+        _restore_model(model, folder / "model.zip")
+        _restore_episodes(model, json.loads((folder / EPISODES).read_text(encoding="utf-8")))
         vec = model.get_vec_normalize_env()
         if vec is not None:
-            _restore_vec(vec, dict(np.load(folder / "vecnormalize.npz", allow_pickle=False)))
-        if isinstance(model, OffPolicyAlgorithm) and (folder / "replay.npz").exists():
-            _restore_replay(
-                model.replay_buffer, dict(np.load(folder / "replay.npz", allow_pickle=False))
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
-        raise BadFile(
-            f"The checkpoint {folder} is damaged or belongs to another model ({error})."
-        ) from error
+            _restore_vec(vec, _read_arrays(folder / "vecnormalize.npz"))
+        if not isinstance(model, OffPolicyAlgorithm):
+            return
+        if replay_buffer is not None:
+            model.replay_buffer = replay_buffer
+        elif (folder / "replay.npz").exists():
+            _restore_replay(model.replay_buffer, _read_arrays(folder / "replay.npz"))
+    except BROKEN as error:
+        raise BadFile(DAMAGED.format(folder, error)) from error
+
+
+def _restore_model(model: BaseAlgorithm, path: Path) -> None:
+    _, parameters, variables = load_from_zip_file(path, device=model.device, load_data=False)
+    with zipfile.ZipFile(path) as archive:
+        data = json.loads(archive.read("data"))
+    model.set_parameters(parameters, exact_match=True, device=model.device)
+    for name, value in (variables or {}).items():
+        _set_variable(model, name, value)
+    for counter in COUNTERS:
+        if counter in data and hasattr(model, counter):
+            setattr(model, counter, data[counter])
+
+
+def _latest_episodes(model: BaseAlgorithm) -> dict[str, Any]:
+    """The episodes of which SB3 logs the mean."""
+    return {
+        "infos": [
+            {key: float(info[key]) for key in ("r", "l", "t")}
+            for info in model.ep_info_buffer or ()
+        ],
+        "successes": [float(success) for success in model.ep_success_buffer or ()],
+    }
+
+
+def _restore_episodes(model: BaseAlgorithm, episodes: dict[str, Any]) -> None:
+    latest = model._stats_window_size
+    model.ep_info_buffer = deque(episodes["infos"], maxlen=latest)
+    model.ep_success_buffer = deque(episodes["successes"], maxlen=latest)
 
 
 def _set_variable(model: Any, name: str, value: Any) -> None:
@@ -121,6 +224,11 @@ def _set_variable(model: Any, name: str, value: Any) -> None:
     for part in path:
         model = getattr(model, part)
     getattr(model, last).data.copy_(value.data)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -81,7 +81,8 @@ class RunConfig(Schema):
     eval_episodes: Count = 10
     """Episodes of an evaluation; actions are deterministic, in Atari games sampled."""
     checkpoint_every: Count | None = None
-    """Environment steps between checkpoints; a tenth of `steps` by default."""
+    """Environment steps between checkpoints, each of which begins new episodes; by default a tenth
+    of `steps`, and at least 20 episodes in every environment."""
     threads: Count = 1
     """Threads of torch; one is fastest for small networks."""
     device: str = "auto"

@@ -11,8 +11,8 @@ from hubrl.formats.schema import read_yaml, write_yaml
 def extend_run(folder: Path, steps: int) -> None:
     """Let a run train on to a greater number of steps; `train` then goes on with it.
 
-    It goes on from its last checkpoint, at most a tenth of the steps before its end, so that what
-    comes depends on the new number alone: learning rates that fall, shares of the training.
+    It goes on from its last checkpoint, which a finished run has at its end; from then on learning
+    rates that fall and shares of the training follow the new number.
 
     Args:
         folder: The run's folder, finished or interrupted.

@@ -1,6 +1,7 @@
 """The figures of a study: intervals at the end, learning curves, pathway weights."""
 
 from collections.abc import Callable, Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def write_reports(results: Path) -> None:
 
     Raises:
         BadFile: If the study has no finished run.
+        NotWritten: If the system refuses.
     """
     if not (results / "runs.csv").exists():
         raise BadFile(f"{results} has no runs.csv: no run of the study is finished.")
@@ -198,6 +200,6 @@ def _panels(
 
 
 def _save(figure: Figure, path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}")
-    figure.savefig(unfinished, dpi=110, format="png")
-    unfinished.replace(path)
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=110, format="png")
+    write_atomically(path, drawn.getvalue())

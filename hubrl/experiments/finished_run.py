@@ -1,7 +1,7 @@
 """A finished run's agent: as a source, in episodes, exported, distilled; without unpickling."""
 
 import json
-import shutil
+import pickle
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
@@ -20,12 +20,12 @@ from hubrl.errors import BadFile, OutputExists
 from hubrl.experiments.build_model import build_model, sb3_policy
 from hubrl.experiments.checkpoints import model_bytes
 from hubrl.experiments.evaluation import Played, play
-from hubrl.experiments.run import STATISTICS, Run
 from hubrl.experiments.run_envs import EVALUATION_SEED, evaluation_env
+from hubrl.experiments.run_folder import STATISTICS, Run
 from hubrl.export import Exported, export
 from hubrl.export.distill import distill
 from hubrl.formats.cached_space import vecnormalize_kwargs
-from hubrl.formats.files import write_atomically
+from hubrl.formats.files import check_writable, is_taken, write_together
 from hubrl.reading import read_agent
 from hubrl.reading.vecnormalize import read_statistics
 from hubrl.sources.source import Source
@@ -150,6 +150,7 @@ def export_run(folder: Path, out: Path, *, overwrite: bool = False) -> Exported:
         NotPlainError: If no single network of SB3's shapes computes the same.
         BadFile: If the run is not finished, or its agent cannot be read.
         OutputExists: If the file exists and may not be replaced.
+        NotWritten: If the system refuses; files that were there stay as they are.
     """
     _check_free(out, overwrite=overwrite)
     run = FinishedRun(folder)
@@ -196,6 +197,7 @@ def distill_run(
     Raises:
         BadFile: If the run is not finished, or its agent cannot be read.
         OutputExists: If the file exists and may not be replaced.
+        NotWritten: If the system refuses; files that were there stay as they are.
         SpaceMismatch: If actions are neither Box nor Discrete.
     """
     _check_free(out, overwrite=overwrite)
@@ -230,23 +232,24 @@ def _student(
 
 def _write(run: FinishedRun, out: Path, model: BaseAlgorithm) -> None:
     """Write an agent's zip and the VecNormalize of its observations beside it."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    written = {out: model_bytes(model)}
     beside = out.with_name(f"{out.stem}.{STATISTICS}")
     if run.config.cached and run.config.normalize:
         # The run's statistics are of observations beside features; the plain agent's are of
         # observations alone.
         with closing(run.env(episodes=1, cached=False)) as env:
             if isinstance(env, VecNormalize):
-                env.save(str(beside))
+                written[beside] = pickle.dumps(env)
     elif (run.folder / STATISTICS).exists():
-        shutil.copyfile(run.folder / STATISTICS, beside)
-    write_atomically(out, model_bytes(model))
+        written[beside] = (run.folder / STATISTICS).read_bytes()
+    write_together(written, "The agent")
 
 
 def _check_free(out: Path, *, overwrite: bool) -> None:
     if out.suffix != ".zip":
         raise OutputExists(f"{out} was given; expected the name of a zip, as plain.zip.")
-    if out.exists() and not overwrite:
+    if is_taken(out) and not overwrite:
         raise OutputExists(
             f"{out} exists; choose another name or allow overwriting with --overwrite."
         )
+    check_writable(out.parent, "The agent")

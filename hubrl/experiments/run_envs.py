@@ -15,15 +15,16 @@ EVALUATION_SEED = 10_000
 """Offset from a run's seed to the seed of its evaluations' environments."""
 
 
-def training_env(config: RunConfig, hub: Hub | None, monitor: Path) -> VecEnv:
+def training_env(config: RunConfig, hub: Hub | None, monitor: Path | None, seed: int) -> VecEnv:
     """The environments of a training, cached and normalized by its config.
 
     Args:
         config: The run's config.
         hub: Its hub.
-        monitor: Folder for Monitor's CSV files.
+        monitor: Folder for Monitor's CSV files, if any.
+        seed: Seed of the first; the others follow.
     """
-    env = _with_cache(config, hub, _task_env(config, config.n_envs, config.seed, monitor))
+    env = _with_cache(config, hub, _task_env(config, config.n_envs, seed, monitor))
     return (
         normalized_env(env, config.algorithm_kwargs.get("gamma", 0.99)) if config.normalize else env
     )

@@ -17,6 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from hubrl.experiments.config import RunConfig, read_config
 from hubrl.experiments.evaluation import Played
+from hubrl.experiments.run_folder import first_step
 from hubrl.formats.files import new_folder, write_atomically
 from hubrl.formats.schema import write_yaml
 from hubrl.hub import Hub
@@ -66,6 +67,7 @@ def write_run_folder(folder: Path, config: RunConfig, hub: Hub | None) -> None:
 
     Raises:
         OutputExists: If the folder exists.
+        NotWritten: If the system refuses.
     """
     resolved = config.model_copy(update={"hub": None if hub is None else Path("hub"), "agents": ()})
     files = {
@@ -74,7 +76,7 @@ def write_run_folder(folder: Path, config: RunConfig, hub: Hub | None) -> None:
         "command.txt": shlex.join(sys.argv) + "\n",
         "versions.json": json.dumps(collect_versions(), indent=2) + "\n",
     }
-    with new_folder(folder) as unfinished:
+    with new_folder(folder, what="The run") as unfinished:
         if hub is not None:
             hub.save(unfinished / "hub")
         for name, text in files.items():
@@ -106,7 +108,7 @@ def write_result(
         "wall_s": round(progress.wall_s, 1),
         "steps_per_s": round(model.num_timesteps / progress.wall_s, 1),
     }
-    write_atomically(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    write_atomically(folder / "result.json", json.dumps(result, indent=2) + "\n", "The result")
     return result
 
 
@@ -140,12 +142,12 @@ def collect_versions() -> dict[str, str | None]:
 def training_curve(folder: Path) -> list[tuple[int, float]]:
     """The step at which every episode of a training ended, over all environments, and its return.
 
-    Read from SB3's Monitor files. Under Atari preprocessing these count frames, of which a step has
-    four; the no-ops and the FIRE at a game's start are among them, so that its end may be placed
-    some steps late.
+    Read from SB3's Monitor files, without the episodes that a checkpoint broke off. Under Atari
+    preprocessing these count frames, of which a step has four; the no-ops and the FIRE at a game's
+    start are among them, so that its end may be placed some steps late.
     """
     skip = FRAME_SKIP if read_config(folder / "config.yaml").preprocessing != "none" else 1
-    started = {_first_step(monitor): monitor for monitor in folder.glob("monitor*")}
+    started = {first_step(monitor): monitor for monitor in folder.glob("monitor*")}
     begins = sorted(started)
     curve = []
     for begin, end in zip(begins, [*begins[1:], math.inf], strict=True):
@@ -154,13 +156,6 @@ def training_curve(folder: Path) -> list[tuple[int, float]]:
             frames = 0
             for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()[1:]):
                 frames += int(row["l"]) * len(files)
-                step = begin + frames // skip
-                # Later episodes were repeated by the training that went on from the checkpoint.
-                if step <= end:
-                    curve.append((step, float(row["r"])))
+                # The next leg began before what is placed behind its begin could end.
+                curve.append((int(min(begin + frames // skip, end)), float(row["r"])))
     return sorted(curve)
-
-
-def _first_step(monitor: Path) -> int:
-    """The step at which a folder `monitor` (0) or `monitor-from-<step>` begins."""
-    return int(monitor.name.rpartition("-")[2]) if "-" in monitor.name else 0

@@ -5,13 +5,9 @@ results/<study>/*.csv             see `hubrl.experiments.study_tables`
 results/<study>/table.md, *.png   see `hubrl.experiments.figures`
 """
 
-import os
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import closing
-from multiprocessing import get_context, parent_process
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -34,7 +30,12 @@ from hubrl.experiments.study_tables import (
     run_row,
     trained_row,
 )
+from hubrl.experiments.worker_processes import run_in_processes
+from hubrl.formats.files import lock_folder, writing
 from hubrl.hub import Hub
+
+PATIENCE_S = 5.0
+"""Seconds to wait for a study that may be about to end, as after a Ctrl-C."""
 
 
 def run_study(
@@ -52,7 +53,7 @@ def run_study(
 ) -> list[Job]:
     """Run the missing runs in parallel processes; results are written after every run.
 
-    An interrupted run goes on from its last checkpoint.
+    An interrupted run goes on from its last checkpoint, and so does one whose process was killed.
 
     Args:
         path: The study's YAML file.
@@ -71,65 +72,48 @@ def run_study(
 
     Raises:
         UnknownName: If a chosen case, method or seed is not in the study.
+        FolderInUse: If another process runs the study.
+        NotWritten: If results cannot be written.
     """
-    planned = plan(path, folder, agents)
     study = read_study(path)
-    check_known("case", cases, study.cases)
-    check_known("method", methods, study.all_methods)
-    check_known("seed", map(str, seeds), {str(job.config.seed) for job in planned})
-    chosen = [
-        job
-        for job in planned
-        if (not cases or job.case in cases)
-        and (not methods or job.method in methods)
-        and (not seeds or job.config.seed in seeds)
-    ]
-    done = completed_keys(results)
-    missing = [job for job in chosen if not done.issuperset(job.keys)]
-    on_plan(len(chosen) - len(missing), len(chosen))
-    failed = []
-    with closing(_outcomes(missing, jobs)) as outcomes:
-        for job, outcome in outcomes:
-            if isinstance(outcome, RunRows):
-                append_results(outcome, results, planned)
-                on_done(job, None)
-            else:
-                failed.append(job)
-                on_done(job, f"{type(outcome).__name__}: {outcome}")
-    return failed
+    with _locked(path, folder), _locked(path, results):
+        planned = plan(path, folder, agents)
+        check_known("case", cases, study.cases)
+        check_known("method", methods, study.all_methods)
+        check_known("seed", map(str, seeds), {str(job.config.seed) for job in planned})
+        chosen = [
+            job
+            for job in planned
+            if (not cases or job.case in cases)
+            and (not methods or job.method in methods)
+            and (not seeds or job.config.seed in seeds)
+        ]
+        done = completed_keys(results)
+        missing = [job for job in chosen if not done.issuperset(job.keys)]
+        on_plan(len(chosen) - len(missing), len(chosen))
+        failed = []
+        with closing(run_in_processes(run_job, missing, jobs)) as outcomes:
+            for job, outcome in outcomes:
+                if isinstance(outcome, RunRows):
+                    append_results(outcome, results, planned)
+                    on_done(job, None)
+                else:
+                    failed.append(job)
+                    on_done(job, f"{type(outcome).__name__}: {outcome}")
+        return failed
 
 
-def _outcomes(
-    jobs: Sequence[Job], processes: int
-) -> Generator[tuple[Job, RunRows | Exception], None, None]:
-    """Every job with its rows or its error, as they end; closing it cancels the rest."""
-    # Fresh processes: forked ones would share torch's threads and MuJoCo's state.
-    with ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=exit_with_parent
-    ) as pool:
-        futures = {pool.submit(run_job, job): job for job in jobs}
-        try:
-            for future in as_completed(futures):
-                try:
-                    outcome: RunRows | Exception = future.result()
-                except Exception as error:
-                    outcome = error
-                yield futures[future], outcome
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def exit_with_parent() -> None:
-    """Initializer of a worker process that ends it with its parent, also if that is killed."""
-    parent = parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    Thread(target=wait, daemon=True).start()
+@contextmanager
+def _locked(path: Path, folder: Path) -> Iterator[None]:
+    """Keep other processes from a study's folder, which is made if it is missing."""
+    with writing("The study", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    busy = (
+        f"Another process runs a study in {folder}; wait for it, or run {path} with --runs and "
+        "--results of its own."
+    )
+    with lock_folder(folder, busy, patience_s=PATIENCE_S):
+        yield
 
 
 def run_job(job: Job) -> RunRows:

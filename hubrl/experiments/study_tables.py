@@ -68,8 +68,10 @@ def append_results(rows: RunRows, results: Path, planned: Sequence[Job]) -> None
     """Add a run to the results; rows of runs that are no longer planned are removed.
 
     Rows of single sources played untouched stay.
+
+    Raises:
+        NotWritten: If the system refuses; the run is added by the next call.
     """
-    results.mkdir(parents=True, exist_ok=True)
     valid = {key for job in planned for key in job.keys}
     stale = {
         key[:-1]
@@ -77,10 +79,11 @@ def append_results(rows: RunRows, results: Path, planned: Sequence[Job]) -> None
         if key not in valid and not key[2].startswith(f"{ZERO_SHOT}:")
     }
     outdated = stale | {tuple(row[column] for column in RUN_KEYS) for row in rows.runs}
-    columns = {"runs": RUN_COLUMNS, "curves": CURVE_COLUMNS, "pathways": PATHWAY_COLUMNS}
-    for name, added in rows._asdict().items():
+    # By its row in runs.csv a run counts as completed, so that comes last.
+    columns = {"curves": CURVE_COLUMNS, "pathways": PATHWAY_COLUMNS, "runs": RUN_COLUMNS}
+    for name, known in columns.items():
         path = results / f"{name}.csv"
-        _replace_rows(path, read_table(path, columns[name]), added, outdated)
+        _replace_rows(path, read_table(path, known), getattr(rows, name), outdated)
     write_atomically(results / "versions.json", json.dumps(collect_versions(), indent=2) + "\n")
 
 
@@ -171,21 +174,28 @@ def curve_rows(job: Job) -> Iterator[Row]:
 
 def pathway_rows(job: Job) -> Iterator[Row]:
     """Pathway weights of a training, from its TensorBoard events."""
-    for folder in sorted(job.folder.glob("tensorboard*")):
-        events = EventAccumulator(str(folder))
+    for pathway, weights in logged_weights(job.folder).items():
+        points = sorted(weights.items())
+        for step, weight in points[:: max(len(points) // CURVE_POINTS, 1)]:
+            yield {
+                **_keys(job),
+                "step": str(step),
+                "pathway": pathway,
+                "weight": f"{weight:.4f}",
+            }
+
+
+def logged_weights(folder: Path) -> dict[str, dict[int, float]]:
+    """Weight by step, pathway by pathway; what a resumed run logged twice counts once."""
+    found: dict[str, dict[int, float]] = {}
+    for events_folder in sorted(folder.glob("tensorboard*")):
+        events = EventAccumulator(str(events_folder))
         events.Reload()
         for tag in events.Tags()["scalars"]:
-            if not tag.startswith(WEIGHT_TAG):
-                continue
-            scalars = events.Scalars(tag)
-            for scalar in scalars[:: max(len(scalars) // CURVE_POINTS, 1)]:
-                pathway = tag.rpartition("/")[2]
-                yield {
-                    **_keys(job),
-                    "step": str(scalar.step),
-                    "pathway": pathway,
-                    "weight": f"{scalar.value:.4f}",
-                }
+            if tag.startswith(WEIGHT_TAG):
+                weights = found.setdefault(tag.rpartition("/")[2], {})
+                weights |= {scalar.step: scalar.value for scalar in events.Scalars(tag)}
+    return found
 
 
 def _keys(job: Job) -> Row:

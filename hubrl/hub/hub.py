@@ -11,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
 from hubrl.errors import BadConfig, BadFile, OutputExists, UnknownName, check_format, unknown
-from hubrl.formats.files import is_there, new_folder
+from hubrl.formats.files import is_taken, is_there, new_folder
 from hubrl.formats.limits import DEFAULT_LIMITS, Limits
 from hubrl.formats.schema import Schema, first_problem, read_yaml, write_yaml
 from hubrl.hub.algorithm_kwargs import AlgorithmKwargs
@@ -152,11 +152,12 @@ class Hub(AlgorithmKwargs):
         Raises:
             OutputExists: If the folder exists and may not be replaced, or is no hub.
             SourcesNotLoaded: If a source has no weights.
+            NotWritten: If the system refuses; a hub that was there stays as it is.
         """
         folder = Path(folder).resolve()
-        foreign = _foreign_files(folder) if overwrite and folder.exists() else []
+        foreign = _foreign_files(folder) if overwrite and is_taken(folder) else []
         remedy = "choose another name, remove it, or allow overwriting"
-        with new_folder(folder, overwrite=overwrite, remedy=remedy) as making:
+        with new_folder(folder, overwrite=overwrite, what="The hub", remedy=remedy) as making:
             for source in self._sources:
                 raw = source.to_bytes(half=half)
                 # A source that was trained meanwhile is no longer the one its card was made for.

@@ -57,8 +57,7 @@ class WeightCache:
     """Copies of weights in another form, made anew when the weights carry a gradient or changed."""
 
     def __init__(self) -> None:
-        self._state: tuple[Any, ...] = ()
-        self._copies: list[Tensor] = []
+        self._cached: tuple[tuple[Any, ...], list[Tensor]] = (), []
 
     def get(
         self,
@@ -80,10 +79,13 @@ class WeightCache:
         watched = (weights[0], weights[-1]) if frozen else weights
         versions = tuple([(weight.data_ptr(), weight._version) for weight in watched])
         state = versions, b"" if frozen else _sample(weights)
-        if state != self._state:
+        # One attribute for both: another thread may read them at any time.
+        known, copies = self._cached
+        if state != known:
             with torch.no_grad():
-                self._state, self._copies = state, make()
-        return self._copies
+                copies = make()
+            self._cached = state, copies
+        return copies
 
 
 def _sample(weights: Sequence[Tensor]) -> bytes:

@@ -6,6 +6,7 @@ returns; until then a fall, which loses all future rewards, has no cost.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,10 @@ class PopArtLinear(nn.Linear):
         return layer
 
 
+_KEPT = ("count", "first", "second", "rollouts", "mean", "square")
+"""The attributes of `DiscountedReturns` that outlast an episode."""
+
+
 class DiscountedReturns:
     """Running mean and standard deviation of discounted sums of rewards, as in SB3's VecNormalize.
 
@@ -133,6 +138,15 @@ class DiscountedReturns:
         self.first += float(np.add.reduce(self.sums)) / len(self.sums)
         self.second += float(np.add.reduce(self.sums * self.sums)) / len(self.sums)
         self.sums[dones] = 0.0
+
+    def state(self) -> list[float]:
+        """Everything but the sums of episodes that are going on, as plain numbers."""
+        return [float(getattr(self, name)) for name in _KEPT]
+
+    def restore(self, state: Sequence[float]) -> None:
+        """Go on from an earlier `state`, with new episodes."""
+        for name, value in zip(_KEPT, state, strict=True):
+            setattr(self, name, type(getattr(self, name))(value))
 
     @property
     def ready(self) -> bool:

@@ -57,9 +57,7 @@ class CachedVecEnv(VecEnvWrapper):
             of the observations is called `source_features`.
     """
 
-    def __init__(
-        self, env: GymEnv, made: dict[str, Any], device: str | torch.device = "auto"
-    ) -> None:
+    def __init__(self, env: GymEnv, made: object, device: str | torch.device = "auto") -> None:
         if not isinstance(made, dict):
             raise BadConfig(
                 f"{made!r} was given to CachedVecEnv; expected what hub.agent or hub.policy_kwargs "

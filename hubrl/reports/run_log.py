@@ -10,7 +10,7 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hubrl.errors import BadFile
-from hubrl.experiments.run import Run
+from hubrl.experiments.run_folder import Run
 from hubrl.experiments.run_record import training_curve
 from hubrl.selection.arm_evidence import TOGETHER_ARM
 

@@ -1,5 +1,7 @@
 """Environment steps in which each pathway acted while a model trains."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int
 from stable_baselines3.common.policies import BasePolicy
@@ -47,6 +49,17 @@ class ActedSteps:
                 self.counts[-1] += n_envs
             elif acted is not None:
                 self.counts += np.bincount(acted.cpu().numpy(), minlength=len(self.counts))
+
+    def state(self) -> dict[str, Any]:
+        """Everything that was counted, as plain data."""
+        history = [(step, shares.tolist()) for step, shares in self.history]
+        return {"counts": self.counts.tolist(), "steps": self.steps, "history": history}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from an earlier `state`."""
+        self.counts[:] = state["counts"]
+        self.steps = state["steps"]
+        self.history = [(step, np.array(shares)) for step, shares in state["history"]]
 
     def shares(self) -> Float[np.ndarray, " pathways"]:
         """Share of the steps in which each pathway acted."""

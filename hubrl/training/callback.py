@@ -1,7 +1,8 @@
 """The callback of a training with a hub: probe, selection, critic's warm-up, metrics."""
 
 import warnings
-from typing import NamedTuple
+from threading import get_ident
+from typing import Any, NamedTuple
 
 import numpy as np
 from stable_baselines3.a2c import A2C
@@ -97,6 +98,30 @@ class HubCallback(BaseCallback):
         self._evaluates = -1
         self._records_steps = False
         self._finite: FiniteCheck | None = None
+        self._restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a training needs beside its model to go on elsewhere, as plain data.
+
+        Raises:
+            NotFinite: If a weight is not finite, so that nothing can go on from it.
+        """
+        if self._finite is not None:
+            self._finite.check_weights(every=True)
+        return {
+            "logged_at": self._logged_at,
+            "evaluates": self._evaluates,
+            "acted": self._acted.state(),
+            "selection": None if self._selection is None else self._selection.state(),
+            "scaling": None if self._scaling is None else self._scaling.state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the `state_dict` of an earlier callback, in environments that begin anew.
+
+        To be called before `learn(reset_num_timesteps=False)` of the model that was saved with it.
+        """
+        self._restored = state
 
     def _on_training_start(self) -> None:
         model, policy = self.model, self.model.policy
@@ -105,6 +130,7 @@ class HubCallback(BaseCallback):
             model.num_timesteps, self.locals["total_timesteps"]
         )
         self._goes_on = model.num_timesteps > 0
+        restored, self._restored = self._restored, None
         see_through_normalisation(policy, self.training_env)
         # Looked up once: off-policy algorithms begin a rollout every few steps.
         self._methods = parts_in(policy, Method)  # type: ignore[type-abstract]
@@ -114,12 +140,16 @@ class HubCallback(BaseCallback):
         else:
             self._finite = FiniteCheck(model)
             self._finite.begin(self.training_env)
-        metrics.record_hub(self.logger, model)
         self._logged_at = model.num_timesteps
         if isinstance(policy, HubDQNPolicy | HubActorCriticPolicy):
             self._acted = ActedSteps(len(_pathway_names(policy)))
             selection = policy.selection if self._goes_on else None
             self._evaluates = -1 if selection is None else selection.evaluation_arm
+        if restored is None:
+            metrics.record_hub(self.logger, model)
+        else:
+            self._logged_at, self._evaluates = restored["logged_at"], restored["evaluates"]
+            self._acted.restore(restored["acted"])
         if isinstance(policy, HubActorCriticPolicy):
             if not isinstance(model, PPO | A2C):
                 name = type(model).__name__
@@ -127,11 +157,13 @@ class HubCallback(BaseCallback):
                     f"What hub.agent makes for PPO or A2C was given to {name}; use "
                     f"hub.agent({name})."
                 )
-            self._start_on_policy(model, policy)
+            self._start_on_policy(model, policy, restored or {})
         if isinstance(model, DQN) and isinstance(policy, HubDQNPolicy):
-            self._start_dqn(model, policy)
+            self._start_dqn(model, policy, whole=not self._goes_on or restored is not None)
 
-    def _start_on_policy(self, model: OnPolicyAlgorithm, policy: HubActorCriticPolicy) -> None:
+    def _start_on_policy(
+        self, model: OnPolicyAlgorithm, policy: HubActorCriticPolicy, restored: dict[str, Any]
+    ) -> None:
         self._records_steps = install_rollout_buffer(model, policy)
         if self._records_steps:
             policy.enable_commitment()
@@ -143,16 +175,24 @@ class HubCallback(BaseCallback):
         if policy.selection is not None:
             total = self.locals["total_timesteps"]
             self._selection = SourceSelection(
-                model, policy, policy.selection, total, goes_on=self._goes_on
+                model,
+                policy,
+                policy.selection,
+                total,
+                goes_on=self._goes_on,
+                state=restored.get("selection"),
             )
-        self._scaling = CriticScaling(model, policy)  # of the critic that is to learn
+        # Of the critic that is to learn.
+        self._scaling = CriticScaling(model, policy, restored.get("scaling"))
         if not self._goes_on:
             self._warm_up(policy)
 
-    def _start_dqn(self, model: DQN, policy: HubDQNPolicy) -> None:
+    def _start_dqn(self, model: DQN, policy: HubDQNPolicy, *, whole: bool) -> None:
         policy.begin(self.training_env.num_envs, RunningLearn(model))
         self._episodes = EpisodeReturns(
-            self.training_env, model.num_timesteps, whole=not self._goes_on
+            self.training_env,
+            model.num_timesteps,
+            whole=whole,
         )
         _explore_as_before(model)
         schedule = PausedExploration(
@@ -229,6 +269,7 @@ class HubCallback(BaseCallback):
             and not fresh_trains,
             fused_update=self._records_steps and isinstance(model, PPO),
             entropy_gradient=not self._records_steps or model.ent_coef != 0,
+            thread=get_ident(),
         )
 
     def _follow_selection(self, policy: HubActorCriticPolicy) -> None:

@@ -1,5 +1,6 @@
 """The critic's units: the value head is scaled by the discounted returns of the training."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,23 @@ class CriticScaling:
     Args:
         model: PPO or A2C.
         policy: Its policy.
+        state: The `state` of an earlier scaling, whose episodes were broken off.
     """
 
-    def __init__(self, model: OnPolicyAlgorithm, policy: HubActorCriticPolicy) -> None:
+    def __init__(
+        self,
+        model: OnPolicyAlgorithm,
+        policy: HubActorCriticPolicy,
+        state: Sequence[float] | None = None,
+    ) -> None:
         self.model, self.policy = model, policy
         self.restart()
+        if state is not None:
+            self.returns.restore(state)
+
+    def state(self) -> list[float]:
+        """The measured returns, as plain numbers."""
+        return self.returns.state()
 
     def restart(self) -> None:
         """Measure anew, from what the critic knows of earlier rewards."""

@@ -18,7 +18,9 @@ class SourceSelection:
         policy: Its policy.
         selection: The policy's selection.
         total: Environment steps of the whole training.
-        goes_on: Whether episodes of an earlier `learn` go on.
+        goes_on: Whether an earlier `learn` goes on.
+        state: The `state` of an earlier selection whose episodes were broken off; none where they
+            go on too.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class SourceSelection:
         total: int,
         *,
         goes_on: bool,
+        state: dict[str, Any] | None = None,
     ) -> None:
         env = model.get_env()
         assert env is not None
@@ -48,7 +51,17 @@ class SourceSelection:
         selection.done = model.num_timesteps / total
         self.acted = np.zeros(selection.n_sources + 2)
         """Environment steps that each arm has played since they were last read."""
-        self._begin(whole=not goes_on)
+        self._begin(whole=not goes_on or state is not None)
+        if state is not None:
+            self.acted[:] = state["acted"]
+            self.episodes.steps, self.episodes.episodes = state["episodes"]
+
+    def state(self) -> dict[str, Any]:
+        """What the policy does not hold, as plain data."""
+        return {
+            "acted": self.acted.tolist(),
+            "episodes": [self.episodes.steps, self.episodes.episodes],
+        }
 
     def _begin(self, *, whole: bool) -> None:
         self.episodes = EpisodeReturns(self.env, self.model.num_timesteps, whole=whole)

@@ -71,6 +71,7 @@ def test_a_finished_run_gets_more_steps(run, hub, tmp_path):
     code, out, err = run("train", "runs/mine", "--steps", "+64", "--json")
     assert code == 0, err
     assert json.loads(out)["steps"] == 128
+    assert (tmp_path / "runs/mine/monitor-from-64").exists(), "it went on from its end"
     assert read_config(tmp_path / "runs/mine/config.yaml").steps == 128
     code, _, err = run("train", "runs/mine", "--steps", "100")
     assert code == 2

@@ -202,12 +202,11 @@ def fuzz(seeds: Path, kind: str, seed: int, kept: Path | None = None) -> dict[st
     return result
 
 
-def work(task: tuple[Path, int, int, float, int, Path | None]) -> list[dict[str, Any]]:
+def work(task: tuple[Path, int, int, float, int, Path | None, list[str]]) -> list[dict[str, Any]]:
     """The results of one worker, until its time or its number of files is up."""
-    seeds, worker, seed, seconds, files, kept = task
+    seeds, worker, seed, seconds, files, kept, kinds = task
     torch.set_num_threads(1)
     end, results = time.monotonic() + seconds, []
-    kinds = list(KINDS)
     for index in range(files):
         if time.monotonic() > end:
             break
@@ -222,6 +221,7 @@ def run(
     files: int = 10**5,
     workers: int = 2,
     kept: Path | None = None,
+    kinds: list[str] | None = None,
 ) -> list[dict[str, Any]]:
     """All results; the seeds of the files follow from `seed`, so that a finding can be made again."""
     with tempfile.TemporaryDirectory(prefix="fuzz-seeds-") as folder:
@@ -230,7 +230,8 @@ def run(
         for path in seeds.rglob("*.zip"):  # Lazy imports are done before the first child is forked.
             read(path)
         share = files // workers
-        tasks = [(seeds, worker, seed, seconds, share, kept) for worker in range(workers)]
+        chosen = kinds or list(KINDS)
+        tasks = [(seeds, worker, seed, seconds, share, kept, chosen) for worker in range(workers)]
         with multiprocessing.get_context("fork").Pool(workers) as pool:
             return [result for results in pool.map(work, tasks) for result in results]
 
@@ -265,8 +266,11 @@ def main() -> int:
         default=None,
         help="folder for files that were neither read nor refused",
     )
+    parser.add_argument(
+        "--kind", action="append", choices=list(KINDS), help="bend this kind alone, repeatable"
+    )
     given = parser.parse_args()
-    results = run(given.seed, given.seconds, given.files, given.workers, given.keep)
+    results = run(given.seed, given.seconds, given.files, given.workers, given.keep, given.kind)
     print(table(results))  # noqa: T201
     for finding in findings_in(results):
         print(json.dumps(finding))  # noqa: T201

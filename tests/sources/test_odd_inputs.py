@@ -31,8 +31,8 @@ def hub():
 @pytest.mark.parametrize(
     ("space", "given", "sentence"),
     [
-        (spaces.Discrete(5), 5, "it was given 5 to 5; expected codes from 0"),
-        (spaces.Discrete(5), -1, "it was given -1 to -1"),
+        (spaces.Discrete(5), np.array(5), "it was given 5 to 5; expected codes from 0"),
+        (spaces.Discrete(5), np.array(-1), "it was given -1 to -1"),
         (spaces.MultiDiscrete([2, 3]), np.array([[1, 2], [2, 0]]), "it was given 0 to 2"),
         (FLAT, np.array(["a"] * 4), "observation of dtype <U1; expected numbers"),
         (FLAT, np.array([None] * 4), "observation of dtype object; expected numbers"),

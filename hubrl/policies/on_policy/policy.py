@@ -24,6 +24,7 @@ from hubrl.policies.on_policy.step import (
     TrainingState,
     encode_solo,
 )
+from hubrl.policies.predict_lock import PredictLock, learns_in_another_thread
 from hubrl.routing.weights import n_rows
 from hubrl.sources.observation_batch import check_no_nan
 
@@ -57,6 +58,7 @@ class HubActorCriticPolicy(PathwayActor):
         self._commitments = RolloutCommitments()
         self._was_checked = False
         super().__init__(*args, **kwargs)
+        self._predicting = PredictLock()
 
     @property
     def training_state(self) -> TrainingState:
@@ -159,6 +161,8 @@ class HubActorCriticPolicy(PathwayActor):
     ) -> tuple[np.ndarray, PredictState | None]:
         """SB3's `predict`; the state holds committed pathways and their steps so far.
 
+        Threads may share the policy, but not with one that trains it.
+
         Args:
             observation: One observation, or a batch.
             state: State from the last call; none at the start.
@@ -166,12 +170,28 @@ class HubActorCriticPolicy(PathwayActor):
             deterministic: Whether to take the likeliest action of the likeliest pathway.
 
         Raises:
-            BadConfig: If the state is of another number of observations.
+            BadConfig: If the state is of another number of observations, or another thread trains
+                the policy.
             NotFinite: If the observation has NaN.
         """
         check_no_nan(observation, "The policy")
-        if not self.commits or isinstance(observation, tuple):  # a tuple is refused by SB3
-            return super().predict(observation, state, episode_start, deterministic)
+        if learns_in_another_thread(self, self.training_state.thread):
+            raise BadConfig(
+                "predict was called while another thread trains this policy, and would change what "
+                "that reads; give it a copy, as copy.deepcopy(model.policy)."
+            )
+        with self._predicting:
+            if not self.commits or isinstance(observation, tuple):  # a tuple is refused by SB3
+                return super().predict(observation, state, episode_start, deterministic)
+            return self._predict_committed(observation, state, episode_start, deterministic)
+
+    def _predict_committed(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: PredictState | None,
+        episode_start: np.ndarray | None,
+        deterministic: bool,
+    ) -> tuple[np.ndarray, PredictState]:
         self.set_training_mode(False)
         if state is None:
             self._head = None  # layers may have been replaced or hooked since

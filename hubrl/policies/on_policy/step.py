@@ -41,6 +41,8 @@ class TrainingState:
     may be packed and stepped together (`hubrl.nn.manual_gradients`)."""
     entropy_gradient: bool = True
     """Whether the algorithm may use the gradient of the entropy."""
+    thread: int | None = None
+    """The thread that trains (`threading.get_ident`)."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,131 @@
+"""Checkpoints of a run: when they are written, who may write, and what damaged or unwritable ones say."""
+
+import shutil
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+
+from hubrl import Hub
+from hubrl.errors import BadFile, FolderInUse, NotWritten
+from hubrl.experiments import checkpoints
+from hubrl.experiments import run as run_module
+from hubrl.experiments.checkpoints import CheckpointFolder, LegEnded, checkpoints_in
+from hubrl.experiments.leg import CHECKPOINT_EPISODES
+from hubrl.experiments.run import start_run, train
+from hubrl.formats.files import lock_folder
+from hubrl.formats.schema import write_yaml
+
+SMALL = {"net_arch": [8]}
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hubs") / "cartpole"
+    agents = [PPO("MlpPolicy", "CartPole-v1", seed=0, policy_kwargs=SMALL, device="cpu")]
+    Hub.from_agents(agents, names=["one"]).save(folder)
+    return folder
+
+
+def config_of(tmp_path, hub, **fields):
+    kwargs = {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "policy_kwargs": SMALL}
+    plain = {"task": "CartPole-v1", "algorithm_kwargs": kwargs, "steps": 256, "eval_episodes": 1}
+    path = tmp_path / "ppo.yaml"
+    path.write_text(write_yaml({**plain, "hub": str(hub), **fields}))
+    return path
+
+
+class Interrupt(BaseCallback):
+    """Stops a training in its tracks."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def _on_step(self):
+        if self.num_timesteps >= self.at:
+            raise KeyboardInterrupt
+        return True
+
+
+def test_runs_that_start_at_the_same_moment_get_numbers_of_their_own(tmp_path, hub, monkeypatch):
+    config, number = config_of(tmp_path, hub), run_module._numbered
+    start_run(config, [], tmp_path / "runs")
+    counted = iter(["ppo_1", "ppo_1"])
+    monkeypatch.setattr(run_module, "_numbered", lambda *args: next(counted, None) or number(*args))
+    assert start_run(config, [], tmp_path / "runs").name == "ppo_2"
+
+
+@pytest.mark.parametrize(
+    ("limit", "ended", "due"),
+    [(None, 0, True), (100, 0, False), (100, 39, False), (100, 40, True), (None, 39, False)],
+)
+def test_a_checkpoint_waits_for_twenty_episodes_unless_none_ever_ends(
+    tmp_path, monkeypatch, limit, ended, due
+):
+    env = SimpleNamespace(
+        num_envs=2, get_attr=lambda name: [SimpleNamespace(max_episode_steps=limit)]
+    )
+    model = SimpleNamespace(num_timesteps=50, get_env=lambda: env, logger=None)
+    folder = CheckpointFolder(tmp_path, 100, CHECKPOINT_EPISODES)
+    saved = []
+    monkeypatch.setattr(checkpoints, "save_checkpoint", lambda *args: saved.append(args))
+    folder.init_callback(model)
+    folder.on_training_start({}, {})
+    folder.locals = {"infos": [{"episode": {}}] * ended + [{}]}
+    folder.on_step()
+    for model.num_timesteps in (149, 150):
+        assert not saved
+        with pytest.raises(LegEnded) if due and model.num_timesteps == 150 else nullcontext():
+            folder.on_rollout_start()
+    assert bool(saved) is due
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks of folders there")
+def test_two_processes_do_not_train_one_run(tmp_path, hub, monkeypatch):
+    run = start_run(config_of(tmp_path, hub), [], tmp_path / "runs")
+    monkeypatch.setattr(run_module, "PATIENCE_S", 0.0)
+    with (
+        lock_folder(run, "held"),
+        pytest.raises(FolderInUse, match="ppo_1 is being trained by another process; wait for it"),
+    ):
+        train(run)
+
+
+def test_a_record_that_cannot_be_written_says_that_the_run_goes_on(tmp_path, hub, monkeypatch):
+    run = start_run(config_of(tmp_path, hub), [], tmp_path / "runs")
+    (run / "monitor").write_text("a file where a folder is to be")
+    monkeypatch.setattr(run_module, "remove_leftovers", lambda *args: None)
+    with pytest.raises(NotWritten, match=r"The records of the run could not be written .* goes on"):
+        train(run)
+    monkeypatch.undo()
+    assert train(run)["steps"] >= 256
+
+
+@pytest.mark.parametrize("part", ["model.zip", "run.json", "episodes.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(tmp_path, hub, part):
+    config = config_of(tmp_path, hub, checkpoint_every=64, eval_every=64)
+    run = start_run(config, [], tmp_path / "runs")
+    with pytest.raises(KeyboardInterrupt):
+        train(run, [Interrupt(200)])
+    last = checkpoints_in(run / "checkpoints")[-1]
+    (last / part).write_bytes(b"PK torn")
+    with pytest.raises(
+        BadFile, match=rf"checkpoint .*{last.name} is damaged .* remove it to go on"
+    ):
+        train(run)
+    shutil.rmtree(last)
+    assert train(run)["steps"] >= 256
+
+
+def test_damaged_evaluations_are_named(tmp_path, hub):
+    config = config_of(tmp_path, hub, checkpoint_every=64, eval_every=64)
+    run = start_run(config, [], tmp_path / "runs")
+    with pytest.raises(KeyboardInterrupt):
+        train(run, [Interrupt(200)])
+    (run / "evaluations.npz").write_bytes(b"PK torn")
+    with pytest.raises(BadFile, match=r"evaluations.npz is damaged .* remove it to go on without"):
+        train(run)
