@@ -42,7 +42,7 @@ def hub():
 def test_an_observation_that_the_space_does_not_have_is_refused(space, given, sentence):
     source = Hub.from_agents([untrained(PPO, space, KEYS)])[0]
     with pytest.raises(SpaceMismatch, match=sentence):
-        source.predict(given)
+        source.predict(np.asarray(given))
 
 
 @pytest.mark.parametrize("ends", [(float("nan"), 1.0), (0.0, float("nan")), (1.0, -1.0)])
