@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.dqn import DQN
 
 
 class PausedExploration:
@@ -61,3 +62,9 @@ def never() -> bool:
 
 def _itself(schedule: Schedule) -> Schedule:
     return schedule
+
+
+def explore_as_before(model: DQN) -> None:
+    """Undo the pauses of a training, also of one that was interrupted."""
+    if isinstance(model.exploration_schedule, PausedExploration):
+        model.exploration_schedule = model.exploration_schedule.schedule

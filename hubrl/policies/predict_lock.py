@@ -6,6 +6,8 @@ from threading import RLock, get_ident
 from types import TracebackType
 from typing import Any
 
+from hubrl.errors import BadConfig
+
 
 class PredictLock:
     """A lock that a policy can hold: copies, files and forked processes get one of their own.
@@ -52,3 +54,16 @@ def learns_in_another_thread(policy: Any, thread: int | None) -> bool:
                 return True
         frame = frame.f_back
     return False
+
+
+def refuse_other_threads(policy: Any, thread: int | None) -> None:
+    """Refuse a `predict` while another thread trains the policy.
+
+    Raises:
+        BadConfig: If one does, see `learns_in_another_thread`.
+    """
+    if learns_in_another_thread(policy, thread):
+        raise BadConfig(
+            "predict was called while another thread trains this policy, and would change what "
+            "that reads; give it a copy, as copy.deepcopy(model.policy)."
+        )

@@ -14,7 +14,7 @@ from stable_baselines3.ppo import PPO
 from hubrl.errors import BadConfig, HubrlWarning
 from hubrl.methods.base import Method
 from hubrl.policies.dqn import HubDQNPolicy
-from hubrl.policies.dqn_exploration import PausedExploration, RunningLearn
+from hubrl.policies.dqn_exploration import PausedExploration, RunningLearn, explore_as_before
 from hubrl.policies.extractor import parts_in, see_through_normalisation
 from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.policies.on_policy.rollout_buffer import install_rollout_buffer
@@ -72,18 +72,7 @@ class HubCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        if isinstance(probe_share, dict):
-            # SB3 takes a class for a function, and calls it with its local variables.
-            raise BadConfig(
-                "The class HubCallback was given as a callback; expected an object: "
-                "callback=HubCallback()."
-            )
-        for name, share in (("probe_share", probe_share), ("warmup_share", warmup_share)):
-            if not isinstance(share, int | float) or not 0 <= share < 1:
-                raise BadConfig(
-                    f"{name}={share!r} was given; expected a share of the training's steps, at "
-                    "least 0 and below 1."
-                )
+        _check_shares(probe_share=probe_share, warmup_share=warmup_share)
         self.probe_share = probe_share
         self.warmup_share = warmup_share
         self.log_every = log_every
@@ -189,12 +178,8 @@ class HubCallback(BaseCallback):
 
     def _start_dqn(self, model: DQN, policy: HubDQNPolicy, *, whole: bool) -> None:
         policy.begin(self.training_env.num_envs, RunningLearn(model))
-        self._episodes = EpisodeReturns(
-            self.training_env,
-            model.num_timesteps,
-            whole=whole,
-        )
-        _explore_as_before(model)
+        self._episodes = EpisodeReturns(self.training_env, model.num_timesteps, whole=whole)
+        explore_as_before(model)
         schedule = PausedExploration(
             model.exploration_schedule, lambda: policy.deterministic_episode
         )
@@ -249,28 +234,15 @@ class HubCallback(BaseCallback):
         if isinstance(policy, HubActorCriticPolicy):
             assert isinstance(self.model, OnPolicyAlgorithm)
             self._follow_selection(policy)
-            policy.training_state = self._training_state(self.model, policy)
+            policy.training_state = _training_state(
+                self.model, policy, records_steps=self._records_steps
+            )
         elif isinstance(policy, HubDQNPolicy):
             policy.update_progress(self.model._current_progress_remaining)
         else:
             for method in self._methods:
                 method.update_progress(self.model._current_progress_remaining)
         see_through_normalisation(policy, self.training_env)
-
-    def _training_state(
-        self, model: OnPolicyAlgorithm, policy: HubActorCriticPolicy
-    ) -> TrainingState:
-        fresh_trains = policy.selection is not None and policy.selection.trial.fresh_claims
-        return TrainingState(
-            progress_remaining=model._current_progress_remaining,
-            has_callback=True,
-            records_steps=self._records_steps,
-            critic_only=model.num_timesteps < float(policy.get_buffer("warm_until"))
-            and not fresh_trains,
-            fused_update=self._records_steps and isinstance(model, PPO),
-            entropy_gradient=not self._records_steps or model.ent_coef != 0,
-            thread=get_ident(),
-        )
 
     def _follow_selection(self, policy: HubActorCriticPolicy) -> None:
         """Let the policy follow what is decided between an update and the next rollout."""
@@ -347,11 +319,11 @@ class HubCallback(BaseCallback):
     def _on_training_end(self) -> None:
         policy = self.model.policy
         if isinstance(self.model, DQN):
-            _explore_as_before(self.model)
+            explore_as_before(self.model)
         if isinstance(policy, HubDQNPolicy):
             policy.end()
         if self._selection is not None:
-            self._warn_if_too_short(self._selection.selection)
+            _warn_if_too_short(self._selection.selection, self.num_timesteps)
             self._selection.end()
         if isinstance(policy, HubDQNPolicy | HubActorCriticPolicy):
             self._follow_evaluation_arm(policy.selection)
@@ -363,14 +335,6 @@ class HubCallback(BaseCallback):
         see_through_normalisation(policy, self.training_env)  # by the statistics that are saved
         if self._finite is not None:
             self._finite.end()
-
-    def _warn_if_too_short(self, selection: ArmSelection) -> None:
-        """Warn where sources have not played a whole episode, so that segments alone decide."""
-        untried = [selection.records.names[source] for source in selection.unplayed]
-        if untried:
-            warnings.warn(
-                TOO_SHORT.format(self.num_timesteps, ", ".join(untried)), HubrlWarning, stacklevel=2
-            )
 
 
 NO_HUB = (
@@ -388,7 +352,40 @@ def _pathway_names(policy: HubDQNPolicy | HubActorCriticPolicy) -> list[str]:
     return pathways.names
 
 
-def _explore_as_before(model: DQN) -> None:
-    """Undo the pauses of a training, also of one that was interrupted."""
-    if isinstance(model.exploration_schedule, PausedExploration):
-        model.exploration_schedule = model.exploration_schedule.schedule
+def _check_shares(**shares: Any) -> None:
+    if isinstance(shares["probe_share"], dict):
+        # SB3 takes a class for a function, and calls it with its local variables.
+        raise BadConfig(
+            "The class HubCallback was given as a callback; expected an object: "
+            "callback=HubCallback()."
+        )
+    for name, share in shares.items():
+        if not isinstance(share, int | float) or not 0 <= share < 1:
+            raise BadConfig(
+                f"{name}={share!r} was given; expected a share of the training's steps, at "
+                "least 0 and below 1."
+            )
+
+
+def _training_state(
+    model: OnPolicyAlgorithm, policy: HubActorCriticPolicy, *, records_steps: bool
+) -> TrainingState:
+    """State of the training that holds for the next rollout and its update."""
+    fresh_trains = policy.selection is not None and policy.selection.trial.fresh_claims
+    return TrainingState(
+        progress_remaining=model._current_progress_remaining,
+        has_callback=True,
+        records_steps=records_steps,
+        critic_only=model.num_timesteps < float(policy.get_buffer("warm_until"))
+        and not fresh_trains,
+        fused_update=records_steps and isinstance(model, PPO),
+        entropy_gradient=not records_steps or model.ent_coef != 0,
+        thread=get_ident(),
+    )
+
+
+def _warn_if_too_short(selection: ArmSelection, steps: int) -> None:
+    """Warn where sources have not played a whole episode, so that segments alone decide."""
+    untried = [selection.records.names[source] for source in selection.unplayed]
+    if untried:
+        warnings.warn(TOO_SHORT.format(steps, ", ".join(untried)), HubrlWarning, stacklevel=2)

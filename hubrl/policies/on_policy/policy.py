@@ -24,7 +24,7 @@ from hubrl.policies.on_policy.step import (
     TrainingState,
     encode_solo,
 )
-from hubrl.policies.predict_lock import PredictLock, learns_in_another_thread
+from hubrl.policies.predict_lock import PredictLock, refuse_other_threads
 from hubrl.routing.weights import n_rows
 from hubrl.sources.observation_batch import check_no_nan
 
@@ -175,22 +175,14 @@ class HubActorCriticPolicy(PathwayActor):
             NotFinite: If the observation has NaN.
         """
         check_no_nan(observation, "The policy")
-        if learns_in_another_thread(self, self.training_state.thread):
-            raise BadConfig(
-                "predict was called while another thread trains this policy, and would change what "
-                "that reads; give it a copy, as copy.deepcopy(model.policy)."
-            )
+        refuse_other_threads(self, self.training_state.thread)
         with self._predicting:
             if not self.commits or isinstance(observation, tuple):  # a tuple is refused by SB3
                 return super().predict(observation, state, episode_start, deterministic)
             return self._predict_committed(observation, state, episode_start, deterministic)
 
     def _predict_committed(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: PredictState | None,
-        episode_start: np.ndarray | None,
-        deterministic: bool,
+        self, observation: Any, state: Any, episode_start: np.ndarray | None, deterministic: bool
     ) -> tuple[np.ndarray, PredictState]:
         self.set_training_mode(False)
         if state is None:
@@ -323,11 +315,8 @@ class HubActorCriticPolicy(PathwayActor):
             self.end_update()
             latent, critic_latent = self.extract_latents(context.observations)
             distribution = self.make_distribution(context, latent)
-            return (
-                self.value_net(critic_latent),
-                distribution.log_prob(actions),
-                distribution.entropy(),
-            )
+            values = self.value_net(critic_latent)
+            return values, distribution.log_prob(actions), distribution.entropy()
         if self.training_state.fused_update:
             self.pack_parameters(head)
         selected = context.selected_output
@@ -337,8 +326,5 @@ class HubActorCriticPolicy(PathwayActor):
         values, log_prob = evaluate_fused(head, features, weights, selected, context, actions)
         # SB3 estimates a missing entropy by the mean of -log_prob, with a gradient that is wasted
         # where its coefficient is zero; the detached estimate has none.
-        return (
-            values,
-            log_prob,
-            None if self.training_state.entropy_gradient else -log_prob.detach(),
-        )
+        entropy = None if self.training_state.entropy_gradient else -log_prob.detach()
+        return values, log_prob, entropy
