@@ -1,7 +1,6 @@
 """NatureCNN in bfloat16, with features in float32."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from gymnasium import spaces
@@ -10,8 +9,7 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from torch import Tensor, nn
 from torch.nn import functional
 
-SAMPLED_NUMBERS = 64
-"""Numbers of each trained weight that are compared to see whether it changed."""
+from hubrl.nn.freezing import WeightCache
 
 BLOCK = 4
 """Pixels a side that become channels: the stride of the first convolution."""
@@ -51,51 +49,6 @@ class BF16NatureCNN(NatureCNN):
         weights = layer_weights(self)
         cast = self._cache.get(weights, lambda: cast_convolutions(weights, self.scale))
         return nature_cnn(to_pixels(observations, self.scale), cast)
-
-
-class WeightCache:
-    """Copies of weights in another form, made anew when the weights carry a gradient or changed."""
-
-    def __init__(self) -> None:
-        self._cached: tuple[tuple[Any, ...], list[Tensor]] = (), []
-
-    def get(
-        self,
-        weights: Sequence[Tensor],
-        make: Callable[[], list[Tensor]],
-        *,
-        frozen: bool = False,
-    ) -> list[Tensor]:
-        """The copies, by `make` if the cached ones are out of date.
-
-        Args:
-            weights: The weights that the copies depend on.
-            make: Makes the copies.
-            frozen: Whether all weights are frozen, hence changed by loading or moving alone,
-                which changes all of them at once.
-        """
-        if not frozen and torch.is_grad_enabled() and any(each.requires_grad for each in weights):
-            return make()
-        watched = (weights[0], weights[-1]) if frozen else weights
-        versions = tuple([(weight.data_ptr(), weight._version) for weight in watched])
-        state = versions, b"" if frozen else _sample(weights)
-        # One attribute for both: another thread may read them at any time.
-        known, copies = self._cached
-        if state != known:
-            with torch.no_grad():
-                copies = make()
-            self._cached = state, copies
-        return copies
-
-
-def _sample(weights: Sequence[Tensor]) -> bytes:
-    """A few numbers of each trained weight.
-
-    SB3's Polyak average (`.data`) and fused optimizers write without counting up `_version`.
-    """
-    trained = [weight.detach().flatten() for weight in weights if isinstance(weight, nn.Parameter)]
-    sampled = [weight[:: max(weight.numel() // SAMPLED_NUMBERS, 1)] for weight in trained]
-    return torch.cat(sampled).cpu().numpy().tobytes() if sampled else b""
 
 
 def layer_weights(module: nn.Module) -> list[Tensor]:

@@ -1,11 +1,14 @@
-"""Frozen weights: out of reach of optimizers, of Polyak averages, of SB3's initialisation."""
+"""Frozen weights, out of reach of optimizers and SB3's initialisation, and copies of weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+SAMPLED_NUMBERS = 64
+"""Numbers of each trained weight that are compared to see whether it changed."""
 
 
 def is_sb3_init(fn: Any) -> bool:
@@ -86,3 +89,48 @@ def _restore_running(module: nn.Module, state: dict[str, Any], prefix: str, *arg
         hidden = prefix + name.replace("running_", "fixed_")
         if hidden in state:
             state[prefix + name] = state.pop(hidden)
+
+
+class WeightCache:
+    """Copies of weights in another form, made anew when the weights carry a gradient or changed."""
+
+    def __init__(self) -> None:
+        self._cached: tuple[tuple[Any, ...], list[Tensor]] = (), []
+
+    def get(
+        self,
+        weights: Sequence[Tensor],
+        make: Callable[[], list[Tensor]],
+        *,
+        frozen: bool = False,
+    ) -> list[Tensor]:
+        """The copies, by `make` if the cached ones are out of date.
+
+        Args:
+            weights: The weights that the copies depend on.
+            make: Makes the copies.
+            frozen: Whether all weights are frozen, hence changed by loading or moving alone,
+                which changes all of them at once.
+        """
+        if not frozen and torch.is_grad_enabled() and any(each.requires_grad for each in weights):
+            return make()
+        watched = (weights[0], weights[-1]) if frozen else weights
+        versions = tuple([(weight.data_ptr(), weight._version) for weight in watched])
+        state = versions, b"" if frozen else _sample(weights)
+        # One attribute for both: another thread may read them at any time.
+        known, copies = self._cached
+        if state != known:
+            with torch.no_grad():
+                copies = make()
+            self._cached = state, copies
+        return copies
+
+
+def _sample(weights: Sequence[Tensor]) -> bytes:
+    """A few numbers of each trained weight.
+
+    SB3's Polyak average (`.data`) and fused optimizers write without counting up `_version`.
+    """
+    trained = [weight.detach().flatten() for weight in weights if isinstance(weight, nn.Parameter)]
+    sampled = [weight[:: max(weight.numel() // SAMPLED_NUMBERS, 1)] for weight in trained]
+    return torch.cat(sampled).cpu().numpy().tobytes() if sampled else b""

@@ -11,13 +11,13 @@ from torch.nn import functional
 from hubrl.formats.cards import Layers, Trunk
 from hubrl.formats.hub_spec import Precision
 from hubrl.nn.bf16 import (
-    WeightCache,
     cast_convolutions,
     fold_blocks,
     layer_weights,
     nature_cnn,
     to_pixels,
 )
+from hubrl.nn.freezing import WeightCache
 from hubrl.nn.manual_gradients import NUMPY_ACTIVATIONS, fits_numpy
 from hubrl.sources.heads import GaussianAction, sde_log_std
 from hubrl.sources.preprocessing import Observations
