@@ -86,8 +86,11 @@ def main(
     )
     console.print(f"Look further: tensorboard --logdir {folder}")
     report = write_run_page(folder / "hub-pathway")
-    console.print("\n".join(explain(RunLog(folder / "hub-pathway"))))
-    console.print(f"The whole report of the hub's training: open {report} in a browser.")
+    lines = [
+        *explain(RunLog(folder / "hub-pathway")),
+        f"The whole report of the hub's training: open {report} in a browser.",
+    ]
+    console.print("\n".join(lines), soft_wrap=True, highlight=False)
 
 
 def train_side_by_side(

@@ -10,7 +10,7 @@ MEANINGS = {
     "kept": "kept",
     "dropped": "dropped, each of its segments earned less than those of untrained networks",
     "deferred": "deferred, its segments were clearly worse than those of the best source",
-    "in doubt": "in doubt, not clearly better than an untrained network",
+    "in doubt": "in doubt, too few or too poor episodes to tell it from an untrained network",
 }
 """Verdicts on sources, with their reasons."""
 

@@ -76,7 +76,7 @@ def test_a_hub_with_dropped_sources_is_not_fused():
 
 def test_an_algorithm_that_differentiates_its_gradient_is_refused():
     hub = tiny_hub(Toy(IMAGE))
-    options = {"fresh": False, "router_reads": "features", "cached": True}
+    options = {"fresh": False, "router_reads": "features", "cached": True, "explore_coef": 0.001}
     kwargs = hub.agent(TRPO, **options)
     model = target(TRPO, CachedVecEnv(Toy(IMAGE), kwargs), kwargs)
     with pytest.raises(
