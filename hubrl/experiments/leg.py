@@ -7,7 +7,7 @@ follows from the step. So a run that was killed and goes on is what it would hav
 import pickle
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +76,7 @@ class Leg:
         self.started = time.perf_counter()
 
     def train(self, callbacks: Sequence[BaseCallback], verbose: int) -> dict[str, Any] | None:
-        """The result of the run; none where a checkpoint ended the leg."""
+        """The result of the run; none where a checkpoint ended the leg, as at the end of training."""
         run, config = self.run, self.run.config
         set_random_seed(self.seed)
         with (
@@ -90,15 +90,15 @@ class Leg:
             evaluations = regular_evaluations(config, run.folder, callback_env, self.first_step)
             # Checkpoints first: what others do at the start of a rollout belongs to the next leg.
             checkpoints = self._checkpoints()
-            try:
+            if self._has_ended:
+                return _finish(run, self.model, self._progress())
+            with suppress(LegEnded):
                 self._learn([checkpoints, *callbacks, self.hub_callback, evaluations])
-            except LegEnded:
-                return None
-            return _finish(run, self.model, self._progress())
+            return None
 
     @property
     def _has_ended(self) -> bool:
-        """Whether the training was killed after its end, before its result was written."""
+        """Whether only the result is to be written; that too is the same if it was interrupted."""
         return self.first_step >= self.run.config.steps
 
     @property
@@ -111,8 +111,6 @@ class Leg:
 
     def _learn(self, callbacks: list[BaseCallback]) -> None:
         """Train to the end, and write a checkpoint there, from which more steps can go on."""
-        if self._has_ended:
-            return
         self.model.learn(
             self.run.config.steps - self.first_step,
             callbacks,
