@@ -69,6 +69,7 @@ class Leg:
         self.seed = leg_seed(run.config.seed, self.first_step)
         known = read_progress(saved[-1]) if saved else {}
         self.callback_state = known.pop("callback", None)
+        self.ended_at = known.pop("ended_at", None)
         try:
             self.before = RunProgress(**known)
         except TypeError as error:
@@ -76,7 +77,7 @@ class Leg:
         self.started = time.perf_counter()
 
     def train(self, callbacks: Sequence[BaseCallback], verbose: int) -> dict[str, Any] | None:
-        """The result of the run; none where a checkpoint ended the leg, as at the end of training."""
+        """The result of the run; none where a checkpoint ended the leg, as the last one does."""
         run, config = self.run, self.run.config
         set_random_seed(self.seed)
         with (
@@ -89,17 +90,18 @@ class Leg:
                 self.hub_callback.load_state_dict(self.callback_state)
             evaluations = regular_evaluations(config, run.folder, callback_env, self.first_step)
             # Checkpoints first: what others do at the start of a rollout belongs to the next leg.
-            checkpoints = self._checkpoints()
+            own = [self._checkpoints(), *callbacks, self.hub_callback, evaluations]
             if self._has_ended:
                 return _finish(run, self.model, self._progress())
             with suppress(LegEnded):
-                self._learn([checkpoints, *callbacks, self.hub_callback, evaluations])
+                self._learn(own)
             return None
 
     @property
     def _has_ended(self) -> bool:
         """Whether only the result is to be written; that too is the same if it was interrupted."""
-        return self.first_step >= self.run.config.steps
+        steps = self.run.config.steps
+        return self.first_step >= steps or self.ended_at == steps  # a callback may end it early
 
     @property
     def _monitor(self) -> Path | None:
@@ -119,7 +121,8 @@ class Leg:
         )
         truncate_episodes(self.model)
         folder = self.run.folder / "checkpoints"
-        save_checkpoint(self.model, folder / str(self.model.num_timesteps), self._state())
+        state = {**self._state(), "ended_at": self.run.config.steps}
+        save_checkpoint(self.model, folder / str(self.model.num_timesteps), state)
         keep_latest(folder)
 
     def hand_over(self) -> Handed:
