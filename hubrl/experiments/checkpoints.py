@@ -39,7 +39,16 @@ BROKEN = (
 )
 """Exceptions of reading a damaged file."""
 
-COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "exploration_rate", "_n_calls")
+COUNTERS = (
+    "num_timesteps",
+    "_total_timesteps",
+    "_num_timesteps_at_start",
+    "_current_progress_remaining",
+    "_n_updates",
+    "_episode_num",
+    "exploration_rate",
+    "_n_calls",
+)
 
 REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 

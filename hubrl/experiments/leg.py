@@ -7,7 +7,7 @@ follows from the step. So a run that was killed and goes on is what it would hav
 import pickle
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +69,7 @@ class Leg:
         self.seed = leg_seed(run.config.seed, self.first_step)
         known = read_progress(saved[-1]) if saved else {}
         self.callback_state = known.pop("callback", None)
+        self.ended_at = known.pop("ended_at", None)
         try:
             self.before = RunProgress(**known)
         except TypeError as error:
@@ -76,7 +77,7 @@ class Leg:
         self.started = time.perf_counter()
 
     def train(self, callbacks: Sequence[BaseCallback], verbose: int) -> dict[str, Any] | None:
-        """The result of the run; none where a checkpoint ended the leg."""
+        """The result of the run; none where a checkpoint ended the leg, as the last one does."""
         run, config = self.run, self.run.config
         set_random_seed(self.seed)
         with (
@@ -89,17 +90,18 @@ class Leg:
                 self.hub_callback.load_state_dict(self.callback_state)
             evaluations = regular_evaluations(config, run.folder, callback_env, self.first_step)
             # Checkpoints first: what others do at the start of a rollout belongs to the next leg.
-            checkpoints = self._checkpoints()
-            try:
-                self._learn([checkpoints, *callbacks, self.hub_callback, evaluations])
-            except LegEnded:
-                return None
-            return _finish(run, self.model, self._progress())
+            own = [self._checkpoints(), *callbacks, self.hub_callback, evaluations]
+            if self._has_ended:
+                return _finish(run, self.model, self._progress())
+            with suppress(LegEnded):
+                self._learn(own)
+            return None
 
     @property
     def _has_ended(self) -> bool:
-        """Whether the training was killed after its end, before its result was written."""
-        return self.first_step >= self.run.config.steps
+        """Whether only the result is to be written; that too is the same if it was interrupted."""
+        steps = self.run.config.steps
+        return self.first_step >= steps or self.ended_at == steps  # a callback may end it early
 
     @property
     def _monitor(self) -> Path | None:
@@ -111,8 +113,6 @@ class Leg:
 
     def _learn(self, callbacks: list[BaseCallback]) -> None:
         """Train to the end, and write a checkpoint there, from which more steps can go on."""
-        if self._has_ended:
-            return
         self.model.learn(
             self.run.config.steps - self.first_step,
             callbacks,
@@ -121,7 +121,8 @@ class Leg:
         )
         truncate_episodes(self.model)
         folder = self.run.folder / "checkpoints"
-        save_checkpoint(self.model, folder / str(self.model.num_timesteps), self._state())
+        state = {**self._state(), "ended_at": self.run.config.steps}
+        save_checkpoint(self.model, folder / str(self.model.num_timesteps), state)
         keep_latest(folder)
 
     def hand_over(self) -> Handed:

@@ -203,6 +203,9 @@ def new_folder(
                 _take_place(making, path, overwrite=overwrite)
             except FileExistsError as error:  # made by another process meanwhile
                 raise OutputExists(TAKEN.format(path, remedy)) from error
+        except NotWritten as error:  # of a folder in this one, under the name that is to be
+            shutil.rmtree(making, ignore_errors=True)
+            raise NotWritten(str(error).replace(str(making), str(path))) from error
         except BaseException:
             shutil.rmtree(making, ignore_errors=True)
             raise

@@ -129,3 +129,14 @@ def test_damaged_evaluations_are_named(tmp_path, hub):
     (run / "evaluations.npz").write_bytes(b"PK torn")
     with pytest.raises(BadFile, match=r"evaluations.npz is damaged .* remove it to go on without"):
         train(run)
+
+
+def test_a_training_that_a_callback_ends_is_over(tmp_path, hub):
+    class Enough(BaseCallback):
+        def _on_step(self):
+            return self.num_timesteps < 70
+
+    config = config_of(tmp_path, hub, checkpoint_every=32)
+    run = start_run(config, [], tmp_path / "runs")
+    assert train(run, [Enough()])["steps"] == 70
+    assert [path.name for path in checkpoints_in(run / "checkpoints")] == ["64", "70"]

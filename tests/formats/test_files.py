@@ -114,6 +114,18 @@ def test_a_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_path, m
     assert tree(tmp_path) == {"it/kept": b"old"}
 
 
+def test_a_folder_in_a_folder_is_named_as_it_is_to_be(tmp_path):
+    hub = tiny_hub(Toy())
+    sentence = rf"The hub could not be written to {tmp_path}/run/hub \(No space left"
+    with (
+        full_disk(),
+        pytest.raises(NotWritten, match=sentence),
+        new_folder(tmp_path / "run") as making,
+    ):
+        hub.save(making / "hub")
+    assert tree(tmp_path) == {}
+
+
 def test_errors_of_others_code_stay_theirs(tmp_path):
     with (
         pytest.raises(FileNotFoundError),
