@@ -33,18 +33,19 @@ from hubrl.cli.console import (
     print_table,
     printed_as_notes,
     progress_bar,
-    spinner,
 )
+from hubrl.cli.export_command import export
 from hubrl.cli.hub_commands import hub_app
 from hubrl.cli.report_commands import report_app
+from hubrl.cli.sharing_commands import push
 from hubrl.cli.study_commands import bench, study
+from hubrl.cli.tune_command import tune
 from hubrl.errors import BadConfig, FolderInUse, HubrlError, NotWritten
 from hubrl.experiments import finished_run, run, run_folder
 from hubrl.experiments.config import read_config
 from hubrl.experiments.evaluation import MAX_ENVS, Played, play
 from hubrl.experiments.extended_run import extend_run
 from hubrl.experiments.run_envs import EVALUATION_SEED
-from hubrl.export.merge import OBSERVATIONS
 from hubrl.formats.cards import Preprocessing
 from hubrl.hub.described_options import describe_method
 from hubrl.methods import available
@@ -62,6 +63,9 @@ app = typer.Typer(
 )
 app.add_typer(hub_app, name="hub")
 app.add_typer(report_app)
+app.command()(export)
+app.command()(push)
+app.command()(tune)
 
 
 def _print_version(value: bool) -> None:
@@ -160,7 +164,10 @@ def _set_steps(config: Path, changes: list[str], steps: str) -> list[str]:
 @app.command()
 def evaluate(
     agent: Annotated[
-        Path, typer.Argument(help="A run, a hub's source (hubs/cheetah/sac), or an agent's zip.")
+        str,
+        typer.Argument(
+            help="A run, a hub's source (hubs/cheetah/sac), an agent's zip, or hf://owner/name."
+        ),
     ],
     episodes: Episodes = 10,
     task: Annotated[
@@ -171,16 +178,19 @@ def evaluate(
     atari: Atari = False,
 ) -> None:
     """Play an agent's episodes; nothing in its files is executed."""
-    if task is None and (agent / "config.yaml").exists():
+    run_folder = Path(agent)
+    if task is None and (run_folder / "config.yaml").exists():
         if kwargs or atari:
             raise BadConfig(
                 f"{agent} plays its own task; with --kwargs or --atari name a task too."
             )
         with progress_bar(f"{agent}", episodes) as on_step:
-            played = finished_run.evaluate_run(agent, episodes, seed, on_step)
+            played = finished_run.evaluate_run(run_folder, episodes, seed, on_step)
     else:
         source = (
-            finished_run.run_agent(agent) if (agent / "model.zip").exists() else read_agent(agent)
+            finished_run.run_agent(run_folder)
+            if (run_folder / "model.zip").exists()
+            else read_agent(agent)
         )
         played = _play_source(source, task, parse_kwargs(kwargs), episodes, seed, atari)
     print_played([played])
@@ -204,20 +214,6 @@ def _play_source(
         progress_bar(source.name, episodes) as on_step,
     ):
         return play(source, env, episodes, name=source.name, on_step=on_step)
-
-
-@app.command()
-def export(folder: RunArgument, out: OutArgument, overwrite: Overwrite = False) -> None:
-    """Merge a finished run's agent into one ordinary SB3 agent, where that is exact."""
-    with spinner(f"Merging {folder}"):
-        exported = finished_run.export_run(folder, out, overwrite=overwrite)
-    kind, difference = type(exported.model).__name__, f"{exported.difference:.1e}"
-    print_line(
-        f"{out}: an ordinary {kind}, at most {difference} from the run's agent on "
-        f"{OBSERVATIONS} random observations."
-    )
-    if output.json:
-        print_fields({"file": out, "algorithm": kind, "difference": exported.difference})
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hubrl.experiments.config import assign, split_agent
+from hubrl.experiments.config import assign
 from hubrl.experiments.finished_run import run_agent
 from hubrl.sources.source import Source
 
@@ -27,11 +27,11 @@ Atari = Annotated[
 ]
 
 
-def read_agent_argument(text: str) -> Source | str | tuple[str, str]:
-    """An agent by its path, perhaps with a companion; a run's has a card of its training."""
+def read_agent_argument(text: str) -> Source | str:
+    """An agent by its location, perhaps with a companion; a run's has a card of its training."""
     run = Path(text)
     finished = (run / "config.yaml").exists() and (run / "model.zip").exists()
-    return run_agent(run) if finished else split_agent(text)
+    return run_agent(run) if finished else text
 
 
 def parse_indices(text: str) -> list[int]:

@@ -38,6 +38,7 @@ hub_app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the hub.")]
+HubLocation = Annotated[str, typer.Argument(help="Folder of the hub, or hf://owner/name.")]
 
 
 @hub_app.command()
@@ -47,7 +48,8 @@ def build(
         list[str],
         typer.Option(
             "--agent",
-            help="A zip, folder, card or weights, repeatable; `agent.zip,statistics.pkl` for both.",
+            help="A zip, folder, card, weights or hf://owner/name, repeatable; "
+            "`agent.zip,statistics.pkl` for both.",
         ),
     ],
     name: Annotated[
@@ -60,13 +62,15 @@ def build(
         Hub.from_agents([read_agent_argument(text) for text in agent], name or None).save(
             folder, overwrite=overwrite
         )
-    show(folder)
+    show(str(folder))
 
 
 @hub_app.command()
 def add(
     folder: Folder,
-    agent: Annotated[str, typer.Option("--agent", help="A zip, folder, run, card or weights.")],
+    agent: Annotated[
+        str, typer.Option("--agent", help="A zip, folder, run, card, weights or hf://owner/name.")
+    ],
     name: Annotated[str | None, typer.Option("--name", help="Name of the source.")] = None,
     observes: Annotated[
         str | None,
@@ -99,11 +103,11 @@ def add(
             signs=parse_indices(signs) if signs else None,
         )
         Hub.load(folder).add(adapted).save(folder, overwrite=True)
-    show(folder)
+    show(str(folder))
 
 
 @hub_app.command()
-def show(folder: Folder) -> None:
+def show(folder: HubLocation) -> None:
     """Show a hub's sources."""
     columns = ("source", "algorithm", "observes", "acts", "normalizes", "task", "return", "steps")
     with spinner("Reading the hub"):
@@ -131,7 +135,7 @@ def _card_cells(source: Source) -> list[str]:
 
 @hub_app.command("try")
 def try_sources(
-    folder: Folder,
+    folder: HubLocation,
     task: Annotated[
         str, typer.Option(help="Gymnasium id; `module:id` where a module registers it.")
     ],
@@ -165,7 +169,7 @@ def try_sources(
 
 @hub_app.command()
 def check(
-    folder: Folder,
+    folder: HubLocation,
     episodes: Annotated[
         int | None, typer.Option(min=1, help="Episodes of each; the card's own number by default.")
     ] = None,

@@ -11,6 +11,7 @@ from hubrl.formats.files import write_atomically
 from hubrl.formats.schema import write_yaml
 from hubrl.hub import Hub
 from hubrl.methods import find
+from hubrl.reading.locations import is_remote
 
 STUDY = "study.yaml"
 OF_THE_CONFIG = ("method", "options", "seed", "hub", "agents")
@@ -72,9 +73,9 @@ def _method(text: str, config: RunConfig) -> dict[str, Any]:
 
 
 def _hub_folder(config: RunConfig, results: Path) -> Path:
-    """The folder of the config's hub; of one that is saved, where it names agents."""
-    if config.hub is not None:
-        return config.hub.resolve()
+    """The folder of the config's hub; of a copy, where it names agents or a repository."""
+    if config.hub is not None and not is_remote(config.hub):
+        return Path(config.hub).resolve()
     hub, folder = load_hub(config.model_copy(update={"method": "hub-pathway"})), results / "hub"
     assert hub is not None
     hub.save(folder, overwrite=True)

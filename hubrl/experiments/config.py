@@ -16,7 +16,7 @@ from hubrl.methods import check_options, find
 from hubrl.methods.registry import check_cached
 from hubrl.policies.dqn import TeachingOptions
 from hubrl.policies.on_policy.options import OutputOptions
-from hubrl.reading import HUGGING_FACE
+from hubrl.reading.locations import located
 
 Algorithm = Literal[
     "ppo",
@@ -64,10 +64,12 @@ class RunConfig(Schema):
     """Factor on the learning rate for tuned sources; the method's own by default."""
     cached: bool = False
     """Whether frozen sources' features are computed once a step and stored."""
-    hub: Path | None = None
-    """Folder of a hub; relative paths start at the config's folder."""
+    hub: str | None = None
+    """Folder of a hub, or `hf://owner/name[@revision]`; relative paths start at the config's
+    folder."""
     agents: tuple[str, ...] = ()
-    """Agents' files or folders, instead of a hub; `agent.zip,statistics.pkl` names a companion."""
+    """Agents' files or folders, or `hf://owner/name[/file][@revision]`, instead of a hub;
+    `agent.zip,statistics.pkl` names a companion."""
     probe_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Largest share of the steps for a probe of the sources, counted among the steps."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
@@ -128,21 +130,9 @@ def read_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         assign(fields, override)
     config = parse_config(fields, str(path))
     folder = path.parent.resolve()
-    agents = tuple(
-        ",".join(located(part, folder) for part in agent.split(",")) for agent in config.agents
-    )
-    return config.model_copy(update={"hub": config.hub and folder / config.hub, "agents": agents})
-
-
-def located(agent: str, folder: Path) -> str:
-    """An agent's path, from a folder if it is relative; a Hugging Face repository as it is."""
-    return agent if agent.startswith(HUGGING_FACE) else str(folder / agent)
-
-
-def split_agent(text: str) -> str | tuple[str, str]:
-    """An agent of a config or the command line: a path, or `path,companion`."""
-    path, comma, companion = text.partition(",")
-    return (path, companion) if comma else path
+    hub = None if config.hub is None else located(config.hub, folder)
+    agents = tuple(located(agent, folder) for agent in config.agents)
+    return config.model_copy(update={"hub": hub, "agents": agents})
 
 
 def load_hub(config: RunConfig) -> Hub | None:
@@ -155,7 +145,7 @@ def load_hub(config: RunConfig) -> Hub | None:
         return None
     if config.hub is not None:
         return Hub.load(config.hub)
-    return Hub.from_agents([split_agent(text) for text in config.agents])
+    return Hub.from_agents(config.agents)
 
 
 def parse_config(fields: dict[str, Any], where: str) -> RunConfig:

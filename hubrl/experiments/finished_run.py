@@ -22,8 +22,9 @@ from hubrl.experiments.checkpoints import model_bytes
 from hubrl.experiments.evaluation import Played, play
 from hubrl.experiments.run_envs import EVALUATION_SEED, evaluation_env
 from hubrl.experiments.run_folder import STATISTICS, Run
-from hubrl.export import Exported, export
+from hubrl.export import Exported, ExportedGraph, export, export_graph
 from hubrl.export.distill import distill
+from hubrl.export.graph import GraphFormat
 from hubrl.formats.cached_space import vecnormalize_kwargs
 from hubrl.formats.files import check_writable, is_taken, write_together
 from hubrl.reading import read_agent
@@ -159,6 +160,30 @@ def export_run(folder: Path, out: Path, *, overwrite: bool = False) -> Exported:
     return exported
 
 
+def export_agent_graph(
+    agent: str, out: Path, kind: GraphFormat, *, batch: int = 1, overwrite: bool = False
+) -> tuple[Source, ExportedGraph]:
+    """Write an agent's deterministic action as a graph.
+
+    Args:
+        agent: A finished run's folder, or any location of an agent.
+        out: The file to write.
+        kind: Format of the graph.
+        batch: Number of observations that the graph takes at once.
+        overwrite: Whether an existing file is replaced.
+
+    Raises:
+        BadConfig: If a package is missing, or the agent has no such graph.
+        BadFile: If the agent cannot be read.
+        OutputExists: If the file exists and may not be replaced.
+    """
+    _check_absent(out, overwrite=overwrite)
+    run = Path(agent)
+    finished = (run / "config.yaml").exists() and (run / "model.zip").exists()
+    source = run_agent(run) if finished else read_agent(agent)
+    return source, export_graph(source, out, kind, batch=batch)
+
+
 class Distilled(NamedTuple):
     """A distilled SB3 agent beside its teacher."""
 
@@ -248,6 +273,10 @@ def _write(run: FinishedRun, out: Path, model: BaseAlgorithm) -> None:
 def _check_free(out: Path, *, overwrite: bool) -> None:
     if out.suffix != ".zip":
         raise OutputExists(f"{out} was given; expected the name of a zip, as plain.zip.")
+    _check_absent(out, overwrite=overwrite)
+
+
+def _check_absent(out: Path, *, overwrite: bool) -> None:
     if is_taken(out) and not overwrite:
         raise OutputExists(
             f"{out} exists; choose another name or allow overwriting with --overwrite."

@@ -69,7 +69,7 @@ def write_run_folder(folder: Path, config: RunConfig, hub: Hub | None) -> None:
         OutputExists: If the folder exists.
         NotWritten: If the system refuses.
     """
-    resolved = config.model_copy(update={"hub": None if hub is None else Path("hub"), "agents": ()})
+    resolved = config.model_copy(update={"hub": None if hub is None else "hub", "agents": ()})
     files = {
         # Defaults are written too: they may have changed when the run is repeated.
         "config.yaml": write_yaml(resolved.model_dump(mode="json", exclude_none=True)),

@@ -18,8 +18,8 @@ class StudyAgent(Schema):
     """A source of the study."""
 
     agent: str
-    """A path from the study's folder, `hf://owner/name`, or `random:<seed>`, an untrained PPO;
-    `agent.zip,statistics.pkl` names a companion."""
+    """A path from the study's folder, `hf://owner/name[/file][@revision]`, either with a companion
+    behind a comma, or `random:<seed>`, an untrained PPO."""
     observes: tuple[int, ...] | tuple[str, ...] | dict[str, str] | str | None = None
     """See `Source.adapted`."""
     order: tuple[int, ...] | None = None

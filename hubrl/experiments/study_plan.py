@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from stable_baselines3.ppo import PPO
 
 from hubrl.errors import BadConfig
-from hubrl.experiments.config import RunConfig, located, parse_config
+from hubrl.experiments.config import RunConfig, parse_config
 from hubrl.experiments.router_controls import MEAN_WEIGHTS, SHUFFLED_INPUT
 from hubrl.experiments.study_config import (
     ORACLE,
@@ -20,7 +20,8 @@ from hubrl.experiments.study_config import (
     read_study,
 )
 from hubrl.hub import Hub
-from hubrl.reading import HUGGING_FACE, read_agent, read_live
+from hubrl.reading import read_agent, read_live
+from hubrl.reading.locations import is_remote, located
 from hubrl.sources.source import Source
 from hubrl.tasks.make_env import make_env
 
@@ -174,10 +175,8 @@ def _read_source(
     if given.agent.startswith("random:"):
         return _untrained_source(name, given.agent, fields)
     local = None if agents is None else agents / f"{given.agent.rpartition('/')[2]}.zip"
-    fetched = given.agent.startswith(HUGGING_FACE) and local is not None and local.exists()
-    parts = given.agent.split(",", 1)
-    paths = [str(local)] if fetched else [located(part, start) for part in parts]
-    source = read_agent(*paths, name=name)
+    fetched = is_remote(given.agent) and local is not None and local.exists()
+    source = read_agent(str(local) if fetched else located(given.agent, start), name=name)
     return source.adapted(observes=given.observes, order=given.order, signs=given.signs)
 
 

@@ -99,21 +99,27 @@ def _precision(agent: Source) -> Precision:
 def _difference(agent: Source, model: BaseAlgorithm) -> float:
     """Greatest relative difference of two agents' outputs over random observations."""
     worst = 0.0
-    for rows in np.array_split(_random_observations(agent.space), OBSERVATIONS // 100):
+    for rows in np.array_split(random_observations(agent.space), OBSERVATIONS // 100):
         observations = torch.as_tensor(rows)
         own, plain = _outputs(agent, observations), _plain_outputs(model, observations)
         worst = max(worst, float(((own - plain).abs() / own.abs().clamp_min(1)).max()))
     return worst
 
 
-def _random_observations(space: spaces.Space[Any]) -> np.ndarray:
+def random_observations(space: spaces.Space[Any], n: int = OBSERVATIONS) -> np.ndarray:
+    """Random observations of a space of arrays, the same every time.
+
+    Args:
+        space: Of arrays: no Dict.
+        n: Number of observations.
+    """
     flat = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
     assert isinstance(space, flat), describe(space)
     if isinstance(space, spaces.Box) and space.dtype != np.uint8:
-        rows = np.random.default_rng(0).normal(size=(OBSERVATIONS, *space.shape))
+        rows = np.random.default_rng(0).normal(size=(n, *space.shape))
         return rows.clip(space.low, space.high).astype(np.float32)
     space.seed(0)
-    return np.stack([space.sample() for _ in range(OBSERVATIONS)])
+    return np.stack([space.sample() for _ in range(n)])
 
 
 def _outputs(agent: Source, observations: Tensor) -> Tensor:

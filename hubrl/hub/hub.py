@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
@@ -16,8 +17,11 @@ from hubrl.formats.limits import DEFAULT_LIMITS, Limits
 from hubrl.formats.schema import Schema, first_problem, read_yaml, write_yaml
 from hubrl.hub.algorithm_kwargs import AlgorithmKwargs
 from hubrl.reading import read_agent, read_live, read_live_policy
+from hubrl.reading.hugging_face import local_copy
+from hubrl.reading.locations import AgentLocation, Location, split_pair
 from hubrl.routing.pathways import FRESH
 from hubrl.selection.arm_evidence import TOGETHER_ARM as TOGETHER
+from hubrl.sharing import hub_model_card, push_folder
 from hubrl.sources.source import Source
 
 HUB_FORMAT = 1
@@ -30,8 +34,8 @@ SHOWN_NAMES = 10
 RESERVED = {FRESH, TOGETHER, Path(HUB_FILE).stem}
 """Names that no source may have: of the fresh pathway, of all arms together, of the hub's file."""
 
-Agent = str | Path | Source | BaseAlgorithm | BasePolicy | tuple[str | Path, str | Path]
-"""A file or folder, a pair of it and its statistics or card, a model or policy, or a source."""
+Agent = AgentLocation | Source | BaseAlgorithm | BasePolicy
+"""A file, folder or repository, perhaps with its statistics or card; a model, policy or source."""
 
 
 class HubCard(Schema):
@@ -86,8 +90,9 @@ class Hub(AlgorithmKwargs):
         """A hub of agents of any form; nothing in their files is executed.
 
         Args:
-            agents: SB3 zips, RL Zoo folders, cards, weights with a card, sources, or models in
-                memory; a pair is a zip with its VecNormalize file, or weights with their card.
+            agents: SB3 zips, RL Zoo folders, cards, weights with a card, `hf://owner/name`,
+                sources, or models in memory; a pair, as a tuple or as `"agent.zip,stats.pkl"`, is
+                a zip with its VecNormalize file, or weights with their card.
             names: Names of the sources; by default those of their files.
             limits: Limits on their files; wider ones for agents that are trusted.
 
@@ -111,35 +116,20 @@ class Hub(AlgorithmKwargs):
         return cls(_source(agent, name, index, limits) for index, (agent, name) in named)
 
     @classmethod
-    def load(cls, folder: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> "Hub":
-        """The hub that `save` wrote; every weight file's sha256 is checked.
+    def load(cls, folder: Location, *, limits: Limits = DEFAULT_LIMITS) -> "Hub":
+        """The hub that `save` or `push_to_hub` wrote; every weight file's sha256 is checked.
 
         Args:
-            folder: The hub's folder.
+            folder: The hub's folder, or `hf://owner/name[/folder][@revision]`.
             limits: Limits on its files; wider ones for a hub that is trusted.
 
         Raises:
-            BadFile: If it is no hub, a file is missing or changed, or it is of a newer format.
+            BadFile: If it is no hub, a file is missing or changed, it is of a newer format, or it
+                cannot be downloaded.
+            BadConfig: If the repository is misspelled, or huggingface_hub is not installed.
         """
-        folder = Path(folder)
-        if not is_there(folder / HUB_FILE):
-            raise BadFile(
-                f"{folder} is no hub: it has no {HUB_FILE}; make one with `hubrl hub build`."
-            )
-        plain = read_yaml(folder / HUB_FILE, limits)
-        check_format(plain, HUB_FORMAT, f"{folder} is a hub")
-        try:
-            card = HubCard.model_validate(plain)
-        except ValidationError as error:
-            raise BadFile(
-                f"{folder / HUB_FILE} is not a hub's card: {first_problem(error)}."
-            ) from error
-        if len(card.sources) > limits.sources:
-            raise BadFile(
-                f"{folder} has {len(card.sources)} sources, {limits.sources} are allowed; widen "
-                "hubrl.Limits if it is trusted."
-            )
-        return cls(read_agent(_inside(folder, name), limits=limits) for name in card.sources)
+        with local_copy(folder) as local:
+            return cls(read_agent(card, limits=limits) for card in _cards_of(local, limits))
 
     def save(self, folder: str | Path, *, overwrite: bool = False, half: bool = False) -> None:
         """Write a folder: `hub.yaml`, and a card and a `.safetensors` file for each source.
@@ -174,6 +164,44 @@ class Hub(AlgorithmKwargs):
                     shutil.copytree(path, making / path.name, symlinks=True)
                 elif not (making / path.name).exists():
                     shutil.copy2(path, making / path.name)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        licence: str | None = None,
+        private: bool = False,
+        message: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Write the hub to a repository of Hugging Face, with a model card; it is made if needed.
+
+        Cards and weights are written as `save` writes them, never a pickle. Sources that are in
+        the repository and not in this hub are removed from it, in the same commit.
+
+        Args:
+            repository: `owner/name`.
+            licence: The hub's licence, as Hugging Face names it (`mit`); by default that of all
+                sources, if they have one in common.
+            private: Whether a repository that is made is private.
+            message: Message of the commit.
+            token: Access token that may write; by default the one that `hf auth login` stored.
+
+        Returns:
+            Location of the commit, for `Hub.load`: `hf://owner/name@commit`.
+
+        Raises:
+            BadConfig: If the repository is misspelled, or huggingface_hub is not installed.
+            BadFile: If it cannot be written to.
+            SourcesNotLoaded: If a source has no weights.
+        """
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "hub"
+            self.save(folder)
+            cards = [source.card for source in self._sources]
+            text = hub_model_card(repository, cards, licence)
+            (folder / "README.md").write_text(text, encoding="utf-8")
+            return push_folder(folder, repository, private=private, message=message, token=token)
 
     def add(self, agent: Agent, name: str | None = None) -> "Hub":
         """A new hub with one more source at the end."""
@@ -217,13 +245,32 @@ def _source(agent: Agent, name: str | None, index: int, limits: Limits) -> Sourc
         return read_live(agent, name or f"{type(agent).__name__.lower()}-{index}")
     if isinstance(agent, BasePolicy):
         return read_live_policy(agent, name or f"policy-{index}")
-    path, companion = agent if isinstance(agent, tuple) and len(agent) == 2 else (agent, None)
-    if not all(isinstance(part, str | Path) for part in (path, companion or "")):
-        raise BadConfig(
-            f"{agent!r} was given; expected an agent: a file or folder, a file with its statistics "
-            "or card, a hubrl.Source, or a model."
-        )
+    path, companion = split_pair(agent)
     return read_agent(path, companion, name=name, limits=limits)
+
+
+def _cards_of(folder: Path, limits: Limits) -> list[Path]:
+    """Paths of the cards of a hub's folder, in order.
+
+    Raises:
+        BadFile: If it is no hub, or it is of a newer format, or it has too many sources.
+    """
+    if not is_there(folder / HUB_FILE):
+        raise BadFile(f"{folder} is no hub: it has no {HUB_FILE}; make one with `hubrl hub build`.")
+    plain = read_yaml(folder / HUB_FILE, limits)
+    check_format(plain, HUB_FORMAT, f"{folder} is a hub")
+    try:
+        card = HubCard.model_validate(plain)
+    except ValidationError as error:
+        raise BadFile(
+            f"{folder / HUB_FILE} is not a hub's card: {first_problem(error)}."
+        ) from error
+    if len(card.sources) > limits.sources:
+        raise BadFile(
+            f"{folder} has {len(card.sources)} sources, {limits.sources} are allowed; widen "
+            "hubrl.Limits if it is trusted."
+        )
+    return [_inside(folder, name) for name in card.sources]
 
 
 def _foreign_files(folder: Path) -> list[Path]:

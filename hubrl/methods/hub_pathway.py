@@ -11,8 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from hubrl.errors import BadConfig
+from hubrl.formats.search import Between, OneOf
 from hubrl.methods.base import QLearning, Routed, RoutedMethod
 from hubrl.methods.registry import register
+from hubrl.nn.tracing import is_tracing
 from hubrl.routing.fused import fused_weights
 from hubrl.routing.pathways import FRESH, Pathways, SourceOutputs
 from hubrl.routing.router import Router
@@ -63,10 +65,12 @@ class HubPathway(RoutedMethod):
         top_k: int | None = None,
         fresh: bool = True,
         width: Annotated[int, Field(ge=1)] | None = None,
-        hidden_dim: Annotated[int, Field(ge=1)] = 64,
+        hidden_dim: Annotated[int, Field(ge=1), OneOf((32, 64, 128))] = 64,
         router_reads: str = "observations",
         noise: bool | None = None,
-        explore_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.001,
+        explore_coef: Annotated[
+            float, Field(ge=0, allow_inf_nan=False), Between(1e-4, 0.1, log=True)
+        ] = 0.001,
     ) -> None:
         super().__init__(Pathways(sources, target, fresh=fresh, width=width))
         n_pathways = len(self.pathways.names)
@@ -114,7 +118,7 @@ class HubPathway(RoutedMethod):
         """Whether `Pathways.fused_aggregate` serves: all sources active, no fresh pathway."""
         every = self.top_k >= len(self.pathways.names) and all(self.trusted_pathways)
         without_fresh = self.pathways.fresh is None and self.pathways.target.level == "features"
-        return self.explore_coef > 0 and every and without_fresh
+        return self.explore_coef > 0 and every and without_fresh and not is_tracing()
 
     def compute_weights(
         self, observations: Observations, noise: Tensor | None = None

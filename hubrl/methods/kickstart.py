@@ -1,6 +1,7 @@
 """Kickstarting: a student learns from reward and, less and less, from its teachers."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from gymnasium import spaces
@@ -8,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hubrl.errors import BadConfig
+from hubrl.formats.search import Between
 from hubrl.methods.base import Routed, TeacherMethod
 from hubrl.methods.registry import register
 from hubrl.routing.pathways import Pathways, SourceOutputs
@@ -48,8 +50,8 @@ class Kickstart(TeacherMethod):
         sources: Sequence[Source],
         target: TargetSpec,
         *,
-        coef: float = 1.0,
-        anneal: float = 0.5,
+        coef: Annotated[float, Between(0.1, 3.0, log=True)] = 1.0,
+        anneal: Annotated[float, Between(0.1, 0.9)] = 0.5,
     ) -> None:
         if not sources:
             raise BadConfig("Method 'kickstart' needs a teacher; the hub has none.")

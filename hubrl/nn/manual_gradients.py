@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hubrl.nn.tracing import is_tracing
+
 SLOPES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
     nn.Tanh: torch.ops.aten.tanh_backward.default,
     nn.ReLU: lambda gradient, output: gradient * (output > 0),
@@ -114,7 +116,7 @@ class ManualMLP:
 
 
 def fits_numpy(rows: Float[Tensor, " batch *any"], weights: int) -> bool:
-    """Whether numpy is the faster way: few rows, on the CPU, and no gradient wanted.
+    """Whether numpy is the faster way: few rows, on the CPU, and no gradient or trace wanted.
 
     Args:
         rows: Input of the layers.
@@ -122,7 +124,8 @@ def fits_numpy(rows: Float[Tensor, " batch *any"], weights: int) -> bool:
     """
     n_rows = len(rows)
     small = n_rows <= MAX_NUMPY_ROWS and n_rows * weights <= MAX_NUMPY_PRODUCTS
-    return small and rows.device.type == "cpu" and not torch.is_grad_enabled()
+    free = small and rows.device.type == "cpu" and not torch.is_grad_enabled()
+    return free and not is_tracing()
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -24,6 +24,7 @@ from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.formats.cards import SourceCard
 from hubrl.formats.hub_spec import HubSpec, parse_spec
 from hubrl.formats.schema import Schema
+from hubrl.formats.search import Between
 from hubrl.methods import check_options, create
 from hubrl.methods.base import TeacherMethod
 from hubrl.methods.registry import check_q_learning, q_learning
@@ -50,13 +51,13 @@ from hubrl.sources.preprocessing import Observations
 class TeachingOptions(Schema):
     """Options of DQN at the level of outputs."""
 
-    teach_coef: Annotated[float, Field(ge=0)] = 1.0
+    teach_coef: Annotated[float, Field(ge=0), Between(0.1, 3.0, log=True)] = 1.0
     """Weight of the teaching loss while the learner earns nothing yet; it shrinks as the learner
     catches up."""
-    judging_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    judging_share: Annotated[float, Field(gt=0, lt=1), Between(0.2, 0.7)] = 0.5
     """Share of the episodes that judge arms without random actions: half of them the learner, half
     the sources, whose actions are then exploration for it."""
-    temperature: Annotated[float, Field(gt=0)] = 0.3
+    temperature: Annotated[float, Field(gt=0), Between(0.1, 1.0, log=True)] = 0.3
     """Temperature of the teaching loss, in units of the spread of the learner's Q-values."""
     action_meanings: tuple[str, ...] | None = None
     """Meanings of the target's actions, for sources whose cards name those of theirs."""

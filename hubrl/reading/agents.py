@@ -3,7 +3,8 @@
 import io
 import os
 import re
-from pathlib import Path
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import numpy as np
@@ -21,8 +22,16 @@ from hubrl.formats.files import is_there
 from hubrl.formats.limits import DEFAULT_LIMITS, UNLIMITED, Limits
 from hubrl.formats.spaces import describe
 from hubrl.reading.check_size import check_parameters
-from hubrl.reading.hugging_face import HUGGING_FACE, fetch
+from hubrl.reading.hugging_face import local_copy
 from hubrl.reading.live_check import check_live
+from hubrl.reading.locations import (
+    AgentLocation,
+    Location,
+    Repository,
+    is_remote,
+    parse_repository,
+    split_pair,
+)
 from hubrl.reading.sb3_zip import read_archive
 from hubrl.reading.vecnormalize import VecNormalizeStatistics, read_statistics
 from hubrl.reading.weights import is_saved_policy, read_weights
@@ -53,8 +62,8 @@ LOG_STD = "action.log_std"
 
 
 def read_agent(
-    path: str | Path | tuple[str | Path, str | Path],
-    companion: str | Path | None = None,
+    path: AgentLocation,
+    companion: Location | None = None,
     *,
     name: str | None = None,
     frozen: bool = True,
@@ -63,46 +72,55 @@ def read_agent(
     """Read one source from a file or folder, as plain data and weights alone.
 
     Args:
-        path: An SB3 zip; `hf://owner/name`, a repository of Hugging Face; a folder with an agent's
-            zip (an RL Zoo run, a Hugging Face download, a run of hubrl); a source's card (`.yaml`)
-            or the same path without a suffix; bare weights (`.pth`, `.pt`, `.tar`,
-            `.safetensors`) with a card; or a pair of a path and its companion.
+        path: An SB3 zip; a folder with an agent's zip (an RL Zoo run, a Hugging Face download, a
+            run of hubrl) or with one source of a hub; a source's card (`.yaml`) or the same path
+            without a suffix; bare weights (`.pth`, `.pt`, `.tar`, `.safetensors`) with a card;
+            `hf://owner/name`, a repository of Hugging Face, or a file in it,
+            `hf://owner/name/file.zip@revision`; or one of these and its companion, as a tuple or
+            as `"agent.zip,statistics.pkl"`.
         companion: For a zip VecNormalize's file, which is found beside the zip if it is called as
             SB3, the RL Zoo or Hugging Face call it; for bare weights their card, which is found
             beside them if it has the same stem.
         name: Name of the source; by default its card's name or the file's, or the folder's where
-            the file is `model.zip`.
+            the file is `model.zip`; of a repository its own.
         frozen: Whether training will leave it as it is.
         limits: Limits on its files; wider ones for an agent that is trusted.
 
     Raises:
-        BadFile: If a file is missing, damaged, hostile, or does not match its card.
-        BadConfig: If a source cannot have the name, or what was given is no path.
+        BadFile: If a file is missing, damaged, hostile, or does not match its card, or cannot be
+            downloaded.
+        BadConfig: If a source cannot have the name, or a location is misspelled.
         SpaceMismatch: If the statistics are of another shape than the observations.
     """
     _check_name(name)
-    if isinstance(path, tuple) and len(path) == 2 and companion is None:
-        path, companion = path
-    if not isinstance(path, str | Path) or not isinstance(companion, str | Path | None):
-        raise BadConfig(
-            f"{type(path).__name__} was given; expected the path of an agent, or a pair of it and "
-            "its statistics or card. hubrl.Hub.from_agents([...]) reads models in memory."
-        )
-    if isinstance(path, str) and path.startswith(HUGGING_FACE):
-        name = name or tidy(path.removeprefix(HUGGING_FACE).partition("@")[0].rpartition("/")[2])
-        path = fetch(path)
-    path = Path(path)
+    path, companion = split_pair(path, companion)
+    with ExitStack() as copies:
+        local = copies.enter_context(local_copy(path))
+        beside = None if companion is None else copies.enter_context(local_copy(companion))
+        if name is None and is_remote(path):
+            name = _repository_name(parse_repository(path))
+        return _read_local(local, beside, name, frozen=frozen, limits=limits)
+
+
+def _repository_name(repository: Repository) -> str | None:
+    """The name of a repository's agent, where its file has none of its own."""
+    named = repository.file and PurePosixPath(repository.file).stem != "model"
+    return None if named else tidy(repository.name.rpartition("/")[2])
+
+
+def _read_local(
+    path: Path, companion: Path | None, name: str | None, *, frozen: bool, limits: Limits
+) -> Source:
     folder = is_there(path, folder=True) and not _is_card(path)
     path = _agent_in(path) if folder else _with_suffix(path)
-    given = None if companion is None else Path(companion)
-    if path.suffix == ".zip" and not _is_card(given):
-        return _zipped(path, given, name, frozen=frozen, limits=limits)
+    if path.suffix == ".zip" and not _is_card(companion):
+        return _zipped(path, companion, name, frozen=frozen, limits=limits)
     if _is_card(path):
-        path, given = path.with_suffix(".safetensors"), path
-    card_path = given or _card_beside(path)
-    if given is None and not is_there(card_path) and is_saved_policy(path, limits):
+        path, companion = path.with_suffix(".safetensors"), path
+    card_path = companion or _card_beside(path)
+    if companion is None and not is_there(card_path) and is_saved_policy(path, limits):
         return _zipped(path, None, name, frozen=frozen, limits=limits)
-    if given is None and not is_there(card_path):
+    if companion is None and not is_there(card_path):
         raise BadFile(_no_card(path, card_path))
     return _bare(path, card_path, name, frozen=frozen, limits=limits)
 
@@ -302,7 +320,7 @@ def _stacked(values: np.ndarray, part: spaces.Space[Any] | None, name: str) -> n
 
 
 def _agent_in(folder: Path) -> Path:
-    """The agent's zip in a folder.
+    """The agent's zip in a folder, or the card of the only source in a hub's folder.
 
     The first of: a zip with a folder of its own name (RL Zoo), the only zip, the usual names.
     """
@@ -313,13 +331,27 @@ def _agent_in(folder: Path) -> Path:
         for stem in ("model", "agent", "best_model")
         if is_there(folder / f"{stem}.zip")
     ]
-    for candidates in (named, zips if len(zips) == 1 else [], usual):
-        if candidates:
+    cards = [] if zips else _cards_with_weights(folder)
+    for candidates in (named, zips if len(zips) == 1 else [], usual, cards):
+        if candidates and (candidates is not cards or len(cards) == 1):
             return candidates[0]
+    if cards:
+        raise BadFile(
+            f"{folder} is a hub of {len(cards)} sources; read it with Hub.load, or name one of "
+            f"its sources, as {folder}/{cards[0].name}."
+        )
+    example = f", as {folder}/{zips[0].name}" if zips else ""
     raise BadFile(
         f"The folder {folder} holds {len(zips)} zips and none is clearly the agent; name the "
-        "zip itself."
+        f"zip itself{example}."
     )
+
+
+def _cards_with_weights(folder: Path) -> list[Path]:
+    """The cards of a folder that have weights beside them."""
+    weights = sorted(folder.glob("*.safetensors"))
+    cards = [path.with_suffix(suffix) for path in weights for suffix in CARD_SUFFIXES]
+    return [card for card in cards if is_there(card)]
 
 
 def _zips(folder: Path) -> list[Path]:

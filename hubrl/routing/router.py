@@ -14,6 +14,7 @@ from hubrl.formats.hub_spec import Precision
 from hubrl.nn.bf16 import BF16Convolutions
 from hubrl.nn.freezing import is_sb3_init
 from hubrl.nn.manual_gradients import AutogradInputs, ManualMLP, ParameterPack
+from hubrl.nn.tracing import is_tracing
 from hubrl.sources.preprocessing import Observations
 
 NOISE_FLOOR = 1e-2
@@ -125,6 +126,8 @@ class SymLog(nn.Module):
     def forward(self, observations: Float[Tensor, " batch *obs"]) -> Float[Tensor, "batch width"]:
         """Flat observations behind the symmetric logarithm."""
         flat = observations.flatten(1)
+        if is_tracing():  # ONNX has no copysign
+            return flat.sign() * flat.abs().log1p()
         return flat.abs().log1p().copysign(flat)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from hubrl.nn.tracing import is_tracing
 from hubrl.sources.preprocessing import Observations
 
 
@@ -28,6 +29,10 @@ class PathwayWeights(NamedTuple):
 
 def stable_top_k(z: Float[Tensor, "batch pathways"], k: int) -> Bool[Tensor, "batch pathways"]:
     """The `k` greatest of every row; of equals the first, which `torch.topk` does not promise."""
+    if is_tracing():  # ONNX has no stable sort
+        place = torch.arange(int(z.shape[1]), device=z.device)
+        equal_before = (z[:, None] == z[:, :, None]) & (place[None] < place[:, None])
+        return ((z[:, None] > z[:, :, None]) | equal_before).sum(dim=2) < k
     order = z.argsort(dim=1, descending=True, stable=True)
     return torch.zeros_like(z, dtype=torch.bool).scatter(1, order[:, :k], True)
 
@@ -107,6 +112,10 @@ def dispatch(
     width: int,
 ) -> Float[Tensor, "batch pathways width"]:
     """Outputs of the active pathways, computed for their rows alone; zeros for the others."""
+    if is_tracing():
+        # An exported graph has no branches: every pathway is computed, and masked.
+        each = torch.stack([pathway(observations) for pathway in pathways], dim=1)
+        return each.masked_fill(~active[:, :, None], 0.0)
     columns = []
     for index, pathway in enumerate(pathways):
         rows = active[:, index].nonzero().squeeze(1)

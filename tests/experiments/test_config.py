@@ -29,7 +29,7 @@ def test_configs_are_shipped():
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_is_valid_and_names_a_hub_that_is_there(path):
     config = read_config(path)
-    assert config.hub is None or (config.hub / "hub.yaml").is_file()
+    assert config.hub is None or (Path(config.hub) / "hub.yaml").is_file()
 
 
 def test_changes_go_through_the_same_model(tmp_path):

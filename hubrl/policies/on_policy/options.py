@@ -7,6 +7,7 @@ from pydantic import Field
 
 from hubrl.errors import BadConfig
 from hubrl.formats.schema import Schema
+from hubrl.formats.search import Between, OneOf
 from hubrl.methods.base import Method
 
 
@@ -16,22 +17,25 @@ class OutputOptions(Schema):
     aggregation: Literal["mixture", "mean"] = "mixture"
     """`mixture`: one pathway is drawn by its weight and acts; `mean`: the weighted mean of the
     pathways' outputs acts."""
-    residual: bool = True
+    residual: Annotated[bool, OneOf((True, False))] = True
     """Whether a learned correction, zero at the start, is added to the sources' outputs."""
-    source_std: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] | None = "auto"
+    source_std: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] | None,
+        OneOf(("auto", 0.05, 0.1, 0.2)),
+    ] = "auto"
     """Initial standard deviation of each source's pathway, learned from there. `auto`: the source's
     own if it is the same in all states, between 0.05 and 0.1, else 0.05; none: the source's own,
     not learned."""
-    hold: Annotated[float, Field(ge=1)] = 1
+    hold: Annotated[float, Field(ge=1), OneOf((1, 3, 5, 10, 20))] = 1
     """Steps that a drawn pathway acts (a mixture's commitment): exactly, or on average at the start
     where the end is learned. Needs HubCallback, which records them; without it pathways are drawn
     anew at every step."""
     release: Literal["fixed", "learned"] = "learned"
     """End of a commitment: after `hold` steps, or by a learned rule that starts there."""
-    judging_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    judging_share: Annotated[float, Field(ge=0, lt=1), Between(0.05, 0.5)] = 0.0
     """Share of the episodes that judge one source, or all pathways together, deterministically; 0
     for no selection among them. Needs HubCallback."""
-    trial_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    trial_share: Annotated[float, Field(ge=0, lt=1), OneOf((0.0, 0.1, 0.2))] = 0.1
     """Share of the training in which the fresh pathway trains alone, to predict whether it would
     earn more than the hub by the end; 0 for no trial, and none where two rounds of episodes do not
     fit. Needs `judging_share`."""

@@ -171,6 +171,9 @@ class PathwayActor(PathwayNetworks):
         params, logs = routed.pathway_outputs, routed.log_weights
         if params is None or logs is None or self.aggregation != "mixture":
             return self._whole_distribution(routed.features)
+        if self.commits and context.previous is None and context.acted is None:
+            # No step of a training: the density of an action, whichever pathway acts.
+            return MixtureDistribution(self.action_space).proba_distribution(params, logs)
         if self.commits:
             transition = self._transition(logs, context, latent)
             committed: PathwayDistribution = CommittedDistribution(self.action_space)

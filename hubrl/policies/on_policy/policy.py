@@ -1,11 +1,13 @@
 """Policy of PPO and A2C over the outputs of sources."""
 
+import inspect
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
@@ -82,10 +84,14 @@ class HubActorCriticPolicy(PathwayActor):
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions, values and log-probabilities for a rollout.
+        """Actions, values and log-probabilities for a rollout, or outside a training.
+
+        Outside a training whose steps are recorded no pathway is committed and the router has no
+        noise: a pathway is drawn for every row, and log-probabilities are those of
+        `get_distribution`, of the mixture.
 
         Raises:
-            BadConfig: If pathways are committed and no rollout buffer records them.
+            BadConfig: If a training goes on with commitments that no rollout buffer records.
         """
         self.last_record = StepRecord()
         if self.fresh_alone:
@@ -145,7 +151,10 @@ class HubActorCriticPolicy(PathwayActor):
         return values, log_prob, entropy
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
-        """Action distribution of all pathways, without the router's noise."""
+        """Action distribution of all pathways, without the router's noise and commitments.
+
+        Its log-probabilities are those of the mixture, whichever pathway acted.
+        """
         if self.fresh_alone:
             return super().get_distribution(cast("Tensor", obs))
         context = StepContext(self.preprocess(obs), exploring=False)
@@ -274,7 +283,8 @@ class HubActorCriticPolicy(PathwayActor):
 
     def _rollout_context(self, obs: PyTorchObs) -> StepContext:
         """Inputs of a rollout step: committed pathways, recorded outputs of sources, noise."""
-        context = StepContext(self.preprocess(obs), exploring=True)
+        in_training = self.training_state.records_steps or not self.commits
+        context = StepContext(self.preprocess(obs), exploring=in_training)
         if self.commits:
             self._bind(context)
         if not self.training_state.records_steps or context.only_fresh:
@@ -294,10 +304,12 @@ class HubActorCriticPolicy(PathwayActor):
     def _bind(self, context: StepContext) -> None:
         """Set the committed pathways and solo episodes of a rollout step's inputs."""
         if not self.training_state.records_steps:
-            raise BadConfig(
-                "This model was trained with commitments to pathways and no rollout buffer records "
-                "them; pass HubCallback() to go on."
-            )
+            if _collects_rollouts(self):
+                raise BadConfig(
+                    "This model was trained with commitments to pathways and no rollout buffer "
+                    "records them; pass HubCallback() to go on."
+                )
+            return
         selection = self.selection
         playing = None if selection is None else selection.playing
         self._commitments.bind(context, playing, self.most_steps, self.fresh_index)
@@ -328,3 +340,14 @@ class HubActorCriticPolicy(PathwayActor):
         # where its coefficient is zero; the detached estimate has none.
         entropy = None if self.training_state.entropy_gradient else -log_prob.detach()
         return values, log_prob, entropy
+
+
+def _collects_rollouts(policy: HubActorCriticPolicy) -> bool:
+    """Whether an algorithm of SB3 calls the policy for a rollout, and not a user for one's own."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        collects = frame.f_code is OnPolicyAlgorithm.collect_rollouts.__code__
+        if collects and frame.f_locals["self"].policy is policy:
+            return True
+        frame = frame.f_back
+    return False
