@@ -4,7 +4,7 @@ One rule says which arm plays the next episode, one which acts in evaluation, on
 stay. An episode is played by one arm from the beginning to the end, deterministically, as it would
 be evaluated. The two arms that are compared follow LUCB (Kalyanakrishnan et al. 2012), an algorithm
 for best-arm identification: the arm with the greatest mean and the one that is least clearly behind
-it. The rest is ours.
+it. The rest is hubrl's.
 """
 
 from collections.abc import Sequence
@@ -234,8 +234,11 @@ class ArmSelection(ArmEvidence):
         """The source to play of two that contend for being the best; None where that is known.
 
         Where returns vary much, the best of several sources by a few episodes is the luckiest of
-        them. None either where the learner is clearly better than both.
+        them. None either where the learner is clearly better than both, nor in doubt before one
+        looks better than an untrained network.
         """
+        if self.trial.at is Phase.DOUBT and not self._is_promising:
+            return None
         sources, known = self._contending_sources, self.records
         if len(sources) < 2 or min(known.count(source) for source in sources) < 2:
             return None

@@ -4,7 +4,7 @@ A hub of good sources leaves the fresh pathway almost no data. That is right whe
 better than what the budget allows to learn, and wrong where they are poor and the training is long.
 So the fresh pathway trains alone for a share of the training, and a line through its returns is
 extended: explore-then-commit on arms whose reward rises as they are played (rising rested bandits,
-    Metelli et al. 2022); the rule itself is ours.
+Metelli et al. 2022); the rule itself is hubrl's.
 """
 
 from collections.abc import Sequence

@@ -326,3 +326,18 @@ def test_a_source_that_is_good_for_a_part_of_the_task_ends_the_doubt():
     train(selection, arms, rounds=20)
     assert selection.fate(0) is Fate.KEPT
     assert name_of(selection) == "together"
+
+
+def test_sources_that_are_no_better_than_an_untrained_network_do_not_contend():
+    selection, rng = made("a", "b"), np.random.default_rng(0)
+    selection.doubt_all()
+    arms = {
+        "a": constant(0, 1, rng),
+        "b": constant(0, 1, rng),
+        "fresh": rising(0, 100, 1, rng),
+    }
+    played = train(selection, arms, rounds=12)
+    judged = sum(name in ("a", "b") for name in played) / len(played)
+    # Six episodes of the first comparison, and few of those that judge: 0.375 with a contest.
+    assert judged < 0.2
+    assert name_of(selection) == "fresh"
