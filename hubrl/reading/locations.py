@@ -91,8 +91,8 @@ def split_pair(
         parts = (*parts, companion)
     if not 1 <= len(parts) <= 2 or not all(isinstance(part, str | Path) for part in parts):
         raise BadConfig(
-            f"{agent!r} was given; expected an agent: a file or folder, hf://owner/name, a file "
-            "with its statistics or card, or in a hub a hubrl.Source or a model."
+            f"{_described(agent)} was given; expected an agent: a file or folder, hf://owner/name, "
+            "a file with its statistics or card, or in Hub.from_agents a hubrl.Source or a model."
         )
     return parts[0], parts[1] if len(parts) == 2 else None
 
@@ -107,3 +107,8 @@ def located(agent: str, folder: Path) -> str:
 
 def _exists(path: Path) -> bool:
     return is_there(path) or is_there(path, folder=True)
+
+
+def _described(agent: object) -> str:
+    """A location as it was given, and anything else by its type: a model's text is no name."""
+    return repr(agent) if isinstance(agent, str | Path | tuple) else type(agent).__name__

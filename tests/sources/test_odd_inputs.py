@@ -95,9 +95,9 @@ def test_a_level_that_is_none_is_refused(hub):
 
 def test_things_that_are_no_agents_are_refused(hub, tmp_path):
     model = untrained(PPO)
-    with pytest.raises(BadConfig, match=r"^PPO was given; expected the path .*Hub.from_agents"):
+    with pytest.raises(BadConfig, match=r"^PPO was given; expected an agent: .*Hub.from_agents"):
         load_agent(model)
-    with pytest.raises(BadConfig, match="^NoneType was given; expected the path"):
+    with pytest.raises(BadConfig, match="^NoneType was given; expected an agent"):
         load_agent(None)
     with pytest.raises(BadConfig, match="^str was given; expected a hubrl.Source"):
         Hub(["agent.zip"])
