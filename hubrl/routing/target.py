@@ -56,8 +56,9 @@ def check_fit(source: Source, target: TargetSpec) -> None:
     if not source.accepts(target.observation_space):
         raise SpaceMismatch(
             f"The target observes {describe(target.observation_space)}, source {source.name!r} "
-            f"observes {describe(source.space)}; leave it out, or, if the target observes what it "
-            "reads and more, take source.adapted(observes=...) (`hubrl hub add --observes`)."
+            f"observes {describe(source.space)}; leave it out, or, if they share their entries, "
+            "take source.adapted(observes=...) where the target observes more and "
+            "source.adapted(constants=...) where it observes less (`hubrl hub add`)."
         )
     problem = image_scale_problem(source.card, target.observation_space)
     if problem is not None:
