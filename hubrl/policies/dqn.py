@@ -112,11 +112,7 @@ class HubDQNPolicy(DQNPolicy):
                 "use hub.agent with that algorithm's class."
             )
         self.spec = parse_spec(hub)
-        self.teaching = (
-            teaching
-            if isinstance(teaching, TeachingOptions)
-            else TeachingOptions.model_validate(teaching or {})
-        )
+        self.teaching = TeachingOptions.model_validate(teaching or {})
         check_options(self.spec.method, self.spec.options)
         check_q_learning(self.spec.method, self.spec.options, tuned=self.spec.tuned)
         self.q_learning = q_learning(self.spec.method, self.spec.options, tuned=self.spec.tuned)

@@ -50,7 +50,8 @@ class ArmSelection(ArmEvidence):
       once its latest deterministic episodes exceed that by half of `episode_errors`.
     - *Who stays.* Segments drop a source that is clearly no better than an untrained network. In
       doubt, a source stays if its episodes exceed those of the untrained network by
-      `episode_errors`. Whatever happens, an arm with a better record still acts in evaluation.
+      `episode_errors`, or if the better half of them is out of its reach. Whatever happens, an
+      arm with a better record still acts in evaluation.
 
     Args:
         sources: Names of the sources.

@@ -96,12 +96,13 @@ class FreshTrial(nn.Module):
         """The phase now."""
         return Phase(int(self.get_buffer("phase")))
 
-    def go(self, phase: Phase) -> None:
-        """Enter a phase."""
+    def go(self, phase: Phase) -> Phase:
+        """Enter a phase, which is returned."""
         self.get_buffer("phase").fill_(int(phase))
         self.get_buffer("swapped").fill_(
             phase is Phase.TRIAL or (phase is Phase.ALONE and self.is_swapped)
         )
+        return phase
 
     @property
     def forecasts(self) -> tuple[float, float]:
@@ -163,8 +164,7 @@ class FreshTrial(nn.Module):
             fits = 2 * round_steps <= length and now + length < total
             self.get_buffer("until").fill_(now + length)
             self.fresh.forget()
-            self.go(Phase.TRIAL if fits else Phase.SETTLED)
-            return self.at
+            return self.go(Phase.TRIAL if fits else Phase.SETTLED)
         if self.at is Phase.TRIAL:
             return self._end_trial(now, total, n_sources, alternatives)
         return None
@@ -182,7 +182,7 @@ class FreshTrial(nn.Module):
             return None
         is_over, fresh = now >= until, self.fresh.latest
         if len(fresh) < FORECAST_EPISODES:
-            return self._go_on(Phase.SETTLED) if is_over else None
+            return self.go(Phase.SETTLED) if is_over else None
         horizon = min(until + self.settings.rise * length, float(total))
         ahead, error = extrapolate_return(fresh[:, 0], fresh[:, 1], horizon)
         behind = self._expected_of_hub(total, n_sources, alternatives)
@@ -191,11 +191,7 @@ class FreshTrial(nn.Module):
         self.get_buffer("forecast").copy_(torch.tensor([ahead, behind]))
         self.get_buffer("has_forecast").fill_(True)
         is_ahead = ahead - self.settings.episode_errors / 2 * error > behind
-        return self._go_on(Phase.ALONE if is_over and is_ahead else Phase.SETTLED)
-
-    def _go_on(self, phase: Phase) -> Phase:
-        self.go(phase)
-        return phase
+        return self.go(Phase.ALONE if is_over and is_ahead else Phase.SETTLED)
 
     def _expected_of_hub(self, total: int, n_sources: int, alternatives: Sequence[float]) -> float:
         hub = self.hub.latest

@@ -68,11 +68,7 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
                 "outputs are mixed for Box and Discrete, use level='features'."
             )
         self.spec = parse_spec(hub)
-        self.outputs = (
-            outputs
-            if isinstance(outputs, OutputOptions)
-            else OutputOptions.model_validate(outputs or {})
-        )
+        self.outputs = OutputOptions.model_validate(outputs or {})
         self.aggregation = find(self.spec.method).aggregation or self.outputs.aggregation
         if self.outputs.hold > 1 and self.aggregation != "mixture":
             by_method = self.outputs.aggregation == "mixture"
