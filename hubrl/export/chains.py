@@ -82,22 +82,33 @@ def _actor_critic_chains(policy: HubActorCriticPolicy) -> Chains:
     value = value.to_linear() if isinstance(value, PopArtLinear) else value
     extractor = _sb3_extractor(policy.vf_features_extractor)
     critic = [*extractor, *policy.mlp_extractor.value_net, value]
-    method = policy.method
-    if policy.fresh_alone or isinstance(method, TeacherMethod):
+    method, acting = policy.method, policy.evaluation_pathway
+    fresh_acts = policy.fresh_alone or acting == policy.fresh_index
+    if fresh_acts or isinstance(method, TeacherMethod):
         extractor = _sb3_extractor(policy.pi_features_extractor)
         actor = [*extractor, *policy.mlp_extractor.policy_net, policy.action_net]
         return Chains(actor, critic, getattr(policy, "log_std", None))
-    if not isinstance(method, SingleSource):
+    if acting < 0:
+        _check_single(policy)
+    pathway = cast("SourcePathway", method.pathways.sources[max(acting, 0)])
+    source, target = pathway.source, pathway.target
+    own, wanted = source.card.action_meanings, target.action_meanings
+    if own is not None and wanted is not None and own != wanted:
+        raise NotPlainError(f"actions of source {source.name!r} are matched by their meanings")
+    features = _pathway_features(pathway)
+    head, log_std = _action_head(source)
+    tuned_std = pathway.log_std if pathway.log_std is not None else log_std
+    return Chains([*features, *head], critic, tuned_std)
+
+
+def _check_single(policy: HubActorCriticPolicy) -> None:
+    """Refuse a policy whose pathways act together, or with a correction."""
+    if not isinstance(policy.method, SingleSource):
         raise NotPlainError(f"method {policy.spec.method!r} mixes several pathways")
     if policy.residual is not None:
         raise NotPlainError(
             f"method {policy.spec.method!r} adds a residual to the output of its source"
         )
-    pathway = cast("SourcePathway", method.pathways.sources[0])
-    features = _pathway_features(pathway)
-    head, log_std = _action_head(pathway.source)
-    tuned_std = pathway.log_std if pathway.log_std is not None else log_std
-    return Chains([*features, *head], critic, tuned_std)
 
 
 def _q_chains(policy: HubDQNPolicy) -> Chains:

@@ -177,6 +177,9 @@ class Method(nn.Module, ABC):
     """Whether it can be computed from stored features of frozen sources."""
     allows_residual: ClassVar[bool] = True
     """Whether a learned correction may be added to its sources' outputs."""
+    copies_source: ClassVar[bool] = False
+    """Whether the fresh pathway goes on alone from a copy of the best source, at the level of
+    outputs."""
     keeps_source_std: ClassVar[bool] = False
     """Whether sources keep their own standard deviations, because they never act themselves."""
     judging_share: ClassVar[float] = 0.0

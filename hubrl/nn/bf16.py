@@ -1,6 +1,8 @@
 """NatureCNN in bfloat16, with features in float32."""
 
+import warnings
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from gymnasium import spaces
@@ -9,10 +11,25 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hubrl.errors import HubrlWarning
 from hubrl.nn.freezing import WeightCache
 
 BLOCK = 4
 """Pixels a side that become channels: the stride of the first convolution."""
+
+
+SLOW = (
+    "bfloat16 was asked for on a processor without instructions for it (AVX-512 or AMX), where it "
+    "is many times slower than float32; leave precision='bfloat16' out."
+)
+
+
+@cache
+def warn_where_slow() -> None:
+    """Warn, once in a process, where bfloat16 is computed by emulation."""
+    is_native: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if not is_native and not torch.cuda.is_available():
+        warnings.warn(SLOW, HubrlWarning, stacklevel=3)
 
 
 class BF16NatureCNN(NatureCNN):
@@ -39,6 +56,7 @@ class BF16NatureCNN(NatureCNN):
         normalized_image: bool = False,
     ) -> None:
         super().__init__(observation_space, features_dim, normalized_image)
+        warn_where_slow()
         self.scale = 1 if normalized_image else 255
         self._cache = WeightCache()
 

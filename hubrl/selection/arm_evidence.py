@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hubrl.selection.fresh_trial import FreshTrial, Phase
 from hubrl.selection.probe_verdict import Fate, start_behind
@@ -33,6 +34,8 @@ class ArmEvidence(nn.Module):
         fresh: Whether there is a fresh pathway, to doubt sources by and to hold a trial of.
         tuned: Whether sources are trained further, so that their old returns mean little.
         every_episode_counts: Whether an episode of learning is played as in an evaluation.
+        copies: Whether the fresh pathway goes on alone from a copy of the best source, once one is
+            known to be better than an untrained network.
     """
 
     def __init__(
@@ -43,10 +46,13 @@ class ArmEvidence(nn.Module):
         fresh: bool = True,
         tuned: bool = False,
         every_episode_counts: bool = False,
+        copies: bool = False,
     ) -> None:
         super().__init__()
         self.settings, self.has_fresh = settings, fresh
         self.every_episode_counts = every_episode_counts
+        self.copyable = [copies] * len(sources)
+        """Whether the fresh pathway may go on from a copy of each source."""
         self.n_sources = len(sources)
         self.fresh, self.together = self.n_sources, self.n_sources + 1
         self.untrained, self.untrained_noisy = self.n_sources + 2, self.n_sources + 3
@@ -59,6 +65,9 @@ class ArmEvidence(nn.Module):
         self.register_buffer("segment_start", torch.zeros(self.n_sources, dtype=torch.float64))
         self.register_buffer("has_segments", torch.zeros(self.n_sources, dtype=torch.bool))
         self.register_buffer("screened", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("copied_source", torch.tensor(-1))
+        self._evaluation: tuple[list[tuple[int, int]], int] = ([], 0)
+        """State of the buffers, and the arm that acts in evaluation by it."""
 
     def doubt_all(self) -> None:
         """Begin without a probe: nothing is known of any source."""
@@ -125,6 +134,11 @@ class ArmEvidence(nn.Module):
         """Whether the sources were compared and none is in doubt: the router may start by that."""
         return self.is_screened and self.trial.at is not Phase.DOUBT
 
+    @property
+    def copied(self) -> int:
+        """The source from a copy of which the fresh pathway went on; -1 for none."""
+        return int(self.get_buffer("copied_source"))
+
     def fate(self, source: int) -> Fate:
         """How far a source is trusted."""
         return Fate(int(self.get_buffer("fates")[source]))
@@ -150,6 +164,14 @@ class ArmEvidence(nn.Module):
         own, untrained = self.records.returns(source), self.records.returns(self.untrained)
         spread = [*untrained, *self.records.returns(self.untrained_noisy)]
         return conservative_lag(untrained, own, spread)
+
+    @property
+    def is_promising(self) -> bool:
+        """Whether a source in doubt may well be better than an untrained network."""
+        lags = (self.lag_of_untrained(source) for source in self.candidates)
+        return self.trial.at is Phase.DOUBT and any(
+            lag > self.settings.episode_errors / 2 for lag in lags
+        )
 
     def worth_in_doubt(self, source: int) -> float:
         """What a source earns where that is clearly more than an untrained network does, else -inf.
@@ -190,6 +212,39 @@ class ArmEvidence(nn.Module):
         tried = [source for source in self.candidates if not math.isnan(means[source])]
         return max(tried, key=lambda source: means[source], default=None)
 
+    @property
+    def learner(self) -> int:
+        """The arm from whose episodes the training learns."""
+        return self.fresh if self.trial.fresh_claims else self.together
+
+    @property
+    def evaluation_arm(self) -> int:
+        """The arm that acts in evaluation, and is saved and exported as the agent.
+
+        It depends on the buffers alone, and is computed anew when one of them has changed:
+        `predict` reads it at every call.
+        """
+        parts = self._buffers, self.records._buffers, self.trial._buffers
+        buffers = [cast("Tensor", buffer) for part in parts for buffer in part.values()]
+        state = [(buffer.data_ptr(), buffer._version) for buffer in buffers]
+        if state != self._evaluation[0]:
+            self._evaluation = state, self._best_arm()
+        return self._evaluation[1]
+
+    def _best_arm(self) -> int:
+        learned = [
+            arm
+            for arm in (self.together, self.fresh)
+            if self.records.count(arm) >= self.settings.episodes
+        ]
+        arm = max(learned, key=self.records.mean_return, default=None)
+        source = self.best_source
+        if source is None:
+            return self.learner if arm is None else arm
+        if arm is None or not self.records.count(source):
+            return source
+        return arm if self.lag(source, arm) > self.settings.episode_errors / 2 else source
+
     def gap(self, arm: int, other: int) -> float:
         """How much less an arm earns than another, as a share of all that is known.
 
@@ -211,12 +266,8 @@ class ArmEvidence(nn.Module):
         without whole episodes start lowest.
         """
         start = [-self.settings.most_lag] * self.n_sources
-        best = max(
-            (source for source in self.candidates if self.records.count(source)),
-            key=self.records.mean_return,
-            default=None,
-        )
-        if best is None or not self.is_screened:
+        best = self.best_source
+        if best is None or not self.records.count(best) or not self.is_screened:
             by_segments: list[float] = self.get_buffer("segment_start").tolist()
             return by_segments
         for source in self.candidates:

@@ -8,11 +8,10 @@ it. The rest is hubrl's.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from hubrl.selection.arm_evidence import ArmEvidence
 from hubrl.selection.fresh_trial import Phase
@@ -77,8 +76,6 @@ class ArmSelection(ArmEvidence):
         """Share of the training that an episode in every environment takes; 0 before any ended."""
         self.turns: list[Turn] = []
         """What is played in each environment; empty outside training."""
-        self._evaluation: tuple[list[tuple[int, int]], int] = ([], 0)
-        """State of the buffers, and the arm that acts in evaluation by it."""
         self._refresh()
 
     def _refresh(self) -> None:
@@ -152,11 +149,6 @@ class ArmSelection(ArmEvidence):
         self.turns[env] = self._next(compare=counts)
         self._refresh()
 
-    @property
-    def learner(self) -> int:
-        """The arm from whose episodes the training learns."""
-        return self.fresh if self.trial.fresh_claims else self.together
-
     def _next(self, *, compare: bool = True) -> Turn:
         if not self.candidates:
             return Turn(self.learner, deterministic=False)
@@ -171,20 +163,12 @@ class ArmSelection(ArmEvidence):
             if contested is not None and np.random.random() < 0.5:
                 return Turn(contested, deterministic=True)
             if np.random.random() < (
-                0.5 if self._is_final or self._is_promising else self.settings.judging_share
+                0.5 if self._is_final or self.is_promising else self.settings.judging_share
             ):
                 judged = self._judged()
                 if judged is not None:
                     return Turn(judged, deterministic=True)
         return Turn(self.learner, deterministic=False)
-
-    @property
-    def _is_promising(self) -> bool:
-        """Whether a source in doubt may well be better than an untrained network."""
-        lags = (self.lag_of_untrained(source) for source in self.candidates)
-        return self.trial.at is Phase.DOUBT and any(
-            lag > self.settings.episode_errors / 2 for lag in lags
-        )
 
     @property
     def _is_final(self) -> bool:
@@ -215,21 +199,24 @@ class ArmSelection(ArmEvidence):
         """The arm of the next judging episode: the learner, or one of the two contenders.
 
         Half of the time it is the learner. Of the contenders it is the one with fewer episodes on
-        record. Where one is clearly best there are none, and nothing is judged; or a best source
-        explores.
+        record and in play. Where one is clearly best there are none, and nothing is judged; or a
+        best source explores.
         """
         if np.random.random() < 0.5:
             return self.learner
         arms = [*self._contending_sources, self.learner]
-        unknown = [arm for arm in arms if self.records.count(arm) < 2]
+        unknown = [arm for arm in arms if self._begun(arm) < 2]
         if unknown:
             return unknown[0]
+        arms = [arm for arm in arms if self.records.count(arm) >= 2]
+        if not arms:
+            return None
         leader = max(arms, key=self.records.mean_return)
         lags = {arm: self.lag(arm, leader) for arm in arms if arm != leader}
         challenger = min(lags, key=lambda arm: lags[arm], default=leader)
         if challenger == leader or lags[challenger] > self.settings.episode_errors:
             return leader if self.sources_explore and leader != self.learner else None
-        return min((leader, challenger), key=self.records.count)
+        return min((leader, challenger), key=self._begun)
 
     def _contested(self) -> int | None:
         """The source to play of two that contend for being the best; None where that is known.
@@ -238,7 +225,7 @@ class ArmSelection(ArmEvidence):
         them. None either where the learner is clearly better than both, nor in doubt before one
         looks better than an untrained network.
         """
-        if self.trial.at is Phase.DOUBT and not self._is_promising:
+        if self.trial.at is Phase.DOUBT and not self.is_promising:
             return None
         sources, known = self._contending_sources, self.records
         if len(sources) < 2 or min(known.count(source) for source in sources) < 2:
@@ -251,8 +238,16 @@ class ArmSelection(ArmEvidence):
         decided = self.lag(rival, best) > self.settings.episode_errors
         if decided or self.lag(best, self.learner) > self.settings.episode_errors:
             return None
-        source = min((best, rival), key=known.count)
-        return source if known.count(source) < self.settings.contest else None
+        source = min((best, rival), key=self._begun)
+        return source if self._begun(source) < self.settings.contest else None
+
+    def _begun(self, arm: int) -> int:
+        """Episodes of an arm on record, and those in play that will be.
+
+        Where episodes end together, the choice is made for many environments at once.
+        """
+        in_play = [turn.arm for turn in self.turns if turn.deterministic]
+        return self.records.count(arm) + in_play.count(arm)
 
     @property
     def _contending_sources(self) -> list[int]:
@@ -260,34 +255,6 @@ class ArmSelection(ArmEvidence):
         return [
             source for source in self.candidates if late or self.fate(source) is not Fate.DEFERRED
         ]
-
-    @property
-    def evaluation_arm(self) -> int:
-        """The arm that acts in evaluation, and is saved and exported as the agent.
-
-        It depends on the buffers alone, and is computed anew when one of them has changed:
-        `predict` reads it at every call.
-        """
-        parts = self._buffers, self.records._buffers, self.trial._buffers
-        buffers = [cast("Tensor", buffer) for part in parts for buffer in part.values()]
-        state = [(buffer.data_ptr(), buffer._version) for buffer in buffers]
-        if state != self._evaluation[0]:
-            self._evaluation = state, self._best_arm()
-        return self._evaluation[1]
-
-    def _best_arm(self) -> int:
-        learned = [
-            arm
-            for arm in (self.together, self.fresh)
-            if self.records.count(arm) >= self.settings.episodes
-        ]
-        arm = max(learned, key=self.records.mean_return, default=None)
-        source = self.best_source
-        if source is None:
-            return self.learner if arm is None else arm
-        if arm is None or not self.records.count(source):
-            return source
-        return arm if self.lag(source, arm) > self.settings.episode_errors / 2 else source
 
     def update(self, now: int, total: int, round_steps: float) -> list[str]:
         """Settle what can be settled between two rollouts.
@@ -328,7 +295,7 @@ class ArmSelection(ArmEvidence):
         if phase is not Phase.ALONE:
             # What the fresh pathway earned was another network's.
             self.records.forget(self.fresh)
-        return [self._explained(before, phase)]
+        return [self.trial.explained(before)]
 
     def _settle_doubt(self) -> list[str]:
         """End the doubt once whole episodes show a source that beats an untrained network.
@@ -350,12 +317,16 @@ class ArmSelection(ArmEvidence):
             return [IN_DOUBT] if first else []
         for source in better:
             self.get_buffer("fates")[source] = int(Fate.KEPT)
-        self.trial.go(Phase.HUB)
         self.records.forget(self.fresh)
-        return [
-            f"{self.records.names[source]} is kept: it earns more than an untrained network."
-            for source in better
-        ]
+        names = self.records.names
+        kept = [f"{names[one]} is kept: it earns more than an untrained network." for one in better]
+        copyable = [source for source in better if self.copyable[source]]
+        if not copyable:
+            self.trial.go(Phase.HUB)
+            return kept
+        self.trial.go(Phase.ALONE)
+        self.get_buffer("copied_source").fill_(max(copyable, key=self.worth_in_doubt))
+        return [*kept, f"The fresh pathway goes on from a copy of {names[self.copied]}."]
 
     def _settle_screening(self) -> list[str]:
         enough = 1 if self.done >= self.settings.judged_by else self.settings.episodes
@@ -368,19 +339,3 @@ class ArmSelection(ArmEvidence):
             for source in played
         )
         return [f"Whole episodes of each source earn {means}; the hub plays from now on."]
-
-    def _explained(self, before: Phase, phase: Phase) -> str:
-        if phase is Phase.TRIAL:
-            return "The fresh pathway trains alone for a while, to show how fast it learns."
-        if before is Phase.HUB:
-            return "There is no room for a trial of the fresh pathway; the hub plays to the end."
-        ahead, behind = self.trial.forecasts
-        goes_on = (
-            "the fresh pathway trains alone to the end"
-            if phase is Phase.ALONE
-            else "the hub plays to the end"
-        )
-        if np.isnan(ahead):
-            return f"Too few episodes of the fresh pathway ended in its trial: {goes_on}."
-        expected = f"the fresh pathway is expected to earn {ahead:.4g}, the hub {behind:.4g}"
-        return f"By the end {expected}: {goes_on}."

@@ -202,3 +202,20 @@ class FreshTrial(nn.Module):
             return expected
         later = hub[len(hub) // 2 :]
         return max(expected, extrapolate_return(later[:, 0], later[:, 1], float(total))[0])
+
+    def explained(self, before: Phase) -> str:
+        """Why the phase that followed `before` was entered, in a sentence."""
+        if self.at is Phase.TRIAL:
+            return "The fresh pathway trains alone for a while, to show how fast it learns."
+        if before is Phase.HUB:
+            return "There is no room for a trial of the fresh pathway; the hub plays to the end."
+        ahead, behind = self.forecasts
+        goes_on = (
+            "the fresh pathway trains alone to the end"
+            if self.at is Phase.ALONE
+            else "the hub plays to the end"
+        )
+        if np.isnan(ahead):
+            return f"Too few episodes of the fresh pathway ended in its trial: {goes_on}."
+        expected = f"the fresh pathway is expected to earn {ahead:.4g}, the hub {behind:.4g}"
+        return f"By the end {expected}: {goes_on}."

@@ -188,13 +188,15 @@ class HubCallback(BaseCallback):
             model.exploration_rate = 0.0
 
     def _probe(self, model: OnPolicyAlgorithm, policy: HubActorCriticPolicy) -> None:
-        budget = int(self.probe_share * (self.locals["total_timesteps"] - model.num_timesteps))
+        # Whole episodes choose what is copied, because segments show their beginning alone.
+        share = 0.0 if policy.method.copies_source else self.probe_share
+        budget = int(share * (self.locals["total_timesteps"] - model.num_timesteps))
         self.probe_result = result = probe(model, budget) if budget else None
         if result is None:
             if policy.selection is not None:
                 policy.selection.doubt_all()
                 policy.follow_selection()
-            if self.probe_share:
+            if share:
                 self._report_no_probe(budget, policy)
             return
         model.num_timesteps += result.steps
@@ -248,12 +250,14 @@ class HubCallback(BaseCallback):
         """Let the policy follow what is decided between an update and the next rollout."""
         if self._selection is None or self._scaling is None:
             return
-        trial = self._selection.selection.trial
-        was_swapped = trial.is_swapped
+        selection = self._selection.selection
+        was_swapped, was_copied = selection.trial.is_swapped, selection.copied >= 0
         self._tell(self._selection.rollout_start())
-        if trial.is_swapped != was_swapped:
+        is_swapped = selection.trial.is_swapped
+        is_new_copy = selection.copied >= 0 and not was_copied
+        if is_swapped != was_swapped or is_new_copy:
             self._scaling.restart()
-        if was_swapped and not trial.is_swapped:
+        if (was_swapped and not is_swapped) or is_new_copy:
             self._warm_up(policy)
 
     def _on_step(self) -> bool:
@@ -377,7 +381,7 @@ def _training_state(
         has_callback=True,
         records_steps=records_steps,
         critic_only=model.num_timesteps < float(policy.get_buffer("warm_until"))
-        and not fresh_trains,
+        and (not fresh_trains or policy.is_copy),
         fused_update=records_steps and isinstance(model, PPO),
         entropy_gradient=not records_steps or model.ent_coef != 0,
         thread=get_ident(),

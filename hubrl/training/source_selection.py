@@ -91,6 +91,9 @@ class SourceSelection:
         changes = selection.update(self.model.num_timesteps, self.total, self.episodes.round_steps)
         if selection.is_settled and not was_settled:
             self.policy.follow_selection()
+            if selection.copied >= 0:
+                self.policy.copy_source(selection.copied)
+                self._restart_episodes()
         if selection.trial.is_swapped != was_swapped:
             self.policy.swap_actor()
             self._restart_episodes()

@@ -176,6 +176,23 @@ def test_a_hub_whose_sources_were_dropped_is_plain():
     )
 
 
+@pytest.mark.parametrize("arm", [0, 1, 2])
+def test_a_hub_of_which_one_pathway_acts_is_plain(arm):
+    env = Toy()
+    model = learned(PPO, env, alike(env, PPO, PPO), "hub-pathway")
+    records = model.policy.selection.records
+    for other in range(4):
+        records.forget(other)
+        for _ in range(3):
+            records.add(other, float(other == arm))
+    assert model.policy.evaluation_pathway == arm
+    np.testing.assert_allclose(
+        merged(model).predict(ROWS, deterministic=True)[0],
+        model.predict(ROWS, deterministic=True)[0],
+        atol=1e-5,
+    )
+
+
 @pytest.mark.parametrize(
     "read", [{"observes": [5, 0, 2, 3]}, {"observes": [5, 2], "constants": {0: 0.5, 3: -2.0}}]
 )
@@ -209,7 +226,7 @@ def test_what_a_target_normalises_is_turned_back_in_the_first_layer():
 
 
 REFUSED = [
-    ("hub-pathway", {}, "method 'hub-pathway' mixes several pathways"),
+    ("hub-pathway", {"judging_share": 0.0}, "method 'hub-pathway' mixes several pathways"),
     ("single", {"source": "ppo-0"}, "method 'single' adds a residual to the output of its source"),
     (
         "zoo-tuning",

@@ -69,7 +69,7 @@ def test_every_method_accepts_the_result_of_a_probe(name, level):
 def test_router_and_top_k_are_members_of_every_method(name, level):
     method = built(name, level)
     assert 1 <= method.top_k <= len(method.pathways.names)
-    assert (method.router is not None) == (name in ("hub-pathway", "probe-commit"))
+    assert (method.router is not None) == (name in ("hub-pathway", "probe-commit", "warm-start"))
     parts = dict(method.named_children())
     assert ("router" in parts) == (method.router is not None)
 
@@ -105,6 +105,7 @@ def test_the_documented_methods_are_the_registered_ones():
             "lite-zoo-tuning",
         ),
         *("frozen", "soup", "concat", "kickstart", "progressive", "multipolar", "componet"),
+        "warm-start",
     }
 
 

@@ -1,5 +1,7 @@
 """NatureCNN in bfloat16: the same weights and nearly the same features, one precision in a rollout and its update."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from hubrl import Hub
 from hubrl.errors import BadConfig
 from hubrl.experiments.build_model import build_model
 from hubrl.experiments.config import parse_config
+from hubrl.nn import bf16
 from hubrl.nn.bf16 import BF16NatureCNN, fold_blocks
 from hubrl.policies.bf16 import BF16CnnPolicy, BF16DQNPolicy
 from hubrl.reading import read_live
@@ -427,3 +430,17 @@ def test_a_frozen_hub_leaves_its_sources_as_they_were():
     made = hub.agent(PPO, level="features", precision="bfloat16")
     PPO(env=game(), seed=1, device="cpu", n_steps=32, batch_size=16, n_epochs=1, **made).learn(32)
     assert {source.name: source.to_bytes() for source in Hub(hub)} == before
+
+
+@pytest.mark.parametrize(("native", "warned"), [(False, 1), (True, 0)])
+def test_a_processor_that_emulates_bfloat16_is_told_of(monkeypatch, native, warned):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    bf16.warn_where_slow.cache_clear()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            BF16NatureCNN(space_of((4, 84, 84)), 64)
+    bf16.warn_where_slow.cache_clear()
+    assert [str(one.message) for one in told] == [bf16.SLOW] * warned
+    assert "leave precision='bfloat16' out" in bf16.SLOW

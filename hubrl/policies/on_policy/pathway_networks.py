@@ -25,17 +25,20 @@ from hubrl.nn.optimizers import HubAdam
 from hubrl.nn.popart import PopArtLinear
 from hubrl.policies.bf16 import ReadsBytes
 from hubrl.policies.on_policy.actor_snapshot import ActorSnapshot
+from hubrl.policies.on_policy.copied_source import check_copies, copy_source, shape_to_copy
 from hubrl.policies.on_policy.head import CommittedHead
 from hubrl.policies.on_policy.options import OutputOptions, check_selection
 from hubrl.policies.on_policy.step import StepContext
 from hubrl.routing.fresh_pathway import extractor_class
 from hubrl.routing.pathways import FRESH, spec_sources
 from hubrl.routing.router import Router, ZeroLinear
+from hubrl.routing.source_pathway import SourcePathway
 from hubrl.routing.target import TargetSpec, check_meanings
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.settings import TrustSettings
 from hubrl.sources.observation_batch import check_division
 from hubrl.sources.preprocessing import Observations
+from hubrl.sources.source import Source
 
 
 class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
@@ -80,6 +83,8 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         if "features_extractor_class" not in kwargs:
             extractor = extractor_class(observation_space, self.spec.precision)
             kwargs["features_extractor_class"] = extractor
+        if find(self.spec.method).copies_source:
+            kwargs = {**shape_to_copy(self.spec.sources), **kwargs}
         if kwargs["features_extractor_class"] is BF16NatureCNN:
             kwargs.setdefault("net_arch", [])  # as SB3 has it behind NatureCNN
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
@@ -164,7 +169,8 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         if self.outputs.scale_values and len(self.method.pathways.sources):
             self.value_net: nn.Linear = PopArtLinear(self.value_net)
         self.actor_snapshot: ActorSnapshot | None = None
-        if self.selection is not None and self.outputs.trial_share > 0:
+        holds_trial = self.outputs.trial_share > 0 and not self.method.copies_source
+        if self.selection is not None and holds_trial:
             self.actor_snapshot = ActorSnapshot(self)
         self.residual = None
         if (
@@ -175,6 +181,8 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
             self.residual = ZeroLinear(
                 self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space)
             )
+        if self.method.copies_source and self.selection is not None:
+            self.selection.copyable = check_copies(self, self._sources, meanings)
 
     def _make_selection(self) -> ArmSelection | None:
         names = self.method.pathways.names
@@ -190,6 +198,7 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
             fresh=names[-1] == FRESH,
             tuned=self.spec.tuned,
             every_episode_counts=self.draws_in_evaluation,
+            copies=self.method.copies_source,
         )
 
     def _build_commitment(self) -> None:
@@ -288,6 +297,20 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         """Swap actor and critic with their snapshot, at the start and end of the fresh trial."""
         if self.actor_snapshot is not None:
             self.actor_snapshot.swap(self)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether actor and critic went on from a copy of a source."""
+        return self.selection is not None and self.selection.copied >= 0
+
+    def copy_source(self, index: int) -> None:
+        """Let actor and critic go on from a copy of a source."""
+        copy_source(self, self._sources[index], self.method.pathways.target.action_meanings)
+
+    @property
+    def _sources(self) -> list[Source]:
+        pathways = self.method.pathways.sources
+        return [cast("SourcePathway", pathway).source for pathway in pathways]
 
     @property
     def most_steps(self) -> float | None:

@@ -29,6 +29,7 @@ from hubrl.policies.on_policy.step import (
 from hubrl.policies.predict_lock import PredictLock, refuse_other_threads
 from hubrl.routing.weights import n_rows
 from hubrl.sources.observation_batch import check_no_nan
+from hubrl.sources.preprocessing import Observations
 
 
 class HubActorCriticPolicy(PathwayActor):
@@ -149,6 +150,14 @@ class HubActorCriticPolicy(PathwayActor):
             # The ratio is 1 and has no gradient: only the critic learns.
             return values, log_prob.detach(), None if entropy is None else entropy.detach()
         return values, log_prob, entropy
+
+    def extract_both(self, observations: Observations) -> tuple[Tensor, Tensor]:
+        """Features of the actor and of the critic; while only the critic learns, for it alone."""
+        actor, critic = super().extract_both(observations)
+        if self.share_features_extractor and self.training_state.critic_only and self.is_copy:
+            # What acts well already must not change with what the critic learns.
+            critic = critic.detach()
+        return actor, critic
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """Action distribution of all pathways, without the router's noise and commitments.
