@@ -131,10 +131,14 @@ def test_the_commands_of_a_page_work_in_their_order(page, tmp_path, run):
 
 @pytest.mark.parametrize(
     ("script", "arguments"),
-    [("transfer_ppo", "--steps 512"), ("transfer_dqn", "--steps 512 --source-steps 256")],
+    [
+        ("transfer_ppo", "--steps 512"),
+        ("transfer_dqn", "--steps 512 --source-steps 256"),
+        ("transfer_atari", "--steps 128 --n-steps 16 --episodes 1"),
+    ],
 )
 def test_the_scripts_to_copy_run(checkout, script, arguments):
-    pytest.importorskip("mujoco")
+    pytest.importorskip("ale_py" if script == "transfer_atari" else "mujoco")
     assert "Return" in execute(
         [sys.executable, "-W", "ignore", "-m", f"agents.{script}", *arguments.split()], checkout
     )
