@@ -1,5 +1,6 @@
 """Hubs of sources whose returns on toy tasks are known, and models that learn through them."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +19,29 @@ from hubrl.selection.probe_verdict import Fate
 
 LEVER = spaces.Box(-1.0, 1.0, (1,))
 AIM = 0.8
+
+
+def save_cartpoles(folder: Path, *names: str) -> Path:
+    """A saved hub of untrained agents of CartPole."""
+    agents = [
+        PPO("MlpPolicy", "CartPole-v1", seed=seed, policy_kwargs={"net_arch": [8]}, device="cpu")
+        for seed in range(len(names))
+    ]
+    Hub.from_agents(agents, names=names).save(folder)
+    return folder
+
+
+class Interrupt(BaseCallback):
+    """Stops a training in its tracks, as a killed process would."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.at:
+            raise KeyboardInterrupt
+        return True
 
 
 class Aim(gym.Env[Any, Any]):

@@ -160,3 +160,15 @@ def _few_features(env: gym.Env[Any, Any]) -> dict[str, int]:
         if isinstance(env.observation_space, spaces.Dict)
         else {"features_dim": 8}
     )
+
+
+def quick_dqn(env: gym.Env[Any, Any], made: dict[str, Any]) -> DQN:
+    """A DQN that learns rewards alone (gamma 0), fast, from what `Hub.agent` makes."""
+    settings = SETTINGS[DQN] | {
+        "learning_rate": 3e-3,
+        "train_freq": 1,
+        "gamma": 0.0,
+        "exploration_fraction": 0.01,
+    }
+    kwargs = {"net_arch": [32], **made["policy_kwargs"]}
+    return DQN(made["policy"], env, seed=0, device="cpu", policy_kwargs=kwargs, **settings)

@@ -6,10 +6,9 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
-from stable_baselines3 import PPO
+from hubs import Interrupt, save_cartpoles
 from stable_baselines3.common.callbacks import BaseCallback
 
-from hubrl import Hub
 from hubrl.errors import BadFile, FolderInUse, NotWritten
 from hubrl.experiments import checkpoints
 from hubrl.experiments import run as run_module
@@ -24,10 +23,7 @@ SMALL = {"net_arch": [8]}
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hubs") / "cartpole"
-    agents = [PPO("MlpPolicy", "CartPole-v1", seed=0, policy_kwargs=SMALL, device="cpu")]
-    Hub.from_agents(agents, names=["one"]).save(folder)
-    return folder
+    return save_cartpoles(tmp_path_factory.mktemp("hubs") / "cartpole", "one")
 
 
 def config_of(tmp_path, hub, **fields):
@@ -36,19 +32,6 @@ def config_of(tmp_path, hub, **fields):
     path = tmp_path / "ppo.yaml"
     path.write_text(write_yaml({**plain, "hub": str(hub), **fields}))
     return path
-
-
-class Interrupt(BaseCallback):
-    """Stops a training in its tracks."""
-
-    def __init__(self, at):
-        super().__init__()
-        self.at = at
-
-    def _on_step(self):
-        if self.num_timesteps >= self.at:
-            raise KeyboardInterrupt
-        return True
 
 
 def test_runs_that_start_at_the_same_moment_get_numbers_of_their_own(tmp_path, hub, monkeypatch):

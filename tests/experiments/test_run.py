@@ -7,6 +7,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
+from hubs import Interrupt, save_cartpoles
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -29,28 +30,9 @@ TINY = {
 }
 
 
-class Interrupt(BaseCallback):
-    """Stops a training in its tracks, as a killed process would."""
-
-    def __init__(self, at):
-        super().__init__()
-        self.at = at
-
-    def _on_step(self):
-        if self.num_timesteps >= self.at:
-            raise KeyboardInterrupt
-        return True
-
-
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hubs") / "cartpole"
-    agents = [
-        PPO("MlpPolicy", "CartPole-v1", seed=seed, policy_kwargs={"net_arch": [8]}, device="cpu")
-        for seed in (0, 1)
-    ]
-    Hub.from_agents(agents, names=["one", "two"]).save(folder)
-    return folder
+    return save_cartpoles(tmp_path_factory.mktemp("hubs") / "cartpole", "one", "two")
 
 
 def config_of(tmp_path, hub, algorithm="ppo", **fields):

@@ -8,7 +8,7 @@ from small_methods import ACTIONS, ROWS, method_of, sharper, two
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.logger import Logger
 from torch.distributions import Categorical, Normal, kl_divergence
-from toys import CHOOSE, SETTINGS, Toy, target, tiny
+from toys import CHOOSE, Toy, quick_dqn, target, tiny
 
 from hubrl import BadConfig, Hub, HubCallback
 from hubrl.methods.kickstart import annealed, cross_entropy
@@ -119,20 +119,7 @@ def test_dqns_student_is_taught_by_what_its_teachers_would_do():
     agree = {}
     for coef in (0.0, 5.0):
         made = hub.agent(DQN, "kickstart", coef=coef, anneal=1.0)
-        settings = SETTINGS[DQN] | {
-            "learning_rate": 3e-3,
-            "train_freq": 1,
-            "gamma": 0.0,
-            "exploration_fraction": 0.01,
-        }
-        model = DQN(
-            made["policy"],
-            env,
-            seed=0,
-            device="cpu",
-            policy_kwargs={"net_arch": [32], **made["policy_kwargs"]},
-            **settings,
-        )
+        model = quick_dqn(env, made)
         model.learn(400, callback=HubCallback())
         does = model.predict(rows, deterministic=True)[0]
         assert np.array_equal(does, model.q_net(torch.as_tensor(rows)).argmax(dim=1)), (

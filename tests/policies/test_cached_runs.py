@@ -8,13 +8,13 @@ from cached_cases import (
     scattered,
     under_cache,
 )
+from hubs import save_cartpoles
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from hubrl import (
     BadConfig,
-    Hub,
     UnknownName,
     pathway_weights,
 )
@@ -30,13 +30,7 @@ from hubrl.policies.extractor import parts_in
 
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hubs") / "cartpole"
-    agents = [
-        PPO("MlpPolicy", "CartPole-v1", seed=seed, policy_kwargs={"net_arch": [8]}, device="cpu")
-        for seed in (0, 1)
-    ]
-    Hub.from_agents(agents, names=["one", "two"]).save(folder)
-    return folder
+    return save_cartpoles(tmp_path_factory.mktemp("hubs") / "cartpole", "one", "two")
 
 
 def config_of(tmp_path, hub, algorithm="ppo", **fields):

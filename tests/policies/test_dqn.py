@@ -9,7 +9,7 @@ import torch
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.env_util import make_vec_env
-from toys import CHOOSE, IMAGE, SETTINGS, STEER, Toy, target, tiny, tiny_hub
+from toys import CHOOSE, IMAGE, STEER, Toy, quick_dqn, target, tiny, tiny_hub
 
 from hubrl import BadConfig, Hub, HubCallback, SpaceMismatch, UnknownName, pathway_weights
 from hubrl.policies.dqn import HubDQNPolicy
@@ -230,20 +230,7 @@ def test_a_teacher_moves_the_learner_towards_what_it_does():
     agree = {}
     for coefficient in (0.0, 5.0):
         made = hub.agent(DQN, teach_coef=coefficient)
-        settings = SETTINGS[DQN] | {
-            "learning_rate": 3e-3,
-            "train_freq": 1,
-            "gamma": 0.0,
-            "exploration_fraction": 0.01,
-        }
-        model = DQN(
-            made["policy"],
-            env,
-            seed=0,
-            device="cpu",
-            policy_kwargs={"net_arch": [32], **made["policy_kwargs"]},
-            **settings,
-        )
+        model = quick_dqn(env, made)
         played(model.policy, teacher=[1000.0] * 20, fresh=[0.0] * 8)
         model.learn(400, callback=HubCallback())
         rows = np.random.default_rng(1).normal(size=(300, 4)).astype(np.float32)
