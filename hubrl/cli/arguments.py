@@ -89,3 +89,14 @@ def parse_kwargs(given: list[str] | None) -> dict[str, Any]:
     for text in given or []:
         assign(kwargs, text)
     return kwargs
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds as `1-5` or `1,3,8`."""
+    if found := re.fullmatch(r"(\d+)-(\d+)", text):
+        seeds = list(range(int(found[1]), int(found[2]) + 1))
+    else:
+        seeds = [int(part) for part in text.split(",") if part.isdecimal()]
+    if not seeds or ("," in text and len(seeds) != len(text.split(","))):
+        raise typer.BadParameter(f"--seeds {text!r} was given; expected seeds as 1-5 or 1,3,8.")
+    return seeds

@@ -1,13 +1,12 @@
 """The commands that show what happened: explain, report, enjoy, compare."""
 
-import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hubrl.cli.arguments import RunArgument, Seed
+from hubrl.cli.arguments import RunArgument, Seed, parse_seeds
 from hubrl.cli.console import (
     output,
     print_fields,
@@ -156,14 +155,3 @@ def _print_compared(returns: dict[str, list[float]]) -> None:
     rows = [(one, str(estimate(returns[one])), str(len(returns[one]))) for one in ranked]
     columns = ("method", "return at the end, IQM (95 %)", "runs")
     print_table(columns, rows, {one: returns[one] for one in ranked})
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Seeds as `1-5` or `1,3,8`."""
-    if found := re.fullmatch(r"(\d+)-(\d+)", text):
-        seeds = list(range(int(found[1]), int(found[2]) + 1))
-    else:
-        seeds = [int(part) for part in text.split(",") if part.isdecimal()]
-    if not seeds or ("," in text and len(seeds) != len(text.split(","))):
-        raise typer.BadParameter(f"--seeds {text!r} was given; expected seeds as 1-5 or 1,3,8.")
-    return seeds

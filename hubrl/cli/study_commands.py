@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
+from hubrl.cli.arguments import parse_seeds
 from hubrl.cli.console import (
     output,
     print_fields,
@@ -106,8 +108,19 @@ def bench(
     profile: Annotated[
         bool, typer.Option("--profile", help="Print the parts of a step's time instead.")
     ] = False,
+    to_score: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run's config: measure instead how long each method trains on its task until it "
+            "earns what training from scratch ends with."
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds with --to-score, as 1-5 or 1,3.")] = "1-3",
 ) -> None:
     """Measure the speed and memory of hubrl in ratios to plain SB3."""
+    if to_score is not None:
+        _bench_to_score(to_score, seeds)
+        return
     from hubrl.bench import compare, profiler, suite
 
     chosen = suite.select(only or [])
@@ -134,3 +147,26 @@ def bench(
             continue
         print_table((), [compare.cells_of(measured[-1])], measured[-1].to_dict())
         compare.write_results(measured, save, markdown)
+
+
+def _bench_to_score(config: Path, seeds: str) -> None:
+    """Print the seconds until each method earns what scratch ends with."""
+    try:
+        from hubrl.bench import compare
+        from hubrl.bench.to_score import rivals, time_to_score
+        from hubrl.experiments.study import run_study
+    except ImportError as error:
+        raise BadConfig(
+            f"--to-score needs a package that is not installed ({error}); install hubrl[study]."
+        ) from error
+
+    def run(study: Path, **given: Any) -> Sequence[Any]:
+        return with_progress(config.stem, partial(run_study, study, **given))
+
+    with TemporaryDirectory() as folder:
+        score, times = time_to_score(config, rivals(config), parse_seeds(seeds), Path(folder), run)
+    print_line(compare.machine())
+    print_line(f"Seconds until the training return is {score:.4g}, with which scratch ends:")
+    columns = ("method", "seconds", "least to greatest", "over scratch's")
+    rows = [one.cells(times[0]) for one in times]
+    print_table(columns, rows, {one.method: one.seconds for one in times})
