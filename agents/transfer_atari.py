@@ -32,8 +32,17 @@ def main(
     variant = {"mode": mode, "full_action_space": True}
     env = make_env(game, variant, n_envs=8, seed=seed, preprocessing="atari-sb3")
     made = Hub.load(hub).agent(PPO, "warm-start")
-    rates = {"learning_rate": 2.5e-4, "clip_range": 0.1, "ent_coef": 0.01}
-    model = PPO(env=env, **made, n_steps=n_steps, n_epochs=4, batch_size=256, seed=seed, **rates)
+    model = PPO(
+        env=env,
+        **made,
+        n_steps=n_steps,
+        n_epochs=4,
+        batch_size=256,
+        learning_rate=2.5e-4,
+        clip_range=0.1,
+        ent_coef=0.01,
+        seed=seed,
+    )
     model.learn(steps, callback=HubCallback(verbose=1), progress_bar=True)
     mean, std = evaluate_policy(model, env, n_eval_episodes=episodes, deterministic=False)
     print(f"Return {mean} ± {std}")
