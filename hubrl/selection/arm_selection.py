@@ -39,18 +39,16 @@ NOTHING = Turn(-2, deterministic=False)
 class ArmSelection(ArmEvidence):
     """Trust in the sources of a hub, from what every arm earned on the target.
 
-    - *Who plays.* First each source plays `episodes` whole episodes; where no source is known to be
-      better than an untrained network, the fresh pathway plays as many. Then the learner plays: the
-      hub, or the fresh pathway (see `Phase`). While two sources contend for being the best one,
-      they play every other episode. `judging_share` of the episodes judge, and at the end of the
-      training every other one: half of them the learner, half one of the two arms that contend for
-      the best, if two do.
+    - *Who plays.* First each source plays `episodes` whole episodes, and the fresh pathway as many
+      where no source is known to be better. Then the learner plays: the hub, or the fresh pathway
+      (see `Phase`). While two sources contend for being the best one, they play every other
+      episode. `judging_share` of the episodes judge, and at the end of the training every other
+      one: half of them the learner, half one of the two arms that contend for the best.
     - *Who acts in evaluation.* The source with the greatest mean return, or an arm that learned
       once its latest deterministic episodes exceed that by half of `episode_errors`.
     - *Who stays.* Segments drop a source that is clearly no better than an untrained network. In
       doubt, a source stays if its episodes exceed those of the untrained network by
-      `episode_errors`, or if the better half of them is out of its reach. Whatever happens, an
-      arm with a better record still acts in evaluation.
+      `episode_errors`, or if the better half of them is out of its reach.
 
     Args:
         sources: Names of the sources.
@@ -198,9 +196,8 @@ class ArmSelection(ArmEvidence):
     def _judged(self) -> int | None:
         """The arm of the next judging episode: the learner, or one of the two contenders.
 
-        Half of the time it is the learner. Of the contenders it is the one with fewer episodes on
-        record and in play. Where one is clearly best there are none, and nothing is judged; or a
-        best source explores.
+        Half of the time it is the learner, else the contender with fewer episodes on record and in
+        play. Where one is clearly best there are none: nothing is judged, or a best source explores.
         """
         if np.random.random() < 0.5:
             return self.learner
@@ -221,9 +218,8 @@ class ArmSelection(ArmEvidence):
     def _contested(self) -> int | None:
         """The source to play of two that contend for being the best; None where that is known.
 
-        Where returns vary much, the best of several sources by a few episodes is the luckiest of
-        them. None either where the learner is clearly better than both, nor in doubt before one
-        looks better than an untrained network.
+        Where returns vary much, the best by a few episodes is the luckiest. None either where the
+        learner is clearly better than both, nor in doubt before one looks better than untrained.
         """
         if self.trial.at is Phase.DOUBT and not self.is_promising:
             return None

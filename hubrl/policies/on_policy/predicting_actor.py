@@ -1,0 +1,106 @@
+"""`predict` of the policy over sources' outputs: one pathway alone, or committed ones."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import Tensor
+
+from hubrl.policies.on_policy.pathway_actor import PathwayActor
+from hubrl.policies.on_policy.step import (
+    CommitmentState,
+    PredictState,
+    StepContext,
+    TrainingState,
+)
+from hubrl.policies.predict_lock import PredictLock, refuse_other_threads
+from hubrl.routing.weights import n_rows
+from hubrl.sources.observation_batch import check_no_nan
+
+
+class PredictingActor(PathwayActor):
+    """The actor as SB3's `predict` asks it. Arguments as of `HubActorCriticPolicy`."""
+
+    _training_state = TrainingState()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._predicting = PredictLock()
+
+    @property
+    def training_state(self) -> TrainingState:
+        """State of the running training since the rollout began; the default where none runs."""
+        return self._training_state
+
+    @training_state.setter
+    def training_state(self, state: TrainingState) -> None:
+        self._training_state = state
+        self.method.update_progress(state.progress_remaining)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: PredictState | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, PredictState | None]:
+        """SB3's `predict`; the state holds committed pathways and their steps so far.
+
+        Threads may share the policy, but not with one that trains it.
+
+        Args:
+            observation: One observation, or a batch.
+            state: State from the last call; none at the start.
+            episode_start: Rows in which an episode begins, so that no pathway is committed.
+            deterministic: Whether to take the likeliest action of the likeliest pathway.
+
+        Raises:
+            BadConfig: If the state is of another number of observations, or another thread trains
+                the policy.
+            NotFinite: If the observation has NaN.
+        """
+        check_no_nan(observation, "The policy")
+        refuse_other_threads(self, self.training_state.thread)
+        with self._predicting:
+            if not self.commits or isinstance(observation, tuple):  # a tuple is refused by SB3
+                return super().predict(observation, state, episode_start, deterministic)
+            return self._predict_committed(observation, state, episode_start, deterministic)
+
+    def _predict_committed(
+        self, observation: Any, state: Any, episode_start: np.ndarray | None, deterministic: bool
+    ) -> tuple[np.ndarray, PredictState]:
+        self.set_training_mode(False)
+        if state is None:
+            self._head = None  # layers may have been replaced or hooked since
+        tensor, is_batch = self.obs_to_tensor(observation)
+        commitment = CommitmentState.restored(n_rows(tensor), state, episode_start)
+        with torch.no_grad():
+            drawn = self._committed_actions(tensor, commitment, deterministic)
+        actions = drawn.cpu().numpy().reshape((-1, *self.action_space.shape))  # type: ignore[misc,arg-type]
+        if isinstance(self.action_space, spaces.Box):
+            actions = np.clip(actions, self.action_space.low, self.action_space.high)
+        return actions if is_batch else actions.squeeze(axis=0), commitment.predict_state
+
+    def _committed_actions(
+        self, obs: PyTorchObs, commitment: CommitmentState, deterministic: bool
+    ) -> Tensor:
+        """Actions of `predict`: of the evaluation's pathway, else of the committed ones."""
+        observations, solo = self.preprocess(obs), self.evaluation_pathway
+        if solo >= 0:
+            commitment.commit(solo)
+            return self.solo_actions(observations, solo, deterministic=deterministic)
+        bound = commitment.binding(self.most_steps)
+        previous = torch.as_tensor(bound, device=self.device)
+        context = StepContext(observations, exploring=False, previous=previous)
+        head = self.current_head(context)
+        if head is not None:
+            choice = self.choose(head, context, deterministic)
+            actions, context.acted = choice.actions, choice.acted
+        else:
+            latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
+            actions, _ = self.draw(context, latent, deterministic)
+        if context.acted is not None:
+            commitment.advance(context.acted, bound)
+        return actions
