@@ -197,7 +197,7 @@ class ArmSelection(ArmEvidence):
         """The arm of the next judging episode: the learner, or one of the two contenders.
 
         Half of the time it is the learner, else the contender with fewer episodes on record and in
-        play. Where one is clearly best there are none: nothing is judged, or a best source explores.
+        play. Where one is clearly best there are none: nothing is judged, or the best explores.
         """
         if np.random.random() < 0.5:
             return self.learner
