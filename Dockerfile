@@ -5,6 +5,6 @@ ENV OMP_NUM_THREADS=1 PIP_NO_CACHE_DIR=1 MPLBACKEND=agg
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY hubrl hubrl
 RUN pip install --constraint constraints.txt --index-url https://download.pytorch.org/whl/cpu torch \
-    && pip install --constraint constraints.txt --editable ".[contrib,mujoco,plots,study,huggingface]"
+    && pip install --constraint constraints.txt --editable ".[contrib,mujoco,plots,study,report,huggingface]"
 COPY . .
 CMD ["python", "-m", "agents.quickstart"]

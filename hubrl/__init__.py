@@ -1,75 +1,33 @@
 """Transfer in reinforcement learning: a new SB3 agent learns from a hub of pretrained ones."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-from hubrl.errors import (
-    BadConfig,
-    BadFile,
-    FolderInUse,
-    HubrlError,
-    NotFinite,
-    NotWritten,
-    OutputExists,
-    SourcesNotLoaded,
-    SpaceMismatch,
-    UnknownName,
-)
-from hubrl.formats.cached_space import CachedFeaturesSpace
-from hubrl.formats.limits import Limits
-from hubrl.hub import Hub, pathway_weights
-from hubrl.nn.bf16 import BF16NatureCNN
-from hubrl.nn.optimizers import HubAdam, HubRMSprop
-from hubrl.policies.as_source import HubActor
-from hubrl.policies.bf16 import BF16CnnPolicy, BF16DQNPolicy, ByteActorCriticPolicy, ByteDQNPolicy
-from hubrl.policies.cached import CachedActorCriticPolicy, CachedDQNPolicy, CachedVecEnv
-from hubrl.policies.dqn import HubDQNPolicy
-from hubrl.policies.extractor import HubExtractor
-from hubrl.policies.on_policy.policy import HubActorCriticPolicy
-from hubrl.policies.on_policy.rollout_buffer import HubDictRolloutBuffer, HubRolloutBuffer
-from hubrl.reading import read_agent as load_agent
-from hubrl.sources.networks import Networks, register_network
-from hubrl.sources.source import Source
-from hubrl.training.callback import HubCallback
+if TYPE_CHECKING:
+    from hubrl.public import *  # noqa: F403 - type checkers and the documentation read them here
 
 try:
     __version__ = version("hubrl")
 except PackageNotFoundError:  # a checkout that was not installed
     __version__ = "0.0.0"
 
-__all__ = [
-    "BF16CnnPolicy",
-    "BF16DQNPolicy",
-    "BF16NatureCNN",
-    "BadConfig",
-    "BadFile",
-    "ByteActorCriticPolicy",
-    "ByteDQNPolicy",
-    "CachedActorCriticPolicy",
-    "CachedDQNPolicy",
-    "CachedFeaturesSpace",
-    "CachedVecEnv",
-    "FolderInUse",
-    "Hub",
-    "HubActor",
-    "HubActorCriticPolicy",
-    "HubAdam",
-    "HubCallback",
-    "HubDQNPolicy",
-    "HubDictRolloutBuffer",
-    "HubExtractor",
-    "HubRMSprop",
-    "HubRolloutBuffer",
-    "HubrlError",
-    "Limits",
-    "Networks",
-    "NotFinite",
-    "NotWritten",
-    "OutputExists",
-    "Source",
-    "SourcesNotLoaded",
-    "SpaceMismatch",
-    "UnknownName",
-    "load_agent",
-    "pathway_weights",
-    "register_network",
-]
+
+def __getattr__(name: str) -> object:
+    """A public name, imported at the first use of any, so that `hubrl --help` waits for no torch.
+
+    Raises:
+        AttributeError: If the package offers no such name.
+    """
+    if not name.startswith("__") or name == "__all__":
+        public = import_module("hubrl.public")
+        offered = {one: getattr(public, one) for one in public.__all__}
+        globals().update(offered, __all__=public.__all__)
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion in a notebook."""
+    return sorted({*globals(), *import_module("hubrl.public").__all__})

@@ -1,7 +1,8 @@
-"""The RL Zoo with a hub: `policy_kwargs` for its YAML files, and `-optimize` that keeps the hub.
+"""The RL Zoo with a hub: `policy_kwargs` for its YAML files, and searches that keep the hub.
 
-Importing this module is what makes `-optimize` keep it, and a YAML that calls `features` or
-`outputs` imports it.
+Importing this module is what makes `-optimize` and `--trial-id` keep it. A YAML that calls
+`features` or `outputs` imports it in time for `-optimize`; `--trial-id` needs
+`--gym-packages hubrl.zoo`.
 """
 
 import sys
@@ -80,21 +81,36 @@ class MergedSettings(dict[str, Any]):
 
 
 def keep_hub_in_searches() -> None:
-    """Let the trials of `rl_zoo3.train -optimize` keep a config's `policy_kwargs`; once."""
+    """Let `rl_zoo3.train -optimize` and `--trial-id` keep a config's `policy_kwargs`; once."""
     if "rl_zoo3.exp_manager" not in sys.modules:
         return
     manager: Any = sys.modules["rl_zoo3.exp_manager"].ExperimentManager
     if getattr(manager.objective, "keeps_hub", False):
         return
-    objective = manager.objective
+    objective, load_trial = manager.objective, manager.load_trial
+    preprocess = manager._preprocess_hyperparams
 
     def with_hub(self: Any, trial: Any) -> float:
         self._hyperparams = MergedSettings(self._hyperparams)
         value: float = objective(self, trial)
         return value
 
+    def without_policy_kwargs(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """A trial's settings. The zoo lets them replace a YAML's, which are texts until later."""
+        settings: dict[str, Any] = load_trial(self, *args, **kwargs)
+        self.drawn_policy_kwargs = settings.pop("policy_kwargs", {})
+        return settings
+
+    def with_drawn(self: Any, hyperparams: dict[str, Any]) -> Any:
+        made, *rest = preprocess(self, hyperparams)
+        drawn = getattr(self, "drawn_policy_kwargs", {})
+        if drawn:
+            made["policy_kwargs"] = {**made.get("policy_kwargs", {}), **drawn}
+        return made, *rest
+
     with_hub.keeps_hub = True  # type: ignore[attr-defined]
-    manager.objective = with_hub
+    manager.objective, manager.load_trial = with_hub, without_policy_kwargs
+    manager._preprocess_hyperparams = with_drawn
 
 
 keep_hub_in_searches()

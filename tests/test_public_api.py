@@ -19,10 +19,10 @@ def test_the_contract_is_there():
 
 
 def test_importing_does_not_bring_in_what_is_optional():
-    code = "import sys, hubrl; print([m for m in ('ale_py', 'mujoco', 'matplotlib', 'pandas', 'sb3_contrib', 'cv2', 'envs', 'agents') if m in sys.modules])"
+    code = "import sys, hubrl.public; print([m for m in ('ale_py', 'mujoco', 'matplotlib', 'pandas', 'sb3_contrib', 'cv2', 'envs', 'agents') if m in sys.modules])"
     # SB3 itself imports these where they are installed.
     known = subprocess.run(
-        [sys.executable, "-c", code.replace("hubrl", "stable_baselines3")],
+        [sys.executable, "-c", code.replace("hubrl.public", "stable_baselines3")],
         capture_output=True,
         text=True,
         check=True,

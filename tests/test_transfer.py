@@ -1,6 +1,7 @@
 """The point of it all: with sources that fit, a hub learns what scratch does not in the same steps."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_a_hub_beats_scratch_by_a_wide_margin_on_a_cheetah_that_no_source_saw(tm
 
 
 @pytest.mark.slow
-def test_the_quickstart_compares_draws_and_writes_its_summary(tmp_path):
+def test_the_quickstart_compares_draws_and_names_its_report_last(tmp_path, capsys):
     pytest.importorskip("mujoco")
     quickstart = pytest.importorskip("agents.quickstart")
     config = tmp_path / "short.yaml"
@@ -41,6 +42,10 @@ def test_the_quickstart_compares_draws_and_writes_its_summary(tmp_path):
         list((REPOSITORY / "agents" / "sources" / "cheetah").glob("*.safetensors"))
     )
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
+    report = tmp_path / "out" / "hub-pathway" / "report.html"
+    assert report.exists()
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last == f"The whole report of the hub's training: open {report} in a browser."
 
 
 @pytest.mark.parametrize(
@@ -54,3 +59,11 @@ def test_published_sources_are_small_and_name_their_origin(folder):
         assert card.origin
         assert card.origin.startswith(("hubrl train configs/", "python -m agents."))
         assert None not in (card.steps, card.seed, card.episodes, card.return_mean, card.return_std)
+
+
+def test_the_container_has_what_the_quickstart_needs():
+    """The image itself is not built in the tests."""
+    built = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+    extras = set(re.search(r"--editable \"\.\[([\w,]+)\]\"", built)[1].split(","))
+    assert {"mujoco", "plots", "report"} <= extras
+    assert '["python", "-m", "agents.quickstart"]' in built

@@ -39,7 +39,8 @@ def zoo(tmp_path, monkeypatch):
     monkeypatch.setattr(
         PPO, "learn", lambda self, *a, **k: (policies.append(self.policy), learn(self, *a, **k))[1]
     )
-    monkeypatch.setattr(manager, "objective", manager.objective)  # put back after the test
+    for name in ("objective", "load_trial", "_preprocess_hyperparams"):
+        monkeypatch.setattr(manager, name, getattr(manager, name))  # put back after the test
 
     def call(*words):
         policies.clear()
@@ -115,6 +116,40 @@ def test_a_search_keeps_the_hub_and_draws_the_rest(zoo, level, monkeypatch):
         extractor = getattr(policy, "features_extractor", None)
         assert isinstance(policy, HubActorCriticPolicy) or isinstance(extractor, HubExtractor)
         assert policy.mlp_extractor.policy_net[0].out_features in (4, 8)
+
+
+@pytest.mark.parametrize("level", ["features", "outputs"])
+def test_a_trial_of_a_search_is_trained_with_the_hub(zoo, level, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    manager = importlib.import_module("rl_zoo3.exp_manager")
+    study = optuna.create_study(study_name="s", storage="sqlite:///s.db")
+    for width in (4, 8):
+        study.add_trial(
+            optuna.trial.create_trial(
+                params={"width": width},
+                distributions={"width": optuna.distributions.IntDistribution(4, 8)},
+                value=0.0,
+            )
+        )
+    convert = {"ppo": lambda drawn: {"gamma": 0.5, "policy_kwargs": {"net_arch": [drawn["width"]]}}}
+    monkeypatch.setattr(manager, "HYPERPARAMS_CONVERTER", convert)
+    (policy,) = zoo(
+        "-conf",
+        f"{level}.yml",
+        "-f",
+        "logs",
+        "--study-name",
+        "s",
+        "--storage",
+        "sqlite:///s.db",
+        "--trial-id",
+        1,
+        "--gym-packages",
+        "hubrl.zoo",
+    )
+    extractor = getattr(policy, "features_extractor", None)
+    assert isinstance(policy, HubActorCriticPolicy) or isinstance(extractor, HubExtractor)
+    assert policy.mlp_extractor.policy_net[0].out_features == 8
 
 
 def test_settings_are_merged_for_policy_kwargs_alone():

@@ -1,13 +1,18 @@
-"""The commands of `hubrl` beside those of `hubrl hub`, and its error messages and exit codes."""
+"""The commands of `hubrl` beside those of `hubrl hub`, and its error messages and exit codes.
 
+A command imports what it computes with when it runs: torch takes seconds, and `--help`,
+`--version` and the completion of commands answer at once.
+"""
+
+import os
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
 import hubrl
@@ -24,9 +29,9 @@ from hubrl.cli.arguments import (
     parse_widths,
 )
 from hubrl.cli.console import (
-    StepsBar,
     output,
     print_fields,
+    print_help,
     print_line,
     print_options,
     print_played,
@@ -36,36 +41,25 @@ from hubrl.cli.console import (
 )
 from hubrl.cli.export_command import export
 from hubrl.cli.hub_commands import hub_app
-from hubrl.cli.report_commands import report_app
+from hubrl.cli.report_commands import compare, enjoy, explain, report
 from hubrl.cli.sharing_commands import push
 from hubrl.cli.study_commands import bench, study
 from hubrl.cli.tune_command import tune
 from hubrl.errors import BadConfig, FolderInUse, HubrlError, NotWritten
-from hubrl.experiments import finished_run, run, run_folder
-from hubrl.experiments.config import read_config
-from hubrl.experiments.evaluation import MAX_ENVS, Played, play
-from hubrl.experiments.extended_run import extend_run
-from hubrl.experiments.run_envs import EVALUATION_SEED
-from hubrl.formats.cards import Preprocessing
-from hubrl.hub.described_options import describe_method
-from hubrl.methods import available
-from hubrl.reading import read_agent
-from hubrl.sources.source import Source
-from hubrl.tasks.make_env import make_env
+from hubrl.experiments.seeds import EVALUATION_SEED
+
+if TYPE_CHECKING:
+    from hubrl.experiments.evaluation import Played
+    from hubrl.formats.cards import Preprocessing
+    from hubrl.sources.source import Source
 
 EVERYWHERE = ("--json", "--quiet", "-q", "--debug")
 """Options of every command, wherever they stand."""
 
 app = typer.Typer(
-    no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-app.add_typer(hub_app, name="hub")
-app.add_typer(report_app)
-app.command()(export)
-app.command()(push)
-app.command()(tune)
 
 
 def _print_version(value: bool) -> None:
@@ -74,8 +68,9 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def everywhere(
+    context: typer.Context,
     json: Annotated[
         bool, typer.Option("--json", help="Print results as JSON, and nothing else.")
     ] = False,
@@ -97,6 +92,7 @@ def everywhere(
     `--json`, `--quiet` and `--debug` may stand anywhere: `hubrl evaluate runs/mine --json`.
     """
     output.begin(json=json, quiet=quiet)
+    print_help(context)
 
 
 Steps = Annotated[
@@ -104,7 +100,6 @@ Steps = Annotated[
 ]
 
 
-@app.command()
 def train(
     config: Annotated[
         Path,
@@ -125,7 +120,13 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train from a config, or go on with a run that was interrupted, or is to have more steps."""
+    """Train from a config, or go on with a run.
+
+    A run goes on if it was interrupted, or is to have more steps.
+    """
+    from hubrl.cli.steps_bar import StepsBar
+    from hubrl.experiments import run, run_folder
+
     resumes = config.is_dir()
     if resumes and (changes or name):
         other = f"leave out --set and --name, or start another run from {config / 'config.yaml'}"
@@ -154,6 +155,9 @@ def train(
 
 def _set_steps(config: Path, changes: list[str], steps: str) -> list[str]:
     """Changes with `--steps` among them; a run's own config is changed in place."""
+    from hubrl.experiments.config import read_config
+    from hubrl.experiments.extended_run import extend_run
+
     if config.is_dir():
         total = parse_steps(steps, read_config(config / "config.yaml").steps)
         extend_run(config, total)
@@ -161,7 +165,6 @@ def _set_steps(config: Path, changes: list[str], steps: str) -> list[str]:
     return [*changes, f"steps={parse_steps(steps, read_config(config, changes).steps)}"]
 
 
-@app.command()
 def evaluate(
     agent: Annotated[
         str,
@@ -178,6 +181,9 @@ def evaluate(
     atari: Atari = False,
 ) -> None:
     """Play an agent's episodes; nothing in its files is executed."""
+    from hubrl.experiments import finished_run
+    from hubrl.reading import read_agent
+
     run_folder = Path(agent)
     if task is None and (run_folder / "config.yaml").exists():
         if kwargs or atari:
@@ -197,8 +203,16 @@ def evaluate(
 
 
 def _play_source(
-    source: Source, task: str | None, kwargs: dict[str, Any], episodes: int, seed: int, atari: bool
-) -> Played:
+    source: "Source",
+    task: str | None,
+    kwargs: dict[str, Any],
+    episodes: int,
+    seed: int,
+    atari: bool,
+) -> "Played":
+    from hubrl.experiments.evaluation import MAX_ENVS, play
+    from hubrl.tasks.make_env import make_env
+
     if task is None:
         if source.card.task is None:
             raise typer.BadParameter(
@@ -216,7 +230,6 @@ def _play_source(
         return play(source, env, episodes, name=source.name, on_step=on_step)
 
 
-@app.command()
 def distill(
     folder: RunArgument,
     out: OutArgument,
@@ -228,7 +241,9 @@ def distill(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the student.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train one ordinary SB3 agent to imitate a finished run's agent, and play both."""
+    """Train one ordinary SB3 agent to imitate a run's agent."""
+    from hubrl.experiments.finished_run import distill_run
+
     options: dict[str, Any] = {
         "steps": steps,
         "episodes": episodes,
@@ -237,24 +252,27 @@ def distill(
     }
     options["net_arch"] = parse_widths(net_arch)
     with progress_bar(folder.name, steps) as on_step:
-        distilled = finished_run.distill_run(folder, out, on_step=on_step, **options)
+        distilled = distill_run(folder, out, on_step=on_step, **options)
     print_played([distilled.before, distilled.after])
 
 
-app.command()(study)
-app.command()(bench)
+def _method_names() -> list[str]:
+    from hubrl.methods import available
+
+    return available()
 
 
-@app.command()
 def methods(
     name: Annotated[
         str | None,
-        typer.Argument(help="A method, to see its options.", autocompletion=available),
+        typer.Argument(help="A method, to see its options.", autocompletion=_method_names),
     ] = None,
 ) -> None:
-    """List the methods, or the options of one: type, default, meaning."""
+    """List the methods, or explain the options of one."""
+    from hubrl.hub.described_options import describe_method
+
     if name is None:
-        every = [describe_method(one) for one in available()]
+        every = [describe_method(one) for one in _method_names()]
         rows = [(one.name, ", ".join(one.levels), one.summary) for one in every]
         print_table(("method", "levels", "what it is"), rows)
         print_line("\n`hubrl methods NAME` lists the options of one.")
@@ -273,12 +291,35 @@ def methods(
     )
 
 
+COMMANDS: tuple[Callable[..., None], ...] = (
+    train,
+    evaluate,
+    explain,
+    report,
+    enjoy,
+    compare,
+    tune,
+    study,
+    export,
+    distill,
+    push,
+    methods,
+    bench,
+)
+"""The commands in the order of `hubrl --help`, before the group `hubrl hub`."""
+
+for _command in COMMANDS:
+    app.command()(_command)
+app.add_typer(hub_app, name="hub")
+
+
 def main() -> None:
     """Run the command line: exit code 2 and a sentence for a user's mistake, 1 for the rest."""
     # Tasks are named `module:id`; a user's modules lie in the working directory.
     sys.path.insert(0, str(Path.cwd()))
-    # Small networks are fastest on one thread; a training sets the number of its config.
-    torch.set_num_threads(1)
+    # Small networks are fastest on one thread; a training sets the number of its config. Torch,
+    # which is not imported yet, reads this.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     given = sys.argv[1:]
     debug = "--debug" in given
     first = [argument for argument in given if argument in EVERYWHERE]

@@ -2,13 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hubrl.experiments.config import assign
-from hubrl.experiments.finished_run import run_agent
-from hubrl.sources.source import Source
+if TYPE_CHECKING:
+    from hubrl.sources.source import Source
 
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 OutArgument = Annotated[
@@ -27,8 +26,10 @@ Atari = Annotated[
 ]
 
 
-def read_agent_argument(text: str) -> Source | str:
+def read_agent_argument(text: str) -> "Source | str":
     """An agent by its location, perhaps with a companion; a run's has a card of its training."""
+    from hubrl.experiments.finished_run import run_agent
+
     run = Path(text)
     finished = (run / "config.yaml").exists() and (run / "model.zip").exists()
     return run_agent(run) if finished else text
@@ -85,6 +86,8 @@ def parse_widths(text: str) -> list[int]:
 
 def parse_kwargs(given: list[str] | None) -> dict[str, Any]:
     """Keyword arguments from `name=value` texts."""
+    from hubrl.experiments.config import assign
+
     kwargs: dict[str, Any] = {}
     for text in given or []:
         assign(kwargs, text)

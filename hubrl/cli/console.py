@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from stable_baselines3.common.callbacks import BaseCallback
 
-from hubrl.experiments.evaluation import Played
-from hubrl.hub import Hub
-from hubrl.hub.described_options import DescribedOption
+if TYPE_CHECKING:
+    from hubrl.experiments.evaluation import Played
+    from hubrl.hub import Hub
+    from hubrl.hub.described_options import DescribedOption
 
 # Tables in a file or a pipe keep their columns whole.
 console = Console(width=None if sys.stdout.isatty() else 160, markup=False)
@@ -58,6 +59,12 @@ def print_line(text: str) -> None:
         place.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
+def print_help(context: typer.Context) -> None:
+    """Print the help of a group of commands that was called without one."""
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
+
+
 @contextmanager
 def printed_as_notes() -> Iterator[None]:
     """Send what libraries print where notes go: stdout, stderr beside JSON, nowhere if quiet."""
@@ -92,7 +99,7 @@ def print_fields(fields: Mapping[str, Any]) -> None:
     print_table(("", ""), [(key, short(value)) for key, value in fields.items()], {**fields})
 
 
-def print_played(played: Sequence[Played]) -> None:
+def print_played(played: "Sequence[Played]") -> None:
     """Print the returns of agents, if there are any."""
     columns = ("agent", "mean return", "± std", "episodes", "mean length")
     rows = [
@@ -108,7 +115,7 @@ def print_played(played: Sequence[Played]) -> None:
         print_table(columns, rows, [_played_record(one) for one in played])
 
 
-def _played_record(played: Played) -> dict[str, Any]:
+def _played_record(played: "Played") -> dict[str, Any]:
     numbers = {"mean": played.mean, "std": played.std}
     lists = {"returns": list(played.returns), "lengths": list(played.lengths)}
     return {"agent": played.name, **numbers, **lists}
@@ -128,7 +135,7 @@ def print_profile(
         print_table(("part", "a step", "share", ""), rows)
 
 
-def print_options(title: str, options: Sequence[DescribedOption]) -> None:
+def print_options(title: str, options: "Sequence[DescribedOption]") -> None:
     """Print options with their types, defaults and meanings, under a title."""
     if options:
         print_line(f"\n{title}")
@@ -178,31 +185,8 @@ def spinner(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def source_bars(hub: Hub, episodes: int) -> Iterator[Callable[[str, int], None]]:
+def source_bars(hub: "Hub", episodes: int) -> Iterator[Callable[[str, int], None]]:
     """A progress bar for each source, as a function of its name and its finished episodes."""
     with progress_bars() as bars:
         by_name = {source.name: bars.add_task(source.name, total=episodes) for source in hub}
         yield lambda name, done: bars.update(by_name[name], completed=done)
-
-
-class StepsBar(BaseCallback):
-    """A progress bar of environment steps.
-
-    Args:
-        update: The bar, as a function of the finished steps.
-        on_start: Called once, when the training starts, so that nothing is printed where it cannot.
-    """
-
-    def __init__(self, update: Callable[[int], None], on_start: Callable[[], None]) -> None:
-        super().__init__()
-        self.update, self.on_start = update, on_start
-        self._started = False
-
-    def _on_training_start(self) -> None:
-        if not self._started:  # every leg of a run starts once more
-            self.on_start()
-        self._started = True
-
-    def _on_step(self) -> bool:
-        self.update(self.num_timesteps)
-        return True

@@ -1,22 +1,15 @@
 """The command `hubrl export`: an agent for machines without hubrl."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast, get_args
 
 import typer
 
 from hubrl.cli.arguments import Overwrite
 from hubrl.cli.console import output, print_fields, print_line, spinner
 from hubrl.errors import BadConfig
-from hubrl.experiments.finished_run import export_agent_graph, export_run
-from hubrl.export.graph import GraphFormat
-from hubrl.export.merge import OBSERVATIONS
 
-FORMATS: dict[str, Literal["sb3"] | GraphFormat] = {
-    "sb3": "sb3",
-    "onnx": "onnx",
-    "torchscript": "torchscript",
-}
+Format = Literal["sb3", "onnx", "torchscript"]
 
 
 def export(
@@ -40,10 +33,14 @@ def export(
     batch: Annotated[int, typer.Option(min=1, help="Observations that a graph takes at once.")] = 1,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write an agent for machines without hubrl: an ordinary SB3 agent, ONNX or TorchScript."""
-    if kind not in FORMATS:
-        raise BadConfig(f"--format {kind!r} was given; expected one of {', '.join(FORMATS)}.")
-    chosen = FORMATS[kind]
+    """Write an agent as a plain SB3 zip, ONNX or TorchScript."""
+    formats = get_args(Format)
+    if kind not in formats:
+        raise BadConfig(f"--format {kind!r} was given; expected one of {', '.join(formats)}.")
+    chosen = cast("Format", kind)
+    from hubrl.experiments.finished_run import export_agent_graph, export_run
+    from hubrl.export.merge import OBSERVATIONS
+
     with spinner(f"Exporting {agent}"):
         if chosen == "sb3":
             exported = export_run(Path(agent), out, overwrite=overwrite)

@@ -1,7 +1,7 @@
 """The commands `hubrl hub ...`: build, extend, show, try and check hubs."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from hubrl.cli.arguments import (
     read_agent_argument,
 )
 from hubrl.cli.console import (
+    print_help,
     print_line,
     print_played,
     print_table,
@@ -27,15 +28,20 @@ from hubrl.cli.console import (
     spread,
 )
 from hubrl.errors import BadConfig, SpaceMismatch
-from hubrl.experiments.evaluation import Check, Played, check_hub, try_hub
-from hubrl.formats.cards import Preprocessing
-from hubrl.formats.spaces import describe
-from hubrl.hub import Hub
-from hubrl.sources.source import Source
 
-hub_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Build, extend, show, try and check hubs."
-)
+if TYPE_CHECKING:
+    from hubrl.experiments.evaluation import Check
+    from hubrl.formats.cards import Preprocessing
+    from hubrl.sources.source import Source
+
+hub_app = typer.Typer(rich_markup_mode=None)
+
+
+@hub_app.callback(invoke_without_command=True)
+def hub_help(context: typer.Context) -> None:
+    """Build, extend, show, try, check and share hubs."""
+    print_help(context)
+
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the hub.")]
 HubLocation = Annotated[str, typer.Argument(help="Folder of the hub, or hf://owner/name.")]
@@ -58,6 +64,8 @@ def build(
     overwrite: Overwrite = False,
 ) -> None:
     """Make a hub's folder from agents in any readable form."""
+    from hubrl.hub import Hub
+
     with spinner("Reading agents"):
         Hub.from_agents([read_agent_argument(text) for text in agent], name or None).save(
             folder, overwrite=overwrite
@@ -93,7 +101,9 @@ def add(
         str | None, typer.Option(help="1 or -1 for every entry of the target's action: `1,-1,1`.")
     ] = None,
 ) -> None:
-    """Add a source to a saved hub, perhaps adapted to a target's observations and actions."""
+    """Add a source to a saved hub, perhaps adapted to a target's spaces."""
+    from hubrl.hub import Hub
+
     with spinner("Reading the agent and the hub"):
         source = Hub.from_agents([read_agent_argument(agent)], None if name is None else [name])[0]
         adapted = source.adapted(
@@ -109,6 +119,8 @@ def add(
 @hub_app.command()
 def show(folder: HubLocation) -> None:
     """Show a hub's sources."""
+    from hubrl.hub import Hub
+
     columns = ("source", "algorithm", "observes", "acts", "normalizes", "task", "return", "steps")
     with spinner("Reading the hub"):
         hub = Hub.load(folder)
@@ -119,7 +131,9 @@ def show(folder: HubLocation) -> None:
     )
 
 
-def _card_cells(source: Source) -> list[str]:
+def _card_cells(source: "Source") -> list[str]:
+    from hubrl.formats.spaces import describe
+
     card = source.card
     return [
         source.name,
@@ -144,7 +158,10 @@ def try_sources(
     seed: Seed = 0,
     atari: Atari = False,
 ) -> None:
-    """Play a task with each source untouched: its return there before any training."""
+    """Play a task with each source untouched, before any training."""
+    from hubrl.experiments.evaluation import Played, try_hub
+    from hubrl.hub import Hub
+
     hub, task_kwargs = Hub.load(folder), parse_kwargs(kwargs)
     preprocessing: Preprocessing = "atari" if atari else "none"
     with source_bars(hub, episodes) as on_step:
@@ -179,6 +196,9 @@ def check(
 
     The exit code is 1 if one differs, and 2 if none was replayed.
     """
+    from hubrl.experiments.evaluation import check_hub
+    from hubrl.hub import Hub
+
     hub = Hub.load(folder)
     with source_bars(
         hub, episodes or max((source.card.episodes or 10) for source in hub)
@@ -195,13 +215,13 @@ def check(
         raise typer.Exit(1)
 
 
-def _check_cells(check: Check) -> list[str]:
+def _check_cells(check: "Check") -> list[str]:
     verdict = {True: "agrees", False: "DIFFERS", None: "not replayed"}[check.agrees]
     played = "" if check.played is None else " ± ".join(spread(check.played.mean, check.played.std))
     return [check.name, played, verdict, check.sentence]
 
 
-def _check_record(check: Check) -> dict[str, Any]:
+def _check_record(check: "Check") -> dict[str, Any]:
     played = check.played
     numbers = {} if played is None else {"mean": played.mean, "std": played.std}
     return {"source": check.name, "agrees": check.agrees, "because": check.sentence, **numbers}

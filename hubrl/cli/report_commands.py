@@ -2,12 +2,13 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hubrl.cli.arguments import RunArgument, Seed, parse_seeds
 from hubrl.cli.console import (
+    console,
     output,
     print_fields,
     print_line,
@@ -17,13 +18,9 @@ from hubrl.cli.console import (
 )
 from hubrl.cli.study_commands import with_progress
 from hubrl.errors import BadConfig, BadFile
-from hubrl.experiments.run_envs import EVALUATION_SEED
-from hubrl.experiments.run_folder import Run
-
-report_app = typer.Typer()
+from hubrl.experiments.seeds import EVALUATION_SEED
 
 
-@report_app.command()
 def explain(folder: RunArgument) -> None:
     """Say in a few plain sentences what happened in a run."""
     from hubrl.reports.explain import explain as explain_run
@@ -31,10 +28,12 @@ def explain(folder: RunArgument) -> None:
 
     with spinner(f"Reading {folder}"):
         sentences = explain_run(RunLog(folder))
-    print_table((), [(sentence,) for sentence in sentences], sentences)
+    if output.json:
+        output.results.append(sentences)
+    for sentence in sentences if not output.json else ():
+        console.print(sentence, soft_wrap=True, highlight=False)
 
 
-@report_app.command()
 def report(
     folder: Annotated[
         Path, typer.Argument(help="Folder of a finished run, or of a study's results.")
@@ -49,7 +48,11 @@ def report(
         ),
     ] = 0,
 ) -> None:
-    """Write one HTML page about a run or a study; it needs no network to be read."""
+    """Write one HTML page about a run or a study.
+
+    The page holds everything that it shows, and opens without a network.
+    """
+    from hubrl.experiments.run_folder import Run
     from hubrl.reports.run_page import play_sources, write_run_page
 
     if (folder / "runs.csv").exists():
@@ -74,7 +77,6 @@ def report(
         print_fields({"page": page})
 
 
-@report_app.command()
 def enjoy(
     folder: RunArgument,
     video: Annotated[
@@ -87,7 +89,7 @@ def enjoy(
     steps: Annotated[int, typer.Option(min=1, help="Most steps to show.")] = 1000,
     seed: Seed = EVALUATION_SEED,
 ) -> None:
-    """Show an episode of a run's agent, with the pathway weights and who acts."""
+    """Show or film an episode, with pathway weights and who acts."""
     try:
         from hubrl.reports.video import enjoy as enjoy_run
     except ImportError as error:
@@ -102,7 +104,6 @@ def enjoy(
         print_line(f"{video} is written.")
 
 
-@report_app.command()
 def compare(
     config: Annotated[Path, typer.Argument(help="A config's YAML file.")],
     methods: Annotated[
@@ -122,11 +123,14 @@ def compare(
         int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")
     ] = 2,
 ) -> None:
-    """Train methods on a config's task over seeds, and compare them; finished runs are kept."""
+    """Compare methods on a config's task over seeds.
+
+    Trains what is missing. Finished runs are kept, also those of methods that are not named now.
+    """
     try:
         from hubrl.experiments.comparison import write_comparison
         from hubrl.experiments.study import run_study
-        from hubrl.experiments.tables import returns_by_method
+        from hubrl.experiments.tables import chosen_rows, returns_by_method
         from hubrl.reports.study_page import read_runs, write_study_page
     except ImportError as error:
         raise BadConfig(
@@ -135,14 +139,16 @@ def compare(
         ) from error
     name = f"{config.stem}-compared"
     chosen, where = methods.split(","), results / name
-    study = write_comparison(config, chosen, parse_seeds(seeds), where, changes or [])
-    run = partial(run_study, study, folder=folder / name, results=where, jobs=jobs)
+    named: dict[str, Any] = {"methods": chosen, "seeds": parse_seeds(seeds)}
+    study = write_comparison(config, chosen, named["seeds"], where, changes or [])
+    run = partial(run_study, study, folder=folder / name, results=where, jobs=jobs, **named)
     failed = with_progress(name, run)
     if failed and not (where / "runs.csv").exists():
         raise typer.Exit(1)
-    returns = returns_by_method(read_runs(where), config.stem, "hub")
+    returns = returns_by_method(chosen_rows(read_runs(where), **named), config.stem, "hub")
     _print_compared({method: values for method, values in returns.items() if values})
-    print_line(f"{write_study_page(where)}: open it in a browser. {len(failed)} runs failed.")
+    page = write_study_page(where, **named)
+    print_line(f"{page}: open it in a browser. {len(failed)} runs failed.")
     if failed:
         raise typer.Exit(1)
 

@@ -1,16 +1,16 @@
 """The commands that share: `hubrl push` and `hubrl hub push | pull | search`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hubrl.cli.arguments import Overwrite, RunArgument
 from hubrl.cli.console import print_line, print_table, spinner
 from hubrl.cli.hub_commands import Folder, HubLocation, hub_app, show
-from hubrl.experiments.shared_run import push_run
-from hubrl.hub import Hub
-from hubrl.sharing import Candidate, pull_folder, search_agents
+
+if TYPE_CHECKING:
+    from hubrl.sharing import Candidate
 
 Repository = Annotated[
     str, typer.Argument(help="owner/name on Hugging Face; it is made if needed.")
@@ -35,7 +35,9 @@ def push(
     licence: Licence = None,
     private: Private = False,
 ) -> None:
-    """Write a finished run's agent to Hugging Face, with a model card, its curve and a video."""
+    """Share a finished run's agent on Hugging Face."""
+    from hubrl.experiments.shared_run import push_run
+
     with spinner("Pushing the agent"):
         location = push_run(folder, repository, video=video, licence=licence, private=private)
     _print_location(location, f"`hubrl evaluate {location}` plays it")
@@ -46,6 +48,8 @@ def push_hub(
     folder: HubLocation, repository: Repository, licence: Licence = None, private: Private = False
 ) -> None:
     """Write a hub to a repository of Hugging Face, with a model card."""
+    from hubrl.hub import Hub
+
     with spinner("Pushing the hub"):
         location = Hub.load(folder).push_to_hub(repository, licence=licence, private=private)
     _print_location(location, f"in a config it is `hub: {location}`")
@@ -58,6 +62,8 @@ def pull_hub(
     overwrite: Overwrite = False,
 ) -> None:
     """Copy a hub from Hugging Face to a folder."""
+    from hubrl.sharing import pull_folder
+
     with spinner("Downloading the hub"):
         pull_folder(location, folder, overwrite=overwrite)
     show(str(folder))
@@ -68,7 +74,9 @@ def search(
     task: Annotated[str, typer.Option(help="Gymnasium id; its version is ignored.")],
     limit: Annotated[int, typer.Option(min=1, help="Greatest number of agents.")] = 20,
 ) -> None:
-    """List agents for a task on Hugging Face; their spaces are checked when they are read."""
+    """List agents for a task on Hugging Face; reading them checks their spaces."""
+    from hubrl.sharing import search_agents
+
     with spinner("Searching"):
         found = search_agents(task, limit=limit)
     columns = ("agent", "library", "tasks", "return", "downloads", "licence", "")
@@ -77,7 +85,7 @@ def search(
     print_table(columns, [_cells(one) for one in found], [one._asdict() for one in found])
 
 
-def _cells(one: Candidate) -> list[str]:
+def _cells(one: "Candidate") -> list[str]:
     used, gated = str(one.downloads), "gated" if one.gated else ""
     return [one.location, one.library, one.tasks, one.returns, used, one.licence, gated]
 

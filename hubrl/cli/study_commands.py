@@ -44,7 +44,7 @@ def study(
         bool, typer.Option("--report", help="Run nothing; draw the finished runs.")
     ] = False,
 ) -> None:
-    """Run the missing runs of a study, and write its tables and figures."""
+    """Run a study's missing runs, and write its tables and figures."""
     try:
         from hubrl.experiments.figures import write_reports
         from hubrl.experiments.study import run_study
@@ -117,7 +117,7 @@ def bench(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds with --to-score, as 1-5 or 1,3.")] = "1-3",
 ) -> None:
-    """Measure the speed and memory of hubrl in ratios to plain SB3."""
+    """Measure speed and memory in ratios to plain SB3."""
     if to_score is not None:
         _bench_to_score(to_score, seeds)
         return

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from hubrl.cli.console import print_fields, print_line, progress_bar
-from hubrl.experiments.tuning import tune as search
 
 
 def tune(
@@ -27,7 +26,9 @@ def tune(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds that each trial is trained with.")] = 1,
     sampler_seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
 ) -> None:
-    """Search a config's options and settings, and write the best as a config to train."""
+    """Search for the best options and settings of a config."""
+    from hubrl.experiments.tuning import tune as search
+
     place = out or Path("tuning") / config.stem
     with progress_bar(config.stem, trials) as on_trial:
         tuned = search(

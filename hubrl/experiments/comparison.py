@@ -1,12 +1,12 @@
 """A comparison of methods on the task of one config: a study that is written from it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hubrl.errors import BadConfig
 from hubrl.experiments.config import RunConfig, load_hub, read_config
-from hubrl.experiments.study_config import ZERO_SHOT
+from hubrl.experiments.study_config import ZERO_SHOT, read_study
 from hubrl.formats.files import write_atomically
 from hubrl.formats.schema import write_yaml
 from hubrl.hub import Hub
@@ -14,6 +14,8 @@ from hubrl.methods import find
 from hubrl.reading.locations import is_remote
 
 STUDY = "study.yaml"
+T = TypeVar("T")
+
 OF_THE_CONFIG = ("method", "options", "seed", "hub", "agents")
 """Fields of the config that are not those of every run."""
 
@@ -26,6 +28,9 @@ def write_comparison(
     overrides: Sequence[str] = (),
 ) -> Path:
     """Write the study that compares methods on the task of a config.
+
+    Methods and seeds of the comparison that the folder has already stay planned, and so do their
+    results.
 
     Args:
         config_path: The config; its own options count for its own method alone.
@@ -47,7 +52,11 @@ def write_comparison(
         raise BadConfig(f"{config_path} names no hub and no agents; there is nothing to compare.")
     results.mkdir(parents=True, exist_ok=True)
     hub = _hub_folder(config, results)
-    name = config_path.stem
+    name, path = config_path.stem, results / STUDY
+    if path.exists():
+        before = read_study(path)
+        methods = _together(before.cases[name].methods if name in before.cases else (), methods)
+        seeds = _together(before.seeds, seeds)
     study = {
         "seeds": list(seeds),
         "agents": {source: {"agent": str(hub / source)} for source in Hub.load(hub).names},
@@ -55,9 +64,13 @@ def write_comparison(
         "methods": {one: {"set": _method(one, config)} for one in methods if one != ZERO_SHOT},
         "cases": {name: {"hub": "hub", "methods": list(methods), "set": _common(config)}},
     }
-    path = results / STUDY
     write_atomically(path, write_yaml(study))
     return path
+
+
+def _together(before: Iterable[T], now: Iterable[T]) -> list[T]:
+    """Both without repetition, in their order."""
+    return list(dict.fromkeys([*before, *now]))
 
 
 def _common(config: RunConfig) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from hubrl.errors import BadFile, OutputExists
 from hubrl.experiments.build_model import build_model, sb3_policy
 from hubrl.experiments.checkpoints import model_bytes
 from hubrl.experiments.evaluation import Played, play
-from hubrl.experiments.run_envs import EVALUATION_SEED, evaluation_env
+from hubrl.experiments.run_envs import evaluation_env
 from hubrl.experiments.run_folder import STATISTICS, Run
+from hubrl.experiments.seeds import EVALUATION_SEED
 from hubrl.export import Exported, ExportedGraph, export, export_graph
 from hubrl.export.distill import distill
 from hubrl.export.graph import GraphFormat

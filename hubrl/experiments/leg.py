@@ -34,9 +34,10 @@ from hubrl.experiments.checkpoints import (
 )
 from hubrl.experiments.evaluation import play
 from hubrl.experiments.regular_evaluations import regular_evaluations
-from hubrl.experiments.run_envs import EVALUATION_SEED, evaluation_env, training_env
+from hubrl.experiments.run_envs import evaluation_env, training_env
 from hubrl.experiments.run_folder import MODEL, STATISTICS, Run
 from hubrl.experiments.run_record import RunProgress, write_result
+from hubrl.experiments.seeds import EVALUATION_SEED
 from hubrl.formats.cached_space import vecnormalize_kwargs
 from hubrl.formats.files import write_atomically
 from hubrl.training.callback import HubCallback

@@ -7,12 +7,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from hubrl.errors import HubrlError
 from hubrl.experiments.config import RunConfig
 from hubrl.experiments.evaluation import MAX_ENVS
+from hubrl.experiments.seeds import EVALUATION_SEED
 from hubrl.hub import Hub
 from hubrl.policies.cached import CachedVecEnv
 from hubrl.tasks.make_env import make_env, normalized_env
-
-EVALUATION_SEED = 10_000
-"""Offset from a run's seed to the seed of its evaluations' environments."""
 
 
 def training_env(config: RunConfig, hub: Hub | None, monitor: Path | None, seed: int) -> VecEnv:

@@ -17,7 +17,8 @@ from hubrl.experiments.evaluation import Played, check_playable, play
 from hubrl.experiments.finished_run import FinishedRun
 from hubrl.experiments.router_controls import play_controls
 from hubrl.experiments.run import start_run_from, train
-from hubrl.experiments.run_envs import EVALUATION_SEED, evaluation_env
+from hubrl.experiments.run_envs import evaluation_env
+from hubrl.experiments.seeds import EVALUATION_SEED
 from hubrl.experiments.study_config import ORACLE, ZERO_SHOT, OracleRule, check_known, read_study
 from hubrl.experiments.study_plan import Job, hub_folder, plan
 from hubrl.experiments.study_tables import (

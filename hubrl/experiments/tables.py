@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from hubrl.experiments.statistics import difference, estimate, mean_return, stratified
+from hubrl.experiments.study_config import ZERO_SHOT
 
 HUB_METHOD = "hub-pathway"
 SCRATCH_HUB = "none"
@@ -37,6 +38,23 @@ def returns_by_method(table: pd.DataFrame, task: str, hub: str) -> dict[str, lis
     """Evaluated returns of every method's runs on a target with a hub, scratch among them."""
     groups = rows_of(table, task, hub).groupby("method", sort=False)
     return {str(method): group["eval_return"].dropna().tolist() for method, group in groups}
+
+
+def chosen_rows(table: pd.DataFrame, methods: Sequence[str], seeds: Sequence[int]) -> pd.DataFrame:
+    """Rows of methods and seeds; with `zero-shot` also those of each source untouched.
+
+    Args:
+        table: Runs, evaluations or pathway weights.
+        methods: Names of methods; empty for all.
+        seeds: Seeds; empty for all.
+    """
+    names, chosen = table["method"].astype(str), pd.Series(True, index=table.index)
+    if methods:
+        untouched = names.str.startswith(f"{ZERO_SHOT}:") & (ZERO_SHOT in methods)
+        chosen &= names.isin(methods) | untouched
+    if seeds:
+        chosen &= table["seed"].isin(seeds)
+    return table[chosen]
 
 
 def summary(table: pd.DataFrame) -> str:

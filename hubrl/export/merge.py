@@ -66,7 +66,8 @@ def export(agent: Source) -> Exported:
     except NotPlainError as error:
         raise NotPlainError(
             f"The agent {agent.name!r} cannot be merged into one plain network: {error}. "
-            "Distil it with `hubrl distill`."
+            "Distil it with `hubrl distill`, or write a graph of it with "
+            "`hubrl export --format onnx`."
         ) from error
 
 

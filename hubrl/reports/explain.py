@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hubrl.reports.run_log import Arm, RunLog, in_words
+from hubrl.reports.run_log import Arm, RunLog, decimals, in_words, with_spread
 from hubrl.routing.pathways import FRESH
 from hubrl.selection.arm_evidence import TOGETHER_ARM
 
@@ -74,7 +74,7 @@ def _turning_points(log: RunLog) -> list[str]:
     """Decisions about doubt and about the fresh pathway's trial."""
     words = ("No source earns", "fresh pathway is expected", "no room for a trial")
     return [
-        f"After {step:,} steps: {sentence}"
+        f"After {step:,} steps: {sentence[0].lower()}{sentence[1:]}"
         for step, sentence in log.decisions
         if any(word in sentence for word in words)
     ]
@@ -109,7 +109,7 @@ def _gained(log: RunLog) -> list[str]:
     """The final return, and its difference from the best source untouched."""
     result = log.result
     count = result["eval_episodes"]
-    final = f"{result['eval_mean']:.4g} ± {result['eval_std']:.3g} over {count} episodes"
+    final = f"{with_spread(result['eval_mean'], result['eval_std'])} over {count} episodes"
     ends = f"At the end it earned {final}"
     best = log.best_source
     if best is None:
@@ -117,7 +117,8 @@ def _gained(log: RunLog) -> list[str]:
         return [f"{ends}." if not log.sources else f"{ends}; {unknown}."]
     level = float(np.mean(log.levels[best]))
     difference = result["eval_mean"] - level
-    compared = f"{abs(difference):.4g} {'more' if difference >= 0 else 'less'} than"
+    shown, relation = abs(difference), "more" if difference >= 0 else "less"
+    compared = f"{shown:.{decimals(level)}f} {relation} than"
     noise = (
         result["eval_std"] / np.sqrt(count),
         np.std(log.levels[best]) / np.sqrt(len(log.levels[best])),

@@ -203,6 +203,17 @@ def read_scalars(folder: Path) -> dict[str, Series]:
     return merged
 
 
+def decimals(value: float) -> int:
+    """Decimals that leave four digits of a value; at most two, for values below one too."""
+    return int(np.clip(3 - np.floor(np.log10(max(abs(value), 1.0))), 0, 2))
+
+
+def with_spread(mean: float, std: float) -> str:
+    """A mean and a standard deviation, with the decimals of the mean."""
+    digits = decimals(mean)
+    return f"{mean:.{digits}f} ± {std:.{digits}f}"
+
+
 def in_words(name: str) -> str:
     """An arm's name in a sentence."""
     return "all pathways together" if name == TOGETHER_ARM else name

@@ -16,7 +16,7 @@ from hubrl.formats.files import write_atomically
 from hubrl.formats.schema import write_yaml
 from hubrl.reports import page, plots
 from hubrl.reports.explain import explain
-from hubrl.reports.run_log import LEVELS, RunLog, in_words
+from hubrl.reports.run_log import LEVELS, RunLog, decimals, in_words, with_spread
 from hubrl.training.pathway_figures import pathway_colors
 
 PAGE = "report.html"
@@ -79,10 +79,11 @@ def play_sources(
 
 def _facts(log: RunLog) -> list[tuple[str, str]]:
     result = log.result
-    shown = [("return at the end", f"{result['eval_mean']:.4g} ± {result['eval_std']:.3g}")]
+    shown = [("return at the end", with_spread(result["eval_mean"], result["eval_std"]))]
     if log.best_source is not None:
-        gain = result["eval_mean"] - float(np.mean(log.levels[log.best_source]))
-        shown.append((f"over {log.best_source}, the best source", f"{gain:+.4g}"))
+        level = float(np.mean(log.levels[log.best_source]))
+        gain = f"{result['eval_mean'] - level:+.{decimals(level)}f}"
+        shown.append((f"over {log.best_source}, the best source", gain))
     acting = next((in_words(arm.name) for arm in log.arms if arm.evaluates), None)
     if acting is not None:
         shown.append(("acts in evaluation", acting))
@@ -162,7 +163,7 @@ def _sources(log: RunLog) -> str:
 
 
 def _record(log: RunLog) -> str:
-    versions = [(name, value or "") for name, value in log.versions.items()]
+    versions = [(name, value) for name, value in log.versions.items() if value]
     return page.section(
         "Record",
         "Everything needed to repeat the run.",

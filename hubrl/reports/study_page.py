@@ -28,12 +28,20 @@ Pair = tuple[str, str]
 """A target and a hub."""
 
 
-def write_study_page(results: Path, out: Path | None = None) -> Path:
+def write_study_page(
+    results: Path,
+    out: Path | None = None,
+    *,
+    methods: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+) -> Path:
     """Write the report of a study's results as one HTML page.
 
     Args:
         results: The folder of its results.
         out: The page; `report.html` in that folder by default.
+        methods: The only methods to show; all by default.
+        seeds: The only seeds to show; all by default.
 
     Returns:
         The page.
@@ -41,9 +49,14 @@ def write_study_page(results: Path, out: Path | None = None) -> Path:
     Raises:
         BadFile: If the study has no finished run.
     """
-    runs = read_runs(results)
-    curves = _read(results / "curves.csv")
-    pathways = _read(results / "pathways.csv")
+    runs, curves, pathways = (
+        tables.chosen_rows(table, methods, seeds)
+        for table in (
+            read_runs(results),
+            _read(results / "curves.csv"),
+            _read(results / "pathways.csv"),
+        )
+    )
     colors = method_colors(runs["method"].unique().tolist())
     pairs = tables.target_hub_pairs(runs) or [
         (str(task), tables.SCRATCH_HUB) for task in runs["task"].unique()

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from hubrl.errors import BadConfig
 from hubrl.experiments.evaluation import isolated_rng, samples_actions
 from hubrl.experiments.finished_run import FinishedRun
-from hubrl.experiments.run_envs import EVALUATION_SEED
+from hubrl.experiments.seeds import EVALUATION_SEED
 from hubrl.hub.inspect import pathway_weights
 from hubrl.policies.dqn import HubDQNPolicy
 from hubrl.policies.on_policy.policy import HubActorCriticPolicy

@@ -1,6 +1,7 @@
 """The vectorized environment of a Gymnasium id, as SB3 trains on it."""
 
 import importlib
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,8 @@ def make_env(
         UnknownName: If the preprocessing is unknown.
     """
     check_task(task)
+    if "mujoco" in str(gym.spec(task.rpartition(":")[2]).entry_point):
+        _print_warnings_of_mujoco_once()
     builders: dict[Preprocessing, Callable[..., VecEnv]] = {
         "none": make_vec_env,
         "atari": _atari,
@@ -60,13 +63,30 @@ def make_env(
             task, n_envs=n_envs, seed=seed, monitor_dir=folder, env_kwargs=unrendered
         )
     except (TypeError, ValueError, AssertionError, gym_error.Error) as error:
-        raise BadConfig(
-            f"Task {task!r} cannot be made with {kwargs or {}}: {_first_line(error)}"
-        ) from error
+        given = f" with {kwargs}" if kwargs else ""
+        raise BadConfig(f"Task {task!r} cannot be made{given}: {_first_line(error)}") from error
     except (ImportError, gym_error.DependencyNotInstalled) as error:
         raise BadConfig(
             f"Task {task!r} needs a package that is not installed: {_first_line(error)}"
         ) from error
+
+
+def _print_warnings_of_mujoco_once() -> None:
+    """Let MuJoCo print a warning once, not for every environment; a handler of the user's stays."""
+    try:
+        import mujoco
+    except ImportError:
+        return  # the task's own message names the package
+    if mujoco.get_mju_user_warning() is not None:
+        return
+    printed = set[str]()
+
+    def print_once(message: str) -> None:
+        if message not in printed:
+            printed.add(message)
+            sys.stderr.write(f"MuJoCo: {message}\n")
+
+    mujoco.set_mju_user_warning(print_once)
 
 
 def _atari(

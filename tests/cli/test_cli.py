@@ -10,7 +10,7 @@ import yaml
 from stable_baselines3 import A2C, PPO
 
 from hubrl import Hub
-from hubrl.cli import hub_commands
+from hubrl.experiments import evaluation
 from hubrl.formats.schema import write_yaml
 from hubrl.methods import available
 
@@ -252,7 +252,7 @@ def test_what_is_no_mistake_of_the_users_ends_in_exit_code_1(run, hub, monkeypat
     def fail(*args, **kwargs):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(hub_commands, "try_hub", fail)
+    monkeypatch.setattr(evaluation, "try_hub", fail)
     code, _, err = run("hub", "try", hub, "--task", "CartPole-v1")
     assert code == 1
     assert "RuntimeError: a bug" in err

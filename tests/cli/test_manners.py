@@ -1,6 +1,9 @@
 """Manners of the command line: version, short help, JSON, silence, completion."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from stable_baselines3 import PPO
@@ -126,3 +129,45 @@ def test_nothing_turns_where_it_is_quiet(capsys):
         on_step(1)
     assert capsys.readouterr().err == ""
     console.output.begin(json=False, quiet=False)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["--help"], [], ["hub"], ["train", "-h"], ["hub", "try", "-h"]]
+)
+def test_a_command_that_computes_nothing_imports_no_torch(arguments):
+    imported = run_and_list_modules(arguments, {})
+    assert "hubrl.cli.app" in imported
+    assert not imported & {"torch", "stable_baselines3", "gymnasium", "pandas"}
+
+
+def test_the_completion_of_commands_imports_no_torch():
+    given = {"_HUBRL_COMPLETE": "complete_bash", "COMP_WORDS": "hubrl ev", "COMP_CWORD": "1"}
+    assert "torch" not in run_and_list_modules([], given)
+
+
+def run_and_list_modules(arguments, variables):
+    """The modules that a command has imported when it ends."""
+    code = (
+        "import atexit, json, sys\n"
+        "atexit.register(lambda: sys.stderr.write(json.dumps(sorted(sys.modules))))\n"
+        "from hubrl.cli import main\n"
+        f"sys.argv = ['hubrl', *{arguments}]\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variables},
+        check=True,
+    )
+    assert done.stdout
+    return set(json.loads(done.stderr))
+
+
+@pytest.mark.parametrize("command", [[], ["hub"]])
+def test_a_group_without_a_command_prints_its_help_and_no_summary_is_cut(run, command):
+    code, out, err = run(*command)
+    assert (code, err) == (0, "")
+    assert out == run(*command, "--help")[1]
+    assert "..." not in out.split("Commands:")[1]

@@ -243,7 +243,7 @@ REFUSED = [
 def test_what_is_not_one_network_is_refused_with_the_reason(method, options, reason):
     env = Toy()
     model = learned(PPO, env, alike(env, PPO, PPO), method, **options)
-    sentence = f"The agent 'agent' cannot be merged into one plain network: {reason}. Distil it with `hubrl distill`."
+    sentence = f"The agent 'agent' cannot be merged into one plain network: {reason}. Distil it with `hubrl distill`, or write a graph of it with `hubrl export --format onnx`."
     with pytest.raises(BadConfig) as refused:
         export(read_live(model, "agent"))
     assert str(refused.value) == sentence

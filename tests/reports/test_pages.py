@@ -1,10 +1,12 @@
 """Pages about runs and studies: complete, self-contained, and drawn by a browser."""
 
+import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 from runs import make_config, make_run
 
@@ -116,6 +118,29 @@ def test_methods_are_compared_without_a_study_being_written(run, tmp_path, hub):
     code, out, _ = run("report", results, "--out", "again.html")
     assert code == 0
     assert (tmp_path / "again.html").exists()
+
+
+def test_rows_of_methods_and_seeds_that_are_no_longer_named_stay(run, tmp_path, hub):
+    make_config(tmp_path, hub, steps=64, eval_every=64, probe_share=0.0)
+    results, given = tmp_path / "results" / "mine-compared", ("compare", "mine.yaml", "--jobs", 1)
+
+    def rows():
+        table = pd.read_csv(results / "runs.csv")
+        return {(method, seed) for method, seed in zip(table["method"], table["seed"], strict=True)}
+
+    assert run(*given, "--methods", "scratch,zero-shot", "--seeds", "1")[0] == 0
+    first = rows()
+    code, out, err = run(*given, "--methods", "single:one", "--seeds", "2", "--json")
+    assert code == 0, err
+    assert list(json.loads(out)) == ["single:one"], "only what is named is printed"
+    page = (results / "report.html").read_text()
+    assert "single:one" in page
+    assert "zero-shot" not in page, "only what is named is shown"
+    assert rows() == first | {("single:one", 2)}
+    assert run(*given, "--methods", "scratch", "--seeds", "1,2")[0] == 0
+    assert rows() == first | {("single:one", 2), ("scratch", 2)}
+    assert run("report", results)[0] == 0
+    assert "zero-shot" in (results / "report.html").read_text(), "a report shows all rows"
 
 
 MISTAKES = {
