@@ -74,7 +74,10 @@ def search(
     task: Annotated[str, typer.Option(help="Gymnasium id; its version is ignored.")],
     limit: Annotated[int, typer.Option(min=1, help="Greatest number of agents.")] = 20,
 ) -> None:
-    """List agents for a task on Hugging Face; reading them checks their spaces."""
+    """List agents for a task that others share on Hugging Face.
+
+    Whether their spaces fit is known when they are read.
+    """
     from hubrl.sharing import search_agents
 
     with spinner("Searching"):

@@ -204,8 +204,8 @@ def read_scalars(folder: Path) -> dict[str, Series]:
 
 
 def decimals(value: float) -> int:
-    """Decimals that leave four digits of a value; at most two, for values below one too."""
-    return int(np.clip(3 - np.floor(np.log10(max(abs(value), 1.0))), 0, 2))
+    """Decimals that leave three digits of a value; at most two, for values below one too."""
+    return int(np.clip(2 - np.floor(np.log10(max(abs(value), 1.0))), 0, 2))
 
 
 def with_spread(mean: float, std: float) -> str:
