@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hubrl.cli.arguments import Overwrite, RunArgument
-from hubrl.cli.console import print_line, print_table, spinner
+from hubrl.cli.console import output, print_line, print_table, spinner
 from hubrl.cli.hub_commands import Folder, HubLocation, hub_app, show
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def search(
     columns = ("agent", "library", "tasks", "return", "downloads", "licence", "")
     if not found:
         print_line(f"Hugging Face lists no agent for {task} that hubrl reads.")
-    print_table(columns, [_cells(one) for one in found], [one._asdict() for one in found])
+    if found or output.json:
+        print_table(columns, [_cells(one) for one in found], [one._asdict() for one in found])
 
 
 def _cells(one: "Candidate") -> list[str]:
