@@ -196,24 +196,21 @@ class ArmSelection(ArmEvidence):
     def _judged(self) -> int | None:
         """The arm of the next judging episode: the learner, or one of the two contenders.
 
-        Half of the time it is the learner, else the contender with fewer episodes on record and in
-        play. Where one is clearly best there are none: nothing is judged, or the best explores.
+        Half of the time it is the learner, else the contender with fewer episodes on record.
+        Where one is clearly best there are none: nothing is judged, or the best explores.
         """
         if np.random.random() < 0.5:
             return self.learner
         arms = [*self._contending_sources, self.learner]
-        unknown = [arm for arm in arms if self._begun(arm) < 2]
+        unknown = [arm for arm in arms if self.records.count(arm) < 2]
         if unknown:
             return unknown[0]
-        arms = [arm for arm in arms if self.records.count(arm) >= 2]
-        if not arms:
-            return None
         leader = max(arms, key=self.records.mean_return)
         lags = {arm: self.lag(arm, leader) for arm in arms if arm != leader}
         challenger = min(lags, key=lambda arm: lags[arm], default=leader)
         if challenger == leader or lags[challenger] > self.settings.episode_errors:
             return leader if self.sources_explore and leader != self.learner else None
-        return min((leader, challenger), key=self._begun)
+        return min((leader, challenger), key=self.records.count)
 
     def _contested(self) -> int | None:
         """The source to play of two that contend for being the best; None where that is known.
@@ -234,16 +231,8 @@ class ArmSelection(ArmEvidence):
         decided = self.lag(rival, best) > self.settings.episode_errors
         if decided or self.lag(best, self.learner) > self.settings.episode_errors:
             return None
-        source = min((best, rival), key=self._begun)
-        return source if self._begun(source) < self.settings.contest else None
-
-    def _begun(self, arm: int) -> int:
-        """Episodes of an arm on record, and those in play that will be.
-
-        Where episodes end together, the choice is made for many environments at once.
-        """
-        in_play = [turn.arm for turn in self.turns if turn.deterministic]
-        return self.records.count(arm) + in_play.count(arm)
+        source = min((best, rival), key=known.count)
+        return source if known.count(source) < self.settings.contest else None
 
     @property
     def _contending_sources(self) -> list[int]:

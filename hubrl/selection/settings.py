@@ -20,7 +20,7 @@ class TrustSettings:
     segments, which are few and show the beginning of an episode alone; half as many by which an arm
     that learns must exceed the best source before it acts in evaluation, which can be taken back,
     and by which the fresh pathway must be expected to lead before it goes on alone."""
-    contest: int = 20
+    contest: int = 18
     """Whole episodes that each of two sources plays at most to find out which is the best."""
     window: int = 5
     """Latest deterministic episodes by which an arm that learns is judged before the end, because

@@ -63,8 +63,8 @@ def test_a_source_that_fails_rarely_is_seldom_taken_for_the_best():
         }
         train(selection, arms, rounds=20)
         acting.append(name_of(selection))
-    # 7 of 20 without a contest, 5 with one.
-    assert acting.count("second") <= 5
+    # 6 of 20 where each sample's own spread counts, which is small without a failure.
+    assert acting.count("second") <= 2
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -235,7 +235,7 @@ def test_the_best_of_sources_that_vary_much_is_found(seed):
         rounds=35,
     )
     assert name_of(selection) != "dqn"
-    assert selection.records.count(0) > SETTINGS.episodes
+    assert selection.records.count(0) >= 10
 
 
 def test_the_training_learns_from_most_episodes():
