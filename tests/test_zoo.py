@@ -121,6 +121,7 @@ def test_a_search_keeps_the_hub_and_draws_the_rest(zoo, level, monkeypatch):
 @pytest.mark.parametrize("level", ["features", "outputs"])
 def test_a_trial_of_a_search_is_trained_with_the_hub(zoo, level, monkeypatch):
     optuna = pytest.importorskip("optuna")
+    monkeypatch.delitem(sys.modules, "hubrl.zoo")  # the zoo imports it, as in a process of its own
     manager = importlib.import_module("rl_zoo3.exp_manager")
     study = optuna.create_study(study_name="s", storage="sqlite:///s.db")
     for width in (4, 8):
