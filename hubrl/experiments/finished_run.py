@@ -257,9 +257,12 @@ def _student(
 
 
 def _write(run: FinishedRun, out: Path, model: BaseAlgorithm) -> None:
-    """Write an agent's zip and the VecNormalize of its observations beside it."""
+    """Write an agent's zip and the VecNormalize of its observations beside it.
+
+    Statistics of an agent that was there before are removed: readers would take them for its own.
+    """
     written = {out: model_bytes(model)}
-    beside = out.with_name(f"{out.stem}.{STATISTICS}")
+    beside = _statistics_of(out)
     if run.config.cached and run.config.normalize:
         # The run's statistics are of observations beside features; the plain agent's are of
         # observations alone.
@@ -269,12 +272,19 @@ def _write(run: FinishedRun, out: Path, model: BaseAlgorithm) -> None:
     elif (run.folder / STATISTICS).exists():
         written[beside] = (run.folder / STATISTICS).read_bytes()
     write_together(written, "The agent")
+    if beside not in written:
+        beside.unlink(missing_ok=True)
+
+
+def _statistics_of(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.{STATISTICS}")
 
 
 def _check_free(out: Path, *, overwrite: bool) -> None:
     if out.suffix != ".zip":
         raise OutputExists(f"{out} was given; expected the name of a zip, as plain.zip.")
     _check_absent(out, overwrite=overwrite)
+    _check_absent(_statistics_of(out), overwrite=overwrite)
 
 
 def _check_absent(out: Path, *, overwrite: bool) -> None:

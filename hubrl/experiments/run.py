@@ -27,13 +27,9 @@ from hubrl.experiments.build_model import check_device
 from hubrl.experiments.checkpoints import keep_latest
 from hubrl.experiments.config import RunConfig, load_hub, read_config
 from hubrl.experiments.leg import Handed, Leg
-from hubrl.experiments.run_folder import Run, remove_leftovers
+from hubrl.experiments.run_folder import Run, locked_run, remove_leftovers
 from hubrl.experiments.run_record import write_run_folder
-from hubrl.formats.files import lock_folder, writing
-
-PATIENCE_S = 5.0
-"""Seconds to wait for a process that trains the same run, and may be about to end."""
-
+from hubrl.formats.files import writing
 
 def start_run(
     config_path: Path, overrides: Sequence[str], folder: Path, name: str | None = None
@@ -110,9 +106,8 @@ def train(
     """
     run = Run(folder)
     check_device(run.config.device)
-    busy = f"{folder} is being trained by another process; wait for it, or start another run."
     left = f"its last checkpoint is whole: with room and rights `hubrl train {folder}` goes on"
-    with lock_folder(folder, busy, patience_s=PATIENCE_S):
+    with locked_run(folder):
         if (folder / "result.json").exists():
             again = (
                 f"`hubrl train {folder / 'config.yaml'}` repeats it, "

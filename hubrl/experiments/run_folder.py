@@ -1,15 +1,28 @@
 """The folder of a run, with its config and its hub read once."""
 
+import re
 import shutil
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 
 from hubrl.errors import BadFile
 from hubrl.experiments.config import RunConfig, load_hub, read_config
+from hubrl.formats.files import lock_folder
 from hubrl.hub import Hub
 
 STATISTICS = "vecnormalize.pkl"
 MODEL = "model.zip"
+
+UNFINISHED = re.compile(
+    r"\.evaluations\.npz"
+    r"|\.(config\.yaml|model\.zip|vecnormalize\.pkl|trust\.json|result\.json|sources\.json|\d+)"
+    r"\.[a-z0-9_]{8}(\.old)?"
+)
+"""Names under which a run's files, and its checkpoints, are written before they take their place."""
+
+PATIENCE_S = 5.0
+"""Seconds to wait for a process that trains the same run, and may be about to end."""
 
 
 class Run:
@@ -36,6 +49,16 @@ class Run:
         return max(self.config.steps // 10, 1)
 
 
+def locked_run(folder: Path) -> AbstractContextManager[None]:
+    """The folder of a run, for one process at a time.
+
+    Raises:
+        FolderInUse: If another process holds it for longer than it takes to end.
+    """
+    busy = f"{folder} is being trained by another process; wait for it, or start another run."
+    return lock_folder(folder, busy, patience_s=PATIENCE_S)
+
+
 def remove_leftovers(folder: Path, step: int) -> None:
     """Remove what a killed process wrote after its last checkpoint, which comes once more.
 
@@ -43,8 +66,9 @@ def remove_leftovers(folder: Path, step: int) -> None:
         folder: The run's folder.
         step: Steps of the checkpoint; 0 without one.
     """
-    for unfinished in (*folder.glob(".*"), *folder.glob("checkpoints/.*")):
-        _remove(unfinished)
+    for hidden in (*folder.glob(".*"), *folder.glob("checkpoints/.*")):
+        if UNFINISHED.fullmatch(hidden.name):
+            _remove(hidden)
     for monitor in folder.glob("monitor*"):
         if first_step(monitor) >= step:
             _remove(monitor)

@@ -10,9 +10,10 @@ from hubs import Interrupt, save_cartpoles
 from stable_baselines3.common.callbacks import BaseCallback
 
 from hubrl.errors import BadFile, FolderInUse, NotWritten
-from hubrl.experiments import checkpoints
+from hubrl.experiments import checkpoints, extended_run, run_folder
 from hubrl.experiments import run as run_module
 from hubrl.experiments.checkpoints import CheckpointFolder, LegEnded, checkpoints_in
+from hubrl.experiments.extended_run import extend_run
 from hubrl.experiments.leg import CHECKPOINT_EPISODES
 from hubrl.experiments.run import start_run, train
 from hubrl.formats.files import lock_folder
@@ -70,7 +71,7 @@ def test_a_checkpoint_waits_for_twenty_episodes_unless_none_ever_ends(
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks of folders there")
 def test_two_processes_do_not_train_one_run(tmp_path, hub, monkeypatch):
     run = start_run(config_of(tmp_path, hub), [], tmp_path / "runs")
-    monkeypatch.setattr(run_module, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(run_folder, "PATIENCE_S", 0.0)
     with (
         lock_folder(run, "held"),
         pytest.raises(FolderInUse, match="ppo_1 is being trained by another process; wait for it"),
@@ -123,3 +124,52 @@ def test_a_training_that_a_callback_ends_is_over(tmp_path, hub):
     run = start_run(config, [], tmp_path / "runs")
     assert train(run, [Enough()])["steps"] == 70
     assert [path.name for path in checkpoints_in(run / "checkpoints")] == ["64", "70"]
+
+
+def test_a_run_that_goes_on_keeps_files_that_are_not_its_own(tmp_path, hub):
+    run = start_run(config_of(tmp_path, hub), [], tmp_path / "runs")
+    with pytest.raises(KeyboardInterrupt):
+        train(run, [Interrupt(64)])
+    (run / ".git").mkdir()
+    foreign = [run / ".git" / "HEAD", run / ".gitignore", run / ".notes.txt"]
+    own = [run / ".result.json.ab12cd_9", run / ".model.zip.abcdefgh"]
+    for path in (*foreign, *own):
+        path.write_text("mine")
+    train(run)
+    assert all(path.read_text() == "mine" for path in foreign)
+    assert not any(path.exists() for path in own)
+
+
+def test_a_finished_run_without_a_checkpoint_is_not_begun_again(tmp_path, hub):
+    run = start_run(config_of(tmp_path, hub), [], tmp_path / "runs")
+    train(run)
+    shutil.rmtree(run / "checkpoints")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(BadFile, match="has no checkpoint to go on from; .* begins another run"):
+        extend_run(run, 512)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_kill_while_a_run_is_extended_leaves_no_run_that_is_finished_too_early(
+    tmp_path, hub, monkeypatch
+):
+    run = start_run(config_of(tmp_path, hub), [], tmp_path / "runs")
+    first = train(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(extended_run, "write_atomically", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            extend_run(run, 512)
+    again = train(run)
+    assert {**again, "wall_s": 0, "steps_per_s": 0} == {**first, "wall_s": 0, "steps_per_s": 0}
+
+
+def _killed(*_args):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks of folders there")
+def test_a_run_in_training_is_not_extended(tmp_path, hub, monkeypatch):
+    run = start_run(config_of(tmp_path, hub), [], tmp_path / "runs")
+    monkeypatch.setattr(run_folder, "PATIENCE_S", 0.0)
+    with lock_folder(run, "held"), pytest.raises(FolderInUse, match="is being trained by another"):
+        extend_run(run, 512)

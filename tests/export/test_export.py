@@ -402,7 +402,15 @@ def test_a_run_is_distilled_and_both_are_played(tmp_path):
         for agent in (teacher, student, PPO("MlpPolicy", "Pendulum-v1", device="cpu"))
     )
     assert np.abs(taught - learnt).mean() < 0.5 * np.abs(taught - untaught).mean()
-    again = distill_run(run, tmp_path / "again.zip", steps=1000, net_arch=(32, 32), episodes=2)
+    # Readers would take statistics that another agent left there for this one's.
+    stale = tmp_path / "again.vecnormalize.pkl"
+    stale.write_bytes(b"of another agent")
+    options = {"steps": 1000, "net_arch": (32, 32), "episodes": 2}
+    with pytest.raises(OutputExists, match=r"again.vecnormalize.pkl exists; choose another name"):
+        distill_run(run, tmp_path / "again.zip", **options)
+    assert stale.read_bytes() == b"of another agent"
+    again = distill_run(run, tmp_path / "again.zip", **options, overwrite=True)
+    assert not stale.exists()
     assert again.after.returns == distilled.after.returns
     with pytest.raises(OutputExists, match="allow overwriting"):
         distill_run(run, out)

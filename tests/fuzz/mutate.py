@@ -75,7 +75,7 @@ def bend_data(draw: random.Random, data: Any) -> Any:
     for _ in range(draw.choice((1, 1, 2, 3))):
         places = list(_places(changed))
         if not places:
-            return draw.choice(VALUES)
+            return copy.deepcopy(draw.choice(VALUES))
         parent, key = draw.choice(places)
         if draw.random() < 0.15 and isinstance(parent, dict):
             del parent[key]
@@ -83,7 +83,7 @@ def bend_data(draw: random.Random, data: Any) -> Any:
             source, name = draw.choice(places)
             parent[key] = copy.deepcopy(source[name])
         else:
-            parent[key] = draw.choice(VALUES)
+            parent[key] = copy.deepcopy(draw.choice(VALUES))
     return changed
 
 
@@ -129,7 +129,26 @@ def bend_torch(draw: random.Random, raw: bytes) -> bytes:
     """Weights with a tensor of another shape, dtype, name or value, or with other bytes."""
     if draw.random() < 0.4:
         return bend_bytes(draw, raw)
-    tensors = torch.load(io.BytesIO(raw), weights_only=True)
+    return _saved(draw, _bend_tensors(draw, torch.load(io.BytesIO(raw), weights_only=True)))
+
+
+def bend_nested(draw: random.Random, raw: bytes) -> bytes:
+    """A tuple of dictionaries of weights, as CleanRL saves it, with one of them changed."""
+    if draw.random() < 0.4:
+        return bend_bytes(draw, raw)
+    parts = list(torch.load(io.BytesIO(raw), weights_only=True))
+    place = draw.randrange(len(parts))
+    parts[place] = draw.choice((_bend_tensors(draw, parts[place]), parts, draw.choice(VALUES)))
+    return _saved(draw, draw.choice((tuple(parts), parts, {"a": parts}, (tuple(parts),))))
+
+
+def _saved(draw: random.Random, data: Any) -> bytes:
+    saved = io.BytesIO()
+    torch.save(data, saved, _use_new_zipfile_serialization=draw.random() < 0.8)
+    return saved.getvalue()
+
+
+def _bend_tensors(draw: random.Random, tensors: dict[str, Any]) -> dict[str, Any]:
     name = draw.choice(sorted(tensors))
     tensor = tensors.pop(name)
     changes: tuple[Callable[[], Any], ...] = (
@@ -144,9 +163,7 @@ def bend_torch(draw: random.Random, raw: bytes) -> bytes:
         lambda: draw.choice(VALUES),
     )
     tensors[draw.choice((name, name, name + ".x", "value_net.bias", ""))] = draw.choice(changes)()
-    saved = io.BytesIO()
-    torch.save(tensors, saved, _use_new_zipfile_serialization=draw.random() < 0.8)
-    return saved.getvalue()
+    return tensors
 
 
 def bend_yaml(draw: random.Random, raw: bytes) -> bytes:
@@ -166,3 +183,14 @@ def bend_safetensors(draw: random.Random, raw: bytes) -> bytes:
     (length,) = struct.unpack_from("<Q", raw)
     header = json.dumps(bend_data(draw, json.loads(raw[8 : 8 + length]))).encode()
     return struct.pack("<Q", len(header)) + header + raw[8 + length :]
+
+
+def bend_any(draw: random.Random, raw: bytes) -> bytes:
+    """Plain data changed where a file is JSON, and bytes in every other."""
+    if draw.random() < 0.3:
+        return bend_bytes(draw, raw)
+    try:
+        data = json.loads(raw)
+    except ValueError:
+        return bend_bytes(draw, raw)
+    return json.dumps(bend_data(draw, data)).encode()

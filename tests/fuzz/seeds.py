@@ -15,11 +15,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from untrained import FLAT, IMAGE, KEYS, Noise, normalised, untrained
 
 from hubrl import Hub, HubCallback
+from hubrl.experiments.run import start_run, train
 
 
 def make_seeds(folder: Path) -> None:
     """Write the seeds: agents, agents with statistics, hub-trained agents, a hub, bare weights."""
-    for name in ("zip", "statistics", "trained", "bare", "policy"):
+    for name in ("zip", "statistics", "trained", "bare", "nested", "policy", "config", "run"):
         (folder / name).mkdir(parents=True)
     zips = {
         "ppo": untrained(PPO),
@@ -52,6 +53,7 @@ def make_seeds(folder: Path) -> None:
     Hub.from_agents([folder / "statistics" / "flat.zip"], names=["good"]).save(folder / "hub")
     _make_trained(folder / "trained")
     _make_bare(folder)
+    _make_run(folder)
 
 
 def _make_trained(folder: Path) -> None:
@@ -72,5 +74,40 @@ def _make_bare(folder: Path) -> None:
     for name, zipped in (("new.pth", True), ("old.pt", False)):
         torch.save(tensors, folder / "bare" / name, _use_new_zipfile_serialization=zipped)
         (folder / "bare" / name).with_suffix(".yaml").write_text(yaml.safe_dump(card))
+    parts = ({name: tensors[name] for name in tensors}, {"fc.bias": torch.zeros(3)})
+    torch.save(parts, folder / "nested" / "tuple.pt")
+    nested = {**card, "weights": {name: f"0.{name}" for name in tensors}}
+    (folder / "nested" / "tuple.yaml").write_text(yaml.safe_dump(nested))
     safetensors.torch.save_file(tensors, folder / "bare" / "safe.safetensors")
     (folder / "bare" / "safe.yaml").write_text(yaml.safe_dump(card))
+
+
+def _make_run(folder: Path) -> None:
+    """A config, a study, and a finished run with statistics, a probe and a checkpoint."""
+    agents = [
+        PPO("MlpPolicy", "CartPole-v1", seed=seed, policy_kwargs={"net_arch": [4]}, device="cpu")
+        for seed in (0, 1)
+    ]
+    Hub.from_agents(agents, names=["one", "two"]).save(folder / "config" / "hub")
+    config = {
+        "task": "CartPole-v1",
+        "algorithm_kwargs": {"n_steps": 64, "batch_size": 32, "policy_kwargs": {"net_arch": [4]}},
+        "normalize": True,
+        "steps": 1500,
+        "probe_share": 0.2,
+        "eval_every": 500,
+        "eval_episodes": 2,
+        "hub": "hub",
+    }
+    (folder / "config" / "config.yaml").write_text(yaml.safe_dump(config))
+    study = {
+        "seeds": [1, 2],
+        "agents": {"one": {"agent": "random:0", "observes": [0, 1]}, "two": {"agent": "a.zip"}},
+        "hubs": {"both": ["one", "two"]},
+        "methods": {"scratch": {"set": {"method": "scratch"}}, "hub": {"each_source": True}},
+        "cases": {"short": {"hub": "both", "methods": ["scratch", "hub"], "set": {"steps": 100}}},
+        "set": {"task": "CartPole-v1"},
+    }
+    (folder / "config" / "study.yaml").write_text(yaml.safe_dump(study))
+    run = start_run(folder / "config" / "config.yaml", [], folder / "run", "mine")
+    train(run)
