@@ -315,8 +315,9 @@ app.add_typer(hub_app, name="hub")
 
 def main() -> None:
     """Run the command line: exit code 2 and a sentence for a user's mistake, 1 for the rest."""
-    # Tasks are named `module:id`; a user's modules lie in the working directory.
-    sys.path.insert(0, str(Path.cwd()))
+    # Tasks are named `module:id`; a user's modules lie in the working directory. It comes last, so
+    # that a file in a stranger's folder takes no package's place.
+    sys.path.append(str(Path.cwd()))
     # Small networks are fastest on one thread; a training sets the number of its config. Torch,
     # which is not imported yet, reads this.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -145,7 +145,10 @@ def compare(
     failed = with_progress(name, run)
     if failed and not (where / "runs.csv").exists():
         raise typer.Exit(1)
-    returns = returns_by_method(chosen_rows(read_runs(where), **named), config.stem, "hub")
+    runs = chosen_rows(read_runs(where), **named)
+    if failed and not len(runs):
+        raise typer.Exit(1)
+    returns = returns_by_method(runs, config.stem, "hub")
     _print_compared({method: values for method, values in returns.items() if values})
     page = write_study_page(where, **named)
     print_line(f"{page}: open it in a browser. {len(failed)} runs failed.")

@@ -31,6 +31,7 @@ from hubrl.experiments.run_folder import Run, locked_run, remove_leftovers
 from hubrl.experiments.run_record import write_run_folder
 from hubrl.formats.files import writing
 
+
 def start_run(
     config_path: Path, overrides: Sequence[str], folder: Path, name: str | None = None
 ) -> Path:

@@ -19,7 +19,7 @@ UNFINISHED = re.compile(
     r"|\.(config\.yaml|model\.zip|vecnormalize\.pkl|trust\.json|result\.json|sources\.json|\d+)"
     r"\.[a-z0-9_]{8}(\.old)?"
 )
-"""Names under which a run's files, and its checkpoints, are written before they take their place."""
+"""Names under which a run's files and checkpoints are written before they take their place."""
 
 PATIENCE_S = 5.0
 """Seconds to wait for a process that trains the same run, and may be about to end."""

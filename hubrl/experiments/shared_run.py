@@ -55,7 +55,8 @@ def push_run(
             repository,
             agent.card,
             [source.card for source in run.hub or ()],
-            run.config.to_dict(),
+            # The run's own copy of its hub, and no path of this machine.
+            {**run.config.to_dict(), **({"hub": "hub"} if run.config.hub else {})},
             licence=licence,
             curve=CURVE if draw_curve(folder / "evaluations.npz", made / CURVE) else None,
             video=VIDEO if video is not None else None,

@@ -16,6 +16,9 @@ RESAMPLES = 2000
 MIN_RUNS = 3
 """Runs from which an interval is shown."""
 
+SMALL = 10.0
+"""Size from which a mean and its interval are shown as whole numbers."""
+
 Values = Sequence[float] | Float[np.ndarray, " runs"]
 
 
@@ -36,8 +39,10 @@ class Estimate(NamedTuple):
         return cls(value, float(low), float(high), n)
 
     def __str__(self) -> str:
-        interval = f" ({self.low:.0f}, {self.high:.0f})" if self.n >= MIN_RUNS else ""
-        return f"{self.value:.0f}{interval}"
+        # Rates of success lie between 0 and 1, where whole numbers would all be the same.
+        small = max(abs(self.value), abs(self.low), abs(self.high)) < SMALL
+        value, low, high = (f"{one:.3g}" if small else f"{one:.0f}" for one in self[:3])
+        return f"{value} ({low}, {high})" if self.n >= MIN_RUNS else value
 
 
 def iqm(values: Float[np.ndarray, "*batch runs"]) -> Float[np.ndarray, "*batch"]:

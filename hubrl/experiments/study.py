@@ -27,6 +27,7 @@ from hubrl.experiments.study_tables import (
     append_results,
     completed_keys,
     curve_rows,
+    drop_outdated,
     pathway_rows,
     run_row,
     trained_row,
@@ -100,6 +101,7 @@ def run_study(
                     on_done(job, None)
                 else:
                     failed.append(job)
+                    drop_outdated(results, planned)
                     on_done(job, f"{type(outcome).__name__}: {outcome}")
         return failed
 

@@ -67,17 +67,11 @@ def completed_keys(results: Path) -> set[Key]:
 def append_results(rows: RunRows, results: Path, planned: Sequence[Job]) -> None:
     """Add a run to the results; rows of runs that are no longer planned are removed.
 
-    Rows of single sources played untouched stay.
-
     Raises:
         NotWritten: If the system refuses; the run is added by the next call.
     """
     valid = {key for job in planned for key in job.keys}
-    stale = {
-        key[:-1]
-        for key in completed_keys(results)
-        if key not in valid and not key[2].startswith(f"{ZERO_SHOT}:")
-    }
+    stale = {key[:-1] for key in completed_keys(results) if _owner(key) not in valid}
     outdated = stale | {tuple(row[column] for column in RUN_KEYS) for row in rows.runs}
     # By its row in runs.csv a run counts as completed, so that comes last.
     columns = {"curves": CURVE_COLUMNS, "pathways": PATHWAY_COLUMNS, "runs": RUN_COLUMNS}
@@ -85,6 +79,22 @@ def append_results(rows: RunRows, results: Path, planned: Sequence[Job]) -> None
         path = results / f"{name}.csv"
         _replace_rows(path, read_table(path, known), getattr(rows, name), outdated)
     write_atomically(results / "versions.json", json.dumps(collect_versions(), indent=2) + "\n")
+
+
+def drop_outdated(results: Path, planned: Sequence[Job]) -> None:
+    """Remove rows of runs that are no longer planned, where a run in place of one of them failed.
+
+    Raises:
+        NotWritten: If the system refuses.
+    """
+    if (results / "runs.csv").exists():
+        append_results(RunRows([]), results, planned)
+
+
+def _owner(key: Key) -> Key:
+    """The key of the run that left a row: a source played untouched is one of several rows."""
+    task, hub, method, *rest = key
+    return (task, hub, ZERO_SHOT if method.startswith(f"{ZERO_SHOT}:") else method, *rest)
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -127,7 +137,12 @@ def run_row(job: Job, **values: Any) -> Row:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+    return "" if value is None else _number(value) if isinstance(value, float) else str(value)
+
+
+def _number(value: float) -> str:
+    """A return or a time, with two decimals and at least six digits: returns may be rates."""
+    return f"{value:.2f}" if abs(value) >= 1e4 else f"{value:.6g}"
 
 
 def trained_row(job: Job) -> Row:
@@ -156,7 +171,7 @@ def curve_rows(job: Job) -> Iterator[Row]:
             **_keys(job),
             "kind": "evaluation",
             "step": str(int(step)),
-            "return": f"{np.mean(returns):.2f}",
+            "return": _number(float(np.mean(returns))),
         }
     curve = training_curve(job.folder)
     width = job.config.steps / CURVE_POINTS
@@ -168,7 +183,7 @@ def curve_rows(job: Job) -> Iterator[Row]:
                 **_keys(job),
                 "kind": "training",
                 "step": step,
-                "return": f"{np.mean(inside):.2f}",
+                "return": _number(float(np.mean(inside))),
             }
 
 

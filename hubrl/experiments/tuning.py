@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from hubrl.errors import BadConfig
+from hubrl.errors import BadConfig, NotFinite
 from hubrl.experiments.config import RunConfig, parse_config, read_config
 from hubrl.experiments.regular_evaluations import FILE as EVALUATIONS
 from hubrl.experiments.run import start_run_from, train
@@ -85,7 +85,7 @@ def tune(
             f"{config.algorithm!r} have no search space."
         )
     out.mkdir(parents=True, exist_ok=True)
-    study = _open_study(optuna, out, config, sampler_seed)
+    study = _open_study(optuna, out, config, seeds, sampler_seed)
 
     def objective(trial: Any) -> float:
         # The first trial is the config as it is.
@@ -115,7 +115,7 @@ def _import_optuna() -> Any:
     return optuna
 
 
-def _open_study(optuna: Any, out: Path, config: RunConfig, sampler_seed: int) -> Any:
+def _open_study(optuna: Any, out: Path, config: RunConfig, seeds: int, sampler_seed: int) -> Any:
     """The study of a folder, new or gone on with."""
     storage = optuna.storages.JournalStorage(
         optuna.storages.journal.JournalFileBackend(str(out / JOURNAL))
@@ -137,7 +137,15 @@ def _open_study(optuna: Any, out: Path, config: RunConfig, sampler_seed: int) ->
             f"{out} holds the search of another config, or of this one before it was changed; "
             "choose another folder with --out."
         )
+    # Means over one seed and over several are not compared: the greatest of many single ones would
+    # win.
+    if study.user_attrs.get("seeds", seeds) != seeds:
+        raise BadConfig(
+            f"{out} holds a search over {study.user_attrs['seeds']} seeds and {seeds} were given; "
+            "give as many, or choose another folder with --out."
+        )
     study.set_user_attr("config", digest)
+    study.set_user_attr("seeds", seeds)
     return study
 
 
@@ -175,7 +183,7 @@ def _train_seeds(optuna: Any, trial: Any, config: RunConfig, out: Path, seeds: i
         try:
             watch = EvaluationReports(folder / EVALUATIONS, report)
             returns.append(train(folder, [watch])["eval_mean"])
-        except ValueError as error:  # SB3's, where a network diverged
+        except (ValueError, NotFinite) as error:  # a network diverged
             raise optuna.TrialPruned from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -95,12 +95,13 @@ def parse_json(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> Any:
     """Plain data from JSON.
 
     Raises:
-        ValueError: If it is not JSON, or exceeds a limit.
+        ValueError: If it is not JSON in UTF-8, or exceeds a limit.
         RecursionError: If it is nested a thousand deep.
     """
     if len(raw) > limits.json_bytes:
         raise ValueError(f"its JSON has {len(raw)} bytes, {limits.json_bytes} are allowed")
-    data = json.loads(raw)
+    # Of bytes json would guess the encoding, and import its codec.
+    data = json.loads(raw.decode("utf-8"))
     level: list[Any] = [data]
     for _ in range(limits.depth):
         level = [

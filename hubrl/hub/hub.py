@@ -1,7 +1,6 @@
 """A hub: an ordered, immutable set of sources."""
 
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,8 +10,9 @@ from pydantic import Field, ValidationError
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
-from hubrl.errors import BadConfig, BadFile, OutputExists, UnknownName, check_format, unknown
+from hubrl.errors import BadConfig, BadFile, UnknownName, check_format, unknown
 from hubrl.formats.files import is_taken, is_there, new_folder
+from hubrl.formats.hub_files import HUB_FILE, check_replaceable, copy_missing, foreign_files
 from hubrl.formats.limits import DEFAULT_LIMITS, Limits
 from hubrl.formats.schema import Schema, first_problem, read_yaml, write_yaml
 from hubrl.hub.algorithm_kwargs import AlgorithmKwargs
@@ -25,8 +25,6 @@ from hubrl.sharing import hub_model_card, push_folder
 from hubrl.sources.source import Source
 
 HUB_FORMAT = 1
-
-HUB_FILE = "hub.yaml"
 
 SHOWN_NAMES = 10
 """Most names in the text of a hub."""
@@ -145,7 +143,10 @@ class Hub(AlgorithmKwargs):
             NotWritten: If the system refuses; a hub that was there stays as it is.
         """
         folder = Path(folder).resolve()
-        foreign = _foreign_files(folder) if overwrite and is_taken(folder) else []
+        foreign: list[Path] = []
+        if overwrite and is_taken(folder):
+            check_replaceable(folder, (HUB_FILE,), "hub")
+            foreign = foreign_files(folder)
         remedy = "choose another name, remove it, or allow overwriting"
         with new_folder(folder, overwrite=overwrite, what="The hub", remedy=remedy) as making:
             for source in self._sources:
@@ -159,11 +160,7 @@ class Hub(AlgorithmKwargs):
             (making / HUB_FILE).write_text(
                 write_yaml(HubCard(sources=tuple(self.names)).to_dict()), encoding="utf-8"
             )
-            for path in foreign:
-                if path.is_dir():
-                    shutil.copytree(path, making / path.name, symlinks=True)
-                elif not (making / path.name).exists():
-                    shutil.copy2(path, making / path.name)
+            copy_missing(foreign, making)
 
     def push_to_hub(
         self,
@@ -271,26 +268,6 @@ def _cards_of(folder: Path, limits: Limits) -> list[Path]:
             "hubrl.Limits if it is trusted."
         )
     return [_inside(folder, name) for name in card.sources]
-
-
-def _foreign_files(folder: Path) -> list[Path]:
-    """Files in a hub's folder that are not the hub's.
-
-    Raises:
-        OutputExists: If it is no hub's folder.
-    """
-    if not (folder / HUB_FILE).is_file():
-        raise OutputExists(
-            f"{folder} exists and is no hub, so it is not replaced; choose another name, or remove "
-            "it."
-        )
-    plain = read_yaml(folder / HUB_FILE)
-    listed = plain.get("sources", []) if isinstance(plain, dict) else []
-    own = {
-        HUB_FILE,
-        *(f"{name}{suffix}" for name in listed for suffix in (".yaml", ".safetensors")),
-    }
-    return [path for path in sorted(folder.iterdir()) if path.name not in own]
 
 
 def _inside(folder: Path, name: str) -> Path:

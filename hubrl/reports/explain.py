@@ -30,7 +30,7 @@ def explain(log: RunLog) -> list[str]:
 
 
 def _what(log: RunLog) -> str:
-    config, steps, seconds = log.config, log.result["steps"], log.result["wall_s"]
+    config, steps, seconds = log.config, log.result.steps, log.result.wall_s
     return (
         f"{log.title}: {config.algorithm.upper()} with {config.method} trained on {log.task} for "
         f"{steps:,} steps in {seconds:.0f} seconds (seed {config.seed})."
@@ -108,19 +108,19 @@ def _evaluates(log: RunLog) -> list[str]:
 def _gained(log: RunLog) -> list[str]:
     """The final return, and its difference from the best source untouched."""
     result = log.result
-    count = result["eval_episodes"]
-    final = f"{with_spread(result['eval_mean'], result['eval_std'])} over {count} episodes"
+    count = result.eval_episodes
+    final = f"{with_spread(result.eval_mean, result.eval_std)} over {count} episodes"
     ends = f"At the end it earned {final}"
     best = log.best_source
     if best is None:
         unknown = f"how its sources do untouched is not known: `hubrl report {log.folder} --play 5`"
         return [f"{ends}." if not log.sources else f"{ends}; {unknown}."]
     level = float(np.mean(log.levels[best]))
-    difference = result["eval_mean"] - level
+    difference = result.eval_mean - level
     shown, relation = abs(difference), "more" if difference >= 0 else "less"
     compared = f"{shown:.{decimals(level)}f} {relation} than"
     noise = (
-        result["eval_std"] / np.sqrt(count),
+        result.eval_std / np.sqrt(count),
         np.std(log.levels[best]) / np.sqrt(len(log.levels[best])),
     )
     doubt = ", a difference within their noise" if abs(difference) < 2 * np.hypot(*noise) else ""

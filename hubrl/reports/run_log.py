@@ -1,10 +1,9 @@
 """Everything that the folder of a finished run records of its training, as plain data."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -12,6 +11,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hubrl.errors import BadFile
 from hubrl.experiments.run_folder import Run
 from hubrl.experiments.run_record import training_curve
+from hubrl.reports.run_files import (
+    DAMAGED,
+    Levels,
+    Result,
+    Trust,
+    Versions,
+    read_json,
+    reading,
+)
+from hubrl.routing.pathways import FRESH
 from hubrl.selection.arm_evidence import TOGETHER_ARM
 
 LEVELS = "sources.json"
@@ -51,19 +60,10 @@ class RunLog(Run):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        if not (folder / "result.json").exists():
+        found = read_json(folder / "result.json", Result | None, None)
+        if found is None:
             raise BadFile(f"{folder} is not finished; finish it with `hubrl train {folder}`.")
-        self.result: dict[str, Any] = self._json("result.json")
-
-    def _json(self, name: str) -> dict[str, Any]:
-        path = self.folder / name
-        try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise BadFile(f"{path} is damaged ({error}).") from error
-        return found
+        self.result: Result = found
 
     @property
     def sources(self) -> list[str]:
@@ -82,35 +82,46 @@ class RunLog(Run):
         return self.config.task.rpartition(":")[2] + (f" ({kwargs})" if kwargs else "")
 
     @cached_property
-    def versions(self) -> dict[str, str | None]:
+    def versions(self) -> Versions:
         """Versions of Python and packages, and the commit."""
-        return self._json("versions.json")
+        nothing: Versions = {}
+        return read_json(self.folder / "versions.json", Versions, nothing)
 
     @property
     def command(self) -> str:
         """The command line that made the run."""
         path = self.folder / "command.txt"
-        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+        with reading(path):
+            return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
     @cached_property
+    def _trust(self) -> Trust:
+        path = self.folder / "trust.json"
+        found = read_json(path, Trust, Trust())
+        for name in found.arms:
+            if name not in {*self.sources, TOGETHER_ARM, FRESH}:
+                raise BadFile(DAMAGED.format(path, f"{name[:100]!r} is no arm of this run"))
+        return found
+
+    @property
     def decisions(self) -> list[tuple[int, str]]:
         """Step and sentence of every decision about trust."""
-        return [(int(step), str(text)) for step, text in self._json("trust.json")["decisions"]]
+        return self._trust.decisions
 
     @cached_property
     def arms(self) -> list[Arm]:
         """Arms with a record or a verdict; none without selection among arms."""
-        found = self._json("trust.json")["arms"]
         arms = [
-            Arm(name, one["verdict"], list(one["returns"]), bool(one["evaluates"]))
-            for name, one in found.items()
+            Arm(name, one.verdict, one.returns, one.evaluates)
+            for name, one in self._trust.arms.items()
         ]
         return [arm for arm in arms if arm.returns or arm.verdict or arm.evaluates]
 
     @cached_property
-    def levels(self) -> dict[str, list[float]]:
+    def levels(self) -> Levels:
         """Returns of each source untouched on the task: of the training, or played for a report."""
-        played: dict[str, list[float]] = dict(self._json(LEVELS))
+        nothing: Levels = {}
+        played = read_json(self.folder / LEVELS, Levels, nothing)
         of_training = {
             arm.name: arm.returns for arm in self.arms if arm.name in self.sources and arm.returns
         }
@@ -129,13 +140,17 @@ class RunLog(Run):
         path = self.folder / "evaluations.npz"
         if not path.exists():
             return np.zeros(0, dtype=int), np.zeros((0, 1))
-        saved = np.load(path, allow_pickle=False)
-        return saved["timesteps"], saved["results"]
+        with reading(path), np.load(path, allow_pickle=False) as saved:
+            steps, returns = saved["timesteps"], saved["results"]
+            if steps.ndim != 1 or returns.ndim != 2 or len(steps) != len(returns):
+                raise ValueError(f"it holds {steps.shape} steps and {returns.shape} returns")
+            return steps.astype(int), returns.astype(float)
 
     @cached_property
     def training_curve(self) -> list[tuple[int, float]]:
         """Step at which every episode of the training ended, and its return."""
-        return training_curve(self.folder)
+        with reading(self.folder / "monitor"):
+            return training_curve(self.folder)
 
     @cached_property
     def scalars(self) -> dict[str, Series]:
@@ -143,7 +158,8 @@ class RunLog(Run):
 
         Steps that a resumed training repeated are those of the later events.
         """
-        return read_scalars(self.folder)
+        with reading(self.folder / "tensorboard_1"):
+            return read_scalars(self.folder)
 
     def by_name(self, prefix: str) -> dict[str, Series]:
         """Scalars under a prefix, by the name behind it: sources in order, then the others."""

@@ -79,16 +79,16 @@ def play_sources(
 
 def _facts(log: RunLog) -> list[tuple[str, str]]:
     result = log.result
-    shown = [("return at the end", with_spread(result["eval_mean"], result["eval_std"]))]
+    shown = [("return at the end", with_spread(result.eval_mean, result.eval_std))]
     if log.best_source is not None:
         level = float(np.mean(log.levels[log.best_source]))
-        gain = f"{result['eval_mean'] - level:+.{decimals(level)}f}"
+        gain = f"{result.eval_mean - level:+.{decimals(level)}f}"
         shown.append((f"over {log.best_source}, the best source", gain))
     acting = next((in_words(arm.name) for arm in log.arms if arm.evaluates), None)
     if acting is not None:
         shown.append(("acts in evaluation", acting))
-    shown.append(("environment steps", f"{result['steps']:,}"))
-    shown.append(("steps a second", f"{result['steps_per_s']:.0f}"))
+    shown.append(("environment steps", f"{result.steps:,}"))
+    shown.append(("steps a second", f"{result.steps_per_s:.0f}"))
     return shown
 
 
@@ -169,6 +169,6 @@ def _record(log: RunLog) -> str:
         "Everything needed to repeat the run.",
         page.folded("config.yaml", (log.folder / "config.yaml").read_text(encoding="utf-8")),
         page.folded("command.txt", log.command),
-        page.folded("result.json", json.dumps(log.result, indent=2)),
+        page.folded("result.json", log.result.model_dump_json(indent=2)),
         page.table(("package", "version"), versions),
     )

@@ -1,5 +1,6 @@
 """Model cards: a repository's README.md with the metadata that Hugging Face reads."""
 
+import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,9 @@ from gymnasium import spaces
 from hubrl.formats.cards import SourceCard
 from hubrl.formats.schema import write_yaml
 from hubrl.formats.spaces import describe
+
+TASK = re.compile(r"[A-Za-z0-9_.:/-]+")
+"""A Gymnasium id, with its module. A card may be a stranger's: no other text becomes code."""
 
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
@@ -31,7 +35,7 @@ def hub_model_card(repository: str, cards: Sequence[SourceCard], licence: str | 
         licence: The hub's licence; by default the one that all its sources have.
     """
     repository = repository.removeprefix("hf://")
-    tasks = [f'"{card.task}"' for card in cards if card.task]
+    tasks = [f'"{card.task}"' for card in cards if card.task and TASK.fullmatch(card.task)]
     usage = [
         f'hub = hubrl.Hub.load("hf://{repository}")',
         f"model = PPO(env={tasks[0] if tasks else 'env'}, **hub.agent(PPO))",
@@ -75,8 +79,8 @@ def agent_model_card(
     learned = f"a hub of {len(sources)} agents" if sources else "no hub"
     body = [
         f"# {repository.rpartition('/')[2]}",
-        f"An agent for {agent.task}, trained by {agent.algorithm} with {learned} (method "
-        f"`{config.get('method', 'hub-pathway')}`). Return: {_returns(agent)}. {SAFE}",
+        f"An agent for {_cell(agent.task)}, trained by {_cell(agent.algorithm)} with {learned} "
+        f"(method `{config.get('method', 'hub-pathway')}`). Return: {_returns(agent)}. {SAFE}",
         "## Use",
         _code(
             [
@@ -93,7 +97,7 @@ def agent_model_card(
         body += ["## Video", f"[The agent at its task]({video})"]
     if sources:
         body += ["## Sources", _sources(sources), *_notes(sources)]
-    body += ["## Config", f"```yaml\n{write_yaml(dict(config)).strip()}\n```"]
+    body += ["## Config", _fenced("yaml", write_yaml(dict(config)).strip())]
     return _front(repository, [agent], sources, licence) + "\n\n".join(body) + "\n"
 
 
@@ -104,8 +108,9 @@ def _front(
     licence: str | None,
 ) -> str:
     """The metadata, between lines of dashes."""
-    tasks = dict.fromkeys(_bare_task(card.task) for card in measured if card.task)
-    results = [_result(card) for card in measured if card.task and card.return_mean is not None]
+    named = [card for card in measured if card.task and TASK.fullmatch(card.task)]
+    tasks = dict.fromkeys(_bare_task(card.task or "") for card in named)
+    results = [_result(card) for card in named if card.return_mean is not None]
     known = licence or _common_licence(sources)
     data: dict[str, Any] = {"library_name": LIBRARY, "tags": [*TAGS, *tasks]}
     if known:
@@ -181,8 +186,16 @@ def _returns(card: SourceCard) -> str:
 
 def _cell(value: object) -> str:
     """A value in a cell of a Markdown table."""
-    return "" if value is None else " ".join(str(value).replace("|", "\\|").split())
+    text = "" if value is None else html.escape(str(value), quote=False)
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def _code(lines: Iterable[str]) -> str:
-    return "```python\n" + "\n".join(lines) + "\n```"
+    return _fenced("python", "\n".join(lines))
+
+
+def _fenced(language: str, text: str) -> str:
+    """A block of code, whose fence is longer than any in the text."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(longest + 1, 3)
+    return f"{fence}{language}\n{text}\n{fence}"

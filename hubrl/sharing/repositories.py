@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 from hubrl.errors import BadFile
-from hubrl.formats.files import new_folder
+from hubrl.formats.files import is_taken, new_folder
+from hubrl.formats.hub_files import check_replaceable, copy_missing, foreign_files
 from hubrl.reading.hugging_face import WANTED, explain, fetch, import_hub
 from hubrl.reading.locations import HUGGING_FACE, Location, parse_repository_name
 
@@ -64,17 +65,23 @@ def pull_folder(location: Location, folder: Path, *, overwrite: bool = False) ->
     Args:
         location: `hf://owner/name[/folder][@revision]`.
         folder: The folder to make.
-        overwrite: Whether it may replace an existing one.
+        overwrite: Whether it may replace an existing hub or agent; other files in its folder stay.
 
     Raises:
         BadConfig: If the location is misspelled, or huggingface_hub is not installed.
         BadFile: If it cannot be downloaded.
-        OutputExists: If the folder exists and may not be replaced.
+        OutputExists: If the folder exists and may not be replaced, or holds no hub and no agent.
     """
     source = fetch(location, (*WANTED, *SHARED))
+    folder, foreign = folder.resolve(), []
+    if overwrite and is_taken(folder):
+        if not folder.is_dir() or any(folder.iterdir()):
+            check_replaceable(folder, ("*.zip", "*.safetensors"), "hub or agent")
+        foreign = foreign_files(folder)
     with new_folder(folder, overwrite=overwrite) as making:
         for path in sorted(source.rglob("*")):
             if path.is_file():
                 copy = making / path.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)  # the cache holds links
+        copy_missing(foreign, making)

@@ -266,6 +266,19 @@ def test_the_installed_command_runs():
     assert "hub-pathway" in done.stdout
 
 
+def test_files_in_the_working_directory_take_no_packages_place(tmp_path):
+    command = shutil.which("hubrl", path=str(Path(sys.executable).parent))
+    if command is None:
+        pytest.skip("hubrl is not installed; python -m puts the working directory first itself")
+    (tmp_path / "tensorboard.py").write_text("open('executed', 'w')")
+    done = subprocess.run(
+        [command, "explain", "."], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "is no run: it has no config.yaml" in done.stderr
+    assert not (tmp_path / "executed").exists()
+
+
 def test_a_source_is_added_adapted(run, hub, agents):
     code, _, err = run(
         "hub",

@@ -380,6 +380,8 @@ def test_interquartile_means_and_intervals_by_hand():
     assert gap.low > 6
     assert str(estimate([1000.0, 1000.0, 1000.0])) == "1000 (1000, 1000)"
     assert str(estimate([1000.0, 1002.0])) == "1001", "two runs carry no interval"
+    assert str(estimate([0.125, 0.125, 0.125])) == "0.125 (0.125, 0.125)", "rates of success"
+    assert str(estimate([-0.5, -0.25])) == "-0.375"
 
 
 def test_means_over_targets_are_stratified(tmp_path):

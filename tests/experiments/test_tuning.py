@@ -5,6 +5,7 @@ import yaml
 from stable_baselines3 import A2C, PPO
 
 from hubrl import BadConfig, Hub, UnknownName
+from hubrl.errors import NotFinite
 from hubrl.experiments.config import parse_config, read_config
 from hubrl.experiments.search_space import ALGORITHM_SPACES, search_space, with_values
 from hubrl.formats.schema import write_yaml
@@ -109,6 +110,26 @@ def test_a_poor_trial_is_pruned(config, monkeypatch, tmp_path):
     monkeypatch.setattr(tuning, "start_run_from", lambda config, folder: None)
     done = tuning.tune(config, tmp_path / "out", only=("options.hold",), trials=3)
     assert (done.completed, done.pruned, done.value, done.first) == (2, 1, 10.0, 10.0)
+
+
+def test_a_trial_that_diverges_is_pruned_and_ends_nothing(config, monkeypatch, tmp_path):
+    pytest.importorskip("optuna")
+    from hubrl.experiments import tuning
+
+    outcomes = iter([10.0, NotFinite("The weights are NaN."), ValueError("nan"), 12.0])
+
+    def train(folder, callbacks):
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return {"eval_mean": outcome}
+
+    monkeypatch.setattr(tuning, "train", train)
+    monkeypatch.setattr(tuning, "start_run_from", lambda config, folder: None)
+    done = tuning.tune(config, tmp_path / "out", only=("options.hold",), trials=4)
+    assert (done.completed, done.pruned, done.value) == (2, 2, 12.0)
+    with pytest.raises(BadConfig, match="out holds a search over 1 seeds and 3 were given"):
+        tuning.tune(config, tmp_path / "out", only=("options.hold",), trials=5, seeds=3)
 
 
 def test_a_search_of_nothing_is_a_sentence(config, monkeypatch):

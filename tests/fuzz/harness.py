@@ -356,7 +356,10 @@ def _warm_up(seeds: Path) -> None:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Files, read, refused, findings and the slowest file's seconds by kind, in Markdown."""
-    lines = ["| kind | files | read | refused | findings | slowest (s) |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| kind | files | read | refused | findings | slowest (s) |",
+        "|---|---|---|---|---|---|",
+    ]
     for kind in [*KINDS, "all"]:
         those = [result for result in results if kind in (result["kind"], "all")]
         counts = Counter(result["outcome"] for result in those)

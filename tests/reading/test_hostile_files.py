@@ -257,6 +257,9 @@ def test_json_that_is_deep_or_long_is_refused():
     with pytest.raises(ValueError, match="its JSON has 30 bytes, 20 are allowed"):
         parse_json(b"[" + b" " * 28 + b"]", Limits(json_bytes=20))
     assert parse_json(b'{"a": [1, {"b": null}]}') == {"a": [1, {"b": None}]}
+    for encoding in ("utf-16", "utf-32", "utf-32-be"):  # no codec is imported at a file's wish
+        with pytest.raises(ValueError, match="decode|Expecting value"):
+            parse_json('{"a": 1}'.encode(encoding))
 
 
 # Spaces and networks

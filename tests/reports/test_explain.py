@@ -9,6 +9,7 @@ from runs import make_run
 from hubrl.errors import BadFile
 from hubrl.reports.explain import explain
 from hubrl.reports.run_log import RunLog, read_scalars
+from hubrl.reports.run_page import write_run_page
 
 
 def test_a_run_is_explained_in_about_ten_sentences(finished):
@@ -52,6 +53,43 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path, finished):
     (unfinished / "result.json").write_text("{")
     with pytest.raises(BadFile, match=r"result.json is damaged"):
         RunLog(unfinished)
+
+
+DAMAGE = {
+    "result.json": b'{"steps": 1, "wall_s": "long"}',
+    "trust.json": b'{"decisions": [[1]], "arms": {}}',
+    "command.txt": b"\xff\xfe",
+    "versions.json": b"[[",
+    "evaluations.npz": b"PK no zip",
+    "monitor/0.monitor.csv": b'#{"t_start": 0}\nr,l,t\n1.0,',
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_record_is_named(tmp_path, finished, name):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / name).write_bytes(DAMAGE[name])
+    with pytest.raises(BadFile, match=rf"{name.split('/')[0]}.* is damaged"):
+        write_run_page(run, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_an_arm_that_the_run_does_not_have_is_refused(tmp_path, finished):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    trust = json.loads((run / "trust.json").read_text())
+    trust["arms"]["three"] = trust["arms"]["one"]
+    (run / "trust.json").write_text(json.dumps(trust))
+    with pytest.raises(BadFile, match=r"trust.json is damaged \('three' is no arm of this run\)"):
+        explain(RunLog(run))
+
+
+def test_a_run_without_a_record_of_trust_is_explained(tmp_path, finished):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "trust.json").unlink()
+    assert any("judges no sources" in sentence for sentence in explain(RunLog(run)))
 
 
 def test_steps_that_a_resumed_training_repeated_count_once(tmp_path):

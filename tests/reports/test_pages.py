@@ -119,6 +119,17 @@ def test_methods_are_compared_without_a_study_being_written(run, tmp_path, hub):
     assert code == 0
     assert (tmp_path / "again.html").exists()
 
+    # Of another config no row of before is shown: not where its runs fail, and none of sources.
+    failing = ("--set", "algorithm_kwargs.n_steps=0", "--methods", "scratch", "--seeds", "1")
+    code, out, _ = run("compare", "mine.yaml", *failing, "--jobs", 1)
+    assert code == 1
+    assert "IQM" not in out
+    other = ("--set", "eval_episodes=1", "--methods", "scratch", "--seeds", "1")
+    code, out, err = run("compare", "mine.yaml", *other, "--jobs", 1)
+    assert code == 0, err
+    assert "scratch" in out
+    assert "zero-shot" not in out + (results / "runs.csv").read_text()
+
 
 def test_rows_of_methods_and_seeds_that_are_no_longer_named_stay(run, tmp_path, hub):
     make_config(tmp_path, hub, steps=64, eval_every=64, probe_share=0.0)

@@ -11,7 +11,7 @@ from stable_baselines3 import A2C, PPO
 from hubrl import BadConfig, BadFile, Hub, OutputExists, load_agent
 from hubrl.experiments.config import load_hub, read_config
 from hubrl.formats.schema import write_yaml
-from hubrl.sharing import pull_folder, search_agents
+from hubrl.sharing import agent_model_card, hub_model_card, pull_folder, search_agents
 
 
 def tiny_zip(algorithm, seed=1):
@@ -253,6 +253,19 @@ def test_a_push_without_access_or_to_no_repository_is_a_sentence(hub, local_hub)
         hub.push_to_hub("hub")
 
 
+def test_a_strangers_card_puts_no_code_into_a_model_card(hub):
+    hostile = 'A"); import os #\n```\n<script>'
+    cards = [source.card.model_copy(update={"task": hostile, "notes": hostile}) for source in hub]
+    config = {"task": hostile, "steps": 1}
+    for text in (hub_model_card("me/x", cards), agent_model_card("me/x", cards[0], cards, config)):
+        code = text.split("```python")[1].split("```")[0]
+        assert "import os" not in code
+        assert "<script>" not in text.split("## Config")[0]
+        assert text.split("## Config")[0].count("\n```") == 2
+    assert "\n````yaml\n" in text
+    assert text.endswith("\n````\n")
+
+
 def test_pull_writes_whole_folders(hub, local_hub, tmp_path):
     hub.push_to_hub("me/hub")
     (tmp_path / "there").mkdir()
@@ -260,6 +273,25 @@ def test_pull_writes_whole_folders(hub, local_hub, tmp_path):
         pull_folder("hf://me/hub", tmp_path / "there")
     pull_folder("hf://me/hub", tmp_path / "there", overwrite=True)
     assert Hub.load(tmp_path / "there").names == ["one", "two"]
+
+
+def test_pull_leaves_other_files_as_they_are(hub, local_hub, tmp_path):
+    hub.push_to_hub("me/hub")
+    mine = [tmp_path / "there" / "notes.txt", tmp_path / "there" / "data" / "curve.csv"]
+    mine[1].parent.mkdir(parents=True)
+    for path in mine:
+        path.write_text("mine")
+    with pytest.raises(OutputExists, match="there exists and is no hub or agent, so it is not"):
+        pull_folder("hf://me/hub", tmp_path / "there", overwrite=True)
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
+    old = load_agent(tmp_path / "one.zip") if (tmp_path / "one.zip").exists() else hub["one"]
+    Hub([old]).save(tmp_path / "old")
+    for path in (tmp_path / "old").iterdir():
+        path.rename(tmp_path / "there" / path.name)
+    pull_folder("hf://me/hub", tmp_path / "there", overwrite=True)
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
+    assert Hub.load(tmp_path / "there").names == ["one", "two"]
+    assert not (tmp_path / "there" / "old.yaml").exists()
 
 
 def test_a_run_is_pushed_with_its_curve_its_video_and_its_sources(hub, local_hub, run, tmp_path):
@@ -279,6 +311,8 @@ def test_a_run_is_pushed_with_its_curve_its_video_and_its_sources(hub, local_hub
     text = files["README.md"].decode()
     assert "with a hub of 2 agents" in text
     assert "hf://me/run" in text
+    assert "hub: hub\n" in text
+    assert str(tmp_path) not in text
     assert ("learning_curve.png" in files) == ("![Return" in text)
     agent = load_agent("hf://me/run")
     assert agent.card.task == "CartPole-v1"
