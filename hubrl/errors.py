@@ -18,6 +18,9 @@ is the category of what is no mistake yet, and seen at `verbose=0`.
 import difflib
 from collections.abc import Iterable
 
+LONGEST_NAME, MOST_NAMES = 100, 100
+"""Letters of a name, and names, that a message repeats."""
+
 
 class HubrlError(Exception):
     """The root of hubrl's errors; catch it to catch them all."""
@@ -71,10 +74,17 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
         name: What the user wrote.
         known: The names that would have been right.
     """
-    names = sorted(known)
+    names = sorted(shortened(one) for one in known)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}."
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    listed = ", ".join(names[:MOST_NAMES]) or "none"
+    return f"Unknown {shortened(kind)} {shortened(name)!r}.{hint} Known: {listed}{more}."
+
+
+def shortened(text: str) -> str:
+    """A name of a file's choice, as far as it fits into a sentence."""
+    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 3]}..."
 
 
 def check_format(plain: object, known: int, what: str) -> None:

@@ -17,7 +17,7 @@ MODEL = "model.zip"
 UNFINISHED = re.compile(
     r"\.evaluations\.npz"
     r"|\.(config\.yaml|model\.zip|vecnormalize\.pkl|trust\.json|result\.json|sources\.json|\d+)"
-    r"\.[a-z0-9_]{8}(\.old)?"
+    r"\.\w+(\.old)?"
 )
 """Names under which a run's files and checkpoints are written before they take their place."""
 

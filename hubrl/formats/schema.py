@@ -131,5 +131,5 @@ def first_problem(error: ValidationError) -> str:
         if not str(part).startswith(("constrained-", "literal["))
     ]
     where = ".".join(parts)[:200]
-    reason = problem["msg"].removeprefix("Value error, ")
+    reason = problem["msg"].removeprefix("Value error, ")[:300]
     return f"{where}: {reason}" if where else reason

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hubrl.errors import BadConfig, BadFile, UnknownName
-from hubrl.experiments.config import RunConfig, read_config
+from hubrl.errors import BadConfig, BadFile, UnknownName, unknown
+from hubrl.experiments.config import RunConfig, parse_config, read_config
 from hubrl.formats.schema import parse_yaml, write_yaml
 
 REPOSITORY = Path(__file__).parents[2]
@@ -123,3 +123,14 @@ def test_paths_start_at_the_configs_folder(tmp_path):
 
 def test_every_field_of_a_config_is_explained():
     assert not [name for name, field in RunConfig.model_fields.items() if not field.description]
+
+
+def test_a_sentence_repeats_no_long_name():
+    long, names = "a" * 3000, [f"name{number:03}" for number in range(120)]
+    message = unknown("field", long, [long, *names])
+    assert len(message) < 1500
+    assert "Unknown field 'aaa" in message
+    assert message.endswith("and 21 more.")
+    with pytest.raises(BadConfig) as refused:
+        parse_config({"task": "CartPole-v1", "steps": 1, "device": long}, "here")
+    assert len(str(refused.value)) < 500

@@ -27,6 +27,7 @@ from hubrl.experiments.study_tables import logged_weights
 from hubrl.formats import files
 from hubrl.formats.schema import write_yaml
 from hubrl.reading.vecnormalize import read_statistics
+from hubrl.tasks.atari_vec_env import AtariVecEnv
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 
@@ -90,6 +91,7 @@ def temporary_only(path, content, *args):
 
 PLACES = {
     "step": (gym.Env.__class__, None),
+    "step of a game": (AtariVecEnv, "step_wait"),
     "update": (torch.nn.utils, "clip_grad_norm_"),
     "evaluation": (EvalCallback, "_log_success_callback"),
     "evaluations' file": (np, "savez"),
@@ -237,6 +239,21 @@ TWENTY = [
 FEW = [("step", 30), ("checkpoint before it takes its place", 64), ("step", 120), ("evaluation", 192), ("result", 256)]  # fmt: skip
 
 
+ALL_TWENTY = bool(os.environ.get("HUBRL_TWENTY_KILLS"))
+"""Whether every algorithm is killed at twenty moments, which takes some minutes."""
+
+
+def moments_of(algorithm, few=FEW, **fields):
+    """Moments that a training has: SAC clips no gradients, and some checkpoints hold no arrays."""
+    if not ALL_TWENTY:
+        return few
+    off_policy = algorithm in ("dqn", "sac")
+    other = {"update": "step"} if algorithm == "sac" else {}
+    if not off_policy and not fields.get("normalize"):
+        other["arrays in a checkpoint"] = "model in a checkpoint"
+    return [(other.get(place, place), step) for place, step in TWENTY]
+
+
 def killed(tmp_path, config, moments):
     """What remains of a run that was killed at the moments, and of one that was not."""
     whole, broken = (start_run(config, [], tmp_path / name) for name in ("whole", "broken"))
@@ -271,7 +288,8 @@ def test_a_run_killed_at_twenty_moments_ends_as_if_it_had_not_been(tmp_path, hub
     ],
 )
 def test_other_algorithms_killed_at_some_moments(tmp_path, hub, algorithm, fields):
-    whole, broken = killed(tmp_path, config_of(tmp_path, hub, algorithm, **fields), FEW)
+    moments = moments_of(algorithm, **fields)
+    whole, broken = killed(tmp_path, config_of(tmp_path, hub, algorithm, **fields), moments)
     for part, expected in whole.items():
         assert broken[part] == expected, part
 
@@ -287,10 +305,12 @@ def test_atari_killed_at_some_moments(tmp_path, hub):
         "n_envs": 2,
         "algorithm_kwargs": kwargs,
         "eval_episodes": 1,
-        "eval_every": 128,
-        "steps": 128,
+        "eval_every": 64 if ALL_TWENTY else 128,
+        "steps": 256 if ALL_TWENTY else 128,
     }
-    moments = [("checkpoint before it takes its place", 64), ("begin of a leg", 64), ("update", 96)]
+    few = [("checkpoint before it takes its place", 64), ("begin of a leg", 64), ("update", 96)]
+    of_games = {"step": "step of a game"}
+    moments = [(of_games.get(place, place), step) for place, step in moments_of("ppo", few)]
     whole, broken = killed(tmp_path, config_of(tmp_path, hub, "ppo", **fields), moments)
     for part, expected in whole.items():
         assert broken[part] == expected, part

@@ -2,7 +2,9 @@
 
 import copy
 import io
+import itertools
 import json
+import pickletools
 import random
 import struct
 import zipfile
@@ -194,3 +196,61 @@ def bend_any(draw: random.Random, raw: bytes) -> bytes:
     except ValueError:
         return bend_bytes(draw, raw)
     return json.dumps(bend_data(draw, data)).encode()
+
+
+CALLS = (
+    b"cos\nsystem\n",
+    b"cbuiltins\neval\n",
+    b"cnumpy\ndtype\n",
+    b"cnumpy\nndarray\n",
+    b"cbuiltins\ngetattr\n",
+)
+"""Names that a pickle may ask for."""
+
+
+def bend_pickle(draw: random.Random, raw: bytes) -> bytes:
+    """A pickle with opcodes removed, repeated, exchanged, or with other numbers and names."""
+    if draw.random() < 0.2:
+        return bend_bytes(draw, raw)
+    try:
+        begins = [place for _, _, place in pickletools.genops(raw)]
+    except ValueError:
+        return bend_bytes(draw, raw)
+    ops = [raw[begin:end] for begin, end in itertools.pairwise([*begins, len(raw)])]
+    for _ in range(draw.choice((1, 1, 2, 4))):
+        _bend_opcode(draw, ops)
+    return b"".join(ops)
+
+
+def _bend_opcode(draw: random.Random, ops: list[bytes]) -> None:
+    place, other = draw.randrange(len(ops)), draw.randrange(len(ops))
+    number = draw.choice(INTEGERS)
+    width = number.bit_length() // 8 + 1
+    changes: tuple[Callable[[], Any], ...] = (
+        lambda: ops.pop(place),
+        lambda: ops.insert(place, ops[other]),
+        lambda: ops.__setitem__(place, ops[other]),
+        lambda: ops.insert(place, draw.choice((b"R", b"b", b"\x81", b"t", b"(", b"0", b"2", b"N", b"}", b"]"))),
+        lambda: ops.insert(place, draw.choice(CALLS)),
+        lambda: ops.__setitem__(place, draw.choice(CALLS)),
+        lambda: ops.__setitem__(
+            place, b"\x8a" + bytes([width]) + number.to_bytes(width, "little", signed=True)
+        ),
+        lambda: ops.__setitem__(slice(place, place), ops[place : place + draw.choice((2, 8, 40))]),
+    )  # fmt: skip
+    if len(ops) > 1:
+        draw.choice(changes)()
+
+
+def bend_torch_pickle(draw: random.Random, raw: bytes) -> bytes:
+    """Weights whose pickle, which lists their tensors, is bent by opcodes."""
+    if not zipfile.is_zipfile(io.BytesIO(raw)):
+        return bend_pickle(draw, raw)
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, content in members.items():
+            bent = bend_pickle(draw, content) if name.endswith("data.pkl") else content
+            archive.writestr(name, bent)
+    return made.getvalue()
