@@ -122,7 +122,7 @@ def read_runs(study: str) -> pd.DataFrame:
 
 def cell(values: list[float] | None) -> str:
     """Interquartile mean with its interval; empty without runs."""
-    return re.sub(r"-0\b", "0", str(estimate(values))) if values else ""
+    return re.sub(r"-0(?![\d.])", "0", str(estimate(values))) if values else ""
 
 
 def mean_cell(values: list[float] | None) -> str:

@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -143,6 +144,13 @@ KINDS: dict[str, Kind] = {
 }
 
 
+def _caller() -> str:
+    """File and line that caused an audit event, past the machinery of imports."""
+    frames = traceback.extract_stack()[:-2]
+    last = [frame for frame in frames if "importlib" not in frame.filename][-1]
+    return f"{Path(last.filename).name}:{last.lineno}"
+
+
 class Canary:
     """Audit events of a child while it reads."""
 
@@ -158,7 +166,7 @@ class Canary:
             (isinstance(args[1], str) and set("wax+") & set(args[1])) or (args[2] or 0) & WRITING
         )
         if written or event.startswith(LOUD):
-            self.events.append(f"{event} {args!r}"[:200])
+            self.events.append(f"{_caller()}: {event} {args!r}"[:300])
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -354,6 +362,7 @@ def _warm_up(seeds: Path) -> None:
     for kind in KINDS.values():
         for path in sorted((seeds / kind.folder).glob(kind.pattern)):
             kind.read(kind.opened(path))
+    repr(torch.zeros(1))  # torch imports modules of its own to show a tensor in a message
     gc.collect()
     gc.freeze()
 
