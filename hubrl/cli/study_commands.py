@@ -29,8 +29,13 @@ def study(
         Path | None, typer.Option(help="Folder with local copies of Hugging Face agents.")
     ] = None,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")
-    ] = 2,
+        int | None,
+        typer.Option(min=1, help="Runs at a time, 2 by default; with --ray all that fit."),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Run on the Ray cluster at host:port, or on this machine's with auto."),
+    ] = None,
     case: Annotated[
         list[str] | None, typer.Option("--case", help="Run this case alone, repeatable.")
     ] = None,
@@ -56,7 +61,7 @@ def study(
     if not report:
         run = partial(run_study, config, folder=folder / config.stem, results=where, agents=agents)
         chosen = {"cases": case or (), "methods": method or (), "seeds": seed or ()}
-        failed = with_progress(config.stem, partial(run, jobs=jobs, **chosen))
+        failed = with_progress(config.stem, partial(run, jobs=jobs, ray=ray, **chosen))
     with spinner(f"Drawing {where}"):
         write_reports(where)
     if report:

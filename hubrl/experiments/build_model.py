@@ -4,7 +4,6 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -14,6 +13,7 @@ from hubrl.errors import BadConfig
 from hubrl.experiments.config import RunConfig
 from hubrl.hub import Hub
 from hubrl.hub.algorithm_kwargs import policy_name, with_sb3s
+from hubrl.nn.devices import check_device
 from hubrl.policies.bf16 import precise
 from hubrl.sources.trunks import ACTIVATIONS
 
@@ -28,20 +28,6 @@ CONTRIB_CLASSES = {
 
 SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
 """Arguments of SB3's algorithms that may be schedules."""
-
-
-def check_device(name: str) -> None:
-    """Refuse a GPU that is not there, for which SB3 would take the CPU without a word.
-
-    Raises:
-        BadConfig: If torch has none.
-    """
-    device = torch.device("cpu" if name == "auto" else name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BadConfig(
-            f"device: {name} was given and torch has {torch.cuda.device_count()} CUDA devices; use "
-            "auto, cpu or another."
-        )
 
 
 def build_model(
@@ -64,8 +50,10 @@ def build_model(
         seed: Seed of the model and of the environments; the config's by default.
 
     Raises:
-        BadConfig: If the algorithm's package is missing, or it refuses its arguments or the task.
+        BadConfig: If the algorithm's package is missing, it refuses its arguments or the task, or
+            the device is not there.
     """
+    check_device(config.device)
     algorithm = algorithm_class(config.algorithm)
     kwargs = dict(config.algorithm_kwargs)
     given = dict(kwargs.pop("policy_kwargs", None) or {})

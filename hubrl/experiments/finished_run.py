@@ -28,6 +28,7 @@ from hubrl.export.distill import distill
 from hubrl.export.graph import GraphFormat
 from hubrl.formats.cached_space import vecnormalize_kwargs
 from hubrl.formats.files import check_writable, is_taken, write_together
+from hubrl.nn.devices import present_device
 from hubrl.reading import read_agent
 from hubrl.reading.vecnormalize import read_statistics
 from hubrl.sources.source import Source
@@ -44,6 +45,9 @@ class FinishedRun(Run):
         super().__init__(folder)
         if not (folder / "model.zip").exists():
             raise BadFile(f"{folder} has no model.zip; finish it with `hubrl train {folder}`.")
+        # A run that was trained on a GPU plays on machines without one.
+        device = present_device(self.config.device)
+        self.config = self.config.model_copy(update={"device": device})
 
     def model(self, env: VecEnv) -> BaseAlgorithm:
         """The agent as SB3's algorithm, which also keeps committed pathways over steps.

@@ -15,7 +15,7 @@ runs/<name>_<k>/
     result.json         returns and times; a run with this file is finished
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from hubrl.errors import BadConfig, OutputExists
-from hubrl.experiments.build_model import check_device
 from hubrl.experiments.checkpoints import keep_latest
 from hubrl.experiments.config import RunConfig, load_hub, read_config
 from hubrl.experiments.leg import Handed, Leg
 from hubrl.experiments.run_folder import Run, locked_run, remove_leftovers
 from hubrl.experiments.run_record import write_run_folder
 from hubrl.formats.files import writing
+from hubrl.nn.devices import check_device
 
 
 def start_run(
@@ -105,6 +105,19 @@ def train(
         FolderInUse: If another process trains the run.
         NotWritten: If its files cannot be written.
     """
+    legs = train_legs(folder, callbacks, verbose=verbose)
+    while True:
+        try:
+            next(legs)
+        except StopIteration as end:
+            result: dict[str, Any] = end.value
+            return result
+
+
+def train_legs(
+    folder: Path, callbacks: Sequence[BaseCallback] = (), *, verbose: int = 0
+) -> Generator[int, None, dict[str, Any]]:
+    """`train`, one leg at a time: yields the steps of each checkpoint, and returns the result."""
     run = Run(folder)
     check_device(run.config.device)
     left = f"its last checkpoint is whole: with room and rights `hubrl train {folder}` goes on"
@@ -117,10 +130,12 @@ def train(
             raise OutputExists(f"{folder} is finished; {again}.")
         torch.set_num_threads(run.config.threads)
         with writing("The records of the run", folder, left, inside=folder):
-            return _train_legs(run, callbacks, verbose)
+            return (yield from _train_legs(run, callbacks, verbose))
 
 
-def _train_legs(run: Run, callbacks: Sequence[BaseCallback], verbose: int) -> dict[str, Any]:
+def _train_legs(
+    run: Run, callbacks: Sequence[BaseCallback], verbose: int
+) -> Generator[int, None, dict[str, Any]]:
     handed, saved = Handed(), keep_latest(run.folder / "checkpoints")
     remove_leftovers(run.folder, int(saved[-1].name) if saved else 0)
     while True:
@@ -129,3 +144,4 @@ def _train_legs(run: Run, callbacks: Sequence[BaseCallback], verbose: int) -> di
         if result is not None:
             return result
         handed = leg.hand_over()
+        yield leg.model.num_timesteps

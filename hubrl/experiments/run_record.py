@@ -1,6 +1,7 @@
 """The files of a run beside its models: config, command, versions, learning curve, result."""
 
 import csv
+import hashlib
 import json
 import math
 import platform
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+import hubrl
 from hubrl.experiments.config import RunConfig, read_config
 from hubrl.experiments.evaluation import Played
 from hubrl.experiments.run_folder import first_step
@@ -137,6 +139,29 @@ def collect_versions() -> dict[str, str | None]:
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
     return {**found, "commit": commit.stdout.strip() or None}
+
+
+def compared_versions() -> dict[str, str]:
+    """Versions on which results depend: of Python, of packages, and of hubrl's own code."""
+    found = {name: str(version) for name, version in collect_versions().items()}
+    found.pop("commit")
+    found["python"] = ".".join(platform.python_version_tuple()[:2])
+    code = hashlib.sha256()
+    for path in sorted(Path(hubrl.__file__).parent.rglob("*.py")):
+        code.update(path.read_bytes())
+    return {**found, "hubrl's code": code.hexdigest()[:10]}
+
+
+def version_difference(driver: dict[str, str]) -> str | None:
+    """A sentence about the first version that is not the driver's on this node, if any."""
+    node = compared_versions()
+    for name in driver:
+        if driver[name] != node.get(name):
+            return (
+                f"Node {platform.node()} has {name} {node.get(name)}, the driver {driver[name]}; "
+                "install the same versions on every node."
+            )
+    return None
 
 
 def training_curve(folder: Path) -> list[tuple[int, float]]:

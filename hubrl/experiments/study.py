@@ -6,13 +6,14 @@ results/<study>/table.md, *.png   see `hubrl.experiments.figures`
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
+from hubrl.experiments.cluster import connected
 from hubrl.experiments.evaluation import Played, check_playable, play
 from hubrl.experiments.finished_run import FinishedRun
 from hubrl.experiments.router_controls import play_controls
@@ -46,14 +47,15 @@ def run_study(
     folder: Path,
     results: Path,
     agents: Path | None = None,
-    jobs: int = 2,
+    jobs: int | None = None,
+    ray: str | None = None,
     cases: Sequence[str] = (),
     methods: Sequence[str] = (),
     seeds: Sequence[int] = (),
     on_plan: Callable[[int, int], None] = lambda done, total: None,
     on_done: Callable[[Job, str | None], None] = lambda job, problem: None,
 ) -> list[Job]:
-    """Run the missing runs in parallel processes; results are written after every run.
+    """Run the missing runs in parallel; results are written after every run.
 
     An interrupted run goes on from its last checkpoint, and so does one whose process was killed.
 
@@ -62,7 +64,8 @@ def run_study(
         folder: Folder of its runs.
         results: Folder of its results; runs with a row there are not repeated.
         agents: Folder with local copies of Hugging Face agents.
-        jobs: Number of processes.
+        jobs: Runs at a time; by default 2, or on a cluster as many as it has room for.
+        ray: Address of a Ray cluster, or `auto`, instead of processes of this machine.
         cases: Names of the only cases to run; all by default.
         methods: Names of the only methods to run; all by default.
         seeds: The only seeds to run; all by default.
@@ -74,11 +77,16 @@ def run_study(
 
     Raises:
         UnknownName: If a chosen case, method or seed is not in the study.
+        BadConfig: If the cluster cannot be used.
         FolderInUse: If another process runs the study.
         NotWritten: If results cannot be written.
     """
     study = read_study(path)
-    with _locked(path, folder), _locked(path, results):
+    with (
+        _locked(path, folder),
+        _locked(path, results),
+        nullcontext() if ray is None else connected(ray) as cluster,
+    ):
         planned = plan(path, folder, agents)
         check_known("case", cases, study.cases)
         check_known("method", methods, study.all_methods)
@@ -94,7 +102,8 @@ def run_study(
         missing = [job for job in chosen if not done.issuperset(job.keys)]
         on_plan(len(chosen) - len(missing), len(chosen))
         failed = []
-        with closing(run_in_processes(run_job, missing, jobs)) as outcomes:
+        execute = run_in_processes if cluster is None else cluster.run
+        with closing(execute(run_job, missing, jobs)) as outcomes:
             for job, outcome in outcomes:
                 if isinstance(outcome, RunRows):
                     append_results(outcome, results, planned)

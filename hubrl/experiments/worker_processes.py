@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeVar
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+PROCESSES = 2
+
 KILLS = 2
 """Times that the process of a job may be killed before the job counts as failed."""
 
@@ -28,7 +30,7 @@ class Running(NamedTuple):
 
 
 def run_in_processes(
-    run: Callable[[Job], Result], jobs: Sequence[Job], processes: int
+    run: Callable[[Job], Result], jobs: Sequence[Job], processes: int | None = None
 ) -> Generator[tuple[Job, Result | Exception], None, None]:
     """Every job with its result or its error, as they end; closing it cancels the rest.
 
@@ -37,8 +39,9 @@ def run_in_processes(
     Args:
         run: What is done with each job; both can be pickled.
         jobs: The jobs, in the order in which they begin.
-        processes: Jobs at a time.
+        processes: Jobs at a time; 2 by default.
     """
+    processes = PROCESSES if processes is None else processes
     waiting, kills = deque(range(len(jobs))), [0] * len(jobs)
     running: dict[Future[Result], Running] = {}
     idle: list[ProcessPoolExecutor] = []

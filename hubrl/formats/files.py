@@ -17,6 +17,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+Files = dict[str, bytes]
+"""Contents of files by their paths in a folder, with slashes."""
+
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Flags of reading; without O_NONBLOCK opening a FIFO waits for its writer."""
 
@@ -153,6 +156,35 @@ def write_together(files: dict[Path, bytes], what: str) -> None:
         finally:
             for unfinished in made.values():
                 unfinished.unlink(missing_ok=True)
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """The files in a folder and those below it, in order; without hidden ones, compiled Python."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    parts = [path.relative_to(folder).parts for path in found]
+    return [
+        path
+        for path, names in zip(found, parts, strict=True)
+        if "__pycache__" not in names and not any(name.startswith(".") for name in names)
+    ]
+
+
+def read_folder(place: Path, start: Path) -> Files:
+    """The visible files of a folder, or one file, by their paths from a start."""
+    paths = visible_files(place) if place.is_dir() else [place]
+    return {path.relative_to(start).as_posix(): path.read_bytes() for path in paths}
+
+
+def write_folder(folder: Path, files: Files) -> None:
+    """Write files into a folder, which is made if it is missing.
+
+    Raises:
+        OSError: If the system refuses; files before stay.
+    """
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def check_writable(folder: Path, what: str) -> None:

@@ -26,6 +26,7 @@ from hubrl.formats.cached_space import (
 )
 from hubrl.formats.hub_spec import parse_spec
 from hubrl.formats.spaces import describe
+from hubrl.nn.devices import check_device
 from hubrl.policies.bf16 import ByteActorCriticPolicy, ByteDQNPolicy, first_fitting
 from hubrl.policies.extractor import HubExtractor, check_left_alone, parts_in
 from hubrl.sources import shared
@@ -51,8 +52,8 @@ class CachedVecEnv(VecEnvWrapper):
         device: Device of the sources, as SB3 names devices.
 
     Raises:
-        BadConfig: If `made` is without `cached=True`, or VecNormalize or another CachedVecEnv is
-            inside.
+        BadConfig: If `made` is without `cached=True`, VecNormalize or another CachedVecEnv is
+            inside, or the device is not there.
         SpaceMismatch: If a source does not fit, sources disagree on the scale of images, or a part
             of the observations is called `source_features`.
     """
@@ -73,6 +74,7 @@ class CachedVecEnv(VecEnvWrapper):
                 "put it around the environment itself."
             )
         extractor = _extractor_for(made, self.observed)
+        check_device(device, "CachedVecEnv's device")
         self.device = get_device(device)
         self.sources = [
             shared.on_device(source, torch.empty(0, device=self.device))

@@ -11,12 +11,13 @@ from torch.nn import functional
 from hubrl.errors import BadConfig
 from hubrl.formats.hub_spec import HubSpec
 from hubrl.nn.bf16 import BF16NatureCNN
+from hubrl.nn.tracing import is_tracing
 from hubrl.routing.fresh_pathway import FreshPathway
 from hubrl.routing.fused import FusedAggregate, fused_aggregate
 from hubrl.routing.router import Router
 from hubrl.routing.source_pathway import SourcePathway, batched_outputs
 from hubrl.routing.target import TargetSpec, check_fit
-from hubrl.routing.weights import cached_arange, dispatch, n_rows
+from hubrl.routing.weights import cached_arange, dispatch, n_rows, take_rows
 from hubrl.sources import action_params, shared
 from hubrl.sources.batched import BatchedSources
 from hubrl.sources.preprocessing import Observations, Statistics
@@ -150,15 +151,31 @@ class Pathways(nn.Module):
             source_outputs: Cached outputs of all sources, if any; otherwise only the selected
                 source is computed.
         """
-        n_sources = len(self.sources)
-        if source_outputs is None and len(pathway) == 1 and int(pathway) < n_sources:
-            output: Tensor = self.sources[int(pathway)](observations)
-            return output
         if source_outputs is None:
-            wanted = functional.one_hot(pathway, len(self.names))[:, :n_sources].bool()
+            if not is_tracing():
+                return self._outputs_of(pathway, observations)
+            wanted = functional.one_hot(pathway, len(self.names))[:, : len(self.sources)].bool()
             source_outputs = self._dispatched(list(self.sources), observations, wanted, None)
         rows = cached_arange(len(pathway), pathway.device)
-        return source_outputs[rows, pathway.clamp(max=n_sources - 1)]
+        return source_outputs[rows, pathway.clamp(max=len(self.sources) - 1)]
+
+    def _outputs_of(
+        self, pathway: Int[Tensor, " batch"], observations: Observations
+    ) -> Float[Tensor, "batch width"]:
+        """Output of each row's source, at a cost that does not grow with the number of sources."""
+        members = pathway.tolist()  # the device is waited for once
+        selected = {index for index in members if index < len(self.sources)}
+        if len(selected) == 1 == len({*members}):
+            output: Tensor = self.sources[members[0]](observations)
+            return output
+        outputs = torch.zeros(len(members), self.width, device=pathway.device)
+        for index in sorted(selected):
+            own = [row for row, member in enumerate(members) if member == index]
+            rows = torch.tensor(own, device=pathway.device)
+            outputs = outputs.index_copy(
+                0, rows, self.sources[index](take_rows(observations, rows))
+            )
+        return outputs
 
     def concatenated_features(
         self, observations: Observations, source_outputs: SourceOutputs | None = None

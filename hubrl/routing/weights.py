@@ -116,16 +116,17 @@ def dispatch(
         # An exported graph has no branches: every pathway is computed, and masked.
         each = torch.stack([pathway(observations) for pathway in pathways], dim=1)
         return each.masked_fill(~active[:, :, None], 0.0)
+    used, zeros = active.any(dim=0).tolist(), torch.zeros(len(active), width, device=active.device)
     columns = []
     for index, pathway in enumerate(pathways):
+        if not used[index]:  # one of very many, perhaps
+            columns.append(zeros)
+            continue
         rows = active[:, index].nonzero().squeeze(1)
         if len(rows) == len(active):
             columns.append(pathway(observations))
-            continue
-        column = torch.zeros(len(active), width, device=active.device)
-        if len(rows):
-            column = column.index_copy(0, rows, pathway(_rows(observations, rows)))
-        columns.append(column)
+        else:
+            columns.append(zeros.index_copy(0, rows, pathway(take_rows(observations, rows))))
     return torch.stack(columns, dim=1)
 
 
@@ -192,7 +193,8 @@ def cached_arange(n: int, device: torch.device) -> Int[Tensor, " n"]:
     return torch.arange(n, device=device)
 
 
-def _rows(observations: Observations, rows: Tensor) -> Observations:
+def take_rows(observations: Observations, rows: Int[Tensor, " rows"]) -> Observations:
+    """Some rows of observations, by their indices."""
     if isinstance(observations, dict):
         return {key: values[rows] for key, values in observations.items()}
     return observations[rows]

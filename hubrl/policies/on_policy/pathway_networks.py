@@ -49,6 +49,10 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
     every source dropped the policy is SB3's, bit for bit. Arguments as of `HubActorCriticPolicy`.
     """
 
+    _is_committed = False
+    """Whether the buffer `committed` is known to be set, as it is once and for all but by loading;
+    every step asks, and a GPU would be waited for."""
+
     def __init__(
         self,
         observation_space: spaces.Space[Any],
@@ -116,7 +120,11 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
     @property
     def commits(self) -> bool:
         """Whether drawn pathways bind the next steps: an option, once a training records steps."""
-        return self.committed is not None and bool(self.committed) and not self.fresh_alone
+        if self.committed is None or self.fresh_alone:
+            return False
+        if not self._is_committed:
+            self._is_committed = bool(self.committed)
+        return self._is_committed
 
     @property
     def evaluation_pathway(self) -> int:
@@ -183,6 +191,24 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
             )
         if self.method.copies_source and self.selection is not None:
             self.selection.copyable = check_copies(self, self._sources, meanings)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "PathwayNetworks":
+        """`nn.Module._apply` but for the selection, whose numbers the driver of episodes reads.
+
+        On a GPU each of them would be waited for.
+        """
+        selection = self._modules.get("selection")
+        if selection is None:
+            return cast("PathwayNetworks", super()._apply(fn, recurse))
+        self._modules["selection"] = None
+        try:
+            return cast("PathwayNetworks", super()._apply(fn, recurse))
+        finally:
+            self._modules["selection"] = selection
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._is_committed = False
+        super()._load_from_state_dict(*args)
 
     def _make_selection(self) -> ArmSelection | None:
         names = self.method.pathways.names

@@ -59,6 +59,7 @@ class HubActorCriticPolicy(PredictingActor):
         """Commit to pathways from now on, because a rollout buffer records those that act."""
         if self.committed is not None:
             self.committed.fill_(True)
+            self._is_committed = True
 
     def end_commitments(self, ended: np.ndarray) -> None:
         """End the commitments of environments whose episode ended."""
