@@ -19,8 +19,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from hubrl.errors import BadConfig, FolderInUse, HubrlError
-from hubrl.experiments.checkpoints import PROGRESS, checkpoints_in
+from hubrl.experiments.checkpoints import PROGRESS, checkpoints_in, keep_latest
 from hubrl.experiments.run import start_run_from, train_legs
+from hubrl.experiments.run_folder import locked_run, remove_leftovers
 from hubrl.experiments.run_record import compared_versions, version_difference
 from hubrl.experiments.study_config import ORACLE, ZERO_SHOT
 from hubrl.experiments.study_plan import Job, hub_folder
@@ -164,8 +165,10 @@ class Attempt:
             return read_folder(hub_folder(job.root, job.hub), job.root)
         if not (job.folder / "config.yaml").exists():
             start_run_from(job.config, job.folder)
-        busy = f"{job.folder} is being trained by another process; wait for it."
-        self.lock.enter_context(lock_folder(job.folder, busy))
+        self.lock.enter_context(locked_run(job.folder))
+        if not (job.folder / "result.json").exists():  # of a driver that was killed
+            saved = keep_latest(job.folder / "checkpoints")
+            remove_leftovers(job.folder, int(saved[-1].name) if saved else 0)
         return read_folder(job.folder, job.root)
 
     def receive(self, changes: Changes) -> None:
