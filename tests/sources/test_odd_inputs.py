@@ -78,6 +78,21 @@ def test_an_agent_over_a_hub_refuses_nan(algorithm, actions):
         model.predict(np.full(4, np.nan, np.float32), deterministic=True)
 
 
+@pytest.mark.parametrize("method", ["hub-pathway", "uniform"])
+@pytest.mark.parametrize("actions", [ARM, KEYS])
+def test_an_agent_over_a_hub_does_not_act_where_its_networks_compute_nan(method, actions):
+    made = Hub.from_agents([untrained(PPO, FLAT, actions)]).agent(PPO, method)
+    model = PPO(env=Noise(FLAT, actions), **made, device="cpu", **SMALLEST[PPO])
+    for layer in model.policy.modules():
+        if isinstance(layer, nn.Linear) and layer.in_features == 4:
+            layer.weight.data[:] = torch.tensor([1e3, -1e3, 1e3, -1e3])
+    great = np.full(4, 3e38, np.float32)  # infinity less infinity
+    for deterministic in (True, False):
+        # Where SB3's distributions draw the action, torch refuses their parameters.
+        with pytest.raises((NotFinite, ValueError), match="NaN for an observation|nan"):
+            model.predict(great, deterministic=deterministic)
+
+
 def test_numbers_too_great_for_the_networks_are_refused():
     encoder = nn.Linear(4, 2, bias=False)
     nn.init.constant_(encoder.weight, 1.0)

@@ -16,6 +16,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor, nn
 
+from hubrl.errors import NotFinite
 from hubrl.methods.base import Routed, RoutedMethod
 from hubrl.nn.losses import inject
 from hubrl.policies.on_policy.distributions import (
@@ -32,6 +33,18 @@ from hubrl.routing.pathways import FRESH
 from hubrl.routing.weights import certain_log_weights, transition_log_probs
 from hubrl.sources import action_params
 from hubrl.sources.preprocessing import Observations
+
+
+def check_output(params: Tensor) -> None:
+    """Refuse an output with NaN, of which the likeliest action would be any.
+
+    Raises:
+        NotFinite: If there is one.
+    """
+    if bool(params.isnan().any()):
+        raise NotFinite(
+            "The policy's networks compute NaN for an observation; it may be too great for float32."
+        )
 
 
 class PathwayActor(PathwayNetworks):
@@ -111,13 +124,18 @@ class PathwayActor(PathwayNetworks):
     def solo_actions(
         self, observations: Observations, pathway: int, *, deterministic: bool
     ) -> Tensor:
-        """Actions of one pathway alone, without correction; no other is computed."""
+        """Actions of one pathway alone, without correction; no other is computed.
+
+        Raises:
+            NotFinite: If its output has NaN.
+        """
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
         if pathway == self.fresh_index:
             latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
             params = cast("Tensor", self.fresh_params(latent))
         else:
             params = self.method.pathways.sources[pathway](observations)
+        check_output(params)
         return draw_action(params, self.action_space, deterministic=deterministic)
 
     def select_output(

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
-from hubrl.policies.on_policy.pathway_actor import PathwayActor
+from hubrl.policies.on_policy.pathway_actor import PathwayActor, check_output
 from hubrl.policies.on_policy.step import (
     CommitmentState,
     PredictState,
@@ -59,13 +59,15 @@ class PredictingActor(PathwayActor):
         Raises:
             BadConfig: If the state is of another number of observations, or another thread trains
                 the policy.
-            NotFinite: If the observation has NaN.
+            NotFinite: If the observation has NaN, or the networks compute NaN for it.
         """
         check_no_nan(observation, "The policy")
         refuse_other_threads(self, self.training_state.thread)
         with self._predicting:
             if not self.commits or isinstance(observation, tuple):  # a tuple is refused by SB3
-                return super().predict(observation, state, episode_start, deterministic)
+                actions, state = super().predict(observation, state, episode_start, deterministic)
+                check_output(torch.as_tensor(actions))
+                return actions, state
             return self._predict_committed(observation, state, episode_start, deterministic)
 
     def _predict_committed(
@@ -97,6 +99,7 @@ class PredictingActor(PathwayActor):
         head = self.current_head(context)
         if head is not None:
             choice = self.choose(head, context, deterministic)
+            check_output(choice.params.params)
             actions, context.acted = choice.actions, choice.acted
         else:
             latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
