@@ -45,9 +45,14 @@ def of_copies(speeds: Speeds) -> float:
     return speeds[HUBRL] / speeds["copied"]
 
 
-def cost_of_more(speeds: Speeds) -> float:
-    """Time as a multiple of that with one source."""
-    return speeds["one_source"] / speeds[HUBRL]
+def cost_over(fewer: str) -> Callable[[Speeds], float]:
+    """Time as a multiple of that of the workload with fewer sources, by its name."""
+    return lambda speeds: speeds[fewer] / speeds[HUBRL]
+
+
+def over_weights(speeds: Speeds) -> float:
+    """Memory of a source as a multiple of that of its weights."""
+    return speeds[HUBRL] / speeds["weights"]
 
 
 def outside(speeds: Speeds) -> float:

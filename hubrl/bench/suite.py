@@ -6,12 +6,14 @@ from hubrl.bench.compare import (
     HUBRL,
     SB3,
     Benchmark,
-    cost_of_more,
+    cost_over,
     of_copies,
     of_sb3_default,
     outside,
+    over_weights,
 )
-from hubrl.bench.workloads import SUBPROC, Emulator, Kernels, Learning, Predicting, Replay, Weights
+from hubrl.bench.memory import Replay, Resident, SourceWeights, Weights
+from hubrl.bench.workloads import SUBPROC, Emulator, Kernels, Learning, Predicting
 from hubrl.errors import UnknownName, unknown
 
 PONG = {"task": "PongNoFrameskip-v4", "n_envs": 8}
@@ -67,6 +69,15 @@ FEATURES = {**HUB, "level": "features"}
 LITE = {"method": "lite-zoo-tuning"}
 SHORT = {"algorithm_kwargs": {"n_steps": 32, "batch_size": 256, "n_epochs": 4}}
 
+OUTPUTS = {**HUB, "options": {"judging_share": 0.0}}
+"""No arms are judged: which arm plays is a matter of episodes, not of speed."""
+TOP_2 = {
+    "outputs": {**HUB, "options": {"judging_share": 0.0, "top_k": 2}},
+    "features": {**FEATURES, "options": {"top_k": 2}},
+}
+"""A hub of which two sources act in a state, by level."""
+ONE, FIVE, MANY = "one_source", "five_sources", 200
+
 GAMES = ("Pong", "Breakout", "SpaceInvaders", "Seaquest", "Riverraid")
 
 
@@ -80,6 +91,14 @@ def _emulator_benchmark(game: str) -> Benchmark:
     return Benchmark(
         f"atari-vec-env-{game.lower()}", what, works, "at least 2, aim 3", steps=800, repetitions=5
     )
+
+
+def _many_benchmark(name: str, level: str) -> Benchmark:
+    hub = {**PPO_CHEETAH, **TOP_2[level]}
+    works = {HUBRL: Learning(hub, MANY), FIVE: Learning(hub, 5), SB3: Learning(PPO_CHEETAH)}
+    what = f"PPO HalfCheetah, {level}, top-2: time with {MANY} MLPs over time with 5"
+    bar = "at most 1.5, aim 1.2"
+    return Benchmark(name, what, works, bar, ratio=cost_over(FIVE), steps=4096)
 
 
 def _weights_benchmark(
@@ -176,11 +195,7 @@ BENCHMARKS = (
     Benchmark(
         "ppo-outputs-mlp",
         "PPO HalfCheetah, outputs of a hub of 5 MLPs",
-        # No arms are judged: which arm plays is a matter of episodes, not of speed.
-        {
-            HUBRL: Learning({**PPO_CHEETAH, **HUB, "options": {"judging_share": 0.0}}, 5),
-            SB3: Learning(PPO_CHEETAH),
-        },
+        {HUBRL: Learning({**PPO_CHEETAH, **OUTPUTS}, 5), SB3: Learning(PPO_CHEETAH)},
         "at least 0.75, aim 1.2",
         steps=4096,
     ),
@@ -189,12 +204,26 @@ BENCHMARKS = (
         "PPO Atari, tuned, top-1: time with 8 sources over time with 1",
         {
             HUBRL: Learning({**FAST, **PPO_ATARI, **TUNED, **SHORT}, 8),
-            "one_source": Learning({**FAST, **PPO_ATARI, **TUNED, **SHORT}, 1),
+            ONE: Learning({**FAST, **PPO_ATARI, **TUNED, **SHORT}, 1),
             SB3: Learning({**WRAPPED, **PPO_ATARI, **SHORT}),
         },
         "at most 1.3, aim 1.1",
-        ratio=cost_of_more,
+        ratio=cost_over(ONE),
         steps=512,
+    ),
+    _many_benchmark("many-sources", "outputs"),
+    _many_benchmark("many-sources-features", "features"),
+    Benchmark(
+        "many-sources-memory",
+        f"Resident memory of an MLP more, of {MANY} over outputs, over that of its weights",
+        {
+            HUBRL: Resident({**PPO_CHEETAH, **TOP_2["outputs"]}, MANY),
+            "weights": SourceWeights({**PPO_CHEETAH, **TOP_2["outputs"]}, 1),
+        },
+        "at most 8",
+        ratio=over_weights,
+        repetitions=1,
+        unit="bytes",
     ),
     *(_emulator_benchmark(game) for game in GAMES),
     Benchmark(

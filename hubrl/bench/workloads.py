@@ -7,7 +7,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Protocol, cast
@@ -20,9 +19,7 @@ from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
-from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
-from torch import Tensor
 
 from hubrl.experiments.build_model import build_model, sb3_policy
 from hubrl.experiments.config import RunConfig, load_hub
@@ -251,61 +248,6 @@ class Predictor:
 
     def close(self) -> None:
         """Nothing to release."""
-
-
-class ReplayMemory(Learner):
-    """The replay buffer of a DQN."""
-
-    def measure(self, steps: int) -> float:
-        """Bytes of a step in the buffer."""
-        assert isinstance(self.model, DQN)
-        buffer = self.model.replay_buffer
-        assert buffer is not None
-        parts = chain.from_iterable(
-            part.values() if isinstance(part, dict) else [part] for part in vars(buffer).values()
-        )
-        size = sum(part.nbytes for part in parts if isinstance(part, np.ndarray))
-        return size / (buffer.buffer_size * buffer.n_envs)
-
-
-@dataclass(frozen=True)
-class Replay(Learning):
-    """Memory of a step in a replay buffer."""
-
-    runner: ClassVar[type[Learner]] = ReplayMemory
-
-
-@dataclass(frozen=True)
-class Weights(Learning):
-    """Memory of a model's networks.
-
-    Args:
-        copied: Whether each network counts alone, as if its sources were its own.
-    """
-
-    copied: bool = False
-
-    def start(self) -> "NetworkMemory":
-        """The model."""
-        return NetworkMemory(self)
-
-
-class NetworkMemory(Learner):
-    """The networks of a model: actor, critics and targets."""
-
-    def __init__(self, workload: Weights) -> None:
-        super().__init__(workload)
-        self.copied = workload.copied
-
-    def measure(self, steps: int) -> float:
-        """Bytes of parameters and buffers; shared ones count once, unless networks count alone."""
-        shared: dict[int, Tensor] = {}
-        total = 0
-        for network in self.model.policy.children():
-            parts = {id(part): part for part in network.state_dict(keep_vars=True).values()}
-            total += sum(part.nbytes for part in parts.values())
-            shared |= parts
-        return float(total if self.copied else sum(part.nbytes for part in shared.values()))
 
 
 def untrained_hub(env: VecEnv, count: int) -> Hub:

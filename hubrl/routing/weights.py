@@ -18,6 +18,10 @@ from torch.nn import functional
 from hubrl.nn.tracing import is_tracing
 from hubrl.sources.preprocessing import Observations
 
+FEW_PATHWAYS = 64
+"""Pathways up to which a sort is the fastest way to the greatest; of 200 it takes six times as long
+as a selection."""
+
 
 class PathwayWeights(NamedTuple):
     """Weights of the pathways, and which of them are active."""
@@ -33,6 +37,10 @@ def stable_top_k(z: Float[Tensor, "batch pathways"], k: int) -> Bool[Tensor, "ba
         place = torch.arange(int(z.shape[1]), device=z.device)
         equal_before = (z[:, None] == z[:, :, None]) & (place[None] < place[:, None])
         return ((z[:, None] > z[:, :, None]) | equal_before).sum(dim=2) < k
+    if z.shape[1] > FEW_PATHWAYS:
+        least = z.topk(k, dim=1).values[:, -1:]
+        greater, equal = z > least, z == least
+        return greater | (equal & (equal.cumsum(dim=1) <= k - greater.sum(dim=1, keepdim=True)))
     order = z.argsort(dim=1, descending=True, stable=True)
     return torch.zeros_like(z, dtype=torch.bool).scatter(1, order[:, :k], True)
 

@@ -8,7 +8,14 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import (
+    CSVOutputFormat,
+    HParam,
+    HumanOutputFormat,
+    JSONOutputFormat,
+    Logger,
+    TensorBoardOutputFormat,
+)
 
 from hubrl.formats.hub_spec import HubSpec
 from hubrl.formats.schema import write_yaml
@@ -226,8 +233,9 @@ def _on_record(selection: ArmSelection, arm: int) -> str:
 def record_hub(logger: Logger, model: BaseAlgorithm) -> None:
     """Record the hub's cards as text, and what TensorBoard compares runs by."""
     spec = hub_spec(model.policy)
-    if spec is None:
-        return
+    tables = HumanOutputFormat | JSONOutputFormat | CSVOutputFormat
+    if spec is None or all(isinstance(one, tables) for one in logger.output_formats):
+        return  # nobody reads them, and the cards of many sources take seconds to write
     card = "\n".join(f"    {line}" for line in write_yaml(spec.to_dict()).splitlines())
     logger.record("hub/card", card, exclude=TENSORBOARD_ONLY)
     options = {

@@ -11,11 +11,11 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from hubrl.bench import compare, suite
+from hubrl.bench import compare, memory, suite
 from hubrl.bench.compare import (
     Benchmark,
     Measurement,
-    cost_of_more,
+    cost_over,
     markdown,
     matrix_units,
     measure,
@@ -24,17 +24,10 @@ from hubrl.bench.compare import (
     profile_workloads,
     write_json,
 )
+from hubrl.bench.memory import Replay, Resident, SourceWeights, Weights
 from hubrl.bench.profiler import PARTS, Profiler
 from hubrl.bench.suite import BENCHMARKS, select
-from hubrl.bench.workloads import (
-    Emulator,
-    Kernels,
-    Learning,
-    Predicting,
-    Replay,
-    Weights,
-    find_cache,
-)
+from hubrl.bench.workloads import Emulator, Kernels, Learning, Predicting, find_cache
 from hubrl.errors import BadConfig, UnknownName
 from hubrl.experiments.config import RunConfig, parse_config
 from hubrl.sources.source import Source
@@ -161,7 +154,7 @@ def test_the_better_of_sb3s_ways_counts():
 
 
 def test_a_cost_is_a_ratio_of_times_and_what_is_outside_is_what_neither_takes():
-    assert cost_of_more({"hubrl": 80.0, "one_source": 100.0, "sb3": 1.0}) == pytest.approx(1.25)
+    assert cost_over("one")({"hubrl": 80.0, "one": 100.0, "sb3": 1.0}) == pytest.approx(1.25)
     # Ten milliseconds a step, of which four are the emulator's and five the networks'.
     assert outside({"hubrl": 100.0, "emulator": 250.0, "kernels": 200.0}) == pytest.approx(0.1)
 
@@ -286,6 +279,22 @@ def test_networks_are_weighed_with_their_sources_once(algorithm, others):
     assert weighed[1] - weighed[0] == others * sum(
         part.nbytes for source in sources.values() for part in source.state_dict().values()
     )
+
+
+def test_memory_of_a_source_is_at_least_that_of_its_weights():
+    fields = {**TINY, "method": "hub-pathway"}
+    with closing(SourceWeights(fields, 3).start()) as running:
+        weights = running.measure(1)
+    own = next(part for part in running.model.policy.modules() if isinstance(part, Source))
+    assert weights == sum(tensor.nbytes for tensor in own.state_dict().values())
+    resident = Resident(fields, 40).start().measure(1)
+    assert weights < resident < 100 * weights
+
+
+def test_resident_memory_is_refused_where_the_system_does_not_say_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "STATM", tmp_path / "absent")
+    with pytest.raises(BadConfig, match="absent; resident memory is measured on Linux"):
+        memory.resident_bytes(Learning(TINY))
 
 
 def test_an_exported_agent_is_what_predicts():

@@ -87,6 +87,16 @@ def test_top_k_takes_the_first_of_equals():
     assert stable_top_k(z, 3).all()
 
 
+@pytest.mark.parametrize("k", [1, 2, 70])
+def test_top_k_of_many_is_that_of_a_stable_sort(k):
+    z = torch.randn(50, 200)
+    z[10:20] = z[10:20].round()  # with equals
+    z[20:30] = z[20:30].round().masked_fill(torch.rand(10, 200) < 0.9, -torch.inf)
+    order = z.argsort(dim=1, descending=True, stable=True)
+    expected = torch.zeros_like(z, dtype=torch.bool).scatter(1, order[:, :k], True)
+    assert torch.equal(stable_top_k(z, k), expected)
+
+
 def test_pathway_weights_are_a_softmax_over_the_active():
     logs, active = pathway_weights(torch.tensor([[0.0, math.log(3.0), -5.0]]), 2, ALL)
     torch.testing.assert_close(logs.exp(), torch.tensor([[0.25, 0.75, 0.0]]))

@@ -121,6 +121,8 @@ class CommittedHead:
     sources' own."""
     log_std: Tensor | None
     """Logarithm of the fresh pathway's standard deviation, if it has one."""
+    constant: bool = False
+    """Whether no parameter changes while the head is in use, as in a rollout."""
     reads_features: bool = True
     """Whether `actor` and `critic` are the policy's hidden layers; else inputs are the outputs of
     those."""
@@ -155,13 +157,13 @@ class CommittedHead:
 
     @cached_property
     def _views(self) -> FusedHeads:
-        """Heads as views of packed parameters, which the optimizer changes in place."""
+        """Heads of constant parameters, or as views of packed ones, which change in place."""
         return self._stack_heads()
 
     @property
     def fused(self) -> FusedHeads:
         """Heads as one layer, and log standard deviations as one matrix; none for absent ones."""
-        return self._views if self.op_inputs.packs else self._stack_heads()
+        return self._views if self.constant or self.op_inputs.packs else self._stack_heads()
 
     def _stack_heads(self) -> FusedHeads:
         weights, biases = (
