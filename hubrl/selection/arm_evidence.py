@@ -151,7 +151,8 @@ class ArmEvidence(nn.Module):
     def record_untrained(self, value: float, *, as_evaluated: bool) -> None:
         """Record the fresh pathway's first episodes, before it has learned anything."""
         arm = self.untrained if as_evaluated else self.untrained_noisy
-        if self.records.count(arm) < self.settings.episodes * (1 + self.every_episode_counts):
+        most = self.settings.episodes * (4 if self.every_episode_counts else 1)
+        if self.records.count(arm) < most:
             self.records.add(arm, value)
 
     def lag_of_untrained(self, source: int) -> float:

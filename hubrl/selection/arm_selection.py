@@ -220,19 +220,29 @@ class ArmSelection(ArmEvidence):
         """
         if self.trial.at is Phase.DOUBT and not self.is_promising:
             return None
-        sources, known = self._contending_sources, self.records
-        if len(sources) < 2 or min(known.count(source) for source in sources) < 2:
+        if self._is_decided(self.settings.episode_errors):
             return None
-        best = max(sources, key=known.mean_return)
-        rival = min(
-            (source for source in sources if source != best),
-            key=lambda source: self.lag(source, best),
-        )
-        decided = self.lag(rival, best) > self.settings.episode_errors
-        if decided or self.lag(best, self.learner) > self.settings.episode_errors:
+        best, rival = self._rivals
+        if self.lag(best, self.learner) > self.settings.episode_errors:
             return None
-        source = min((best, rival), key=known.count)
-        return source if known.count(source) < self.settings.contest else None
+        return min((best, rival), key=self.records.count)
+
+    @property
+    def _rivals(self) -> tuple[int, int]:
+        """The source with the greatest mean, and the one that is least clearly behind it."""
+        sources = self._contending_sources
+        best = max(sources, key=self.records.mean_return)
+        others = (source for source in sources if source != best)
+        return best, min(others, key=lambda source: self.lag(source, best))
+
+    def _is_decided(self, errors: float) -> bool:
+        """Whether one source is the best by some standard errors, or more episodes may not say."""
+        sources = self._contending_sources
+        if len(sources) < 2 or min(self.records.count(source) for source in sources) < 2:
+            return True
+        best, rival = self._rivals
+        played = min(self.records.count(best), self.records.count(rival))
+        return self.lag(rival, best) > errors or played >= self.settings.contest
 
     @property
     def _contending_sources(self) -> list[int]:
@@ -292,6 +302,9 @@ class ArmSelection(ArmEvidence):
             return []
         first = not self.is_screened
         self.get_buffer("screened").fill_(True)
+        if any(self.copyable) and not self._is_decided(self.settings.episode_errors / 2):
+            # Only one is copied, and a few episodes choose the luckiest.
+            return [IN_DOUBT] if first else []
         learned = (
             self.records.mean_return(self.fresh)
             if self.records.count(self.fresh) >= enough

@@ -6,6 +6,7 @@ from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.fresh_trial import Phase
 from hubrl.selection.probe_verdict import Fate
 from hubrl.selection.settings import TrustSettings
+from hubrl.selection.statistics import corrected_lag
 
 SETTINGS = TrustSettings()
 
@@ -236,6 +237,23 @@ def test_the_best_of_sources_that_vary_much_is_found(seed):
     )
     assert name_of(selection) != "dqn"
     assert selection.records.count(0) >= 10
+
+
+def test_a_copy_is_made_only_once_one_source_is_ahead():
+    selection, rng = made("a", "b", copies=True), np.random.default_rng(0)
+    selection.doubt_all()
+    arms = {"a": constant(100, 40, rng), "b": constant(99, 40, rng), "fresh": constant(0, 9, rng)}
+    copied = []
+    for _ in range(20):
+        train(selection, arms, rounds=1)
+        one, other = selection.records.returns(0), selection.records.returns(1)
+        is_ahead = abs(corrected_lag(one, other)) > SETTINGS.episode_errors / 2
+        copied.append(selection.copied)
+        assert copied[-1] < 0 or is_ahead or min(len(one), len(other)) >= SETTINGS.contest
+        if copied[-1] >= 0:
+            break
+    assert copied[-1] >= 0
+    assert len(copied) > 2
 
 
 def test_the_training_learns_from_most_episodes():
