@@ -18,7 +18,7 @@ from hubrl.experiments.tables import HUB_METHOD
 from hubrl.formats.files import write_atomically
 from hubrl.training.pathway_figures import pathway_colors
 
-UNTRAINED = {"zero-shot": ":", "oracle": "--"}
+UNTRAINED = {"zero-shot": ":", "oracle": "--", "random": "-."}
 """Methods without training, and the styles of their lines."""
 
 COLOR_CYCLE = 10
@@ -43,6 +43,8 @@ def write_reports(results: Path) -> None:
         tables.summary(runs),
         tables.side_by_side(runs),
         tables.over_targets(runs),
+        tables.net_of_random(runs, by="scratch"),
+        tables.net_of_random(runs, by="human"),
         tables.details(runs, curves),
     ]
     write_atomically(results / "table.md", "\n".join(parts))

@@ -8,20 +8,14 @@ results/<study>/table.md, *.png   see `hubrl.experiments.figures`
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
 
 from hubrl.experiments.cluster import connected
-from hubrl.experiments.evaluation import Played, check_playable, play
 from hubrl.experiments.finished_run import FinishedRun
 from hubrl.experiments.router_controls import play_controls
 from hubrl.experiments.run import start_run_from, train
-from hubrl.experiments.run_envs import evaluation_env
 from hubrl.experiments.seeds import EVALUATION_SEED
-from hubrl.experiments.study_config import ORACLE, ZERO_SHOT, OracleRule, check_known, read_study
-from hubrl.experiments.study_plan import Job, hub_folder, plan
+from hubrl.experiments.study_config import WITHOUT_TRAINING, check_known, read_study
+from hubrl.experiments.study_plan import Job, plan
 from hubrl.experiments.study_tables import (
     Row,
     RunRows,
@@ -30,12 +24,11 @@ from hubrl.experiments.study_tables import (
     curve_rows,
     drop_outdated,
     pathway_rows,
-    run_row,
     trained_row,
 )
+from hubrl.experiments.untrained import untrained_row, untrained_rows
 from hubrl.experiments.worker_processes import run_in_processes
 from hubrl.formats.files import lock_folder, writing
-from hubrl.hub import Hub
 
 PATIENCE_S = 5.0
 """Seconds to wait for a study that may be about to end, as after a Ctrl-C."""
@@ -130,10 +123,8 @@ def _locked(path: Path, folder: Path) -> Iterator[None]:
 
 def run_job(job: Job) -> RunRows:
     """The rows of one run; a training goes on from its last checkpoint if it was interrupted."""
-    if job.method == ZERO_SHOT:
-        return RunRows(_zero_shot_rows(job))
-    if job.method == ORACLE:
-        return RunRows([_oracle_row(job)])
+    if job.method in WITHOUT_TRAINING:
+        return RunRows(untrained_rows(job))
     if not (job.folder / "config.yaml").exists():
         start_run_from(job.config, job.folder)
     if not (job.folder / "result.json").exists():
@@ -152,60 +143,4 @@ def _control_rows(job: Job) -> Iterator[Row]:
     with closing(run.env(seed=seed)) as env:
         played = play_controls(run.model(env), env, run.config.eval_episodes, seed)
     for control in job.controls:
-        yield _untrained_row(job, played[control], f"{job.label}:{control}")
-
-
-def _zero_shot_rows(job: Job) -> list[Row]:
-    """Episodes of every source untouched; the first row repeats the best."""
-    rows = []
-    for source in Hub.load(hub_folder(job.root, job.hub)):
-        with closing(evaluation_env(job.config)) as env:
-            rows.append(
-                _untrained_row(
-                    job, play(source, env, job.config.eval_episodes), f"{ZERO_SHOT}:{source.name}"
-                )
-            )
-    best = max(rows, key=lambda row: float(row["eval_return"]))
-    return [{**best, "method": ZERO_SHOT}, *rows]
-
-
-def _oracle_row(job: Job) -> Row:
-    assert job.oracle is not None
-    with closing(evaluation_env(job.config)) as env:
-        oracle = Oracle(Hub.load(hub_folder(job.root, job.hub)), job.oracle, env)
-        return _untrained_row(job, play(oracle, env, job.config.eval_episodes), job.label)
-
-
-def _untrained_row(job: Job, played: Played, method: str) -> Row:
-    return run_row(job, method=method, steps=0, eval_return=played.mean, eval_std=played.std)
-
-
-class Oracle:
-    """An agent whose actions are those of the source that the task itself marks as the best.
-
-    Args:
-        hub: The sources.
-        rule: The source for each value of an attribute of the environments.
-        env: The environments.
-    """
-
-    def __init__(self, hub: Hub, rule: OracleRule, env: VecEnv) -> None:
-        self.hub, self.rule, self.env = hub, rule, env
-        for name in rule.sources.values():
-            check_playable(hub[name], env)
-
-    def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = True,
-    ) -> tuple[np.ndarray, None]:
-        """SB3's `predict` on a batch of observations."""
-        names = [self.rule.sources[int(value)] for value in self.env.get_attr(self.rule.attribute)]
-        sources = [self.hub[name] for name in set(self.rule.sources.values())]
-        actions = {
-            source.name: source.predict(observation, deterministic=deterministic)[0]
-            for source in sources
-        }
-        return np.stack([actions[name][row] for row, name in enumerate(names)]), None
+        yield untrained_row(job, played[control], f"{job.label}:{control}")

@@ -10,8 +10,11 @@ from hubrl.errors import BadConfig, UnknownName, unknown
 from hubrl.formats.limits import OWN_YAML
 from hubrl.formats.schema import Schema, first_problem, read_yaml
 
-ZERO_SHOT, ORACLE = "zero-shot", "oracle"
-"""Methods without training: every source alone, and the source that the task marks as best."""
+ZERO_SHOT, ORACLE, RANDOM, HUMAN = "zero-shot", "oracle", "random", "human"
+"""Methods without training: every source alone, the source that the task marks as best, uniformly
+random actions, and the published score of a human player of an Atari game."""
+
+WITHOUT_TRAINING = (ZERO_SHOT, ORACLE, RANDOM, HUMAN)
 
 
 class StudyAgent(Schema):
@@ -76,7 +79,7 @@ class Study(Schema):
     @property
     def all_methods(self) -> list[str]:
         """The study's methods and those without training."""
-        return [*self.methods, ZERO_SHOT, ORACLE]
+        return [*self.methods, *WITHOUT_TRAINING]
 
     def fields(self, case: str, method: str | None = None) -> dict[str, Any]:
         """Merged fields of a run's config, for a case alone or with a method."""

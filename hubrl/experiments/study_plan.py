@@ -11,8 +11,10 @@ from hubrl.errors import BadConfig
 from hubrl.experiments.config import RunConfig, parse_config
 from hubrl.experiments.router_controls import MEAN_WEIGHTS, SHUFFLED_INPUT
 from hubrl.experiments.study_config import (
+    HUMAN,
     ORACLE,
-    ZERO_SHOT,
+    RANDOM,
+    WITHOUT_TRAINING,
     OracleRule,
     Study,
     StudyMethod,
@@ -61,7 +63,7 @@ class Job(NamedTuple):
         fields = {
             key: value for key, value in self.config.to_dict().items() if key not in ("hub", "seed")
         }
-        if self.method in (ZERO_SHOT, ORACLE):
+        if self.method in WITHOUT_TRAINING:
             fields = {key: fields.get(key) for key in UNTRAINED_FIELDS}
         oracle = None if self.oracle is None or self.method != ORACLE else self.oracle.to_dict()
         return _digest([fields, self.cards, oracle])
@@ -131,8 +133,8 @@ def _job(
     }
     config = parse_config(fields, f"case {name!r}, method {method!r}")
     task = case.target or name
-    if not config.needs_hub:
-        # Cases of one target share their scratch runs.
+    if not config.needs_hub or method in (RANDOM, HUMAN):
+        # Cases of one target share their runs without sources.
         return Job(
             name,
             task,

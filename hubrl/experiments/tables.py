@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from hubrl.experiments.statistics import difference, estimate, mean_return, stratified
+from hubrl.experiments.statistics import difference, estimate, iqm, mean_return, stratified
 from hubrl.experiments.study_config import ZERO_SHOT
 
 HUB_METHOD = "hub-pathway"
@@ -132,6 +132,49 @@ def over_targets(table: pd.DataFrame) -> str:
 def _stratified_cell(by_target: Sequence[pd.DataFrame], column: str) -> str:
     known = [part[column].dropna().tolist() if column in part else [] for part in by_target]
     return str(stratified(known)) if all(known) else ""
+
+
+def net_of_random(table: pd.DataFrame, by: str) -> str:
+    """Returns at the end net of random play, as a share of a reference's, and over targets.
+
+    `(return - random) / (reference - random)` of every method on every target on which both were
+    run and the reference earns more; then mean, median and interquartile mean over those targets,
+    and on how many the share exceeds one. Empty without such a target.
+
+    Args:
+        table: Runs.
+        by: The reference: `scratch`, or `human` for human-normalised scores.
+    """
+    lines, pairs = [], target_hub_pairs(table)
+    for hub in dict.fromkeys(hub for _, hub in pairs):
+        shares: dict[str, dict[str, float]] = {}
+        for task in (task for task, name in pairs if name == hub):
+            means = {
+                method: mean_return(returns)
+                for method, returns in returns_by_method(table, task, hub).items()
+                if returns
+            }
+            if means.get(by, -np.inf) <= means.get("random", np.inf):
+                continue
+            gain = means[by] - means["random"]
+            for method in means.keys() - {by, "random", "human"}:
+                share = (means[method] - means["random"]) / gain
+                shares.setdefault(method, {})[task] = share
+        for method in sorted(shares):
+            values = np.array(list(shares[method].values()))
+            over = (values.mean(), np.median(values), iqm(values))
+            lines.append(
+                [
+                    hub,
+                    method,
+                    ", ".join(f"{task} {share:.2f}" for task, share in shares[method].items()),
+                    *(f"{value:.2f}" for value in over),
+                    f"{int((values > 1).sum())} of {len(values)}",
+                ]
+            )
+    header = ["hub", "method", f"share of {by}'s gain over random play, by target"]
+    header += ["mean", "median", "IQM", "above 1"]
+    return _markdown(header, lines) if lines else ""
 
 
 def seconds_to_scratch(

@@ -84,6 +84,8 @@ def _tables(runs: pd.DataFrame, n_pairs: int) -> str:
         over_targets = page.markdown_table(tables.over_targets(runs))
         every = page.folded_html("every method on every target", side_by_side)
         side_by_side = "".join([summary, over_targets, every])
+    for by in ("scratch", "human"):
+        side_by_side += page.markdown_table(tables.net_of_random(runs, by=by))
     note = "Interquartile means over seeds with 95 % bootstrap intervals (from three seeds on)."
     return page.section("Return at the end", note, side_by_side)
 

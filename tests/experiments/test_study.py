@@ -21,11 +21,17 @@ from hubrl.experiments.config import parse_config
 from hubrl.experiments.figures import write_reports
 from hubrl.experiments.run_record import training_curve
 from hubrl.experiments.statistics import difference, estimate, iqm, resampled, stratified
-from hubrl.experiments.study import run_study
+from hubrl.experiments.study import run_job, run_study
 from hubrl.experiments.study_config import read_study
 from hubrl.experiments.study_plan import plan
 from hubrl.experiments.study_tables import RUN_COLUMNS, read_table
-from hubrl.experiments.tables import details, over_targets, seconds_to_scratch, side_by_side
+from hubrl.experiments.tables import (
+    details,
+    net_of_random,
+    over_targets,
+    seconds_to_scratch,
+    side_by_side,
+)
 from hubrl.tasks.make_env import make_env
 
 STUDIES = sorted((Path(__file__).parents[2] / "configs" / "studies").glob("*.yaml"))
@@ -180,6 +186,52 @@ def test_a_study_runs_what_is_missing_and_reports_it(tmp_path, monkeypatch):
     assert {row["steps"] for row in rows(results / "runs.csv") if row["method"] == "scratch"} == {
         "128"
     }
+
+
+def test_random_play_and_a_human_players_score_are_rows(tmp_path):
+    cases = {
+        "cart": {"hub": "pair", "methods": ["random"], "set": {}},
+        "freeway": {"hub": "pair", "methods": ["human"], "set": {}},
+    }
+    jobs = plan(written(tmp_path, cases=cases), tmp_path / "runs")
+    one, two = (job for job in jobs if job.method == "random")
+    assert one.hub == "none"
+    (first,), (again,), (other,) = (run_job(job).runs for job in (one, one, two))
+    assert first == again
+    assert 5 < float(first["eval_return"]) < 60
+    assert other["eval_return"] != first["eval_return"]
+    job = next(job for job in jobs if job.method == "human")
+    freeway = job._replace(config=job.config.model_copy(update={"task": "ALE/Freeway-v5"}))
+    assert run_job(freeway).runs[0]["eval_return"] == "29.6"
+    with pytest.raises(BadConfig, match="No human score is known of 'CartPole-v1'"):
+        run_job(job)
+
+
+def test_returns_are_normalised_by_random_play_and_a_reference():
+    returns = {
+        "a": {"random": 10, "scratch": 20, "human": 110, "hub-pathway": 30},
+        "b": {"random": 0, "scratch": 100, "hub-pathway": 50},
+        "c": {"random": 5, "scratch": 5, "hub-pathway": 50},
+    }
+    table = pd.DataFrame(
+        [
+            {
+                "task": task,
+                "hub": "pair" if method == "hub-pathway" else "none",
+                "method": method,
+                "eval_return": float(value),
+            }
+            for task, by_method in returns.items()
+            for method, value in by_method.items()
+        ]
+    )
+    by_scratch = net_of_random(table, by="scratch").splitlines()
+    # On c scratch is no better than random play.
+    assert "| pair | hub-pathway | a 2.00, b 0.50 | 1.25 | 1.25 | 1.25 | 1 of 2 |" in by_scratch
+    by_human = net_of_random(table, by="human").splitlines()
+    assert "| pair | scratch | a 0.10 | 0.10 | 0.10 | 0.10 | 0 of 1 |" in by_human
+    assert "| pair | hub-pathway | a 0.20 | 0.20 | 0.20 | 0.20 | 0 of 1 |" in by_human
+    assert net_of_random(table[table["method"] != "random"], by="scratch") == ""
 
 
 def test_first_seeds_come_first_and_targets_share_their_scratch(tmp_path):
