@@ -110,8 +110,19 @@ class HubPathway(RoutedMethod):
                 return Routed(fused.features, fused.loss, None, fused.log_weights)
             router_inputs = source_outputs = features
         (log_weights, active), loss = self.compute_weights(router_inputs, noise)
+        if self._skips_inactive and source_outputs is None:
+            features = self.pathways.aggregate_active(observations, log_weights.exp(), active)
+            return Routed(features, loss, None, log_weights)
         outputs = self.pathways.compute_outputs(observations, active, fresh, source_outputs)
         return Routed(None, loss, outputs, log_weights)
+
+    @property
+    def _skips_inactive(self) -> bool:
+        """Whether features of the active pathways alone are computed and kept."""
+        target, some = self.pathways.target, self.top_k < len(self.pathways.names)
+        # In bfloat16 all sources are one network, which costs little more than one of them.
+        in_one = target.precision != "float32" and len(self.pathways.sources) > 1
+        return some and target.level == "features" and not in_one and not is_tracing()
 
     @property
     def _is_fused(self) -> bool:

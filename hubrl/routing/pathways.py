@@ -15,6 +15,7 @@ from hubrl.nn.tracing import is_tracing
 from hubrl.routing.fresh_pathway import FreshPathway
 from hubrl.routing.fused import FusedAggregate, fused_aggregate
 from hubrl.routing.router import Router
+from hubrl.routing.rowwise import RowwiseSources
 from hubrl.routing.source_pathway import SourcePathway, batched_outputs
 from hubrl.routing.target import TargetSpec, check_fit
 from hubrl.routing.weights import cached_arange, dispatch, n_rows, take_rows
@@ -89,6 +90,7 @@ class Pathways(nn.Module):
         self.reads_bytes = fresh_reads_bytes and sources_read_bytes
         """Whether uint8 images may be given undivided, for the same outputs."""
         self._encoders: BatchedSources | None = None
+        self._rowwise: RowwiseSources | None = None
         self.sees_through = False
         """Whether the statistics of a VecNormalize were set."""
 
@@ -168,6 +170,8 @@ class Pathways(nn.Module):
         if len(selected) == 1 == len({*members}):
             output: Tensor = self.sources[members[0]](observations)
             return output
+        if self._get_rowwise().serves(len(members), len(selected)):
+            return self._get_rowwise()(observations, pathway.clamp(max=len(self.sources) - 1))
         outputs = torch.zeros(len(members), self.width, device=pathway.device)
         for index in sorted(selected):
             own = [row for row, member in enumerate(members) if member == index]
@@ -176,6 +180,45 @@ class Pathways(nn.Module):
                 0, rows, self.sources[index](take_rows(observations, rows))
             )
         return outputs
+
+    def _get_rowwise(self) -> RowwiseSources:
+        """The sources as they are now, computed row by row."""
+        first = cast("SourcePathway", self.sources[0]).source
+        if self._rowwise is None or self._rowwise.first is not first:
+            every: list[Any] = list(self.sources)
+            self._rowwise = RowwiseSources(every)
+        return self._rowwise
+
+    def aggregate_active(
+        self,
+        observations: Observations,
+        weights: Float[Tensor, "batch pathways"],
+        active: Bool[Tensor, "batch pathways"],
+    ) -> Float[Tensor, "batch width"]:
+        """Weighted sum of the active pathways' features, without a place for those that are not.
+
+        Args:
+            observations: As SB3 preprocesses them.
+            weights: Pathway weights.
+            active: Active pathways, row by row.
+        """
+        rows, member = active[:, : len(self.sources)].nonzero().unbind(dim=1)
+        selected = member.unique().tolist()
+        total = torch.zeros(len(active), self.width, device=active.device)
+        if self.sources and self._get_rowwise().serves(len(rows), len(selected)):
+            features = self._get_rowwise()(take_rows(observations, rows), member)
+            total = total.index_add(0, rows, features * weights[rows, member][:, None])
+            selected = []
+        pathways: list[Any] = list(self.sources) if selected else []
+        every = [(index, rows[member == index], pathways[index]) for index in selected]
+        if self.fresh is not None:
+            last = len(self.sources)
+            every.append((last, active[:, last].nonzero().squeeze(1), self.fresh))
+        for index, own, pathway in every:
+            if len(own):
+                features = pathway(take_rows(observations, own))
+                total = total.index_add(0, own, features * weights[own, index][:, None])
+        return total
 
     def concatenated_features(
         self, observations: Observations, source_outputs: SourceOutputs | None = None

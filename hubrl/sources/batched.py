@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from gymnasium import spaces
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,6 +19,7 @@ from hubrl.nn.bf16 import (
 )
 from hubrl.nn.freezing import WeightCache
 from hubrl.nn.manual_gradients import NUMPY_ACTIVATIONS, fits_numpy
+from hubrl.sources import action_params
 from hubrl.sources.heads import GaussianAction, sde_log_std
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
@@ -74,6 +75,13 @@ class BatchedSources:
             SpaceMismatch: If a source is an encoder alone.
         """
         return self._in_order([group.outputs(observations) for _, group in self._groups])
+
+    def gatherable(self, level: action_params.Level) -> "MLPs | None":
+        """The sources as one group whose rows can have a source each; None where they cannot."""
+        _, group = self._groups[0]
+        if len(self._groups) > 1 or not isinstance(group, MLPs):
+            return None
+        return group if level == "features" or group.gathers_outputs else None
 
     def _in_order(self, results: list[list[Tensor]]) -> list[Tensor]:
         if len(results) == 1:
@@ -203,6 +211,10 @@ class MLPs(Group):
         self._cache = WeightCache()
         self._heads = GaussianHeads(sources) if GaussianHeads.supports(sources) else None
         self._maps = any(source.card.action_map is not None for source in sources)
+        self.gathers_outputs = self._heads is not None and not self._maps
+        """Whether `of_rows` serves for outputs too."""
+        self.numbers = sum(weight.numel() for weight in layer_weights(sources[0].encoder))
+        """Weights of a source's hidden layers."""
 
     def __call__(self, observations: Observations) -> list[Tensor]:
         """Features of each source."""
@@ -218,15 +230,37 @@ class MLPs(Group):
         pairs = zip(self.sources, outputs, strict=True)
         return [source.map_outputs(own) for source, own in pairs]
 
-    def _features(self, observations: Observations) -> Float[Tensor, "sources batch width"]:
+    def of_rows(
+        self, observations: Observations, member: Int[Tensor, " rows"], *, outputs: bool
+    ) -> Float[Tensor, "rows _"]:
+        """Features, or action parameters, of each row's own source.
+
+        Args:
+            observations: A batch as SB3 preprocesses it.
+            member: Position of each row's source.
+            outputs: Whether action parameters are wanted.
+        """
+        features = self._features(observations, member)
+        if outputs and self._heads is not None:
+            features = self._heads(features, member)
+        return features.squeeze(1)
+
+    def _features(
+        self, observations: Observations, member: Int[Tensor, " rows"] | None = None
+    ) -> Float[Tensor, "sources batch width"]:
+        """Features of each source; with members a source for each row, and batches of one."""
         mean, std, clip, *layers = self._cache.get(self._weights, self._stack, frozen=True)
         inputs = first_unloaded(self.sources).apply_steps(observations)
         assert isinstance(inputs, Tensor)
         rows = inputs.flatten(1)
+        if member is not None:
+            rows, layers = rows[:, None], [layer[member] for layer in layers]
+            if len(mean):
+                mean, std, clip = mean[member], std[member], clip[member]
         if len(mean):
             hidden = ((rows - mean) / std).clamp(-clip, clip).float()
         else:
-            hidden = rows.expand(len(self.sources), -1, -1)
+            hidden = rows if member is not None else rows.expand(len(self.sources), -1, -1)
         pairs = list(zip(layers[::2], layers[1::2], strict=True))
         if self._numpy_activation is not None and fits_numpy(rows, self._largest):
             array = hidden.numpy()
@@ -287,10 +321,13 @@ class GaussianHeads:
         )
 
     def __call__(
-        self, features: Float[Tensor, "sources batch width"]
+        self,
+        features: Float[Tensor, "sources batch width"],
+        member: Int[Tensor, " sources"] | None = None,
     ) -> Float[Tensor, "sources batch outputs"]:
-        """Action parameters of each source, from its features."""
-        kernels, bias, *std = self._cache.get(self._weights, self._stack, frozen=True)
+        """Action parameters of each source, or of some members, from its features."""
+        stacked = self._cache.get(self._weights, self._stack, frozen=True)
+        kernels, bias, *std = stacked if member is None else [weight[member] for weight in stacked]
         first = self.heads[0]
         mean = torch.baddbmm(bias, features, kernels)
         if first.head.log_std == "linear":

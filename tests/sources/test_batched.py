@@ -238,3 +238,25 @@ def test_heads_of_several_kinds_are_computed_one_by_one():
     assert encoders._groups[0][1]._heads is None
     for computed, source in zip(encoders.outputs(flat()), sources, strict=True):
         torch.testing.assert_close(computed, source.outputs(flat()), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [8, 40], ids=["numpy", "torch"])
+@pytest.mark.parametrize("outputs", [False, True])
+def test_each_row_is_computed_by_its_own_source(rows, outputs):
+    sources = [perceptron(1), normalised(perceptron(2), 2), perceptron(3)]
+    group = BatchedSources(sources).gatherable("outputs")
+    member = torch.arange(rows) % 3
+    found = group.of_rows(flat(rows), member, outputs=outputs)
+    for row, index in enumerate(member.tolist()):
+        own = sources[index].outputs if outputs else sources[index].features
+        torch.testing.assert_close(
+            found[row], own(flat(rows))[row], atol=1e-5, rtol=1e-5, check_dtype=False
+        )
+
+
+def test_rows_of_sources_that_are_not_alike_are_not_gathered():
+    assert BatchedSources([perceptron(1), perceptron(2, (8,))]).gatherable("features") is None
+    assert BatchedSources([perceptron(1)]).gatherable("features") is None
+    mirrored = [perceptron(seed).adapted(signs=[-1, 1]) for seed in (1, 2)]
+    assert BatchedSources(mirrored).gatherable("outputs") is None
+    assert BatchedSources(mirrored).gatherable("features") is not None
