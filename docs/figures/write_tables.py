@@ -12,13 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from hubrl.experiments.statistics import estimate, mean_return
+from hubrl.experiments.study_config import read_study
 from hubrl.experiments.tables import HUB_METHOD, TRAINED_SINGLES, returns_by_method
 
 REPOSITORY = Path(__file__).parents[2]
 RESULTS = REPOSITORY / "results"
+STUDIES = REPOSITORY / "configs" / "studies"
 
 Runs = dict[str, list[float]]
 """Evaluated returns of each method's runs on one target with one hub."""
@@ -90,6 +93,21 @@ TRUST = {
     "CartPole, heavy and long": (UNTUNED[4], UNTUNED[4]),
 }
 """Targets of `trust.yaml`: in the earlier studies, and in that one."""
+
+FLOOR = {
+    "cheetah-3k": "HalfCheetah, no whole episode",
+    "cheetah-8k": "HalfCheetah, one episode an environment",
+    "cheetah-five": "HalfCheetah, five sources",
+    "cheetah-mediocre": "HalfCheetah, three mediocre sources",
+    "walker": "Walker2d, gravity x1.25",
+    "biped": "BipedalWalker",
+    "pendulum": "Pendulum, g = 9",
+    "mountain-car": "MountainCar",
+    "cartpole": "CartPole, heavy and long",
+    "cartpole-dqn": "the same under DQN",
+    "lander": "LunarLander, other gravity and wind",
+}
+"""Targets of `floor.yaml`."""
 
 ABLATED = [Case("gravity", "two", "gravity"), Case("reversing-cued", "mirrored", "sign")]
 
@@ -274,6 +292,39 @@ def trust() -> str:
     return markdown(header, rows)
 
 
+def floor() -> str:
+    """How often the agent is clearly worse than the best source untouched."""
+    table, study = read_runs("floor"), read_study(STUDIES / "floor.yaml")
+    rows = []
+    for case, title in FLOOR.items():
+        fields, of_case = study.fields(case), table[table["task"] == case]
+        source = of_case[of_case["method"] == "zero-shot"].set_index("seed")
+        hub = of_case[of_case["method"] == HUB_METHOD].set_index("seed")
+        if hub.empty:
+            continue
+        # Where a source was played for one seed alone, that stands for all.
+        known = source.reindex(hub.index).fillna(source.iloc[0])
+        error = np.hypot(known["eval_std"], hub["eval_std"]) / np.sqrt(fields["eval_episodes"])
+        below = known["eval_return"] - hub["eval_return"] > 2 * error
+        rows.append(
+            [
+                title,
+                f"{fields['steps']:,}",
+                spread(source["eval_return"]),
+                spread(hub["eval_return"]),
+                f"{int(below.sum())} of {len(hub)}",
+            ]
+        )
+    header = ["target", "steps", "best source, untouched", "hub-pathway", "clearly below"]
+    return markdown(header, rows)
+
+
+def spread(values: pd.Series) -> str:
+    """The least and the greatest of some returns."""
+    least, greatest = f"{values.min():.0f}", f"{values.max():.0f}"
+    return least if least == greatest else f"{least} to {greatest}"
+
+
 def ablation() -> str:
     """One option changed at a time."""
     table = read_runs("pathway_ablation")
@@ -329,7 +380,7 @@ def untuned() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
-    for function in (first_screen, targets, normalised, controls, trust, ablation, untuned)
+    for function in (first_screen, targets, normalised, controls, trust, floor, ablation, untuned)
 }
 """Function that writes each table, by the table's name."""
 

@@ -220,29 +220,26 @@ class ArmSelection(ArmEvidence):
         """
         if self.trial.at is Phase.DOUBT and not self.is_promising:
             return None
-        if self._is_decided(self.settings.episode_errors):
+        rivals = self._rivals(self.settings.episode_errors)
+        if rivals is None or self.lag(rivals[0], self.learner) > self.settings.episode_errors:
             return None
-        best, rival = self._rivals
-        if self.lag(best, self.learner) > self.settings.episode_errors:
-            return None
-        return min((best, rival), key=self.records.count)
+        return min(rivals, key=self.records.count)
 
-    @property
-    def _rivals(self) -> tuple[int, int]:
-        """The source with the greatest mean, and the one that is least clearly behind it."""
-        sources = self._contending_sources
-        best = max(sources, key=self.records.mean_return)
+    def _rivals(self, errors: float) -> tuple[int, int] | None:
+        """The best source and the one that is least clearly behind it.
+
+        None once some standard errors separate them, or both have played all their episodes.
+        """
+        known = self.records
+        # One that was deferred has no spread when it comes in.
+        sources = [source for source in self._contending_sources if known.count(source) > 1]
+        if len(sources) < 2:
+            return None
+        best = max(sources, key=known.mean_return)
         others = (source for source in sources if source != best)
-        return best, min(others, key=lambda source: self.lag(source, best))
-
-    def _is_decided(self, errors: float) -> bool:
-        """Whether one source is the best by some standard errors, or more episodes may not say."""
-        sources = self._contending_sources
-        if len(sources) < 2 or min(self.records.count(source) for source in sources) < 2:
-            return True
-        best, rival = self._rivals
-        played = min(self.records.count(best), self.records.count(rival))
-        return self.lag(rival, best) > errors or played >= self.settings.contest
+        rival = min(others, key=lambda source: self.lag(source, best))
+        is_over = min(known.count(best), known.count(rival)) >= self.settings.contest
+        return None if is_over or self.lag(rival, best) > errors else (best, rival)
 
     @property
     def _contending_sources(self) -> list[int]:
@@ -302,7 +299,7 @@ class ArmSelection(ArmEvidence):
             return []
         first = not self.is_screened
         self.get_buffer("screened").fill_(True)
-        if any(self.copyable) and not self._is_decided(self.settings.episode_errors / 2):
+        if any(self.copyable) and self._rivals(self.settings.episode_errors / 2) is not None:
             # Only one is copied, and a few episodes choose the luckiest.
             return [IN_DOUBT] if first else []
         learned = (

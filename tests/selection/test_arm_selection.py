@@ -132,6 +132,22 @@ def test_a_deferred_source_plays_only_once_a_quarter_is_over_and_may_turn_out_be
     assert name_of(selection) == "a"
 
 
+def test_a_deferred_source_that_comes_in_does_not_end_the_contest_of_the_others():
+    selection, rng = made("a", "b", "late"), np.random.default_rng(0)
+    selection.judge([Fate.KEPT, Fate.KEPT, Fate.DEFERRED], [2.0, 2.0, 0.0])
+    arms = {"a": constant(100, 40, rng), "b": constant(99, 40, rng), "late": constant(0, 40, rng)}
+    selection.begin(8)
+    for env in range(6):
+        selection.record(env, arms["ab"[env % 2]](0.0), env)
+    selection.update(30, 100, 8.0)
+    assert selection.records.count(2) == 0
+    chosen = set()
+    for _ in range(200):
+        selection.next_turn(0)
+        chosen.add(selection.turns[0].arm)
+    assert chosen & {0, 1}
+
+
 def test_in_doubt_the_fresh_pathway_plays_and_a_better_source_is_kept():
     selection, rng = made("a", "b"), np.random.default_rng(0)
     selection.doubt_all()
