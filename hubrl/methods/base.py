@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hubrl.routing.pathways import Pathways, SourceOutputs
-from hubrl.routing.router import Router
+from hubrl.routing.router import Router, Routing
 from hubrl.routing.weights import PathwayWeights, aggregate, entropy_nats
 from hubrl.sources import action_params
 from hubrl.sources.preprocessing import Observations
@@ -301,6 +301,14 @@ class RoutedMethod(Method):
             observations: As SB3 preprocesses them.
             noise: See `forward`.
         """
+
+    @property
+    def routing(self) -> Routing | None:
+        """Router and rule of `compute_weights`; none under a rule of its own.
+
+        A policy may then compute weights and their gradients together with its own.
+        """
+        return None
 
 
 class TeacherMethod(Method):

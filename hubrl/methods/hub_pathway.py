@@ -14,10 +14,9 @@ from hubrl.errors import BadConfig
 from hubrl.formats.search import Between, OneOf
 from hubrl.methods.base import QLearning, Routed, RoutedMethod
 from hubrl.methods.registry import register
-from hubrl.nn.tracing import is_tracing
-from hubrl.routing.fused import fused_weights
+from hubrl.nn.manual_gradients import is_tracing
 from hubrl.routing.pathways import FRESH, Pathways, SourceOutputs
-from hubrl.routing.router import Router
+from hubrl.routing.router import Router, Routing
 from hubrl.routing.target import TargetSpec
 from hubrl.routing.weights import PathwayWeights, exploration_entropy, pathway_weights
 from hubrl.selection.settings import TrustSettings
@@ -137,16 +136,14 @@ class HubPathway(RoutedMethod):
         """Pathway weights for the router's inputs, and the exploration loss."""
         # From Python's list, so that the device is not waited for.
         trusted = None if all(self.trusted_pathways) else self.get_buffer("trusted")
-        if noise is not None and torch.is_grad_enabled():
-            coef = self.explore_coef if self.training else 0.0
-            weights, loss = fused_weights(
-                self.router, observations, noise, self.top_k, trusted, coef
-            )
-            if not self.training:
-                loss = self._exploration_loss(weights.log_weights, trusted)
-            return weights, loss
         weights = pathway_weights(self.router(observations, noise), self.top_k, trusted)
         return weights, self._exploration_loss(weights.log_weights, trusted)
+
+    @property
+    def routing(self) -> Routing:
+        """The router, and how its logits become weights."""
+        trusted = None if all(self.trusted_pathways) else self.get_buffer("trusted")
+        return Routing(self.router, self.noise, self.top_k, trusted, self.explore_coef)
 
     def draw_noise(
         self, observations: Observations, key: int
@@ -186,11 +183,11 @@ class HubPathway(RoutedMethod):
 
     @property
     def trusted_pathways(self) -> list[bool]:
-        """Whether a probe kept each pathway."""
+        """Whether a probe kept each pathway; not to be written to."""
         if self._trusted is None:
-            # Read several times a step; the buffer changes by `apply_probe` and by loading alone.
+            # Read in every step; the buffer changes by `apply_probe` and by loading alone.
             self._trusted = self.get_buffer("trusted").tolist()
-        return list(self._trusted)
+        return self._trusted
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -217,7 +214,7 @@ class HubPathway(RoutedMethod):
     def fresh_alone(self) -> bool:
         """Whether every source was dropped."""
         trusted = self.trusted_pathways
-        return self.pathways.names[-1] == FRESH and trusted[-1] and not any(trusted[:-1])
+        return trusted[-1] and not any(trusted[:-1]) and self.pathways.names[-1] == FRESH
 
 
 def check_router_reads(router_reads: str, target: TargetSpec) -> None:

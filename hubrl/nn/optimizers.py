@@ -2,6 +2,9 @@
 
 SB3 writes its learning rate into every parameter group before each update. Here the factor is kept
 apart and applied during the step, so that schedules, saving and loading work as with torch's own.
+
+During an update parameters whose gradients are computed together can share one piece of memory:
+autograd, clipping and the optimizer treat such a pack as one parameter.
 """
 
 from collections import defaultdict
@@ -9,13 +12,123 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
+import torch._utils
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from hubrl.nn.manual_gradients import ParameterPack, flatten
-
 STEP = "step"
 """Key of Adam's step count, the only part of its state without the parameter's shape."""
+
+
+class ParameterPack:
+    """Parameters in one piece of memory; their modules read them as before.
+
+    Args:
+        members: Parameters of one dtype and device, in no other pack.
+    """
+
+    def __init__(self, members: Sequence[nn.Parameter]) -> None:
+        self.members = list(members)
+        self.flat = nn.Parameter(flatten([member.detach() for member in members]))
+        """All members in a row `(numbers,)`: the parameter that has the gradient and is stepped."""
+        for member, part in zip(self.members, self.split(self.flat.detach()), strict=True):
+            member.data = part
+            member.pack = self  # type: ignore[attr-defined]
+
+    def block(self, members: Sequence[Tensor]) -> Tensor | None:
+        """Consecutive members of the same trailing shape, stacked along axis 0 without a copy.
+
+        Returns:
+            A view `(rows of all members, *trailing)`, or None if they are not consecutive here.
+        """
+        place = {id(member): index for index, member in enumerate(self.members)}
+        first = place.get(id(members[0]), -1)
+        places = [place.get(id(member), -1) for member in members]
+        if first < 0 or places != list(range(first, first + len(members))):
+            return None
+        start = sum(member.numel() for member in self.members[:first])
+        end = start + sum(member.numel() for member in members)
+        return self.flat.detach()[start:end].view(-1, *members[0].shape[1:])
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Each member's part, in its shape, of a tensor shaped as `flat`."""
+        parts = flat.split([member.numel() for member in self.members])
+        return [part.view_as(member) for part, member in zip(parts, self.members, strict=True)]
+
+    def release(self) -> None:
+        """Give each member memory of its own again, and its part of the last gradient."""
+        flat = self.flat.grad
+        gradients = [None] * len(self.members) if flat is None else self.split(flat)
+        for member, gradient in zip(self.members, gradients, strict=True):
+            member.data = member.detach().clone()
+            member.grad = gradient
+            del member.pack  # type: ignore[attr-defined]
+
+
+class AutogradInputs:
+    """Autograd inputs of a custom op: one flat tensor per pack, and every unpacked parameter.
+
+    Args:
+        blocks: All parameters of the op: each by itself, or several of the same trailing shape
+            whose gradients are computed as one. Either all members of a pack get a gradient, or
+            none.
+    """
+
+    def __init__(self, blocks: Sequence[Tensor | Sequence[Tensor]]) -> None:
+        self._blocks = [[each] if isinstance(each, Tensor) else list(each) for each in blocks]
+        self.parameters = [parameter for block in self._blocks for parameter in block]
+        packs: list[ParameterPack | None] = [
+            getattr(each, "pack", None) for each in self.parameters
+        ]
+        self.packs = list({id(pack): pack for pack in packs if pack is not None}.values())
+        self.singles = [
+            each for each, pack in zip(self.parameters, packs, strict=True) if pack is None
+        ]
+        self.tensors = [*(pack.flat for pack in self.packs), *self.singles]
+        """The tensors to pass to `apply`: packs first, then single parameters."""
+        places = {id(parameter): place for place, parameter in enumerate(self.parameters)}
+        self._packed = [[places[id(member)] for member in pack.members] for pack in self.packs]
+        self._single = [places[id(single)] for single in self.singles]
+        self._blocks_packed = [self._blocks_of(pack) for pack in self.packs]
+        self.packs_blocks = bool(self.packs) and not self.singles and all(self._blocks_packed)
+        """Whether all blocks lie whole in packs, so that views of these are always up to date."""
+
+    def _blocks_of(self, pack: ParameterPack) -> list[int]:
+        """Indices of the blocks of which a pack consists; empty if there are others in it."""
+        by_first = {id(block[0]): index for index, block in enumerate(self._blocks)}
+        own = [by_first[id(each)] for each in pack.members if id(each) in by_first]
+        members = [each for index in own for each in self._blocks[index]]
+        return own if list(map(id, members)) == list(map(id, pack.members)) else []
+
+    def gradients(self, each: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Gradients of `tensors`, from those of all blocks in the order of construction."""
+        if self.packs_blocks:
+            return [_flat_gradient([each[index] for index in own]) for own in self._blocks_packed]
+        members: list[Tensor | None] = []
+        for block, gradient in zip(self._blocks, each, strict=True):
+            members += [gradient] if len(block) == 1 else _split_like(gradient, block)
+        packed = [_flat_gradient([members[place] for place in places]) for places in self._packed]
+        return [*packed, *[members[place] for place in self._single]]
+
+
+def _split_like(gradient: Tensor | None, block: Sequence[Tensor]) -> list[Tensor | None]:
+    """Each parameter's part of the gradient of a block."""
+    if gradient is None:
+        return [None] * len(block)
+    parts = gradient.flatten().split([parameter.numel() for parameter in block])
+    return [part.view_as(parameter) for part, parameter in zip(parts, block, strict=True)]
+
+
+def flatten(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors in a row `(numbers of all,)`."""
+    flat: Tensor = torch._utils._flatten_dense_tensors(list(parts))
+    return flat
+
+
+def _flat_gradient(each: Sequence[Tensor | None]) -> Tensor | None:
+    gradients = [gradient for gradient in each if gradient is not None]
+    assert len(gradients) in (0, len(each))
+    return flatten(gradients) if gradients else None
 
 
 class ScaledStep(torch.optim.Optimizer):

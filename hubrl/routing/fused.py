@@ -1,25 +1,21 @@
-"""Routing of a minibatch as one autograd operation, with a manual backward pass.
+"""Routing of a minibatch's features as one autograd operation, with a manual backward pass.
 
-Where outputs of frozen sources are stored, a router and, at the level of features, a projection a
-source are all that is left of a hub in a gradient step: products of some dozen rows, for which
-autograd would keep three times as many operations.
+Where features of frozen sources are stored, a router and a projection a source are all that is left
+of a hub in a gradient step: products of some dozen rows, for which autograd would keep three times
+as many operations.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from hubrl.errors import BadConfig
 from hubrl.nn.losses import DIFFERENTIATED_TWICE
-from hubrl.nn.manual_gradients import AutogradInputs, ManualMLP, linear, linear_gradients
-from hubrl.routing.router import NOISE_FLOOR, Router
-from hubrl.routing.weights import PathwayWeights, mean_entropy, pathway_weights
-from hubrl.sources.preprocessing import Observations
+from hubrl.nn.manual_gradients import ManualMLP, linear, linear_gradients
+from hubrl.routing.weights import mean_entropy
 
 
 class FusedAggregate(NamedTuple):
@@ -58,91 +54,6 @@ def fused_aggregate(
     parameters = [*layers.parameters, *heads]
     inputs = (layers, mean, projections, explore_coef, features, router_inputs, *parameters)
     return FusedAggregate(*_Aggregate.apply(*inputs))  # type: ignore[no-untyped-call]
-
-
-def fused_weights(
-    router: Router,
-    observations: Observations,
-    noise: Float[Tensor, "batch pathways"],
-    k: int,
-    trusted: Bool[Tensor, " pathways"] | None,
-    explore_coef: float,
-) -> tuple[PathwayWeights, Float[Tensor, ""]]:
-    """Pathway weights under noise and the exploration loss, whose gradient is part of theirs.
-
-    Args:
-        router: The router.
-        observations: As SB3 preprocesses them.
-        noise: Standard Gaussian noise.
-        k: Active pathways a row, see `pathway_weights`.
-        trusted: Pathways that may be active; None for all.
-        explore_coef: As of `fused_aggregate`.
-    """
-    layers, op_inputs = router.manual_backward()
-    log_weights, active, loss = _Weigh.apply(
-        router,
-        layers,
-        op_inputs,
-        k,
-        trusted,
-        explore_coef,
-        router.read(observations),
-        noise,
-        *op_inputs.tensors,
-    )  # type: ignore[no-untyped-call]
-    return PathwayWeights(log_weights, active), loss
-
-
-class _Weigh(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        router: Router,
-        layers: ManualMLP,
-        op_inputs: AutogradInputs,
-        k: int,
-        trusted: Tensor | None,
-        explore_coef: float,
-        read: Tensor,
-        noise: Tensor,
-        *inputs: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        # Saved only so that torch notices parameters that changed before the backward pass.
-        ctx.save_for_backward(*inputs)
-        hidden = layers.forward(read)
-        spread = linear(hidden[-1], router.spread)
-        scale = functional.softplus(spread).add_(NOISE_FLOOR)
-        z = torch.addcmul(linear(hidden[-1], router.mean), noise, scale)
-        log_weights, active = pathway_weights(z, k, trusted)
-        weights = log_weights.exp()
-        entropy, slope = mean_entropy(weights)
-        loss = explore_coef * entropy
-        ctx.router, ctx.op_inputs, ctx.layers, ctx.hidden = router, op_inputs, layers, hidden
-        ctx.noise, ctx.spread, ctx.weights = noise, spread, weights
-        ctx.slope = explore_coef * slope
-        ctx.inactive = ~active if trusted is not None or k < z.shape[1] else None
-        ctx.mark_non_differentiable(active, loss)
-        return log_weights, active, loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, by_log_weights: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-        assert ctx.saved_tensors
-        if by_log_weights is None:
-            # Only the critic learns, and there is no exploration loss.
-            return (None,) * (8 + len(ctx.op_inputs.tensors))
-        if ctx.inactive is not None:
-            by_log_weights = by_log_weights.masked_fill(ctx.inactive, 0.0)
-        outer = torch.addcmul(by_log_weights, ctx.weights, ctx.slope)
-        by_z = torch.addcmul(outer, ctx.weights, outer.sum(dim=1, keepdim=True), value=-1.0)
-        by_spread = (by_z * ctx.noise).mul_(ctx.spread.sigmoid())
-        by_hidden = by_z @ ctx.router.mean.weight
-        by_hidden = by_hidden.addmm_(by_spread, ctx.router.spread.weight)
-        by_read, hidden = ctx.layers.backward(ctx.hidden, by_hidden, inputs=ctx.needs_input_grad[6])
-        latent = ctx.hidden[-1]
-        heads = linear_gradients(by_z, latent) + linear_gradients(by_spread, latent)
-        return (*[None] * 6, by_read, None, *ctx.op_inputs.gradients([*hidden, *heads]))
 
 
 class _Aggregate(torch.autograd.Function):

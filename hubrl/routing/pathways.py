@@ -11,14 +11,14 @@ from torch.nn import functional
 from hubrl.errors import BadConfig
 from hubrl.formats.hub_spec import HubSpec
 from hubrl.nn.bf16 import BF16NatureCNN
-from hubrl.nn.tracing import is_tracing
+from hubrl.nn.manual_gradients import is_tracing
 from hubrl.routing.fresh_pathway import FreshPathway
 from hubrl.routing.fused import FusedAggregate, fused_aggregate
 from hubrl.routing.router import Router
 from hubrl.routing.rowwise import RowwiseSources
 from hubrl.routing.source_pathway import SourcePathway, batched_outputs
 from hubrl.routing.target import TargetSpec, check_fit
-from hubrl.routing.weights import cached_arange, dispatch, n_rows, take_rows
+from hubrl.routing.weights import cached_arange, device_of, dispatch, n_rows, take_rows
 from hubrl.sources import action_params, shared
 from hubrl.sources.batched import BatchedSources
 from hubrl.sources.preprocessing import Observations, Statistics
@@ -104,14 +104,20 @@ class Pathways(nn.Module):
             wanted: Whether each pathway may be active at all.
         """
         members = [index for index in range(len(self.sources)) if wanted[index]]
+        if not members:
+            device = device_of(observations)
+            return torch.zeros(n_rows(observations), len(self.sources), self.width, device=device)
         with torch.no_grad():
-            computed = self._batched(members, observations)
-            if len(computed) < len(self.sources):
-                by_index = dict(zip(members, computed, strict=True))
-                device = computed[0].device if computed else None
-                zeros = torch.zeros(n_rows(observations), self.width, device=device)
-                computed = [by_index.get(index, zeros) for index in range(len(self.sources))]
-            return torch.stack(computed, dim=1)
+            if self.target.action_meanings is None:
+                pathways, encoders = self._together(members)
+                computed = encoders.stacked_outputs(pathways[0].denormalizer(observations))
+            else:
+                computed = torch.stack(self._batched(members, observations), dim=1)
+            if len(members) == len(self.sources):
+                return computed
+            every = computed.new_zeros(len(computed), len(self.sources), self.width)
+            every[:, members] = computed
+            return every
 
     def compute_outputs(
         self,
@@ -140,26 +146,20 @@ class Pathways(nn.Module):
         return torch.cat([own, fresh[:, None]], dim=1)
 
     def selected_output(
-        self,
-        pathway: Int[Tensor, " batch"],
-        observations: Observations,
-        source_outputs: Float[Tensor, "batch sources own"] | None,
+        self, pathway: Int[Tensor, " batch"], observations: Observations
     ) -> Float[Tensor, "batch width"]:
         """Output of each row's selected source; undefined where the fresh pathway is selected.
 
         Args:
             pathway: Index of the selected pathway.
             observations: As SB3 preprocesses them.
-            source_outputs: Cached outputs of all sources, if any; otherwise only the selected
-                source is computed.
         """
-        if source_outputs is None:
-            if not is_tracing():
-                return self._outputs_of(pathway, observations)
-            wanted = functional.one_hot(pathway, len(self.names))[:, : len(self.sources)].bool()
-            source_outputs = self._dispatched(list(self.sources), observations, wanted, None)
+        if not is_tracing():
+            return self._outputs_of(pathway, observations)
+        wanted = functional.one_hot(pathway, len(self.names))[:, : len(self.sources)].bool()
+        outputs = self._dispatched(list(self.sources), observations, wanted, None)
         rows = cached_arange(len(pathway), pathway.device)
-        return source_outputs[rows, pathway.clamp(max=len(self.sources) - 1)]
+        return outputs[rows, pathway.clamp(max=len(self.sources) - 1)]
 
     def _outputs_of(
         self, pathway: Int[Tensor, " batch"], observations: Observations
@@ -287,6 +287,15 @@ class Pathways(nn.Module):
         """Outputs of some sources themselves, computed together."""
         if not members:
             return []
+        pathways, encoders = self._together(members)
+        raw = pathways[0].denormalizer(observations)
+        if not torch.is_grad_enabled():
+            return batched_outputs(pathways, encoders, raw)
+        with torch.set_grad_enabled(not all(pathway.source.frozen for pathway in pathways)):
+            return batched_outputs(pathways, encoders, raw)
+
+    def _together(self, members: list[int]) -> tuple[list[SourcePathway], BatchedSources]:
+        """Pathways of some sources, and their networks as one call."""
         every: list[Any] = list(self.sources)
         pathways: list[SourcePathway] = (
             every if len(members) == len(every) else [every[index] for index in members]
@@ -294,11 +303,7 @@ class Pathways(nn.Module):
         sources = [pathway.source for pathway in pathways]
         if self._encoders is None or self._encoders.sources != sources:
             self._encoders = BatchedSources(sources, self.target.precision)
-        raw = pathways[0].denormalizer(observations)
-        if not torch.is_grad_enabled():
-            return batched_outputs(pathways, self._encoders, raw)
-        with torch.set_grad_enabled(not all(source.frozen for source in sources)):
-            return batched_outputs(pathways, self._encoders, raw)
+        return pathways, self._encoders
 
     def _projected_stack(
         self, observations: Observations, source_outputs: SourceOutputs | None

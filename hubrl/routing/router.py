@@ -1,11 +1,11 @@
 """The router: from an observation to one logit for every pathway."""
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from gymnasium import spaces
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,8 +13,7 @@ from torch.nn import functional
 from hubrl.formats.hub_spec import Precision
 from hubrl.nn.bf16 import BF16Convolutions
 from hubrl.nn.freezing import is_sb3_init
-from hubrl.nn.manual_gradients import AutogradInputs, ManualMLP, ParameterPack
-from hubrl.nn.tracing import is_tracing
+from hubrl.nn.manual_gradients import symlog
 from hubrl.sources.preprocessing import Observations
 
 NOISE_FLOOR = 1e-2
@@ -76,7 +75,6 @@ class Router(nn.Module):
         self.hidden = nn.Sequential(
             nn.Linear(inputs, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh()
         )
-        self._packed: tuple[ParameterPack, tuple[ManualMLP, AutogradInputs]] | None = None
         self.mean = ZeroLinear(hidden_dim, n_pathways)
         self.spread = ZeroLinear(hidden_dim, n_pathways)
 
@@ -96,20 +94,6 @@ class Router(nn.Module):
         read = [reader(parts[key]) for key, reader in zip(self.keys, self.readers, strict=True)]
         return read[0] if len(read) == 1 else torch.cat(read, dim=1)
 
-    def manual_backward(self) -> tuple[ManualMLP, AutogradInputs]:
-        """Hidden layers and parameters (not the readers') for `hubrl.routing.fused`.
-
-        The same objects as long as the parameters are packed.
-        """
-        pack = getattr(self.mean.weight, "pack", None)
-        if pack is None or self._packed is None or self._packed[0] is not pack:
-            layers = ManualMLP(self.hidden)
-            heads = [self.mean.weight, self.mean.bias, self.spread.weight, self.spread.bias]
-            made = layers, AutogradInputs([*layers.parameters, *heads])
-            self._packed = None if pack is None else (pack, made)
-            return made
-        return self._packed[1]
-
     def draw_noise(self, observations: Observations, key: int) -> Float[Tensor, "batch pathways"]:
         """Replayable noise: equal for equal observations under an equal key."""
         parts = self._by_key(observations)
@@ -120,15 +104,26 @@ class Router(nn.Module):
         return observations if isinstance(observations, dict) else {"": observations}
 
 
+class Routing(NamedTuple):
+    """A router and the rule that makes pathway weights of its logits."""
+
+    router: Router
+    noisy: bool
+    """Whether noise is added to the logits in training."""
+    top_k: int
+    """Most pathways that are active for one observation."""
+    trusted: Bool[Tensor, " pathways"] | None
+    """Pathways that may be active; none for all."""
+    explore_coef: float
+    """Coefficient of the exploration loss."""
+
+
 class SymLog(nn.Module):
     """sign(x) log(1 + |x|), flat."""
 
     def forward(self, observations: Float[Tensor, " batch *obs"]) -> Float[Tensor, "batch width"]:
         """Flat observations behind the symmetric logarithm."""
-        flat = observations.flatten(1)
-        if is_tracing():  # ONNX has no copysign
-            return flat.sign() * flat.abs().log1p()
-        return flat.abs().log1p().copysign(flat)
+        return symlog(observations.flatten(1))
 
 
 def _is_image(space: spaces.Space[Any]) -> bool:

@@ -48,6 +48,7 @@ class Denormalizer(nn.Module):
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         super().__init__()
+        self._is_identity = True
         parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
         self.keys = [
             key
@@ -79,13 +80,24 @@ class Denormalizer(nn.Module):
                     f"sees {tuple(own.shape)}; put VecNormalize around the wrapper that changes "
                     "them."
                 )
+            self._is_identity = False
             own.copy_(torch.as_tensor(mean))
             self.get_buffer(f"running_std_{index}").copy_(torch.as_tensor(var + epsilon).sqrt())
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        # Read in every step, so that a GPU would be waited for.
+        self._is_identity = not any(
+            buffer.is_meta or bool((buffer != float("std" in name)).any())
+            for name, buffer in self.named_buffers()
+        )
+
     def forward(self, observations: Observations) -> Observations:
         """Observations before VecNormalize."""
+        if self._is_identity:
+            return observations
         if isinstance(observations, Tensor):
-            return self._denormalized(0, observations) if self.keys else observations
+            return self._denormalized(0, observations)
         raw = {key: self._denormalized(i, observations[key]) for i, key in enumerate(self.keys)}
         return {**observations, **raw}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from hubrl.nn.tracing import is_tracing
+from hubrl.nn.manual_gradients import is_tracing
 from hubrl.sources.preprocessing import Observations
 
 FEW_PATHWAYS = 64

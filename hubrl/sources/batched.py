@@ -76,6 +76,13 @@ class BatchedSources:
         """
         return self._in_order([group.outputs(observations) for _, group in self._groups])
 
+    def stacked_outputs(self, observations: Observations) -> Float[Tensor, "batch sources outputs"]:
+        """Action parameters of sources whose actions are of one width, see `outputs`."""
+        group = self.gatherable("outputs")
+        if group is None:
+            return torch.stack(self.outputs(observations), dim=1)
+        return group.stacked_outputs(observations).transpose(0, 1)
+
     def gatherable(self, level: action_params.Level) -> "MLPs | None":
         """The sources as one group whose rows can have a source each; None where they cannot."""
         _, group = self._groups[0]
@@ -224,11 +231,16 @@ class MLPs(Group):
         """Action parameters of each source."""
         if self._heads is None:
             return super().outputs(observations)
-        outputs = self._heads(self._features(observations))
+        outputs = self.stacked_outputs(observations)
         if not self._maps:
             return list(outputs)
         pairs = zip(self.sources, outputs, strict=True)
         return [source.map_outputs(own) for source, own in pairs]
+
+    def stacked_outputs(self, observations: Observations) -> Float[Tensor, "sources batch outputs"]:
+        """Action parameters of all sources, before their action maps."""
+        assert self._heads is not None
+        return self._heads(self._features(observations))
 
     def of_rows(
         self, observations: Observations, member: Int[Tensor, " rows"], *, outputs: bool
@@ -250,7 +262,9 @@ class MLPs(Group):
     ) -> Float[Tensor, "sources batch width"]:
         """Features of each source; with members a source for each row, and batches of one."""
         mean, std, clip, *layers = self._cache.get(self._weights, self._stack, frozen=True)
-        inputs = first_unloaded(self.sources).apply_steps(observations)
+        first, inputs = first_unloaded(self.sources), observations
+        if first.card.preprocessing or not first.weights_loaded:
+            inputs = first.apply_steps(observations)
         assert isinstance(inputs, Tensor)
         rows = inputs.flatten(1)
         if member is not None:

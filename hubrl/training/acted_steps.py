@@ -45,10 +45,10 @@ class ActedSteps:
             self.counts += policy.take_acted()
         elif isinstance(policy, HubActorCriticPolicy):
             acted = policy.last_record.acted
-            if policy.fresh_alone:
-                self.counts[-1] += n_envs
-            elif acted is not None:
+            if acted is not None:
                 self.counts += np.bincount(acted.cpu().numpy(), minlength=len(self.counts))
+            elif policy.fresh_alone:
+                self.counts[-1] += n_envs
 
     def state(self) -> dict[str, Any]:
         """Everything that was counted, as plain data."""

@@ -93,8 +93,7 @@ class FiniteCheck:
         """Refuse an action, value or Q-value that is not finite, before the action is sent."""
         if network.training:
             return
-        tensors = outputs if isinstance(outputs, tuple) else (outputs,)
-        for tensor in tensors:
+        for tensor in outputs if isinstance(outputs, tuple) else (outputs,):
             if not isinstance(tensor, Tensor) or _finite_tensor(tensor):
                 continue
             row = _first_row(_array(tensor))
@@ -205,10 +204,10 @@ def _weights(model: BaseAlgorithm, *, every: bool) -> Iterator[Tensor]:
 
 
 def _finite_tensor(tensor: Tensor) -> bool:
-    return bool(np.isfinite(_array(tensor)).all())
+    # A tenth of the time of torch's own functions for a few numbers.
+    return bool(np.logical_and.reduce(np.isfinite(_array(tensor)), axis=None))
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    # A tenth of the time of torch's own functions for a few numbers.
     array: np.ndarray = tensor.detach().float().cpu().numpy()
     return array

@@ -14,7 +14,7 @@ from torch import nn
 from toys import CHOOSE, IMAGE, STEER, VECTOR, Toy, target, tiny, tiny_hub
 
 from hubrl import Hub, HubCallback
-from hubrl.policies.on_policy.distributions import draw_pathway
+from hubrl.policies.on_policy.head import draw_pathway
 from hubrl.policies.on_policy.step import TrainingState
 from hubrl.sources.batched import GaussianHeads
 from hubrl.sources.source import Source

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hubrl.errors import BadConfig
+from hubrl.policies.on_policy.head import draw_gaussian, draw_pathway
 
 
 class PathwayDistribution(Distribution):
@@ -164,19 +165,6 @@ def log_likelihood(
     return density
 
 
-def draw_pathway(
-    log_weights: Float[Tensor, "batch pathways"],
-    at_mode: Bool[Tensor, " batch"] | None = None,
-    *,
-    deterministic: bool = False,
-) -> Int[Tensor, " batch"]:
-    """Pathways drawn by weight; the likeliest in some rows, or everywhere."""
-    if deterministic:
-        return log_weights.argmax(dim=1)
-    drawn = _draw(log_weights)
-    return drawn if at_mode is None else torch.where(at_mode, log_weights.argmax(dim=1), drawn)
-
-
 def draw_action(
     action_params: Float[Tensor, "batch outputs"],
     space: spaces.Box | spaces.Discrete,
@@ -189,27 +177,6 @@ def draw_action(
         return draw_pathway(action_params, at_mode, deterministic=deterministic)
     mean, log_std = action_params.chunk(2, dim=1)
     return draw_gaussian(mean, log_std.exp(), at_mode, deterministic=deterministic)
-
-
-def draw_gaussian(
-    mean: Float[Tensor, "batch actions"],
-    std: Float[Tensor, "batch actions"],
-    at_mode: Bool[Tensor, " batch"] | None = None,
-    *,
-    deterministic: bool = False,
-) -> Tensor:
-    """Continuous actions; the mean in some rows, or everywhere."""
-    if deterministic:
-        return mean
-    drawn: Tensor = torch.normal(mean, std)
-    return drawn if at_mode is None else torch.where(at_mode[:, None], mean, drawn)
-
-
-def _draw(logits: Float[Tensor, "batch choices"]) -> Int[Tensor, " batch"]:
-    # A race of exponential clocks is won in proportion to rates: `torch.multinomial` without its
-    # checks.
-    weights = functional.softmax(logits, dim=1)
-    return (weights / torch.empty_like(weights).exponential_(1.0)).argmax(dim=1)
 
 
 def mixed_categorical(

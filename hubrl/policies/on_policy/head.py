@@ -4,11 +4,12 @@ It is the reference. `hubrl.policies.on_policy.fused_head` makes one operation o
 gradients.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import NamedTuple, cast
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -16,89 +17,34 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hubrl.nn.manual_gradients import AutogradInputs, ManualMLP, ParameterPack
-from hubrl.policies.on_policy.distributions import draw_gaussian, draw_pathway
-from hubrl.policies.on_policy.step import StepContext, encode_solo
-from hubrl.routing.weights import index_mask
+from hubrl.nn.manual_gradients import ManualMLP
+from hubrl.nn.optimizers import AutogradInputs, ParameterPack
+from hubrl.policies.on_policy.step import (
+    SOLO_CODE,
+    ActingParams,
+    Choice,
+    Computed,
+    HeadInputs,
+    PolicyStep,
+    Routed,
+    StepContext,
+)
+from hubrl.routing.router import NOISE_FLOOR, Routing
+from hubrl.routing.weights import pathway_weights
 
 SelectOutput = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch outputs"]]
 """Function from the acting pathway of each row to that source's own output; undefined where the
 fresh pathway acts."""
 
 
-class BackwardCache(NamedTuple):
-    """Intermediate results of a step, for its gradients."""
-
-    acted: Int[Tensor, " batch"]
-    actor: list[Float[Tensor, "batch _"]]
-    critic: list[Float[Tensor, "batch _"]]
-    transition: Float[Tensor, "batch pathways"]
-    """Log-probabilities of the next pathway."""
-    stayed: Float[Tensor, "batch pathways"] | None
-    """One at the previous pathway; none where no commitment is learned."""
-    scaled: Float[Tensor, "batch _"]
-    """Distances of actions from their means, in standard deviations; or log-probabilities of
-    discrete actions."""
-    precision: Float[Tensor, "batch actions"] | None
-    """One over the standard deviations; none for Discrete."""
-    actions: Tensor
-    fresh: Bool[Tensor, "batch 1"]
-    """Rows in which the fresh pathway acts."""
-    solo: Bool[Tensor, "batch 1"]
-    """Rows of solo episodes, in which the pathway acts with certainty and without correction."""
-
-
 class FusedHeads(NamedTuple):
-    """Heads as one layer, and log standard deviations as one matrix; none for absent ones."""
+    """Layers that read the same rows as one, and log standard deviations as one matrix."""
 
-    weight: Tensor | None
-    bias: Tensor | None
+    actor: tuple[Tensor, Tensor] | None
+    """Weight and bias of the layers that read the actor's last hidden layer; none without any."""
+    router: tuple[Tensor, Tensor] | None
+    """The same of the router; none without a router."""
     stds: Float[Tensor, "pathways actions"] | None
-
-
-class ActingParams(NamedTuple):
-    """Action parameters of the acting pathway, corrected."""
-
-    params: Float[Tensor, "batch _"]
-    """Means; for Discrete log-probabilities, up to a constant."""
-    log_std: Float[Tensor, "batch actions"] | None = None
-    """Logarithms of the standard deviations; none for Discrete."""
-    std: Float[Tensor, "batch actions"] | None = None
-
-    def draw(self, at_mode: Bool[Tensor, " batch"] | None, *, deterministic: bool) -> Tensor:
-        """Actions; the likeliest in some rows, or everywhere."""
-        draw = draw_pathway if self.std is None else partial(draw_gaussian, std=self.std)
-        return draw(self.params, at_mode=at_mode, deterministic=deterministic)
-
-
-class Choice(NamedTuple):
-    """Pathway and action of a step, row by row, and what they were drawn from."""
-
-    acted: Int[Tensor, " batch"]
-    selected_output: Float[Tensor, "batch outputs"]
-    """Own output of the source that acts; undefined where the fresh pathway acts."""
-    actions: Tensor
-    params: ActingParams
-    transition: Float[Tensor, "batch pathways"]
-    """Log-probabilities of the next pathway."""
-    stayed: Float[Tensor, "batch pathways"] | None
-    """One at the previous pathway; none where no commitment is learned."""
-    fresh: Bool[Tensor, "batch 1"]
-    """Rows in which the fresh pathway acts."""
-    solo: Bool[Tensor, "batch 1"]
-    """Rows of solo episodes, in which the pathway acts with certainty and without correction."""
-
-
-class PolicyStep(NamedTuple):
-    """A step of the policy, row by row."""
-
-    acted: Int[Tensor, " batch"]
-    selected_output: Float[Tensor, "batch outputs"]
-    """Own output of the source that acts; undefined where the fresh pathway acts."""
-    actions: Tensor
-    values: Float[Tensor, "batch 1"]
-    log_prob: Float[Tensor, " batch"]
-    cache: BackwardCache
 
 
 @dataclass(frozen=True)
@@ -107,9 +53,12 @@ class CommittedHead:
 
     space: spaces.Box | spaces.Discrete
     n_sources: int
-    actor: ManualMLP
-    critic: ManualMLP
-    value: nn.Linear
+    n_pathways: int
+    hidden: Sequence[ManualMLP]
+    """Hidden layers of critic, actor and, with `routing`, router."""
+    value: Callable[[Tensor], Tensor]
+    """The critic's last layer, as it is called."""
+    value_layer: nn.Linear
     fresh: nn.Linear | None
     """Actor's last layer, of the fresh pathway; none without that pathway."""
     residual: nn.Linear | None
@@ -121,69 +70,87 @@ class CommittedHead:
     sources' own."""
     log_std: Tensor | None
     """Logarithm of the fresh pathway's standard deviation, if it has one."""
-    constant: bool = False
-    """Whether no parameter changes while the head is in use, as in a rollout."""
-    reads_features: bool = True
-    """Whether `actor` and `critic` are the policy's hidden layers; else inputs are the outputs of
-    those."""
+    routing: Routing | None
+    """Router and rule of the pathway weights; none where the method computes them itself."""
+    judges: bool
+    """Whether arms are judged, so that there are solo episodes."""
+    reads_features: bool
+    """Whether the hidden layers of critic and actor are the policy's; else inputs are the outputs
+    of those."""
+    fixed: bool
+    """Whether no parameter changes as long as the head is used."""
 
     @cached_property
     def heads(self) -> list[nn.Linear]:
         """Layers that read the actor's last hidden layer."""
-        return [
-            layer for layer in (self.fresh, self.residual, self.stay_logit) if layer is not None
-        ]
+        layers = (self.fresh, self.residual, self.stay_logit)
+        return [layer for layer in layers if layer is not None]
+
+    @cached_property
+    def router_heads(self) -> list[nn.Linear]:
+        """Last layers of the router: of its logits, and of the scale of their noise."""
+        if self.routing is None:
+            return []
+        router = self.routing.router
+        return [router.mean, router.spread] if self.routing.noisy else [router.mean]
 
     @cached_property
     def stds(self) -> list[Tensor]:
         """Logarithms of all learned standard deviations, in the order of the pathways."""
         return [*self.log_stds, *([] if self.log_std is None else [self.log_std])]
 
-    @property
-    def parts(self) -> list[list[Tensor]]:
-        """Parameters by group of gradients: the critic's; the pathway's and its action's."""
-        heads = [
-            *(layer.weight for layer in self.heads),
-            *(layer.bias for layer in self.heads),
-            *self.stds,
+    @cached_property
+    def parts(self) -> list[list[Sequence[Tensor]]]:
+        """Parameters by group of gradients (the critic's; pathway and action), in blocks.
+
+        The gradients of a block are computed as one.
+        """
+        networks: list[list[Sequence[Tensor]]] = [
+            [[parameter] for parameter in network.parameters] for network in self.hidden
         ]
-        critic = [*self.critic.parameters, self.value.weight, self.value.bias]
-        return [critic, [*(self.actor.parameters if self.heads else []), *heads]]
+        critic, actor, *router = networks
+        last: list[Sequence[Tensor]] = [[self.value_layer.weight], [self.value_layer.bias]]
+        heads = [_weights_and_biases(layers) for layers in (self.heads, self.router_heads)]
+        stds = [self.stds] if self.stds else []
+        hidden = [*(actor if self.heads else []), *itertools.chain(*router)]
+        return [[*critic, *last], [*hidden, *heads[0], *stds, *heads[1]]]
 
     @cached_property
     def op_inputs(self) -> AutogradInputs:
         """Autograd inputs of all parameters of the head."""
-        return AutogradInputs([parameter for part in self.parts for parameter in part])
-
-    @cached_property
-    def _views(self) -> FusedHeads:
-        """Heads of constant parameters, or as views of packed ones, which change in place."""
-        return self._stack_heads()
+        return AutogradInputs([block for part in self.parts for block in part])
 
     @property
     def fused(self) -> FusedHeads:
-        """Heads as one layer, and log standard deviations as one matrix; none for absent ones."""
-        return self._views if self.constant or self.op_inputs.packs else self._stack_heads()
+        """Layers that read the same rows as one: views of packed parameters, or copies."""
+        known = self.op_inputs.packs_blocks or (self.fixed and not torch.is_grad_enabled())
+        return self._known_heads if known else self._stack_heads()
+
+    @cached_property
+    def _known_heads(self) -> FusedHeads:
+        return self._stack_heads()
 
     def _stack_heads(self) -> FusedHeads:
-        weights, biases = (
-            [layer.weight for layer in self.heads],
-            [layer.bias for layer in self.heads],
+        actor, router = (
+            tuple(stack_parameters(block) for block in _weights_and_biases(layers)) or None
+            for layers in (self.heads, self.router_heads)
         )
         stds = stack_parameters(self.stds, new=True) if self.stds else None
-        if not weights:
-            return FusedHeads(None, None, stds)
-        return FusedHeads(stack_parameters(weights), stack_parameters(biases), stds)
+        return FusedHeads(actor, router, stds)  # type: ignore[arg-type]
 
     @cached_property
     def sizes(self) -> list[int]:
         """Width of each head."""
         return [layer.out_features for layer in self.heads]
 
+    @cached_property
+    def pathways(self) -> Int[Tensor, " pathways"]:
+        """Indices of all pathways; not to be written to."""
+        return torch.arange(self.n_pathways, device=self.value_layer.weight.device)
+
     def decide(
         self,
-        features: tuple[Float[Tensor, "batch _"], Float[Tensor, "batch _"]],
-        log_weights: Float[Tensor, "batch pathways"],
+        inputs: HeadInputs,
         select_output: SelectOutput,
         context: StepContext,
         actions: Tensor | None = None,
@@ -193,47 +160,57 @@ class CommittedHead:
         """Compute a step; the pathway and its action are drawn unless they are known.
 
         Args:
-            features: Inputs of the actor and of the critic.
-            log_weights: Logarithms of the pathway weights.
-            select_output: Output of the source that acts, from the acting pathways.
+            inputs: Rows that the head reads.
+            select_output: Output of the source that acts, from the acting pathways; used where the
+                context knows none.
             context: The step's inputs; `previous` must be known.
             actions: Known actions; none to draw them.
             deterministic: Whether to take the likeliest pathway and action.
         """
-        actor, critic = self.actor.forward(features[0]), self.critic.forward(features[1])
+        fused = self.fused
+        hidden = [network.forward(rows) for network, rows in zip(self.hidden, inputs, strict=False)]
+        critic, actor = hidden[0][-1], hidden[1][-1]
+        rows = inputs.router if self.routing is None else hidden[2][-1]
+        routed = self.route(rows, context, fused)
         choice = self.choose(
-            actor[-1], log_weights, select_output, context, actions, deterministic=deterministic
+            actor, routed, select_output, context, fused, actions, deterministic=deterministic
         )
-        acted, transition, solo = choice.acted, choice.transition, choice.solo
-        chosen = transition.gather(1, acted[:, None]).squeeze(1).masked_fill(solo[:, 0], 0.0)
+        chosen = choice.transition.gather(1, choice.acted[:, None])
+        if choice.solo is not None:
+            chosen = chosen.masked_fill(choice.solo, 0.0)
         likelihood, scaled, precision = self._likelihood(choice.params, choice.actions)
-        cache = BackwardCache(
-            acted,
-            actor,
-            critic,
-            transition,
-            choice.stayed,
-            scaled,
-            precision,
-            choice.actions,
-            choice.fresh,
-            solo,
-        )
-        return PolicyStep(
-            acted,
-            choice.selected_output,
-            choice.actions,
-            self.value(critic[-1]),
-            chosen + likelihood,
-            cache,
-        )
+        computed = Computed(choice, routed, hidden, scaled, precision)
+        return PolicyStep(choice, self.value(critic), chosen[:, 0] + likelihood, computed)
+
+    def route(
+        self, rows: Float[Tensor, "batch _"], context: StepContext, fused: FusedHeads
+    ) -> Routed:
+        """Pathway weights, as `compute_weights` of the method has them.
+
+        Args:
+            rows: The router's last hidden layer; without `routing` log pathway weights.
+            context: The step's inputs, with the router's noise, if there is any.
+            fused: The heads.
+        """
+        if self.routing is None or fused.router is None:
+            return Routed(rows)
+        z, spread, n = functional.linear(rows, *fused.router), None, self.n_pathways
+        if self.routing.noisy:
+            z, spread = z[:, :n], z[:, n:]
+        if context.noise is not None and spread is not None:
+            z = torch.addcmul(z, context.noise, functional.softplus(spread) + NOISE_FLOOR)
+        if self.routing.trusted is None and self.routing.top_k >= n:
+            return Routed(z.log_softmax(dim=1), spread)
+        log_weights, active = pathway_weights(z, self.routing.top_k, self.routing.trusted)
+        return Routed(log_weights, spread, ~active)
 
     def choose(
         self,
         latent: Float[Tensor, "batch latent"],
-        log_weights: Float[Tensor, "batch pathways"],
+        routed: Routed,
         select_output: SelectOutput,
         context: StepContext,
+        fused: FusedHeads,
         actions: Tensor | None = None,
         *,
         deterministic: bool = False,
@@ -242,40 +219,58 @@ class CommittedHead:
 
         Args:
             latent: The actor's last hidden layer.
-            log_weights: As of `decide`, like all that follow.
-            select_output: Output of the source that acts.
+            routed: The pathway weights.
+            select_output: As of `decide`, like all that follow.
             context: The step's inputs.
+            fused: The heads.
             actions: Known actions.
             deterministic: Whether to take the likeliest ones.
         """
-        assert context.previous is not None
-        solo, fused = cast("Tensor", context.solo), self.fused
+        previous = context.previous
+        assert previous is not None
         fresh_params, correction, stay_logit = self._head_outputs(latent, fused)
-        transition, stayed = log_weights, None
+        transition, stayed = routed.log_weights, None
         if stay_logit is not None:
-            stayed = index_mask(context.previous, log_weights.shape[1]).float()
-            transition = torch.addcmul(log_weights, stayed, stay_logit).log_softmax(dim=1)
+            stayed = (self.pathways == previous[:, None]).float()
+            transition = torch.addcmul(transition, stayed, stay_logit).log_softmax(dim=1)
+        solo = previous <= SOLO_CODE if self.judges else None
         acted = context.acted
         if acted is None:
-            drawn = draw_pathway(transition, context.deterministic, deterministic=deterministic)
-            acted = torch.where(solo, encode_solo(context.previous), drawn)
-        fresh, solo = (acted == self.n_sources)[:, None], solo[:, None]
-        selected = select_output(acted)
-        correction = None if correction is None else correction.masked_fill(solo, 0.0)
-        learned = fused.stds[acted] if self.log_stds and fused.stds is not None else None
+            acted = draw_pathway(transition, context.deterministic, deterministic=deterministic)
+            if solo is not None:
+                acted = torch.where(solo, SOLO_CODE - previous, acted)
+        fresh = (acted == self.n_sources)[:, None]
+        if solo is not None:
+            solo = solo[:, None]
+            correction = None if correction is None else correction.masked_fill(solo, 0.0)
+        learned, selected = None, self.selected_output(acted, select_output, context)
+        if self.log_stds and fused.stds is not None:
+            learned = fused.stds.index_select(0, acted)
         params = self._acting_params(selected, fresh, fresh_params, correction, learned)
         if actions is None:
-            actions = params.draw(context.deterministic, deterministic=deterministic)
+            at_mode = context.deterministic
+            actions = draw_action(params, at_mode, deterministic=deterministic)
         return Choice(acted, selected, actions, params, transition, stayed, fresh, solo)
+
+    def selected_output(
+        self, acted: Int[Tensor, " batch"], select_output: SelectOutput, context: StepContext
+    ) -> Float[Tensor, "batch outputs"]:
+        """Own output of the source that acts: a known one, or computed."""
+        every = context.source_outputs
+        if context.selected_output is not None:
+            return context.selected_output
+        if every is None:
+            return select_output(acted)
+        row = acted.clamp(max=self.n_sources - 1)[:, None, None]
+        return every.gather(1, row.expand(-1, 1, every.shape[2]))[:, 0]
 
     def _head_outputs(
         self, latent: Float[Tensor, "batch latent"], fused: FusedHeads
     ) -> tuple[Tensor | None, ...]:
         """Outputs of the fresh pathway, the correction and the commitment; none for absent ones."""
-        outputs: Sequence[Tensor] = ()
-        if fused.weight is not None:
-            outputs = functional.linear(latent, fused.weight, fused.bias).split(self.sizes, dim=1)
-        each = iter(outputs)
+        if fused.actor is None:
+            return None, None, None
+        each = iter(functional.linear(latent, *fused.actor).split_with_sizes(self.sizes, dim=1))
         return tuple(
             None if layer is None else next(each)
             for layer in (self.fresh, self.residual, self.stay_logit)
@@ -310,14 +305,21 @@ class CommittedHead:
     ) -> tuple[
         Float[Tensor, " batch"], Float[Tensor, "batch _"], Float[Tensor, "batch actions"] | None
     ]:
-        """`distributions.log_likelihood` of actions, `BackwardCache.scaled` and `precision`."""
+        """`distributions.log_likelihood` of actions, `Computed.scaled` and `Computed.precision`."""
         if acting.log_std is None or acting.std is None:
             normal = acting.params.log_softmax(dim=1)
             return normal.gather(1, actions.long().reshape(-1, 1)).squeeze(1), normal, None
         precision = acting.std.reciprocal()
         scaled = (actions - acting.params) * precision
         squares = torch.addcmul(acting.log_std, scaled, scaled, value=0.5).sum(dim=1)
-        return -0.5 * math.log(2 * math.pi) * scaled.shape[1] - squares, scaled, precision
+        return squares.neg() - 0.5 * math.log(2 * math.pi) * scaled.shape[1], scaled, precision
+
+
+def _weights_and_biases(layers: Sequence[nn.Linear]) -> list[Sequence[Tensor]]:
+    """The weights of some layers, and their biases; empty without layers."""
+    if not layers:
+        return []
+    return [[layer.weight for layer in layers], [layer.bias for layer in layers]]
 
 
 def stack_parameters(parameters: Sequence[Tensor], *, new: bool = False) -> Tensor:
@@ -332,3 +334,42 @@ def stack_parameters(parameters: Sequence[Tensor], *, new: bool = False) -> Tens
     if block is None:
         return torch.stack(list(parameters)) if new else torch.cat(list(parameters))
     return block.view(len(parameters), -1) if new else block
+
+
+def draw_pathway(
+    log_weights: Float[Tensor, "batch pathways"],
+    at_mode: Bool[Tensor, " batch"] | None = None,
+    *,
+    deterministic: bool = False,
+) -> Int[Tensor, " batch"]:
+    """Pathways drawn by weight; the likeliest in some rows, or everywhere."""
+    if deterministic:
+        return log_weights.argmax(dim=1)
+    # A race of exponential clocks is won in proportion to rates: `torch.multinomial` without its
+    # checks.
+    weights = log_weights.softmax(dim=1)
+    drawn = (weights / torch.empty_like(weights).exponential_(1.0)).argmax(dim=1)
+    return drawn if at_mode is None else torch.where(at_mode, log_weights.argmax(dim=1), drawn)
+
+
+def draw_action(
+    acting: ActingParams, at_mode: Bool[Tensor, " batch"] | None, *, deterministic: bool
+) -> Tensor:
+    """Actions of the acting pathways; the likeliest in some rows, or everywhere."""
+    if acting.std is None:
+        return draw_pathway(acting.params, at_mode, deterministic=deterministic)
+    return draw_gaussian(acting.params, acting.std, at_mode, deterministic=deterministic)
+
+
+def draw_gaussian(
+    mean: Float[Tensor, "batch actions"],
+    std: Float[Tensor, "batch actions"],
+    at_mode: Bool[Tensor, " batch"] | None = None,
+    *,
+    deterministic: bool = False,
+) -> Tensor:
+    """Continuous actions; the mean in some rows, or everywhere."""
+    if deterministic:
+        return mean
+    drawn: Tensor = torch.normal(mean, std)
+    return drawn if at_mode is None else torch.where(at_mode[:, None], mean, drawn)

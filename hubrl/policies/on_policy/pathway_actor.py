@@ -26,9 +26,9 @@ from hubrl.policies.on_policy.distributions import (
     draw_action,
     mixed_categorical,
 )
-from hubrl.policies.on_policy.head import Choice, CommittedHead, PolicyStep
+from hubrl.policies.on_policy.head import CommittedHead
 from hubrl.policies.on_policy.pathway_networks import PathwayNetworks
-from hubrl.policies.on_policy.step import StepContext, encode_solo
+from hubrl.policies.on_policy.step import Choice, HeadInputs, StepContext, encode_solo
 from hubrl.routing.pathways import FRESH
 from hubrl.routing.weights import certain_log_weights, transition_log_probs
 from hubrl.sources import action_params
@@ -49,8 +49,6 @@ def check_output(params: Tensor) -> None:
 
 class PathwayActor(PathwayNetworks):
     """Pathway weights, action parameters and action distributions of the policy's networks."""
-
-    _noise_generator: np.random.Generator | None = None
 
     def route(self, observations: Observations) -> Routed:
         """Routing of observations as SB3 preprocesses them, without noise, as in `predict`."""
@@ -105,20 +103,21 @@ class PathwayActor(PathwayNetworks):
             start = [*start, -self.selection.settings.most_lag if members else 0.0]
         self.method.apply_probe(kept, start)
 
-    def decide(self, head: CommittedHead, context: StepContext, deterministic: bool) -> PolicyStep:
-        """Step of the policy, with pathway and action drawn."""
-        features, weights = self.head_features(head, context), self.weigh(context)
-        select = partial(self.select_output, context)
-        return head.decide(features, weights, select, context, deterministic=deterministic)
-
     def choose(self, head: CommittedHead, context: StepContext, deterministic: bool) -> Choice:
         """Pathway and action of a step, without its value and log-probability."""
         features = self.pi_features_extractor(context.observations)
         if not head.reads_features:
             features = self.mlp_extractor.forward_actor(features)
-        select, latent = partial(self.select_output, context), head.actor.forward(features)[-1]
+        rows, fused = self.router_rows(head, context), head.fused
+        if head.routing is not None:
+            rows = head.hidden[2].forward(rows)[-1]
         return head.choose(
-            latent, self.weigh(context), select, context, deterministic=deterministic
+            head.hidden[1].forward(features)[-1],
+            head.route(rows, context, fused),
+            partial(self.select_output, context),
+            context,
+            fused,
+            deterministic=deterministic,
         )
 
     def solo_actions(
@@ -141,14 +140,20 @@ class PathwayActor(PathwayNetworks):
     def select_output(
         self, context: StepContext, acted: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch outputs"]:
-        """Own output of the source that acts in each row."""
-        pathways = self.method.pathways
-        return pathways.selected_output(acted, context.observations, context.source_outputs)
+        """Own output of the source that acts in each row, computed for it alone."""
+        return self.method.pathways.selected_output(acted, context.observations)
 
-    def head_features(self, head: CommittedHead, context: StepContext) -> tuple[Tensor, Tensor]:
+    def head_inputs(self, head: CommittedHead, context: StepContext) -> HeadInputs:
         """Inputs of the head: features, or last hidden layers where torch computes those."""
         extract = self.extract_both if head.reads_features else self.extract_latents
-        return extract(context.observations)
+        actor, critic = extract(context.observations)
+        return HeadInputs(critic, actor, self.router_rows(head, context))
+
+    def router_rows(self, head: CommittedHead, context: StepContext) -> Float[Tensor, "batch _"]:
+        """Inputs of the head's router; without one the log pathway weights."""
+        if head.routing is None:
+            return self.weigh(context)
+        return head.routing.router.read(context.observations)
 
     def weigh(self, context: StepContext) -> Float[Tensor, "batch pathways"]:
         """Log pathway weights, or a fixed commitment's transition; the routing loss is attached."""
@@ -202,20 +207,6 @@ class PathwayActor(PathwayNetworks):
         if isinstance(self.action_space, spaces.Discrete):
             return mixed_categorical(params, logs)
         return MixtureDistribution(self.action_space).proba_distribution(params, logs)
-
-    def draw_noise(self, context: StepContext) -> Float[Tensor, "batch pathways"]:
-        """Random noise of the router for a recorded step."""
-        if self._noise_generator is None:
-            self._noise_generator = np.random.default_rng(int(self.get_buffer("noise_key")))
-        shape = context.n_rows, len(self.method.pathways.names)
-        noise = torch.as_tensor(
-            self._noise_generator.standard_normal(shape, dtype=np.float32), device=self.device
-        )
-        return (
-            noise
-            if context.deterministic is None
-            else noise.masked_fill(context.deterministic[:, None], 0.0)
-        )
 
     def count_fresh(
         self, n_rows: int, device: torch.device, context: StepContext

@@ -31,7 +31,7 @@ from hubrl.policies.on_policy.options import OutputOptions, check_selection
 from hubrl.policies.on_policy.step import StepContext, TrainingState
 from hubrl.routing.fresh_pathway import extractor_class
 from hubrl.routing.pathways import FRESH, spec_sources
-from hubrl.routing.router import Router, ZeroLinear
+from hubrl.routing.router import Routing, ZeroLinear
 from hubrl.routing.source_pathway import SourcePathway
 from hubrl.routing.target import TargetSpec, check_meanings
 from hubrl.selection.arm_selection import ArmSelection
@@ -121,11 +121,9 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
     @property
     def commits(self) -> bool:
         """Whether drawn pathways bind the next steps: an option, once a training records steps."""
-        if self.committed is None or self.fresh_alone:
-            return False
         if not self._is_committed:
-            self._is_committed = bool(self.committed)
-        return self._is_committed
+            self._is_committed = self.committed is not None and bool(self.committed)
+        return self._is_committed and not self.fresh_alone
 
     @property
     def evaluation_pathway(self) -> int:
@@ -208,7 +206,7 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
             self._modules["selection"] = selection
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        self._is_committed = False
+        self._is_committed, self._head = False, None
         super()._load_from_state_dict(*args)
 
     def _make_selection(self) -> ArmSelection | None:
@@ -297,29 +295,41 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         hooked = any(has_hooks(layer) for layer in heads if layer is not None)
         if self.acts_by_snapshot or hooked or not isinstance(self.method, RoutedMethod):
             return None
-        hidden = (extractor.policy_net, extractor.value_net)
+        hidden = (extractor.value_net, extractor.policy_net)
         # Hidden layers of another kind stay torch's, and the head reads their outputs.
         reads_features = type(extractor) is MlpExtractor and all(
             ManualMLP.supports(layers) for layers in hidden
         )
-        actor, critic = (
-            ManualMLP(layers if reads_features else nn.Sequential()) for layers in hidden
-        )
+        routing = self._head_routing(self.method)
+        networks = [*hidden] if reads_features else [nn.Sequential(), nn.Sequential()]
+        if routing is not None:
+            networks.append(routing.router.hidden)
         fresh_net, residual, stay_logit = cast("tuple[nn.Linear | None, ...]", heads)
         return CommittedHead(
             self.action_space,
             len(pathways.sources),
-            actor,
-            critic,
+            len(pathways.names),
+            [ManualMLP(layers) for layers in networks],
+            self.value_net if has_hooks(self.value_net) else self.value_net.forward,
             self.value_net,
             fresh=fresh_net,
             residual=residual,
             stay_logit=stay_logit,
             log_stds=pathways.log_stds,
             log_std=self.log_std if fresh and isinstance(self.action_space, spaces.Box) else None,
-            constant=self.training_state.records_steps and not self.training,
+            routing=routing,
+            judges=self.selection is not None,
             reads_features=reads_features,
+            fixed=not self.training,
         )
+
+    def _head_routing(self, method: RoutedMethod) -> Routing | None:
+        """Router that the head computes with its own layers; none where the method does."""
+        routing, binds = method.routing, self.stay_logit is None and self.outputs.hold > 1
+        # A fixed commitment replaces the weights by certainty.
+        if routing is None or binds or has_hooks(routing.router):
+            return None
+        return routing if ManualMLP.supports(routing.router.hidden) else None
 
     def swap_actor(self) -> None:
         """Swap actor and critic with their snapshot, at the start and end of the fresh trial."""
@@ -348,10 +358,7 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
     def pack_parameters(self, head: CommittedHead) -> None:
         """Pack parameters with manual gradients into few tensors for autograd and optimizer."""
         if isinstance(self.optimizer, HubAdam) and not self.optimizer.packs:
-            router = self.method.router
-            manual = self.method.noisy and isinstance(router, Router)
-            routers = [cast("Router", router).manual_backward()[1].parameters] if manual else []
-            self.optimizer.pack([*head.parts, *routers])
+            self.optimizer.pack([each for block in part for each in block] for part in head.parts)
 
     def end_update(self) -> None:
         """Unpack parameters, before code outside the update reads them or their gradients."""

@@ -1,10 +1,12 @@
 """Policy of PPO and A2C over the outputs of sources."""
 
 import inspect
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -14,8 +16,10 @@ from hubrl.errors import BadConfig
 from hubrl.nn.optimizers import HubAdam
 from hubrl.policies.extractor import warn_without_callback
 from hubrl.policies.on_policy.fused_head import evaluate_fused
+from hubrl.policies.on_policy.head import CommittedHead
 from hubrl.policies.on_policy.predicting_actor import PredictingActor
 from hubrl.policies.on_policy.step import (
+    PolicyStep,
     RecordedBatch,
     RolloutCommitments,
     StepContext,
@@ -47,6 +51,7 @@ class HubActorCriticPolicy(PredictingActor):
     __module__ = "hubrl"  # saved files name the class by this
     plain_module: ClassVar[str] = "hubrl.HubActorCriticPolicy"
     """Name by which its zip is read without unpickling."""
+    _noise_generator: np.random.Generator | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.last_record = StepRecord()
@@ -84,19 +89,18 @@ class HubActorCriticPolicy(PredictingActor):
             return super().forward(cast("Tensor", obs), deterministic)
         context = self._rollout_context(obs)
         head = self.current_head(context)
-        if head is not None:
-            step = self.decide(head, context, deterministic)
-            context.acted = step.acted
-            if self._keeps_outputs:
-                context.source_outputs, context.selected_output = None, step.selected_output
-            actions, values, log_prob = step.actions, step.values, step.log_prob
-        else:
+        if head is None:
             latent, critic_latent = self.extract_latents(context.observations)
             values = self.value_net(critic_latent)
             actions, distribution = self.draw(context, latent, deterministic)
             log_prob = distribution.log_prob(actions)
+        else:
+            choice, values, log_prob, _ = self._decide(head, context, deterministic)
+            actions, context.acted = choice.actions, choice.acted
+            if self._keeps_outputs:
+                context.source_outputs, context.selected_output = None, choice.selected_output
         self._commitments.advance(context)
-        if self.training_state.records_steps:
+        if self._training_state.records_steps:
             self.last_record = context.record()
         return actions.reshape((-1, *self.action_space.shape)), values, log_prob  # type: ignore[misc]
 
@@ -209,23 +213,45 @@ class HubActorCriticPolicy(PredictingActor):
 
     def _rollout_context(self, obs: PyTorchObs) -> StepContext:
         """Inputs of a rollout step: committed pathways, recorded outputs of sources, noise."""
-        in_training = self.training_state.records_steps or not self.commits
-        context = StepContext(self.preprocess(obs), exploring=in_training)
-        if self.commits:
+        records, commits = self._training_state.records_steps, self.commits
+        context = StepContext(self.preprocess(obs), exploring=records or not commits)
+        if commits:
             self._bind(context)
-        if not self.training_state.records_steps or context.only_fresh:
+        if not records or context.only_fresh:
             return context
-        top_k = self.method.top_k
+        method = self.method
         # All sources together cost little more than one, unless some are not active.
-        selects = top_k < len(self.method.pathways.names) and self.current_head(context) is not None
+        selects = method.top_k < len(method.pathways.names) and self.current_head(context)
         if self._keeps_outputs and not selects:
-            trusted = self.method.trusted_pathways
-            context.source_outputs = self.method.pathways.compute_source_outputs(
-                context.observations, trusted
+            context.source_outputs = method.pathways.compute_source_outputs(
+                context.observations, method.trusted_pathways
             )
-        if self.method.noisy:
-            context.noise = self.draw_noise(context)
+        if method.noisy:
+            context.noise = self._draw_noise(context)
         return context
+
+    def _decide(self, head: CommittedHead, context: StepContext, deterministic: bool) -> PolicyStep:
+        """Step of a rollout with pathway and action drawn; its weights are counted for the logs."""
+        select = partial(self.select_output, context)
+        rows = self.head_inputs(head, context)
+        step = head.decide(rows, select, context, deterministic=deterministic)
+        if head.routing is not None and context.exploring and not self.training:
+            self.method.routing_stats.add(step.computed.routed.log_weights)
+        return step
+
+    def _draw_noise(self, context: StepContext) -> Float[Tensor, "batch pathways"]:
+        """Random noise of the router for a recorded step."""
+        if self._noise_generator is None:
+            self._noise_generator = np.random.default_rng(int(self.get_buffer("noise_key")))
+        shape = context.n_rows, len(self.method.pathways.names)
+        noise = torch.as_tensor(
+            self._noise_generator.standard_normal(shape, dtype=np.float32), device=self.device
+        )
+        return (
+            noise
+            if context.deterministic is None
+            else noise.masked_fill(context.deterministic[:, None], 0.0)
+        )
 
     def _bind(self, context: StepContext) -> None:
         """Set the committed pathways and solo episodes of a rollout step's inputs."""
@@ -255,17 +281,17 @@ class HubActorCriticPolicy(PredictingActor):
             distribution = self.make_distribution(context, latent)
             values = self.value_net(critic_latent)
             return values, distribution.log_prob(actions), distribution.entropy()
-        if self.training_state.fused_update:
+        if self._training_state.fused_update:
             self.pack_parameters(head)
-        selected = context.selected_output
-        if selected is None:
-            selected = self.select_output(context, context.acted)
-        features, weights = self.head_features(head, context), self.weigh(context)
-        values, log_prob = evaluate_fused(head, features, weights, selected, context, actions)
+        select = partial(self.select_output, context)
+        selected = head.selected_output(context.acted, select, context)
+        step = evaluate_fused(head, self.head_inputs(head, context), selected, context, actions)
+        if step.loss is not None:
+            self.method.routing_stats.add(None, step.loss.detach())
         # SB3 estimates a missing entropy by the mean of -log_prob, with a gradient that is wasted
         # where its coefficient is zero; the detached estimate has none.
-        entropy = None if self.training_state.entropy_gradient else -log_prob.detach()
-        return values, log_prob, entropy
+        entropy = None if self._training_state.entropy_gradient else -step.log_prob.detach()
+        return step.values, step.log_prob, entropy
 
 
 def _collects_rollouts(policy: HubActorCriticPolicy) -> bool:

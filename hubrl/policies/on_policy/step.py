@@ -1,7 +1,8 @@
 """Steps of a policy over sources' outputs: inputs, record, and commitments to pathways."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -9,7 +10,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hubrl.errors import BadConfig
-from hubrl.routing.weights import device_of, n_rows
 from hubrl.sources.preprocessing import Observations
 
 Rows = TypeVar("Rows", int, Tensor, np.ndarray)
@@ -129,17 +129,96 @@ class StepContext:
     @property
     def n_rows(self) -> int:
         """Number of observations."""
-        return n_rows(self.observations)
+        return len(self._part)
 
     @property
     def device(self) -> torch.device:
         """Device of the observations."""
-        return device_of(self.observations)
+        return self._part.device
+
+    @property
+    def _part(self) -> Tensor:
+        """The observations, or one part of a Dict."""
+        seen = self.observations
+        return seen if isinstance(seen, Tensor) else next(iter(seen.values()))
 
     @property
     def solo(self) -> Bool[Tensor, " batch"] | None:
         """Rows of solo episodes; none where the previous pathway is unknown."""
         return None if self.previous is None else self.previous <= SOLO_CODE
+
+
+class HeadInputs(NamedTuple):
+    """Rows that the head reads."""
+
+    critic: Float[Tensor, "batch _"]
+    """Features, or the critic's last hidden layer where torch computes it."""
+    actor: Float[Tensor, "batch _"]
+    """The same of the actor."""
+    router: Float[Tensor, "batch _"]
+    """Inputs of the router's hidden layers; without `CommittedHead.routing` log pathway weights."""
+
+
+class Routed(NamedTuple):
+    """Pathway weights, and what their gradients need."""
+
+    log_weights: Float[Tensor, "batch pathways"]
+    spread: Float[Tensor, "batch pathways"] | None = None
+    """Scale of the noise before its softplus; none where the head has no noisy router."""
+    inactive: Bool[Tensor, "batch pathways"] | None = None
+    """Pathways that may not act in a row; none where all may."""
+
+
+class ActingParams(NamedTuple):
+    """Action parameters of the acting pathway, corrected."""
+
+    params: Float[Tensor, "batch _"]
+    """Means; for Discrete log-probabilities, up to a constant."""
+    log_std: Float[Tensor, "batch actions"] | None = None
+    """Logarithms of the standard deviations; none for Discrete."""
+    std: Float[Tensor, "batch actions"] | None = None
+
+
+class Choice(NamedTuple):
+    """Pathway and action of a step, row by row, and what they were drawn from."""
+
+    acted: Int[Tensor, " batch"]
+    selected_output: Float[Tensor, "batch outputs"]
+    """Own output of the source that acts; undefined where the fresh pathway acts."""
+    actions: Tensor
+    params: ActingParams
+    transition: Float[Tensor, "batch pathways"]
+    """Log-probabilities of the next pathway."""
+    stayed: Float[Tensor, "batch pathways"] | None
+    """One at the previous pathway; none where no commitment is learned."""
+    fresh: Bool[Tensor, "batch 1"]
+    """Rows in which the fresh pathway acts."""
+    solo: Bool[Tensor, "batch 1"] | None
+    """Rows of solo episodes, in which the pathway acts with certainty and without correction; none
+    where no arms are judged."""
+
+
+class Computed(NamedTuple):
+    """Intermediate results of a step, for its gradients."""
+
+    choice: Choice
+    routed: Routed
+    hidden: Sequence[Sequence[Float[Tensor, "batch _"]]]
+    """Input and hidden layers of critic, actor and, where the head has one, router."""
+    scaled: Float[Tensor, "batch _"]
+    """Distances of actions from their means, in standard deviations; or log-probabilities of
+    discrete actions."""
+    precision: Float[Tensor, "batch actions"] | None
+    """One over the standard deviations; none for Discrete."""
+
+
+class PolicyStep(NamedTuple):
+    """A step of the policy, row by row."""
+
+    choice: Choice
+    values: Float[Tensor, "batch 1"]
+    log_prob: Float[Tensor, " batch"]
+    computed: Computed
 
 
 PredictState = tuple[np.ndarray, ...]
@@ -204,6 +283,8 @@ class RolloutCommitments:
 
     def __init__(self) -> None:
         self._state: CommitmentState | None = None
+        self._bound: Int[np.ndarray, " envs"] | None = None
+        """Previous pathways of the step that goes on."""
         self.some_fresh = False
         """Whether the fresh pathway played a solo episode in this rollout."""
 
@@ -233,13 +314,13 @@ class RolloutCommitments:
         bound = self._state.binding(most_steps)
         if playing is not None and len(playing) == len(bound):
             bound = np.where(playing >= 0, encode_solo(playing), bound)
-        context.previous = torch.as_tensor(bound, device=context.device)
-        fresh = bound == encode_solo(fresh_index)
-        context.only_fresh = bool(fresh.all())
-        self.some_fresh |= bool(fresh.any())
+            fresh = bound == encode_solo(fresh_index)
+            context.only_fresh = bool(fresh.all())
+            self.some_fresh |= bool(fresh.any())
+        self._bound, context.previous = bound, torch.as_tensor(bound, device=context.device)
 
     def advance(self, context: StepContext) -> None:
         """Count a step of the pathways that acted."""
-        bound, acted = context.previous, context.acted
-        if self._state is not None and acted is not None and bound is not None:
-            self._state.advance(acted, bound.cpu().numpy())
+        bound, self._bound = self._bound, None
+        if self._state is not None and context.acted is not None and bound is not None:
+            self._state.advance(context.acted, bound)
