@@ -28,7 +28,7 @@ from hubrl.policies.on_policy.actor_snapshot import ActorSnapshot
 from hubrl.policies.on_policy.copied_source import check_copies, copy_source, shape_to_copy
 from hubrl.policies.on_policy.head import CommittedHead
 from hubrl.policies.on_policy.options import OutputOptions, check_selection
-from hubrl.policies.on_policy.step import StepContext, TrainingState
+from hubrl.policies.on_policy.step import StepContext
 from hubrl.routing.fresh_pathway import extractor_class
 from hubrl.routing.pathways import FRESH, spec_sources
 from hubrl.routing.router import Routing, ZeroLinear
@@ -49,7 +49,6 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
     every source dropped the policy is SB3's, bit for bit. Arguments as of `HubActorCriticPolicy`.
     """
 
-    training_state: TrainingState
     _is_committed = False
     """Whether the buffer `committed` is known to be set, as it is once and for all but by loading;
     every step asks, and a GPU would be waited for."""
