@@ -174,6 +174,29 @@ def test_a_layer_that_replaces_another_is_used():
         assert gradient.abs().sum() > 0
 
 
+def test_layers_in_packs_of_their_own_follow_the_optimizer():
+    """After a trial of the fresh pathway its last layer has taken other steps than the correction."""
+    env = Toy()
+    model = target(PPO, env, tiny_hub(env).agent(PPO, judging_share=0.0), learning_rate=1e-2)
+    model.learn(64, callback=HubCallback(probe_share=0, warmup_share=0))
+    policy = model.policy
+    for parameter in policy.action_net.parameters():
+        policy.optimizer.state.pop(parameter)
+    policy.training_state = TrainingState(records_steps=True, fused_update=True)
+    policy.set_training_mode(True)
+    batch = next(model.rollout_buffer.get(16))
+    for _ in range(3):
+        values, log_prob, _ = policy.evaluate_actions(batch.observations, batch.actions)
+        policy.optimizer.zero_grad()
+        (values.sum() + log_prob.sum()).backward()
+        policy.optimizer.step()
+    assert len(policy.optimizer.packs) == 3
+    found = policy.evaluate_actions(batch.observations, batch.actions)[:2]
+    policy.end_update()
+    again = policy.evaluate_actions(batch.observations, batch.actions)[:2]
+    torch.testing.assert_close(found, again)
+
+
 def test_a_rollouts_log_probability_has_the_gradient_of_an_updates():
     env = Toy()
     model = target(PPO, env, tiny_hub(env).agent(PPO, judging_share=0.0))

@@ -116,8 +116,9 @@ def _gradients(
     of_means = slope if precision is None else slope * precision
     of_log_stds = None if precision is None else torch.addcmul(-outer, slope, computed.scaled)
     acting = head.pathways == choice.acted[:, None]
-    of_router = of_weights = _of_transition(computed, acting, outer)
+    of_weights = _of_transition(computed, acting, outer)
     of_actors, actor, heads = None, list[Tensor](), list[Tensor]()
+    of_router: Tensor | None = of_weights
     if head.fused.actor is not None:
         of_fused = _of_heads(head, computed, of_means, slope, of_weights)
         heads = linear_gradients(of_fused, computed.hidden[1][-1])
