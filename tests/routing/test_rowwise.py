@@ -56,7 +56,7 @@ def test_outputs_of_rows_are_those_of_their_own_pathways():
         for index, pathway in enumerate(made.pathways.sources):
             pathway.log_std.fill_(-index)
         acted = torch.arange(20) % 13  # the last is the fresh pathway, whose rows are undefined
-        found = made.pathways.selected_output(acted, ROWS, None)
+        found = made.pathways.selected_output(acted, ROWS)
         for row, index in enumerate(acted.tolist()):
             if index < 12:
                 own = made.pathways.sources[index](ROWS[row : row + 1])[0]

@@ -31,7 +31,7 @@ from hubrl.policies.on_policy.options import OutputOptions, check_selection
 from hubrl.policies.on_policy.step import StepContext
 from hubrl.routing.fresh_pathway import extractor_class
 from hubrl.routing.pathways import FRESH, spec_sources
-from hubrl.routing.router import Routing, ZeroLinear
+from hubrl.routing.router import Router, Routing, ZeroLinear
 from hubrl.routing.source_pathway import SourcePathway
 from hubrl.routing.target import TargetSpec, check_meanings
 from hubrl.selection.arm_selection import ArmSelection
@@ -326,7 +326,9 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         """Router that the head computes with its own layers; none where the method does."""
         routing, binds = method.routing, self.stay_logit is None and self.outputs.hold > 1
         # A fixed commitment replaces the weights by certainty.
-        if routing is None or binds or has_hooks(routing.router):
+        if routing is None or binds or type(routing.router) is not Router:
+            return None
+        if has_hooks(routing.router):
             return None
         return routing if ManualMLP.supports(routing.router.hidden) else None
 
