@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hubrl.errors import BadConfig
+from hubrl.nn.bf16 import fold_kernels
 from hubrl.routing.router import ZeroLinear
 from hubrl.sources.layers import Kernel, parameter_like, stack_layers
 
@@ -32,17 +33,29 @@ class Gates(nn.Module):
         self.squeeze = nn.Linear(channels, channels // 4 + 1, bias=False)
         self.excite = ZeroLinear(channels // 4 + 1, n_sources)
         self.last: Tensor | None = None
+        self.scale = 1
+        """Divisor of the inputs: 255 where they are pixels."""
 
     def forward(
         self, inputs: Float[Tensor, " batch *layer"], start: Float[Tensor, " sources"]
     ) -> Float[Tensor, "batch sources"]:
         """A gate for every source and row."""
-        # Global average pooling; of flattened convolutions over each channel's positions.
-        pooled = inputs.flatten(1).view(len(inputs), self.channels, -1).mean(dim=2)
+        pooled = self._pooled(inputs)
         opened = torch.sigmoid(self.excite(functional.relu(self.squeeze(pooled))))
         gates: Tensor = start + (2 / self.n_sources) * (opened - 0.5)
         self.last = gates.detach()
         return gates
+
+    def _pooled(
+        self, inputs: Float[Tensor, " batch *layer"]
+    ) -> Float[Tensor, "batch channels"]:
+        """Mean of each channel over its places, in float32."""
+        if inputs.dtype == torch.bfloat16 and inputs.ndim == 4:
+            # In the order in which they lie in memory, channels last; of blocks, pixels are left.
+            rows = inputs.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
+            return rows.float().view(len(inputs), self.channels, -1).mean(dim=2) / self.scale
+        # Of flattened convolutions too, over each channel's places.
+        return inputs.flatten(1).view(len(inputs), self.channels, -1).mean(dim=2).float()
 
 
 class GatedLayer(nn.Module):
@@ -72,14 +85,26 @@ class GatedLayer(nn.Module):
         self.alignment = nn.Parameter(identities) if align and not pointwise else None
         self.gates = Gates(channels, len(layers)) if gate else None
         self.register_buffer("start", torch.full((len(layers),), 1 / len(layers)))
+        self.reads_blocks = False
+        """Whether inputs are the blocks of pixels of `fold_blocks`."""
+
+    def read_blocks(self, scale: int) -> None:
+        """Read the result of `fold_blocks` from now on; for convolutions of 8 x 8 by steps of 4.
+
+        Args:
+            scale: Divisor of the pixels.
+        """
+        self.reads_blocks, self.scale = True, scale
+        if self.gates is not None:
+            self.gates.scale = scale
 
     def forward(self, inputs: Float[Tensor, " batch *layer"]) -> Float[Tensor, " batch *next"]:
         """Output of the layer."""
         start = self.get_buffer("start")
         if self.gates is None:
             return self._apply_kernel(inputs, *self.mixed_kernel(start))
-        gates = self.gates(inputs, start)
-        return torch.einsum("bm,bm...->b...", gates, self._source_outputs(inputs))
+        gates, each = self.gates(inputs, start), self._source_outputs(inputs)
+        return torch.einsum("bm,bm...->b...", gates.to(each.dtype), each)
 
     @torch.no_grad()
     def set_start(self, start: Float[Tensor, " sources"]) -> None:
@@ -94,13 +119,31 @@ class GatedLayer(nn.Module):
 
     def mixed_kernel(self, gates: Float[Tensor, " sources"]) -> tuple[Tensor, Tensor | None]:
         """Kernel and bias for gates that do not depend on the input."""
-        alignment: Tensor | None = self.alignment
-        if alignment is None:
-            alignment = torch.eye(self.weight.shape[1], device=gates.device)
-        mixing = gates[:, None, None] * alignment
+        if self.alignment is None:
+            weight = torch.einsum("m,m...->...", gates, self.weight)
+            return weight, None if self.bias is None else gates @ self.bias
+        mixing = gates[:, None, None] * self.alignment
         weight = torch.einsum("mpo,mo...->p...", mixing, self.weight)
         bias = None if self.bias is None else torch.einsum("mpo,mo->p", mixing, self.bias)
         return weight, bias
+
+    def mixed_outputs(
+        self, inputs: Float[Tensor, " batch *layer"], gates: Float[Tensor, " sources"]
+    ) -> Float[Tensor, " batch *next"]:
+        """Output for gates that do not depend on the input: by the one kernel, or of all sources.
+
+        An aligned kernel of a wide layer costs more than a batch of outputs.
+        """
+        n_sources, outputs, *rest = self.weight.shape
+        if self.alignment is not None and not isinstance(self.like[0], nn.Conv2d):
+            by_kernel = n_sources * outputs**2 * rest[0] + len(inputs) * outputs * rest[0]
+            by_outputs = len(inputs) * n_sources * outputs * (rest[0] + outputs)
+            if by_outputs < by_kernel:
+                mixing = (gates[:, None, None] * self.alignment).transpose(0, 1).flatten(1)
+                bias = None if self.bias is None else self.bias.flatten()
+                each = self._apply_kernel(inputs, self.weight.flatten(0, 1), bias)
+                return functional.linear(each, mixing.to(each.dtype))
+        return self._apply_kernel(inputs, *self.mixed_kernel(gates))
 
     def to_plain_layer(self) -> Kernel:
         """An ordinary layer with the same output.
@@ -137,11 +180,22 @@ class GatedLayer(nn.Module):
         each = flat.view(len(inputs), n_sources, outputs, *flat.shape[2:])
         if on_kernel or self.alignment is None:
             return each
-        return torch.einsum("mpo,bmo->bmp", self.alignment, each)
+        return torch.einsum("mpo,bmo->bmp", self.alignment.to(each.dtype), each)
 
     def _apply_kernel(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         like = self.like[0]
+        if inputs.dtype == torch.bfloat16:
+            weight, bias = self._cast(weight), None if bias is None else bias.bfloat16()
+        if self.reads_blocks:
+            return functional.conv2d(inputs, weight, bias)
         if isinstance(like, nn.Conv2d):
             stride, padding, dilation = like.stride, like.padding, like.dilation
             return functional.conv2d(inputs, weight, bias, stride, padding, dilation)
         return functional.linear(inputs, weight, bias)
+
+    def _cast(self, weight: Tensor) -> Tensor:
+        """A kernel in bfloat16, over blocks where blocks are read."""
+        if self.reads_blocks:
+            weight = fold_kernels(weight / self.scale)
+        weight = weight.bfloat16()
+        return weight if weight.ndim < 4 else weight.contiguous(memory_format=torch.channels_last)

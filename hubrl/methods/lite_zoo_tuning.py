@@ -50,7 +50,7 @@ class LiteLayer(GatedLayer):
             mean = self.gates(inputs, self.get_buffer("start")).mean(dim=0)
             self._batch_means.append(mean.detach())
             ensemble = ensemble + (mean - mean.detach())
-        return self._apply_kernel(inputs, *self.mixed_kernel(ensemble))
+        return self.mixed_outputs(inputs, ensemble)
 
     def train(self, mode: bool = True) -> "LiteLayer":
         """`nn.Module.train`; at the end of an update `A` advances."""

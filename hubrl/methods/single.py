@@ -18,6 +18,11 @@ from hubrl.sources.source import Source
 class OnePathway(Method):
     """A method of one pathway, whose weight is always one."""
 
+    @property
+    def reads_bytes(self) -> bool:
+        """Whether uint8 images may be given undivided, for the same result."""
+        return self.pathways.reads_bytes
+
     def forward(
         self,
         observations: Observations,

@@ -17,6 +17,7 @@ from hubrl.routing.pathways import Pathways
 from hubrl.routing.target import TargetSpec
 from hubrl.routing.weights import dispatch
 from hubrl.sources import action_params
+from hubrl.sources.batched import first_convolution, is_nature
 from hubrl.sources.layers import Kernel, kernels, merge_layers
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
@@ -125,6 +126,10 @@ class ZooTuning(SingleSource):
             lambda path, layers: self.layer(layers, channels[path], align=align, gate=gate),
             head=head,
         )
+        if target.precision == "bfloat16" and is_nature(sources[0]):
+            first = first_convolution(merged)
+            assert isinstance(first, GatedLayer)
+            first.read_blocks(255 if sources[0].card.normalize_images else 1)
         super().__init__(Pathways([merged], target, fresh=False, project=False))
         self.source_names = [source.name for source in sources]
         self.starts = MergeStarts(self.pathways, self.source_names)

@@ -1,6 +1,7 @@
 """Features and action parameters of several sources, computed together where networks are alike."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from gymnasium import spaces
@@ -23,7 +24,7 @@ from hubrl.sources import action_params
 from hubrl.sources.heads import GaussianAction, sde_log_std
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
-from hubrl.sources.trunks import ACTIVATIONS, NATURE, Encoder, Trunks
+from hubrl.sources.trunks import ACTIVATIONS, NATURE, Encoder, Reader, Trunks
 
 
 class BatchedSources:
@@ -53,8 +54,7 @@ class BatchedSources:
     @property
     def reads_bytes(self) -> bool:
         """Whether uint8 images may be given undivided, for the same features."""
-        groups = (group for _, group in self._groups)
-        return all(isinstance(group, NatureCNNs) and group.reads_bytes for group in groups)
+        return all(group.reads_bytes for _, group in self._groups)
 
     def __call__(self, observations: Observations) -> list[Float[Tensor, "batch _"]]:
         """Features of every source, each of its own width.
@@ -112,7 +112,9 @@ def group_key(source: Source, precision: Precision) -> tuple[object, ...] | None
         return None
     trunk = trunks[""]
     common = space.shape, tuple(step.model_dump_json() for step in card.preprocessing)
-    if precision == "bfloat16" and _is_plain_nature(source, encoder, trunk):
+    if precision == "bfloat16" and reads_blocks(source):
+        return None
+    if precision == "bfloat16" and is_nature(source) and _is_plain(encoder):
         return "nature", *common, trunk.linear, card.normalize_images
     layers: Layers = getattr(network, "hidden", Layers())
     flat = not trunk.convs and trunk.linear is None
@@ -121,20 +123,44 @@ def group_key(source: Source, precision: Precision) -> tuple[object, ...] | None
     return None
 
 
-def _is_plain_nature(source: Source, encoder: Encoder, trunk: Trunk) -> bool:
-    """Whether a source is SB3's NatureCNN over uint8 images."""
+def is_nature(source: Source) -> bool:
+    """Whether a source's card is that of SB3's NatureCNN over uint8 images."""
+    trunks: dict[str, Trunk] = getattr(source.card.network, "trunks", {})
+    if set(trunks) != {""}:
+        return False
+    trunk = trunks[""]
     convs = tuple((conv.channels, conv.kernel, conv.stride) for conv in trunk.convs)
     if convs != NATURE or any(conv.padding for conv in trunk.convs):
         return False
-    # Zoo-Tuning puts layers of its own into an encoder whose card is a NatureCNN's.
-    layers = sum(isinstance(part, nn.Conv2d) for part in encoder.trunks.modules())
-    plain = layers == len(trunk.convs) and source.normaliser is None
     bytes_in = source.space.dtype is not None and source.space.dtype.name == "uint8"
-    return plain and bytes_in and trunk.linear is not None and trunk.activation == "relu"
+    plain = bytes_in and source.normaliser is None
+    return plain and trunk.linear is not None and trunk.activation == "relu"
+
+
+def _is_plain(encoder: Encoder) -> bool:
+    """Whether the convolutions are torch's; Zoo-Tuning's are layers of its own."""
+    return sum(isinstance(part, nn.Conv2d) for part in encoder.trunks.modules()) == len(NATURE)
+
+
+def first_convolution(source: Source) -> nn.Module | None:
+    """The first convolution of a source, or the layer in its place."""
+    encoder = source.encoder
+    trunks = encoder.trunks if isinstance(encoder, Encoder) else None
+    readers = list(trunks.readers) if isinstance(trunks, Trunks) else []
+    convs = list(cast("Reader", readers[0]).convs) if readers else []
+    return convs[0] if convs else None
+
+
+def reads_blocks(source: Source) -> bool:
+    """Whether a source's layers compute in bfloat16, from the blocks of pixels of `fold_blocks`."""
+    return bool(getattr(first_convolution(source), "reads_blocks", False))
 
 
 class Group:
     """Sources that are computed one by one."""
+
+    reads_bytes = False
+    """Whether uint8 images may be given undivided."""
 
     def __init__(self, sources: list[Source]) -> None:
         self.sources = sources
@@ -155,6 +181,8 @@ def _make_group(sources: list[Source], key: object) -> Group:
             return NatureCNNs(sources)
         case ("mlp", *_) if len(sources) > 1:
             return MLPs(sources)
+        case _ if reads_blocks(sources[0]):
+            return BlockReader(sources)
         case _:
             return Group(sources)
 
@@ -203,6 +231,24 @@ def _nature_cnns(images: Tensor, weights: Sequence[Tensor], n: int) -> list[Tens
     hidden = functional.conv2d(hidden, third, third_bias, groups=n).relu()
     rows = hidden.flatten(1).view(len(images), n, -1).transpose(0, 1)  # (sources, batch, width)
     return list(torch.baddbmm(last_bias, rows, last).relu().float())
+
+
+class BlockReader(Group):
+    """One NatureCNN of layers that compute in bfloat16, such as Zoo-Tuning's."""
+
+    def __init__(self, sources: list[Source]) -> None:
+        super().__init__(sources)
+        self.scale = 255 if sources[0].card.normalize_images else 1
+        self.reads_bytes = not sources[0].card.preprocessing
+
+    def __call__(self, observations: Observations) -> list[Tensor]:
+        """Features of the source."""
+        source = self.sources[0]
+        inputs = source.preprocess(observations)
+        assert isinstance(inputs, Tensor)
+        encoder = declared_encoder(source)
+        features = encoder.trunks(fold_blocks(to_pixels(inputs, self.scale)))
+        return [encoder.hidden(features.float())]
 
 
 class MLPs(Group):
