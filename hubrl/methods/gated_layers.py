@@ -46,16 +46,17 @@ class Gates(nn.Module):
         self.last = gates.detach()
         return gates
 
-    def _pooled(
-        self, inputs: Float[Tensor, " batch *layer"]
-    ) -> Float[Tensor, "batch channels"]:
+    def _pooled(self, inputs: Float[Tensor, " batch *layer"]) -> Float[Tensor, "batch channels"]:
         """Mean of each channel over its places, in float32."""
         if inputs.dtype == torch.bfloat16 and inputs.ndim == 4:
-            # In the order in which they lie in memory, channels last; of blocks, pixels are left.
-            rows = inputs.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
-            return rows.float().view(len(inputs), self.channels, -1).mean(dim=2) / self.scale
+            # Sums in the order in which numbers lie in memory, channels last. Torch's mean would
+            # convert all of them to float32 first. A channel of blocks is a pixel of each.
+            sums = inputs.permute(0, 2, 3, 1).flatten(1, 2).sum(dim=1).float()
+            places = inputs[0, 0].numel() * self.scale
+            return sums.view(len(inputs), self.channels, -1).mean(dim=2) / places
         # Of flattened convolutions too, over each channel's places.
-        return inputs.flatten(1).view(len(inputs), self.channels, -1).mean(dim=2).float()
+        pooled = inputs.flatten(1).view(len(inputs), self.channels, -1).mean(dim=2)
+        return pooled.float() if inputs.dtype == torch.bfloat16 else pooled
 
 
 class GatedLayer(nn.Module):
@@ -86,10 +87,10 @@ class GatedLayer(nn.Module):
         self.gates = Gates(channels, len(layers)) if gate else None
         self.register_buffer("start", torch.full((len(layers),), 1 / len(layers)))
         self.reads_blocks = False
-        """Whether inputs are the blocks of pixels of `fold_blocks`."""
+        """Whether inputs in bfloat16 are the blocks of pixels of `fold_blocks`."""
 
     def read_blocks(self, scale: int) -> None:
-        """Read the result of `fold_blocks` from now on; for convolutions of 8 x 8 by steps of 4.
+        """Take inputs in bfloat16 as results of `fold_blocks`; of 8 x 8 pixels by steps of 4 alone.
 
         Args:
             scale: Divisor of the pixels.
@@ -126,24 +127,6 @@ class GatedLayer(nn.Module):
         weight = torch.einsum("mpo,mo...->p...", mixing, self.weight)
         bias = None if self.bias is None else torch.einsum("mpo,mo->p", mixing, self.bias)
         return weight, bias
-
-    def mixed_outputs(
-        self, inputs: Float[Tensor, " batch *layer"], gates: Float[Tensor, " sources"]
-    ) -> Float[Tensor, " batch *next"]:
-        """Output for gates that do not depend on the input: by the one kernel, or of all sources.
-
-        An aligned kernel of a wide layer costs more than a batch of outputs.
-        """
-        n_sources, outputs, *rest = self.weight.shape
-        if self.alignment is not None and not isinstance(self.like[0], nn.Conv2d):
-            by_kernel = n_sources * outputs**2 * rest[0] + len(inputs) * outputs * rest[0]
-            by_outputs = len(inputs) * n_sources * outputs * (rest[0] + outputs)
-            if by_outputs < by_kernel:
-                mixing = (gates[:, None, None] * self.alignment).transpose(0, 1).flatten(1)
-                bias = None if self.bias is None else self.bias.flatten()
-                each = self._apply_kernel(inputs, self.weight.flatten(0, 1), bias)
-                return functional.linear(each, mixing.to(each.dtype))
-        return self._apply_kernel(inputs, *self.mixed_kernel(gates))
 
     def to_plain_layer(self) -> Kernel:
         """An ordinary layer with the same output.
@@ -183,19 +166,23 @@ class GatedLayer(nn.Module):
         return torch.einsum("mpo,bmo->bmp", self.alignment.to(each.dtype), each)
 
     def _apply_kernel(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self.apply_cast(inputs, *self.cast(weight, bias, inputs.dtype))
+
+    def cast(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> list[Tensor]:
+        """Kernel and perhaps bias as `apply_cast` takes them, for inputs of a precision."""
+        if dtype == torch.bfloat16:
+            weight = fold_kernels(weight / self.scale) if self.reads_blocks else weight
+            weight = weight.bfloat16()
+            if weight.ndim == 4:
+                weight = weight.contiguous(memory_format=torch.channels_last)
+        return [weight] if bias is None else [weight, bias.to(dtype)]
+
+    def apply_cast(self, inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Outputs of a kernel and a bias from `cast`."""
         like = self.like[0]
-        if inputs.dtype == torch.bfloat16:
-            weight, bias = self._cast(weight), None if bias is None else bias.bfloat16()
-        if self.reads_blocks:
+        if self.reads_blocks and inputs.dtype == torch.bfloat16:
             return functional.conv2d(inputs, weight, bias)
         if isinstance(like, nn.Conv2d):
             stride, padding, dilation = like.stride, like.padding, like.dilation
             return functional.conv2d(inputs, weight, bias, stride, padding, dilation)
         return functional.linear(inputs, weight, bias)
-
-    def _cast(self, weight: Tensor) -> Tensor:
-        """A kernel in bfloat16, over blocks where blocks are read."""
-        if self.reads_blocks:
-            weight = fold_kernels(weight / self.scale)
-        weight = weight.bfloat16()
-        return weight if weight.ndim < 4 else weight.contiguous(memory_format=torch.channels_last)

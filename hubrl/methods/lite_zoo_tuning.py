@@ -9,13 +9,11 @@ from torch import Tensor
 from hubrl.methods.gated_layers import GatedLayer
 from hubrl.methods.registry import register
 from hubrl.methods.zoo_tuning import ZooTuning, layer_name, layers_in
+from hubrl.nn.freezing import WeightCache
 from hubrl.sources.layers import Kernel
 
 DECAY = 0.9
 """Decay of the temporal ensemble [Zoo-Tuning's code]."""
-
-SAMPLE = 1000
-"""Weights that are compared to detect an average that was written over all of them."""
 
 
 class LiteLayer(GatedLayer):
@@ -39,18 +37,18 @@ class LiteLayer(GatedLayer):
         self._batch_means: list[Tensor] = []
         # Weights saved right behind an update must be those that act from then on.
         self.register_state_dict_pre_hook(lambda layer, *_: layer.advance())  # type: ignore[no-untyped-call]
-        self._merged: tuple[list[tuple[int, int]], Tensor, Tensor, Tensor | None] | None = None
+        self._merged: tuple[object, WeightCache] = None, WeightCache()
 
     def forward(self, inputs: Float[Tensor, " batch *layer"]) -> Float[Tensor, " batch *next"]:
         """Output of the layer with the gates `A`."""
         ensemble = self.get_buffer("running_gates")
         if not torch.is_grad_enabled():
-            return self._apply_kernel(inputs, *self._merged_kernel())
+            return self.apply_cast(inputs, *self._merged_kernel(inputs.dtype))
         if self.gates is not None and self.training:
             mean = self.gates(inputs, self.get_buffer("start")).mean(dim=0)
             self._batch_means.append(mean.detach())
             ensemble = ensemble + (mean - mean.detach())
-        return self.mixed_outputs(inputs, ensemble)
+        return self._apply_kernel(inputs, *self.mixed_kernel(ensemble))
 
     def train(self, mode: bool = True) -> "LiteLayer":
         """`nn.Module.train`; at the end of an update `A` advances."""
@@ -77,22 +75,17 @@ class LiteLayer(GatedLayer):
         """An ordinary layer with the same output."""
         return self._plain_layer(*self.mixed_kernel(self.get_buffer("running_gates")))
 
-    def _merged_kernel(self) -> tuple[Tensor, Tensor | None]:
-        """Kernel and bias, computed anew only if one of their parts has changed."""
+    def _merged_kernel(self, dtype: torch.dtype) -> list[Tensor]:
+        """Kernel and bias as they are applied, computed anew only if one of their parts changed."""
         gates = self.get_buffer("running_gates")
-        parts = [
-            part for part in (gates, self.weight, self.bias, self.alignment) if part is not None
-        ]
-        state = [(part._version, part.data_ptr()) for part in parts]
-        # SB3's Polyak average writes through `.data`, which no version counts; it changes every
-        # weight, so that a sample shows it.
-        sample = torch.cat(
-            [part.detach().flatten()[:: 1 + part.numel() // SAMPLE] for part in parts]
-        )
-        merged = self._merged
-        if merged is None or merged[0] != state or not torch.equal(merged[1], sample):
-            self._merged = merged = (state, sample.clone(), *self.mixed_kernel(gates))
-        return merged[2:]
+        # SB3's Polyak average writes gates through `.data`, which no version counts.
+        state = dtype, gates.tolist()
+        known, cache = self._merged
+        if state != known:
+            # One attribute for both: another thread may read them at any time.
+            self._merged = state, (cache := WeightCache())
+        parts = [part for part in (self.weight, self.bias, self.alignment) if part is not None]
+        return cache.get(parts, lambda: self.cast(*self.mixed_kernel(gates), dtype))
 
 
 @register("lite-zoo-tuning")

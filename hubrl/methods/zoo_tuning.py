@@ -119,11 +119,14 @@ class ZooTuning(SingleSource):
         head = target.level == "outputs"
         check_convolutions(sources, name)
         channels = _input_channels(sources[0], head=head)
+        aligned = _aligned_layers(sources[0], head=head) if align else set()
         merged = merge_layers(
             sources,
             name,
             f"Method {name!r} aggregates layers of one shape",
-            lambda path, layers: self.layer(layers, channels[path], align=align, gate=gate),
+            lambda path, layers: self.layer(
+                layers, channels[path], align=path in aligned, gate=gate
+            ),
             head=head,
         )
         if target.precision == "bfloat16" and is_nature(sources[0]):
@@ -206,6 +209,17 @@ def layers_in(pathways: Pathways) -> dict[str, GatedLayer]:
 def layer_name(path: str) -> str:
     """Name of a layer in its source, of its path among the pathways."""
     return path.removeprefix("sources.0.source.")
+
+
+def _aligned_layers(source: Source, *, head: bool) -> set[str]:
+    """Names of the layers that are aligned: the convolutions, or all where there is none.
+
+    Alignment of a linear layer behind convolutions costs as much as all the rest of the network,
+    and the authors' code aligns convolutions alone.
+    """
+    layers = kernels(source, head=head)
+    convolutions = {name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
+    return convolutions or set(layers)
 
 
 def _input_channels(source: Source, *, head: bool) -> dict[str, int]:

@@ -240,6 +240,45 @@ def test_the_gradient_of_lite_gates_is_that_of_the_batchs_mean(kind):
         torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-4)
 
 
+def straight_through(made, rows):
+    """Lite's output by plain autograd: forward through `A`, the gates' gradient by their mean."""
+    mean = made.gates(rows, made.start).mean(dim=0)
+    ensemble = made.running_gates + (mean - mean.detach())
+    identities = torch.eye(4, dtype=rows.dtype).expand(3, 4, 4)
+    aligned = torch.einsum(
+        "mpo,mo...->mp...", identities if made.alignment is None else made.alignment, made.weight
+    )
+    kernel = sum(gate * own for gate, own in zip(ensemble, aligned, strict=True))
+    mixed = identities if made.alignment is None else made.alignment
+    bias = sum(
+        gate * (own @ each) for gate, own, each in zip(ensemble, mixed, made.bias, strict=True)
+    )
+    conv = kernel.ndim == 4
+    return (
+        functional.conv2d(rows, kernel, bias, 2, 1)
+        if conv
+        else functional.linear(rows, kernel, bias)
+    )
+
+
+@KINDS
+@pytest.mark.parametrize("align", [True, False])
+def test_lites_gradients_are_those_of_plain_autograd_in_double_precision(kind, align):
+    made = layer_of(kind, LiteLayer, align=align).double()
+    made.running_gates.copy_(torch.tensor([0.7, -0.2, 0.4]))
+    rows = rows_of(kind).double().requires_grad_()
+    learned = [*made.parameters(), rows]
+    wanted = torch.randn_like(made(rows))
+    found, expected = (
+        torch.autograd.grad((outputs - wanted).square().sum(), learned)
+        for outputs in (made(rows), straight_through(made, rows))
+    )
+    assert len(found) == 6 + align
+    for gradient, other in zip(found, expected, strict=True):
+        assert other.abs().max() > 1e-3
+        torch.testing.assert_close(gradient, other, atol=1e-12, rtol=1e-12)
+
+
 def test_the_ensemble_advances_when_an_update_is_over():
     made = layer_of("linear", LiteLayer)
     batches = [torch.randn(6, 5), torch.randn(6, 5)]
