@@ -35,6 +35,11 @@ def over_sb3(speeds: Speeds) -> float:
     return speeds[HUBRL] / max(speed for name, speed in speeds.items() if name.startswith(SB3))
 
 
+def over(other: str) -> Callable[[Speeds], float]:
+    """Speed as a multiple of that of another workload, by its name."""
+    return lambda speeds: speeds[HUBRL] / speeds[other]
+
+
 def of_sb3_default(speeds: Speeds) -> float:
     """Memory as a share of SB3's default."""
     return speeds[HUBRL] / speeds[SB3]

@@ -6,14 +6,16 @@ from hubrl.bench.compare import (
     HUBRL,
     SB3,
     Benchmark,
+    Comparable,
     cost_over,
     of_copies,
     of_sb3_default,
     outside,
+    over,
     over_weights,
 )
 from hubrl.bench.memory import Replay, Resident, SourceWeights, Weights
-from hubrl.bench.workloads import SUBPROC, Emulator, Kernels, Learning, Predicting
+from hubrl.bench.workloads import SUBPROC, Copying, Emulator, Kernels, Learning, Predicting
 from hubrl.errors import UnknownName, unknown
 
 PONG = {"task": "PongNoFrameskip-v4", "n_envs": 8}
@@ -78,6 +80,27 @@ TOP_2 = {
 """A hub of which two sources act in a state, by level."""
 ONE, FIVE, MANY = "one_source", "five_sources", 200
 
+SCRATCH = "scratch"
+ONE_GAME = {**FAST, **PPO_ATARI, **BF16}
+ONE_NETWORK: Mapping[str, tuple[str, Comparable, str]] = {
+    "warm-start": (
+        "warm-start behind its copy",
+        Copying({**ONE_GAME, "method": "warm-start"}, 4),
+        "0.95",
+    ),
+    "lite-zoo-tuning": (
+        "lite Zoo-Tuning of 4 NatureCNNs",
+        Learning({**ONE_GAME, **LITE, "level": "features"}, 4),
+        "0.7, aim 0.9",
+    ),
+    "zoo-tuning": (
+        "Zoo-Tuning of 4 NatureCNNs",
+        Learning({**ONE_GAME, "method": "zoo-tuning", "level": "features"}, 4),
+        "0.25",
+    ),
+}
+"""What is compared with scratch through hubrl on Atari, and the bar, by line."""
+
 GAMES = ("Pong", "Breakout", "SpaceInvaders", "Seaquest", "Riverraid")
 
 
@@ -91,6 +114,13 @@ def _emulator_benchmark(game: str) -> Benchmark:
     return Benchmark(
         f"atari-vec-env-{game.lower()}", what, works, "at least 2, aim 3", steps=800, repetitions=5
     )
+
+
+def _scratch_benchmark(name: str) -> Benchmark:
+    what, work, bar = ONE_NETWORK[name]
+    sentence = f"PPO Atari, {what}, over scratch through hubrl"
+    works = {HUBRL: work, SCRATCH: Learning(ONE_GAME)}
+    return Benchmark(name, sentence, works, f"at least {bar}", ratio=over(SCRATCH))
 
 
 def _many_benchmark(name: str, level: str) -> Benchmark:
@@ -225,6 +255,7 @@ BENCHMARKS = (
         repetitions=1,
         unit="bytes",
     ),
+    *(_scratch_benchmark(name) for name in ONE_NETWORK),
     *(_emulator_benchmark(game) for game in GAMES),
     Benchmark(
         "overhead",

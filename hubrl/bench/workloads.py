@@ -27,7 +27,10 @@ from hubrl.experiments.run_envs import cached_env
 from hubrl.export import export
 from hubrl.hub import Hub
 from hubrl.policies.cached import CachedVecEnv, Rows
+from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.reading import read_live
+from hubrl.selection.fresh_trial import Phase
+from hubrl.selection.probe_verdict import Fate
 from hubrl.tasks.atari_vec_env import STACK
 from hubrl.tasks.make_env import make_env
 from hubrl.training.callback import HubCallback
@@ -117,6 +120,29 @@ class Learning(Workload):
     def start(self) -> Learner:
         """Environments, hub and model."""
         return self.runner(self)
+
+
+class Copier(Learner):
+    """A `warm-start` behind the decision: the first source's copy trains on."""
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__(workload)
+        policy = self.model.policy
+        assert isinstance(policy, HubActorCriticPolicy)
+        assert policy.selection is not None
+        policy.selection.get_buffer("screened").fill_(True)
+        policy.selection.get_buffer("fates")[0] = int(Fate.KEPT)
+        policy.selection.get_buffer("copied_source").fill_(0)
+        policy.selection.trial.go(Phase.ALONE)
+        policy.follow_selection()
+        policy.copy_source(0)
+
+
+@dataclass(frozen=True)
+class Copying(Learning):
+    """The training of a source's copy."""
+
+    runner: ClassVar[type[Learner]] = Copier
 
 
 @dataclass(frozen=True)
