@@ -81,8 +81,14 @@ TOP_2 = {
 ONE, FIVE, MANY = "one_source", "five_sources", 200
 
 SCRATCH = "scratch"
+CONVOLUTIONS = {"method": "frozen", "cached": True, "options": {"reads": "convolutions"}}
 ONE_GAME = {**FAST, **PPO_ATARI, **BF16}
 ONE_NETWORK: Mapping[str, tuple[str, Comparable, str]] = {
+    "cached-convolutions": (
+        "frozen convolutions of a source, cached, under a new last layer",
+        Learning({**ONE_GAME, **CONVOLUTIONS}, 1),
+        "1.2",
+    ),
     "warm-start": (
         "warm-start behind its copy",
         Copying({**ONE_GAME, "method": "warm-start"}, 4),

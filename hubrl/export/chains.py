@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hubrl.errors import BadConfig
 from hubrl.formats.cards import Constants, Select
 from hubrl.methods.base import Method, TeacherMethod
+from hubrl.methods.frozen import Frozen
 from hubrl.methods.gated_layers import GatedLayer
 from hubrl.methods.single import SingleSource
 from hubrl.nn.popart import PopArtLinear
@@ -150,7 +151,9 @@ def _reader(reader: nn.Module) -> Chain:
 
 def _method_features(method: Method, name: str) -> Chain:
     if isinstance(method, SingleSource):
-        return _pathway_features(cast("SourcePathway", method.pathways.sources[0]))
+        features = _pathway_features(cast("SourcePathway", method.pathways.sources[0]))
+        last = method.last if isinstance(method, Frozen) else None
+        return features if last is None else [*features, last, nn.ReLU()]
     fresh = method.pathways.fresh
     if method.fresh_alone and isinstance(fresh, FreshPathway):
         return [*_reader(fresh.reader), fresh.projection]

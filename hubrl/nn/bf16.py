@@ -93,13 +93,16 @@ def nature_cnn(
 
     Args:
         images: The result of `to_pixels`.
-        weights: The result of `cast_convolutions`.
+        weights: The result of `cast_convolutions`; without the last layer's, features are the third
+            convolution's.
     """
-    first, first_bias, second, second_bias, third, third_bias, last, last_bias = weights
+    first, first_bias, second, second_bias, third, third_bias, *last = weights
     hidden = functional.conv2d(fold_blocks(images), first, first_bias).relu()
     hidden = functional.conv2d(hidden, second, second_bias, stride=2).relu()
     hidden = functional.conv2d(hidden, third, third_bias).relu()
-    return functional.linear(hidden.flatten(1), last, last_bias).relu().float()
+    if not last:
+        return hidden.flatten(1).float()
+    return functional.linear(hidden.flatten(1), *last).relu().float()
 
 
 class BF16Convolutions(nn.Sequential):

@@ -115,7 +115,9 @@ def group_key(source: Source, precision: Precision) -> tuple[object, ...] | None
     if precision == "bfloat16" and reads_blocks(source):
         return None
     if precision == "bfloat16" and is_nature(source) and _is_plain(encoder):
-        return "nature", *common, trunk.linear, card.normalize_images
+        # Convolutions alone are computed one by one.
+        alone = None if trunk.linear is not None else id(source)
+        return "nature", *common, trunk.linear, card.normalize_images, alone
     layers: Layers = getattr(network, "hidden", Layers())
     flat = not trunk.convs and trunk.linear is None
     if flat and len(encoder.hidden) and source.frozen:
@@ -124,7 +126,7 @@ def group_key(source: Source, precision: Precision) -> tuple[object, ...] | None
 
 
 def is_nature(source: Source) -> bool:
-    """Whether a source's card is that of SB3's NatureCNN over uint8 images."""
+    """Whether a source's card is SB3's NatureCNN over uint8 images, or its convolutions alone."""
     trunks: dict[str, Trunk] = getattr(source.card.network, "trunks", {})
     if set(trunks) != {""}:
         return False
@@ -134,7 +136,7 @@ def is_nature(source: Source) -> bool:
         return False
     bytes_in = source.space.dtype is not None and source.space.dtype.name == "uint8"
     plain = bytes_in and source.normaliser is None
-    return plain and trunk.linear is not None and trunk.activation == "relu"
+    return plain and trunk.activation == "relu"
 
 
 def _is_plain(encoder: Encoder) -> bool:
