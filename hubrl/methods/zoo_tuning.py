@@ -17,7 +17,7 @@ from hubrl.routing.pathways import Pathways
 from hubrl.routing.target import TargetSpec
 from hubrl.routing.weights import dispatch
 from hubrl.sources import action_params
-from hubrl.sources.batched import first_convolution, is_nature
+from hubrl.sources.convolutions import first_convolution, is_nature
 from hubrl.sources.layers import Kernel, kernels, merge_layers
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source

@@ -1,12 +1,11 @@
 """Features and action parameters of several sources, computed together where networks are alike."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from gymnasium import spaces
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from hubrl.formats.cards import Layers, Trunk
@@ -21,10 +20,11 @@ from hubrl.nn.bf16 import (
 from hubrl.nn.freezing import WeightCache
 from hubrl.nn.manual_gradients import NUMPY_ACTIVATIONS, fits_numpy
 from hubrl.sources import action_params
+from hubrl.sources.convolutions import has_plain_convolutions, is_nature, reads_blocks
 from hubrl.sources.heads import GaussianAction, sde_log_std
 from hubrl.sources.preprocessing import Observations
 from hubrl.sources.source import Source
-from hubrl.sources.trunks import ACTIVATIONS, NATURE, Encoder, Reader, Trunks
+from hubrl.sources.trunks import ACTIVATIONS, Encoder, Trunks
 
 
 class BatchedSources:
@@ -114,7 +114,7 @@ def group_key(source: Source, precision: Precision) -> tuple[object, ...] | None
     common = space.shape, tuple(step.model_dump_json() for step in card.preprocessing)
     if precision == "bfloat16" and reads_blocks(source):
         return None
-    if precision == "bfloat16" and is_nature(source) and _is_plain(encoder):
+    if precision == "bfloat16" and is_nature(source) and has_plain_convolutions(encoder):
         # Convolutions alone are computed one by one.
         alone = None if trunk.linear is not None else id(source)
         return "nature", *common, trunk.linear, card.normalize_images, alone
@@ -123,39 +123,6 @@ def group_key(source: Source, precision: Precision) -> tuple[object, ...] | None
     if flat and len(encoder.hidden) and source.frozen:
         return "mlp", *common, layers.widths, layers.activation
     return None
-
-
-def is_nature(source: Source) -> bool:
-    """Whether a source's card is SB3's NatureCNN over uint8 images, or its convolutions alone."""
-    trunks: dict[str, Trunk] = getattr(source.card.network, "trunks", {})
-    if set(trunks) != {""}:
-        return False
-    trunk = trunks[""]
-    convs = tuple((conv.channels, conv.kernel, conv.stride) for conv in trunk.convs)
-    if convs != NATURE or any(conv.padding for conv in trunk.convs):
-        return False
-    bytes_in = source.space.dtype is not None and source.space.dtype.name == "uint8"
-    plain = bytes_in and source.normaliser is None
-    return plain and trunk.activation == "relu"
-
-
-def _is_plain(encoder: Encoder) -> bool:
-    """Whether the convolutions are torch's; Zoo-Tuning's are layers of its own."""
-    return sum(isinstance(part, nn.Conv2d) for part in encoder.trunks.modules()) == len(NATURE)
-
-
-def first_convolution(source: Source) -> nn.Module | None:
-    """The first convolution of a source, or the layer in its place."""
-    encoder = source.encoder
-    trunks = encoder.trunks if isinstance(encoder, Encoder) else None
-    readers = list(trunks.readers) if isinstance(trunks, Trunks) else []
-    convs = list(cast("Reader", readers[0]).convs) if readers else []
-    return convs[0] if convs else None
-
-
-def reads_blocks(source: Source) -> bool:
-    """Whether a source's layers compute in bfloat16, from the blocks of pixels of `fold_blocks`."""
-    return bool(getattr(first_convolution(source), "reads_blocks", False))
 
 
 class Group:
