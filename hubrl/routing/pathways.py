@@ -110,7 +110,9 @@ class Pathways(nn.Module):
         with torch.no_grad():
             if self.target.action_meanings is None:
                 pathways, encoders = self._together(members)
-                computed = encoders.stacked_outputs(pathways[0].denormalizer(observations))
+                denormalizer = pathways[0].denormalizer
+                raw = observations if denormalizer.is_identity else denormalizer(observations)
+                computed = encoders.stacked_outputs(raw)
             else:
                 computed = torch.stack(self._batched(members, observations), dim=1)
             if len(members) == len(self.sources):

@@ -48,7 +48,8 @@ class Denormalizer(nn.Module):
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         super().__init__()
-        self._is_identity = True
+        self.is_identity = True
+        """Whether no statistics are set, so that a call can be left out."""
         parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
         self.keys = [
             key
@@ -80,21 +81,21 @@ class Denormalizer(nn.Module):
                     f"sees {tuple(own.shape)}; put VecNormalize around the wrapper that changes "
                     "them."
                 )
-            self._is_identity = False
+            self.is_identity = False
             own.copy_(torch.as_tensor(mean))
             self.get_buffer(f"running_std_{index}").copy_(torch.as_tensor(var + epsilon).sqrt())
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         # Read in every step, so that a GPU would be waited for.
-        self._is_identity = not any(
+        self.is_identity = not any(
             buffer.is_meta or bool((buffer != float("std" in name)).any())
             for name, buffer in self.named_buffers()
         )
 
     def forward(self, observations: Observations) -> Observations:
         """Observations before VecNormalize."""
-        if self._is_identity:
+        if self.is_identity:
             return observations
         if isinstance(observations, Tensor):
             return self._denormalized(0, observations)

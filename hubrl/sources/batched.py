@@ -365,6 +365,8 @@ class GaussianHeads:
             log_std = sde_log_std(features, std[0], expln=first.head.expln)
         else:
             log_std = std[0]
+        if first.head.kind == "gaussian" and first.head.mean_clip is None:
+            return action_params.gaussian(mean, log_std, first.space)
         return first.to_outputs(mean, log_std.expand_as(mean))
 
     def _stack(self) -> list[Tensor]:

@@ -21,7 +21,6 @@ from hubrl.policies.on_policy.rollout_buffer import install_rollout_buffer
 from hubrl.policies.on_policy.step import TrainingState
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.training import metrics
-from hubrl.training.acted_steps import ActedSteps
 from hubrl.training.critic_scaling import CriticScaling
 from hubrl.training.episodes import EpisodeReturns
 from hubrl.training.finite import FiniteCheck, check_step
@@ -83,7 +82,7 @@ class HubCallback(BaseCallback):
         self._selection: SourceSelection | None = None
         self._scaling: CriticScaling | None = None
         self._episodes: EpisodeReturns | None = None
-        self._acted = ActedSteps(0)
+        self._acted = metrics.ActedSteps(0)
         self._evaluates = -1
         self._records_steps = False
         self._finite: FiniteCheck | None = None
@@ -131,7 +130,7 @@ class HubCallback(BaseCallback):
             self._finite.begin(self.training_env)
         self._logged_at = model.num_timesteps
         if isinstance(policy, HubDQNPolicy | HubActorCriticPolicy):
-            self._acted = ActedSteps(len(_pathway_names(policy)))
+            self._acted = metrics.ActedSteps(len(_pathway_names(policy)))
             selection = policy.selection if self._goes_on else None
             self._evaluates = -1 if selection is None else selection.evaluation_arm
         if restored is None:
@@ -268,7 +267,7 @@ class HubCallback(BaseCallback):
         if isinstance(policy, HubActorCriticPolicy) and self._scaling is not None:
             if dones.any():
                 policy.end_commitments(dones)
-            self._scaling.step(rewards, dones)
+            self._scaling.returns.add(rewards, dones)
             if self._selection is not None:
                 self._selection.step(rewards, dones, self.locals["infos"])
         if len(self._acted.counts):

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
@@ -41,10 +40,7 @@ class CriticScaling:
         head = self.policy.value_net
         known = head.units if isinstance(head, PopArtLinear) and head.rescaled else None
         self.returns = DiscountedReturns(self.model.n_envs, self.model.gamma, known)
-
-    def step(self, rewards: np.ndarray, dones: np.ndarray) -> None:
-        """Count one step."""
-        self.returns.add(rewards, dones)
+        """Every step of the environments is added to them."""
 
     def rollout_end(self) -> None:
         """Rescale the value head; the first time, compute the rollout's values again."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from jaxtyping import Float, Int
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
@@ -16,6 +17,7 @@ from stable_baselines3.common.logger import (
     Logger,
     TensorBoardOutputFormat,
 )
+from stable_baselines3.common.policies import BasePolicy
 
 from hubrl.formats.hub_spec import HubSpec
 from hubrl.formats.schema import write_yaml
@@ -26,7 +28,6 @@ from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.routing.pathways import FRESH
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.probe_verdict import Fate
-from hubrl.training.acted_steps import ActedSteps
 from hubrl.training.pathway_figures import draw_shares
 from hubrl.training.probe import ProbeResult
 
@@ -37,6 +38,62 @@ TENSORBOARD_ONLY = ("stdout", "log", "json", "csv")
 
 DECISIONS = "trust/log"
 """Tag of the sentences about trust."""
+
+
+class ActedSteps:
+    """Steps of each pathway since the last reset.
+
+    Nothing is counted where no single pathway acts: at the level of features, in a mean of
+    outputs, and in a mixture whose steps no rollout buffer records. Random actions of DQN are
+    steps without a pathway.
+
+    Args:
+        n_pathways: Number of pathways.
+    """
+
+    def __init__(self, n_pathways: int) -> None:
+        self.counts: Int[np.ndarray, " pathways"] = np.zeros(n_pathways, dtype=np.int64)
+        self.steps = 0
+        self.history: list[tuple[int, Float[np.ndarray, " pathways"]]] = []
+        """Environment steps and shares of every record so far."""
+
+    def reset(self, now: int) -> None:
+        """Keep the shares in the history, and start anew.
+
+        Args:
+            now: Environment steps so far.
+        """
+        if self.counts.any():
+            self.history.append((now, self.shares()))
+        self.counts[:] = 0
+        self.steps = 0
+
+    def add(self, policy: BasePolicy, n_envs: int) -> None:
+        """Count one step of every parallel environment."""
+        self.steps += n_envs
+        if isinstance(policy, HubDQNPolicy):
+            self.counts += policy.take_acted()
+        elif isinstance(policy, HubActorCriticPolicy):
+            acted = policy.last_record.acted
+            if acted is not None:
+                self.counts += np.bincount(acted.cpu().numpy(), minlength=len(self.counts))
+            elif policy.fresh_alone:
+                self.counts[-1] += n_envs
+
+    def state(self) -> dict[str, Any]:
+        """Everything that was counted, as plain data."""
+        history = [(step, shares.tolist()) for step, shares in self.history]
+        return {"counts": self.counts.tolist(), "steps": self.steps, "history": history}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from an earlier `state`."""
+        self.counts[:] = state["counts"]
+        self.steps = state["steps"]
+        self.history = [(step, np.array(shares)) for step, shares in state["history"]]
+
+    def shares(self) -> Float[np.ndarray, " pathways"]:
+        """Share of the steps in which each pathway acted."""
+        return self.counts / max(self.steps, 1)
 
 
 def record_method(logger: Logger, method: Method) -> None:

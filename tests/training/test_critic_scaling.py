@@ -66,6 +66,6 @@ def test_measuring_begins_again_from_the_critics_units():
     assert shift != 0
     scaling = CriticScaling(model, model.policy)
     assert scaling.returns.mean == shift
-    scaling.step(np.ones(2), np.zeros(2, dtype=bool))
+    scaling.returns.add(np.ones(2), np.zeros(2, dtype=bool))
     scaling.restart()
     assert (scaling.returns.count, scaling.returns.mean) == (0, shift)

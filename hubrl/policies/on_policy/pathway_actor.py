@@ -28,7 +28,7 @@ from hubrl.policies.on_policy.distributions import (
 )
 from hubrl.policies.on_policy.head import CommittedHead
 from hubrl.policies.on_policy.pathway_networks import PathwayNetworks
-from hubrl.policies.on_policy.step import Choice, HeadInputs, StepContext, encode_solo
+from hubrl.policies.on_policy.step import Choice, StepContext, encode_solo
 from hubrl.routing.pathways import FRESH
 from hubrl.routing.weights import certain_log_weights, transition_log_probs
 from hubrl.sources import action_params
@@ -108,9 +108,12 @@ class PathwayActor(PathwayNetworks):
         features = self.pi_features_extractor(context.observations)
         if not head.reads_features:
             features = self.mlp_extractor.forward_actor(features)
-        rows, fused = self.router_rows(head, context), head.fused
-        if head.routing is not None:
-            rows = head.hidden[2].forward(rows)[-1]
+        fused = head.fused
+        if head.routing is None:
+            rows = self.weigh(context)
+        else:
+            read = head.routing.router.read(context.observations)
+            rows = head.hidden[2].forward(read)[-1]
         return head.choose(
             head.hidden[1].forward(features)[-1],
             head.route(rows, context, fused),
@@ -142,18 +145,6 @@ class PathwayActor(PathwayNetworks):
     ) -> Float[Tensor, "batch outputs"]:
         """Own output of the source that acts in each row, computed for it alone."""
         return self.method.pathways.selected_output(acted, context.observations)
-
-    def head_inputs(self, head: CommittedHead, context: StepContext) -> HeadInputs:
-        """Inputs of the head: features, or last hidden layers where torch computes those."""
-        extract = self.extract_both if head.reads_features else self.extract_latents
-        actor, critic = extract(context.observations)
-        return HeadInputs(critic, actor, self.router_rows(head, context))
-
-    def router_rows(self, head: CommittedHead, context: StepContext) -> Float[Tensor, "batch _"]:
-        """Inputs of the head's router; without one the log pathway weights."""
-        if head.routing is None:
-            return self.weigh(context)
-        return head.routing.router.read(context.observations)
 
     def weigh(self, context: StepContext) -> Float[Tensor, "batch pathways"]:
         """Log pathway weights, or a fixed commitment's transition; the routing loss is attached."""

@@ -28,7 +28,7 @@ from hubrl.policies.on_policy.actor_snapshot import ActorSnapshot
 from hubrl.policies.on_policy.copied_source import check_copies, copy_source, shape_to_copy
 from hubrl.policies.on_policy.head import CommittedHead
 from hubrl.policies.on_policy.options import OutputOptions, check_selection
-from hubrl.policies.on_policy.step import StepContext
+from hubrl.policies.on_policy.step import StepContext, TrainingState
 from hubrl.routing.fresh_pathway import extractor_class
 from hubrl.routing.pathways import FRESH, spec_sources
 from hubrl.routing.router import Router, Routing, ZeroLinear
@@ -52,6 +52,7 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
     _is_committed = False
     """Whether the buffer `committed` is known to be set, as it is once and for all but by loading;
     every step asks, and a GPU would be waited for."""
+    _training_state = TrainingState()
 
     def __init__(
         self,
@@ -111,6 +112,16 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
 
     actor = lstm_actor = q_net
     """Not supported, like `q_net`; SAC, TD3 and RecurrentPPO read them."""
+
+    @property
+    def training_state(self) -> TrainingState:
+        """State of the running training since the rollout began; the default where none runs."""
+        return self._training_state
+
+    @training_state.setter
+    def training_state(self, state: TrainingState) -> None:
+        self._training_state = state
+        self.method.update_progress(state.progress_remaining)
 
     @property
     def fresh_alone(self) -> bool:

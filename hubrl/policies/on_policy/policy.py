@@ -19,6 +19,7 @@ from hubrl.policies.on_policy.fused_head import evaluate_fused
 from hubrl.policies.on_policy.head import CommittedHead
 from hubrl.policies.on_policy.predicting_actor import PredictingActor
 from hubrl.policies.on_policy.step import (
+    HeadInputs,
     PolicyStep,
     RecordedBatch,
     RolloutCommitments,
@@ -118,12 +119,12 @@ class HubActorCriticPolicy(PredictingActor):
         obs, record = self._split(obs)
         if not self._was_checked:
             self._was_checked = True
-            alone = self.fresh_alone or self.training_state.has_callback
+            alone = self.fresh_alone or self._training_state.has_callback
             warn_without_callback(self, needs_callback=not alone)
         if self.fresh_alone:
             self.end_update()
             return super().evaluate_actions(cast("Tensor", obs), actions)
-        critic_only = self.training_state.critic_only
+        critic_only = self._training_state.critic_only
         exploring = record.acted is not None or not self.commits
         context = StepContext.of_record(
             self.preprocess(obs), record, exploring=exploring, critic_only=critic_only
@@ -141,7 +142,7 @@ class HubActorCriticPolicy(PredictingActor):
     def extract_both(self, observations: Observations) -> tuple[Tensor, Tensor]:
         """Features of the actor and of the critic; while only the critic learns, for it alone."""
         actor, critic = super().extract_both(observations)
-        if self.share_features_extractor and self.training_state.critic_only and self.is_copy:
+        if self.share_features_extractor and self._training_state.critic_only and self.is_copy:
             # What acts well already must not change with what the critic learns.
             critic = critic.detach()
         return actor, critic
@@ -189,13 +190,13 @@ class HubActorCriticPolicy(PredictingActor):
     @property
     def _keeps_outputs(self) -> bool:
         """Whether sources' outputs are recorded in a rollout, for its update."""
-        return self.training_state.records_steps and self.outputs.recall and not self.spec.tuned
+        return self._training_state.records_steps and self.outputs.recall and not self.spec.tuned
 
     def _split(self, obs: PyTorchObs | RecordedBatch) -> tuple[PyTorchObs, StepRecord]:
         """Observations and the record of their steps; an empty one where none is recorded."""
         if isinstance(obs, RecordedBatch):
             return obs.observations, obs.record
-        in_update = self.training and self.training_state.records_steps
+        in_update = self.training and self._training_state.records_steps
         if in_update and not self.fresh_alone and (self.commits or self.method.noisy):
             raise BadConfig(
                 "evaluate_actions was given observations without a record of the acting pathways "
@@ -207,7 +208,7 @@ class HubActorCriticPolicy(PredictingActor):
 
     def _was_only_fresh(self, record: StepRecord) -> bool:
         """Whether the fresh pathway played alone in all rows, so that no other is computed."""
-        some_fresh = self._commitments.some_fresh or not self.training_state.fused_update
+        some_fresh = self._commitments.some_fresh or not self._training_state.fused_update
         codes = record.previous if self.commits and some_fresh else None
         return codes is not None and not bool((codes != encode_solo(self.fresh_index)).any())
 
@@ -233,11 +234,19 @@ class HubActorCriticPolicy(PredictingActor):
     def _decide(self, head: CommittedHead, context: StepContext, deterministic: bool) -> PolicyStep:
         """Step of a rollout with pathway and action drawn; its weights are counted for the logs."""
         select = partial(self.select_output, context)
-        rows = self.head_inputs(head, context)
+        rows = self._head_inputs(head, context)
         step = head.decide(rows, select, context, deterministic=deterministic)
         if head.routing is not None and context.exploring and not self.training:
             self.method.routing_stats.add(step.computed.routed.log_weights)
         return step
+
+    def _head_inputs(self, head: CommittedHead, context: StepContext) -> HeadInputs:
+        """Inputs of the head: features, or last hidden layers where torch computes those."""
+        observations, routing = context.observations, head.routing
+        extract = self.extract_both if head.reads_features else self.extract_latents
+        actor, critic = extract(observations)
+        rows = self.weigh(context) if routing is None else routing.router.read(observations)
+        return HeadInputs(critic, actor, rows)
 
     def _draw_noise(self, context: StepContext) -> Float[Tensor, "batch pathways"]:
         """Random noise of the router for a recorded step."""
@@ -255,7 +264,7 @@ class HubActorCriticPolicy(PredictingActor):
 
     def _bind(self, context: StepContext) -> None:
         """Set the committed pathways and solo episodes of a rollout step's inputs."""
-        if not self.training_state.records_steps:
+        if not self._training_state.records_steps:
             if _collects_rollouts(self):
                 raise BadConfig(
                     "This model was trained with commitments to pathways and no rollout buffer "
@@ -285,7 +294,7 @@ class HubActorCriticPolicy(PredictingActor):
             self.pack_parameters(head)
         select = partial(self.select_output, context)
         selected = head.selected_output(context.acted, select, context)
-        step = evaluate_fused(head, self.head_inputs(head, context), selected, context, actions)
+        step = evaluate_fused(head, self._head_inputs(head, context), selected, context, actions)
         if step.loss is not None:
             self.method.routing_stats.add(None, step.loss.detach())
         # SB3 estimates a missing entropy by the mean of -log_prob, with a gradient that is wasted

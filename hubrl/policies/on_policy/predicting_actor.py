@@ -13,7 +13,6 @@ from hubrl.policies.on_policy.step import (
     CommitmentState,
     PredictState,
     StepContext,
-    TrainingState,
 )
 from hubrl.policies.predict_lock import PredictLock, refuse_other_threads
 from hubrl.routing.weights import n_rows
@@ -23,21 +22,9 @@ from hubrl.sources.observation_batch import check_no_nan
 class PredictingActor(PathwayActor):
     """The actor as SB3's `predict` asks it. Arguments as of `HubActorCriticPolicy`."""
 
-    _training_state = TrainingState()
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._predicting = PredictLock()
-
-    @property
-    def training_state(self) -> TrainingState:
-        """State of the running training since the rollout began; the default where none runs."""
-        return self._training_state
-
-    @training_state.setter
-    def training_state(self, state: TrainingState) -> None:
-        self._training_state = state
-        self.method.update_progress(state.progress_remaining)
 
     def predict(
         self,
