@@ -253,6 +253,9 @@ class Method(nn.Module, ABC):
             returns: Mean return in the probe, NaN if it never played; empty without a probe.
         """
 
+    def admit(self, source: int) -> None:
+        """Let a source that a probe set aside be active from now on."""
+
     @property
     def probe_candidates(self) -> Experts:
         """Experts that a probe compares: the pathways, unless the method chooses something else."""

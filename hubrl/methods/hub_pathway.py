@@ -181,6 +181,15 @@ class HubPathway(RoutedMethod):
         self.router.mean.bias.copy_(torch.as_tensor(list(start)))
         self.get_buffer("probed").fill_(True)
 
+    @torch.no_grad()
+    def admit(self, source: int) -> None:
+        """Let a source be active from now on; its logit starts at the greatest bias of a source."""
+        trusted, bias = self.get_buffer("trusted"), self.router.mean.bias
+        known = bias[: len(self.pathways.sources)][trusted[: len(self.pathways.sources)]]
+        bias[source] = known.max() if len(known) else 0.0
+        trusted[source] = True
+        self._trusted = None
+
     @property
     def trusted_pathways(self) -> list[bool]:
         """Whether a probe kept each pathway; not to be written to."""

@@ -10,6 +10,7 @@ MEANINGS = {
     "kept": "kept",
     "dropped": "dropped, each of its segments earned less than those of untrained networks",
     "deferred": "deferred, its segments were clearly worse than those of the best source",
+    "set aside": "set aside, as others earned more in short segments",
     "in doubt": "in doubt, too few or too poor episodes to tell it from an untrained network",
 }
 """Verdicts on sources, with their reasons."""
@@ -48,8 +49,10 @@ def _tried(log: RunLog) -> list[str]:
     """A sentence for each source with a record or a verdict."""
     probed = {name: series.values[0] for name, series in log.by_name("probe/return/").items()}
     lines = []
-    for arm in log.arms:
-        if arm.name not in log.sources:
+    arms = [arm for arm in log.arms if arm.name in log.sources]
+    waiting = [arm for arm in arms if arm.verdict == "set aside" and not arm.returns]
+    for arm in arms:
+        if arm in waiting:
             continue
         parts = []
         if arm.name in probed:
@@ -58,6 +61,9 @@ def _tried(log: RunLog) -> list[str]:
             parts.append(f"{_returns(arm)} in whole episodes")
         tried = f"earned {' and '.join(parts)}" if parts else "was not tried"
         lines.append(f"{arm.name} {tried}: {MEANINGS[arm.verdict or 'kept']}.")
+    if waiting:
+        more = "1 more was" if len(waiting) == 1 else f"{len(waiting)} more were"
+        lines.append(f"{more} {MEANINGS['set aside']}, and played no whole episode.")
     if FRESH in probed and lines:
         lines.append(f"Untrained networks earned {probed[FRESH]:.4g} a segment.")
     if log.sources and not lines:

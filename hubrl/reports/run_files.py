@@ -35,7 +35,7 @@ class ArmRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    verdict: Literal["kept", "dropped", "deferred", "in doubt"] | None
+    verdict: Literal["kept", "dropped", "deferred", "in doubt", "set aside"] | None
     returns: list[float]
     evaluates: bool
 

@@ -39,7 +39,7 @@ class Arm(NamedTuple):
 
     name: str
     verdict: str | None
-    """Of a source: dropped, deferred, in doubt or kept."""
+    """Of a source: dropped, deferred, in doubt, set aside or kept."""
     returns: list[float]
     """Whole episodes on record."""
     evaluates: bool

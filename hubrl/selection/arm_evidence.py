@@ -145,8 +145,9 @@ class ArmEvidence(nn.Module):
 
     @property
     def candidates(self) -> list[int]:
-        """Sources that segments did not drop."""
-        return [source for source in range(self.n_sources) if self.fate(source) is not Fate.DROPPED]
+        """Sources that segments neither dropped nor set aside."""
+        out = (Fate.DROPPED, Fate.SET_ASIDE)
+        return [source for source in range(self.n_sources) if self.fate(source) not in out]
 
     def record_untrained(self, value: float, *, as_evaluated: bool) -> None:
         """Record the fresh pathway's first episodes, before it has learned anything."""

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from hubrl.selection.arm_evidence import ArmEvidence
 from hubrl.selection.fresh_trial import Phase
 from hubrl.selection.probe_verdict import Fate
 from hubrl.selection.settings import TrustSettings
+from hubrl.selection.waiting_sources import WaitingSources
 
 
 class Turn(NamedTuple):
@@ -36,7 +36,7 @@ IN_DOUBT = (
 NOTHING = Turn(-2, deterministic=False)
 
 
-class ArmSelection(ArmEvidence):
+class ArmSelection(WaitingSources):
     """Trust in the sources of a hub, from what every arm earned on the target.
 
     - *Who plays.* First each source plays `episodes` whole episodes, and the fresh pathway as many
@@ -201,6 +201,9 @@ class ArmSelection(ArmEvidence):
         """
         if np.random.random() < 0.5:
             return self.learner
+        waiting = self.waiting if self.done >= self.settings.judged_by else []
+        if waiting and np.random.random() < 0.5:
+            return waiting[0]
         arms = [*self._contending_sources, self.learner]
         unknown = [arm for arm in arms if self.records.count(arm) < 2]
         if unknown:
@@ -263,6 +266,9 @@ class ArmSelection(ArmEvidence):
         self.round_share = min(round_steps / total, 0.25) if np.isfinite(round_steps) else 0.0
         if not self.candidates:
             return []
+        return [*self.join(), *self._settle(now, total, round_steps)]
+
+    def _settle(self, now: int, total: int, round_steps: float) -> list[str]:
         if self.trial.at is Phase.DOUBT:
             return self._settle_doubt()
         if not self.is_screened:

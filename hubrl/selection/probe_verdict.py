@@ -25,6 +25,9 @@ class Fate(IntEnum):
     """Not clearly better than untrained networks: whole episodes decide."""
     KEPT = 3
     """Clearly better than untrained networks."""
+    SET_ASIDE = 4
+    """Of many sources, halved out before anything was clear: no pathway of the hub, but judged
+    later in whole episodes, and then perhaps one."""
 
 
 def judge_segments(

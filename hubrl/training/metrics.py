@@ -28,6 +28,7 @@ from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.routing.pathways import FRESH
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.probe_verdict import Fate
+from hubrl.training.halving import Halving
 from hubrl.training.pathway_figures import draw_shares
 from hubrl.training.probe import ProbeResult
 
@@ -145,6 +146,7 @@ def record_selection(
         selection: The selection.
         acted: Environment steps that each arm played since the last record.
     """
+    evaluates = selection.evaluation_arm
     for arm, name in enumerate(selection.records.names[: selection.untrained]):
         count = selection.records.count(arm)
         if count:
@@ -152,9 +154,7 @@ def record_selection(
             logger.record(
                 f"trust/return/{name}", selection.records.mean_return(arm), exclude=NO_TABLE
             )
-        logger.record(
-            f"trust/evaluates/{name}", float(arm == selection.evaluation_arm), exclude=NO_TABLE
-        )
+        logger.record(f"trust/evaluates/{name}", float(arm == evaluates), exclude=NO_TABLE)
         if acted is not None and acted.sum():
             logger.record(f"trust/played/{name}", float(acted[arm] / acted.sum()), exclude=NO_TABLE)
     ahead, behind = selection.trial.forecasts
@@ -207,8 +207,8 @@ def record_probe(logger: Logger, result: ProbeResult) -> None:
     logger.record("probe/steps", result.steps)
     for name, returns in result.returns.items():
         logger.record(f"probe/return/{name}", float(np.mean(returns)), exclude=NO_TABLE)
-        if name in result.fates:
-            logger.record(f"probe/verdict/{name}", VERDICTS[result.fates[name]], exclude=NO_TABLE)
+    for name, fate in result.fates.items():
+        logger.record(f"probe/verdict/{name}", VERDICTS[fate], exclude=NO_TABLE)
 
 
 def record_changes(logger: Logger, changes: list[str]) -> None:
@@ -222,6 +222,8 @@ def record_changes(logger: Logger, changes: list[str]) -> None:
 def describe_probe(result: ProbeResult) -> str:
     """A probe's result, a line for each pathway."""
     lines = [f"Probe: {result.steps} steps in segments of {result.segment}."]
+    if result.halving is not None:
+        lines.append(f"  {_describe_halving(result, result.halving)}")
     for name, returns in result.returns.items():
         spread = (
             np.std(returns, ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else float("nan")
@@ -233,11 +235,23 @@ def describe_probe(result: ProbeResult) -> str:
     return "\n".join(lines)
 
 
+def _describe_halving(result: ProbeResult, halving: Halving) -> str:
+    sizes = ", ".join(str(size) for size in halving.rounds)
+    dropped = sum(fate is Fate.DROPPED for fate in result.fates.values())
+    aside = sum(fate is Fate.SET_ASIDE for fate in result.fates.values())
+    return (
+        f"Of {len(result.fates)} sources {dropped} are dropped and {aside} set aside, to be judged "
+        f"later in whole episodes if any: rounds of {sizes} sources took {halving.steps} of these "
+        f"steps, and {len(result.fates) - len(halving.set_aside)} sources were left."
+    )
+
+
 VERDICTS = {
     Fate.DROPPED: "dropped",
     Fate.DEFERRED: "deferred",
     Fate.DOUBTED: "in doubt",
     Fate.KEPT: "kept",
+    Fate.SET_ASIDE: "set aside",
 }
 """Words for each `Fate`."""
 

@@ -89,6 +89,8 @@ class SourceSelection:
         selection = self.selection
         was_swapped, was_settled = selection.trial.is_swapped, selection.is_settled
         changes = selection.update(self.model.num_timesteps, self.total, self.episodes.round_steps)
+        for source in selection.joined:
+            self.policy.method.admit(source)
         if selection.is_settled and not was_settled:
             self.policy.follow_selection()
             if selection.copied >= 0:
