@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hubs import aiming, always, trusted
+from hubs import aiming, always
 from stable_baselines3 import PPO
 
 from hubrl import HubCallback
@@ -108,10 +108,14 @@ def test_a_training_says_how_many_were_dropped_and_acts_as_the_good_source(capsy
     assert model.policy.selection.evaluation_arm == 11
 
 
-def waiting_model(*sources):
-    """A model whose first source is kept and whose others were set aside."""
-    fates = [Fate.KEPT] + [Fate.SET_ASIDE] * (len(sources) - 1)
-    return trusted(aiming(*sources, judging_share=0.5, trial_share=0), *fates)
+def waiting_model(*sources, **options):
+    """A model whose first source is kept and whose others were set aside, the last the best."""
+    model = aiming(*sources, judging_share=0.9, trial_share=0, **options)
+    selection = model.policy.selection
+    others = len(sources) - 1
+    selection.judge([Fate.KEPT, *[Fate.SET_ASIDE] * others], [0.0, *map(float, range(others))])
+    model.policy.follow_selection()
+    return model
 
 
 def test_the_best_source_is_found_even_where_halving_set_it_aside():
@@ -120,21 +124,14 @@ def test_the_best_source_is_found_even_where_halving_set_it_aside():
     model = waiting_model(always("kept", 0.0), always("poor", -0.9), always("good", 0.75))
     assert model.policy.method.trusted_pathways == [True, False, False, False]
     watch = HubCallback(probe_share=0)
-    model.learn(5000, callback=watch)
+    model.learn(1400, callback=watch)
     selection = model.policy.selection
-    assert [selection.fate(source) for source in range(3)] == [
-        Fate.KEPT,
-        Fate.SET_ASIDE,
-        Fate.KEPT,
-    ]
-    assert selection.records.count(1) == 1, "one episode that earns less is enough"
+    assert [selection.fate(source) for source in (0, 2)] == [Fate.KEPT, Fate.KEPT]
     assert model.policy.method.trusted_pathways == [True, False, True, False]
-    joined = [one for one in watch.decisions if "had set aside" in one.sentence]
-    assert [one.sentence for one in joined] == [
+    assert [one.sentence for one in watch.decisions if "set aside" in one.sentence] == [
         "good, which halving had set aside, earns 38 in whole episodes, no less than the best "
         "source: it joins the hub."
     ]
-    assert joined[0].step > 1250, "a quarter of the training"
     # Alone it was computed before it was trusted.
     assert selection.records.returns(2) == pytest.approx([38.0] * selection.records.count(2))
     assert selection.best_source == 2
