@@ -19,6 +19,9 @@ from hubrl.errors import BadConfig
 from hubrl.policies.extractor import parts_in
 from hubrl.sources.source import Source
 
+FEW_SOURCES = 5
+"""Sources of the process with which one with many is compared."""
+
 STATM = Path("/proc/self/statm")
 """Where Linux says how much memory a process has, in pages."""
 
@@ -107,17 +110,17 @@ class Resident(Workload):
 
 
 class ProcessMemory:
-    """Processes that train with many sources and with one."""
+    """Processes that train with many sources and with a few."""
 
     def __init__(self, workload: Resident) -> None:
         self.workload = workload
 
     def measure(self, steps: int) -> float:
         """Bytes by which resident memory grows with each source, Python's objects included."""
-        one, many = replace(self.workload, sources=1), self.workload
+        few, many = replace(self.workload, sources=FEW_SOURCES), self.workload
         with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-            few, all_of_them = pool.map(resident_bytes, (one, many))
-        return (all_of_them - few) / (many.sources - 1)
+            of_few, of_many = pool.map(resident_bytes, (few, many))
+        return (of_many - of_few) / (many.sources - FEW_SOURCES)
 
     def close(self) -> None:
         """Nothing to release."""

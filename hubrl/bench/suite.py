@@ -254,7 +254,7 @@ BENCHMARKS = (
         f"Resident memory of an MLP more, of {MANY} over outputs, over that of its weights",
         {
             HUBRL: Resident({**PPO_CHEETAH, **TOP_2["outputs"]}, MANY),
-            "weights": SourceWeights({**PPO_CHEETAH, **TOP_2["outputs"]}, 1),
+            "weights": SourceWeights({**PPO_CHEETAH, **TOP_2["outputs"]}, 5),
         },
         "at most 8",
         ratio=over_weights,
