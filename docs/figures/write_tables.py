@@ -109,6 +109,25 @@ FLOOR = {
 }
 """Targets of `floor.yaml`."""
 
+VARIANTS = {
+    "mode3": "mode 3",
+    "mode2": "mode 2",
+    "mode5": "mode 5",
+    "difficulty1": "difficulty 1",
+    "sticky": "sticky actions",
+}
+VARIANT_METHODS = {
+    "random": "random play",
+    "zero-shot": "best source, untouched",
+    "scratch": "scratch",
+    "finetune": "`finetune` of SpaceInvaders' agent, as nobody knows beforehand",
+    "finetune-features": "the same, its encoder alone",
+    "probe-commit": "`probe-commit`",
+    "hub-pathway": "`hub-pathway`",
+    "warm-start": "`warm-start`",
+}
+"""Targets and methods of `atari_variants.yaml`."""
+
 ABLATED = [Case("gravity", "two", "gravity"), Case("reversing-cued", "mirrored", "sign")]
 
 CHANGES = {
@@ -319,6 +338,20 @@ def floor() -> str:
     return markdown(header, rows)
 
 
+def variants() -> str:
+    """Variants of SpaceInvaders: returns in training and at the end."""
+    table = read_runs("atari_variants")
+    rows = []
+    for task, title in VARIANTS.items():
+        for method, name in VARIANT_METHODS.items():
+            runs = table[(table["task"] == task) & (table["method"] == method)]
+            if len(runs):
+                trained = runs["mean_train_return"].dropna().tolist()
+                at_end = cell(runs["eval_return"].tolist())
+                rows.append([title, name, cell(trained), at_end, str(len(runs))])
+    return markdown(["target", "", "in training", "at the end, 30 games", "seeds"], rows)
+
+
 def spread(values: pd.Series) -> str:
     """The least and the greatest of some returns."""
     least, greatest = f"{values.min():.0f}", f"{values.max():.0f}"
@@ -380,7 +413,17 @@ def untuned() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
-    for function in (first_screen, targets, normalised, controls, trust, floor, ablation, untuned)
+    for function in (
+        first_screen,
+        targets,
+        normalised,
+        controls,
+        trust,
+        floor,
+        variants,
+        ablation,
+        untuned,
+    )
 }
 """Function that writes each table, by the table's name."""
 

@@ -78,7 +78,7 @@ class CommittedHead:
     """Whether the hidden layers of critic and actor are the policy's; else inputs are the outputs
     of those."""
     fixed: bool
-    """Whether no parameter changes as long as the head is used."""
+    """Whether no parameter changes as long as the head is used, as in a rollout."""
 
     @cached_property
     def heads(self) -> list[nn.Linear]:

@@ -330,7 +330,7 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
             routing=routing,
             judges=self.selection is not None,
             reads_features=reads_features,
-            fixed=not self.training,
+            fixed=not self.training and self._training_state.records_steps,
         )
 
     def _head_routing(self, method: RoutedMethod) -> Routing | None:
