@@ -136,9 +136,7 @@ class Pathways(nn.Module):
             fresh: At the level of outputs, the output of the target's own actor.
             source_outputs: Cached outputs of the sources, if any.
         """
-        members: list[Any] = list(self.sources)
-        if self.fresh is not None:
-            members.append(self.fresh)
+        members: list[Any] = [*self.sources, *([] if self.fresh is None else [self.fresh])]
         n_sources = len(self.sources)
         if fresh is None or len(self.names) == n_sources:
             return self._dispatched(members, observations, active, source_outputs)
@@ -255,8 +253,7 @@ class Pathways(nn.Module):
 
     def denormalize(self, observations: Observations) -> Observations:
         """Observations before the target's VecNormalize, as the sources read them."""
-        raw: Observations = cast("SourcePathway", self.sources[0]).denormalizer(observations)
-        return raw
+        return cast("SourcePathway", self.sources[0]).denormalizer(observations)  # type: ignore[no-any-return]
 
     def set_statistics(self, statistics: Statistics, epsilon: float) -> None:
         """Copy the statistics of the target's VecNormalize, see `Denormalizer`."""
@@ -298,10 +295,8 @@ class Pathways(nn.Module):
 
     def _together(self, members: list[int]) -> tuple[list[SourcePathway], BatchedSources]:
         """Pathways of some sources, and their networks as one call."""
-        every: list[Any] = list(self.sources)
-        pathways: list[SourcePathway] = (
-            every if len(members) == len(every) else [every[index] for index in members]
-        )
+        every = cast("list[SourcePathway]", list(self.sources))
+        pathways = [every[index] for index in members]
         sources = [pathway.source for pathway in pathways]
         if self._encoders is None or self._encoders.sources != sources:
             self._encoders = BatchedSources(sources, self.target.precision)
@@ -311,10 +306,9 @@ class Pathways(nn.Module):
         self, observations: Observations, source_outputs: SourceOutputs | None
     ) -> Float[Tensor, "batch sources width"]:
         """Outputs of all sources' pathways, all of one width."""
-        stored = source_outputs is not None and source_outputs.ndim == 3
-        if not stored or self.target.level == "features":
+        is_stored = source_outputs is not None and source_outputs.ndim == 3
+        if source_outputs is None or not is_stored or self.target.level == "features":
             return torch.stack(self.projected(observations, source_outputs), dim=1)
-        assert source_outputs is not None
         if not self.log_stds:
             return source_outputs
         mean = source_outputs.chunk(2, dim=2)[0]

@@ -204,6 +204,22 @@ class ArmEvidence(nn.Module):
         """Standard errors by which an arm's mean lies below another's (`corrected_lag`)."""
         return corrected_lag(self.records.returns(arm), self.records.returns(other))
 
+    def rivals(self, sources: Sequence[int], errors: float) -> tuple[int, int] | None:
+        """The best of some sources and the one that is least clearly behind it.
+
+        None once some standard errors separate them, or both have played all their episodes.
+        """
+        known = self.records
+        # One that was deferred has no spread when it comes in.
+        compared = [source for source in sources if known.count(source) > 1]
+        if len(compared) < 2:
+            return None
+        best = max(compared, key=known.mean_return)
+        others = (source for source in compared if source != best)
+        rival = min(others, key=lambda source: self.lag(source, best))
+        is_over = min(known.count(best), known.count(rival)) >= self.settings.contest
+        return None if is_over or self.lag(rival, best) > errors else (best, rival)
+
     @property
     def best_source(self) -> int | None:
         """The source with the greatest mean of episodes, else of segments; None without any."""

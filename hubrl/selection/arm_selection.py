@@ -223,26 +223,10 @@ class ArmSelection(WaitingSources):
         """
         if self.trial.at is Phase.DOUBT and not self.is_promising:
             return None
-        rivals = self._rivals(self.settings.episode_errors)
+        rivals = self.rivals(self._contending_sources, self.settings.episode_errors)
         if rivals is None or self.lag(rivals[0], self.learner) > self.settings.episode_errors:
             return None
         return min(rivals, key=self.records.count)
-
-    def _rivals(self, errors: float) -> tuple[int, int] | None:
-        """The best source and the one that is least clearly behind it.
-
-        None once some standard errors separate them, or both have played all their episodes.
-        """
-        known = self.records
-        # One that was deferred has no spread when it comes in.
-        sources = [source for source in self._contending_sources if known.count(source) > 1]
-        if len(sources) < 2:
-            return None
-        best = max(sources, key=known.mean_return)
-        others = (source for source in sources if source != best)
-        rival = min(others, key=lambda source: self.lag(source, best))
-        is_over = min(known.count(best), known.count(rival)) >= self.settings.contest
-        return None if is_over or self.lag(rival, best) > errors else (best, rival)
 
     @property
     def _contending_sources(self) -> list[int]:
@@ -305,7 +289,8 @@ class ArmSelection(WaitingSources):
             return []
         first = not self.is_screened
         self.get_buffer("screened").fill_(True)
-        if any(self.copyable) and self._rivals(self.settings.episode_errors / 2) is not None:
+        rivals = self.rivals(self._contending_sources, self.settings.episode_errors / 2)
+        if any(self.copyable) and rivals is not None:
             # Only one is copied, and a few episodes choose the luckiest.
             return [IN_DOUBT] if first else []
         learned = (

@@ -1,117 +1,36 @@
 """Networks of the policy over sources' outputs."""
 
-import math
 from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from gymnasium import spaces
 from jaxtyping import Float
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import MlpExtractor
-from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor, nn
 
-from hubrl.errors import BadConfig, SpaceMismatch
-from hubrl.formats.hub_spec import HubSpec, parse_spec
-from hubrl.formats.spaces import describe
-from hubrl.methods import create, find
-from hubrl.methods.base import Method, RoutedMethod
+from hubrl.methods.base import RoutedMethod
 from hubrl.nn.bf16 import BF16NatureCNN
-from hubrl.nn.freezing import CachedParameters
 from hubrl.nn.manual_gradients import ManualMLP, has_hooks
 from hubrl.nn.optimizers import HubAdam
-from hubrl.nn.popart import PopArtLinear
-from hubrl.policies.bf16 import ReadsBytes
-from hubrl.policies.on_policy.actor_snapshot import ActorSnapshot
-from hubrl.policies.on_policy.copied_source import check_copies, copy_source, shape_to_copy
+from hubrl.policies.on_policy.built_networks import BuiltNetworks
+from hubrl.policies.on_policy.copied_source import copy_source
 from hubrl.policies.on_policy.head import CommittedHead
-from hubrl.policies.on_policy.options import OutputOptions, check_selection
 from hubrl.policies.on_policy.step import StepContext, TrainingState
-from hubrl.routing.fresh_pathway import extractor_class
-from hubrl.routing.pathways import FRESH, spec_sources
-from hubrl.routing.router import Router, Routing, ZeroLinear
-from hubrl.routing.source_pathway import SourcePathway
-from hubrl.routing.target import TargetSpec, check_meanings
-from hubrl.selection.arm_selection import ArmSelection
-from hubrl.selection.settings import TrustSettings
-from hubrl.sources.observation_batch import check_division
+from hubrl.routing.pathways import FRESH
+from hubrl.routing.router import Router, Routing
 from hubrl.sources.preprocessing import Observations
-from hubrl.sources.source import Source
 
 
-class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
-    """SB3's actor and critic, a method over the sources, and the layers that join them.
-
-    All parts of SB3's policy are built first and unchanged: they are the fresh pathway and the
-    critic. The hub is built after them and without the surrounding random numbers, so that with
-    every source dropped the policy is SB3's, bit for bit. Arguments as of `HubActorCriticPolicy`.
-    """
+class PathwayNetworks(BuiltNetworks):
+    """Networks of the policy: features, fresh pathway, and the head of a committed decision."""
 
     _is_committed = False
     """Whether the buffer `committed` is known to be set, as it is once and for all but by loading;
     every step asks, and a GPU would be waited for."""
     _training_state = TrainingState()
-
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        lr_schedule: Schedule,
-        *args: Any,
-        hub: HubSpec | dict[str, Any],
-        outputs: OutputOptions | dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self._head: tuple[CommittedHead | None] | None = None
-        if kwargs.get("use_sde"):
-            raise BadConfig(
-                "use_sde=True was given; pathways have standard deviations of their own, "
-                "leave it out."
-            )
-        if not isinstance(action_space, spaces.Box | spaces.Discrete):
-            raise SpaceMismatch(
-                f"The target acts in {describe(action_space)}; "
-                "outputs are mixed for Box and Discrete, use level='features'."
-            )
-        self.spec = parse_spec(hub)
-        self.outputs = OutputOptions.model_validate(outputs or {})
-        self.aggregation = find(self.spec.method).aggregation or self.outputs.aggregation
-        if self.outputs.hold > 1 and self.aggregation != "mixture":
-            by_method = self.outputs.aggregation == "mixture"
-            given = f"method {self.spec.method!r}" if by_method else "aggregation='mean'"
-            raise BadConfig(
-                f"hold={self.outputs.hold:g} was given for {given}, which draws no pathway; "
-                "leave it out."
-            )
-        if "features_extractor_class" not in kwargs:
-            extractor = extractor_class(observation_space, self.spec.precision)
-            kwargs["features_extractor_class"] = extractor
-        if find(self.spec.method).copies_source:
-            kwargs = {**shape_to_copy(self.spec.sources), **kwargs}
-        if kwargs["features_extractor_class"] is BF16NatureCNN:
-            kwargs.setdefault("net_arch", [])  # as SB3 has it behind NatureCNN
-        super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = {"hub": self.spec.to_dict(), "outputs": self.outputs.to_dict()}
-        return {**super()._get_constructor_parameters(), **own}
-
-    @property
-    def q_net(self) -> nn.Module:
-        """Not supported.
-
-        Raises:
-            BadConfig: Always; algorithms that the policy was not made for read it.
-        """
-        raise BadConfig(
-            "What hub.agent makes for PPO or A2C was given to another algorithm; "
-            "use hub.agent with that algorithm's class."
-        )
-
-    actor = lstm_actor = q_net
-    """Not supported, like `q_net`; SAC, TD3 and RecurrentPPO read them."""
 
     @property
     def training_state(self) -> TrainingState:
@@ -144,13 +63,6 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         return -1 if arm == self.selection.together else arm
 
     @property
-    def draws_in_evaluation(self) -> bool:
-        """Whether evaluations draw actions, as on Atari, where deterministic agents may loop."""
-        return isinstance(self.action_space, spaces.Discrete) and is_image_space(
-            self.observation_space
-        )
-
-    @property
     def acts_by_snapshot(self) -> bool:
         """Whether the hub acts by its actor's snapshot, while the fresh pathway trains alone."""
         swapped = self.selection is not None and self.selection.trial.is_swapped
@@ -160,46 +72,6 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
     def fresh_index(self) -> int:
         """Position of the fresh pathway, after the sources."""
         return len(self.method.pathways.sources)
-
-    def _build(self, lr_schedule: Schedule) -> None:
-        super()._build(lr_schedule)
-        with torch.random.fork_rng(devices=[]):
-            self._build_hub()
-        self.optimizer = self.optimizer_class(
-            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
-        )  # type: ignore[call-arg]
-
-    def _build_hub(self) -> None:
-        check_division(self.spec.sources, self.observation_space, self.normalize_images)
-        meanings = check_meanings(self.outputs.action_meanings, self.action_space)
-        std = None if find(self.spec.method).keeps_source_std else self.outputs.source_std
-        target = TargetSpec(
-            self.observation_space, "outputs", self.action_space, std, meanings, self.spec.precision
-        )
-        self.method: Method = create(
-            self.spec.method, spec_sources(self.spec), target, self.spec.options
-        )
-        self.register_buffer("noise_key", torch.randint(2**31, ()))
-        self.register_buffer("warm_until", torch.zeros((), dtype=torch.float64))
-        self.selection: ArmSelection | None = self._make_selection()
-        self._build_commitment()
-        if self.outputs.scale_values and len(self.method.pathways.sources):
-            self.value_net: nn.Linear = PopArtLinear(self.value_net)
-        self.actor_snapshot: ActorSnapshot | None = None
-        holds_trial = self.outputs.trial_share > 0 and not self.method.copies_source
-        if self.selection is not None and holds_trial:
-            self.actor_snapshot = ActorSnapshot(self)
-        self.residual = None
-        if (
-            self.outputs.residual
-            and self.method.allows_residual
-            and len(self.method.pathways.sources)
-        ):
-            self.residual = ZeroLinear(
-                self.mlp_extractor.latent_dim_pi, get_action_width(self.action_space)
-            )
-        if self.method.copies_source and self.selection is not None:
-            self.selection.copyable = check_copies(self, self._sources, meanings)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "PathwayNetworks":
         """`nn.Module._apply` but for the selection, whose numbers the driver of episodes reads.
@@ -218,34 +90,6 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
     def _load_from_state_dict(self, *args: Any) -> None:
         self._is_committed, self._head = False, None
         super()._load_from_state_dict(*args)
-
-    def _make_selection(self) -> ArmSelection | None:
-        names = self.method.pathways.names
-        if self.outputs.judging_share == 0 or len(names) == 1:
-            return None
-        check_selection(self.aggregation, self.method)
-        settings = TrustSettings(
-            judging_share=self.outputs.judging_share, trial_share=self.outputs.trial_share
-        )
-        return ArmSelection(
-            [name for name in names if name != FRESH],
-            settings,
-            fresh=names[-1] == FRESH,
-            tuned=self.spec.tuned,
-            every_episode_counts=self.draws_in_evaluation,
-            copies=self.method.copies_source,
-        )
-
-    def _build_commitment(self) -> None:
-        n_pathways, hold = len(self.method.pathways.names), self.outputs.hold
-        may_commit = (hold > 1 or self.selection is not None) and n_pathways > 1
-        self.committed: Tensor | None
-        self.register_buffer("committed", torch.zeros((), dtype=torch.bool) if may_commit else None)
-        self.stay_logit = None
-        if may_commit and hold > 1 and self.outputs.release == "learned":
-            self.stay_logit = ZeroLinear(self.mlp_extractor.latent_dim_pi, n_pathways)
-            # Equal weights then end a commitment once in `hold` steps.
-            nn.init.constant_(self.stay_logit.bias, math.log((hold - 1) * (n_pathways - 1)))
 
     def preprocess(self, obs: PyTorchObs) -> Observations:
         """Observations as SB3 preprocesses them; images stay bytes where all readers take bytes."""
@@ -358,11 +202,6 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         copy_source(self, self._sources[index], self.method.pathways.target.action_meanings)
 
     @property
-    def _sources(self) -> list[Source]:
-        pathways = self.method.pathways.sources
-        return [cast("SourcePathway", pathway).source for pathway in pathways]
-
-    @property
     def most_steps(self) -> float | None:
         """Steps after which a commitment always ends; none where its end is learned."""
         return self.outputs.hold if self.outputs.release == "fixed" else None
@@ -385,8 +224,3 @@ class PathwayNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         if recurse and isinstance(optimizer, HubAdam) and optimizer.packs:
             return (parameter for group in optimizer.param_groups for parameter in group["params"])
         return super().parameters(recurse)
-
-
-def get_action_width(space: spaces.Space[Any]) -> int:
-    """Width of a correction of a source's output: action dimensions, or discrete actions."""
-    return int(space.n) if isinstance(space, spaces.Discrete) else get_action_dim(space)
