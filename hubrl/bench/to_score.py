@@ -33,8 +33,10 @@ class TimeToScore(NamedTuple):
         if math.isinf(mean):
             reached = sum(math.isfinite(value) for value in own)
             return self.method, f"never in {len(own) - reached} of {len(own)}", "", ""
-        share = mean / float(np.mean(scratch.seconds))
-        return self.method, f"{mean:.0f}", f"{own[0]:.0f} to {own[-1]:.0f}", f"{share:.2f}"
+        # Where one seed of scratch ends below the mean of all it has no time to compare with.
+        slowest = float(np.mean(scratch.seconds))
+        share = "" if math.isinf(slowest) else f"{mean / slowest:.2f}"
+        return self.method, f"{mean:.0f}", f"{own[0]:.0f} to {own[-1]:.0f}", share
 
 
 def rivals(config: Path) -> list[str]:

@@ -30,6 +30,8 @@ def test_times_are_said_in_seconds_and_as_a_share_of_scratchs():
     assert TimeToScore("hub-pathway", [4.0, 6.0]).cells(scratch) == (
         *("hub-pathway", "5", "4 to 6", "0.25"),
     )
+    unfinished = TimeToScore("scratch", [10.0, math.inf])
+    assert TimeToScore("hub-pathway", [4.0, 6.0]).cells(unfinished)[3] == ""
     late = TimeToScore("soup", [4.0, math.inf])
     assert late.cells(scratch)[1] == "never in 1 of 2"
 
