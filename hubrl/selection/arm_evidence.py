@@ -152,6 +152,7 @@ class ArmEvidence(nn.Module):
     def record_untrained(self, value: float, *, as_evaluated: bool) -> None:
         """Record the fresh pathway's first episodes, before it has learned anything."""
         arm = self.untrained if as_evaluated else self.untrained_noisy
+        # On Atari every one of its first games counts, and twelve still are an untrained network's.
         most = self.settings.episodes * (4 if self.every_episode_counts else 1)
         if self.records.count(arm) < most:
             self.records.add(arm, value)
