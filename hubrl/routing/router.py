@@ -72,6 +72,8 @@ class Router(nn.Module):
         inputs = sum(
             _reader_width(part, reader) for part, reader in zip(parts, self.readers, strict=True)
         )
+        self.width = inputs
+        """Width of what `read` returns."""
         self.hidden = nn.Sequential(
             nn.Linear(inputs, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh()
         )

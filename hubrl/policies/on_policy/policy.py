@@ -250,7 +250,13 @@ class HubActorCriticPolicy(PredictingActor):
         observations, routing = context.observations, head.routing
         extract = self.extract_both if head.reads_features else self.extract_latents
         actor, critic = extract(observations)
-        rows = self.weigh(context) if routing is None else routing.router.read(observations)
+        if routing is None:
+            rows = self.weigh(context)
+        elif routing.explore_coef == 0 and context.solo is not None and bool(context.solo.all()):
+            # Every arm plays alone, so that no weight and no gradient of the router counts.
+            rows = actor.new_zeros(len(actor), routing.router.width)
+        else:
+            rows = routing.router.read(observations)
         return HeadInputs(critic, actor, rows)
 
     def _draw_noise(self, context: StepContext) -> Float[Tensor, "batch pathways"]:
