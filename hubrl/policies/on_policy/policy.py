@@ -224,11 +224,14 @@ class HubActorCriticPolicy(PredictingActor):
         # All sources together cost little more than one, unless some are not active.
         selects = method.top_k < len(method.pathways.names) and self.current_head(context)
         if self._keeps_outputs and not selects:
-            wanted = [*method.trusted_pathways]
-            for arm in () if self.selection is None else self.selection.playing.tolist():
-                # A source that a probe set aside plays alone before it is trusted.
-                if 0 <= arm < self.fresh_index:
-                    wanted[arm] = True
+            alone = [] if self.selection is None else self.selection.playing.tolist()
+            # Where every arm plays alone, no other source is needed; and one that a probe set aside
+            # plays alone before it is trusted.
+            routes = min(alone, default=-1) < 0
+            wanted = [
+                index in alone or (routes and trusted)
+                for index, trusted in enumerate(method.trusted_pathways)
+            ]
             context.source_outputs = method.pathways.compute_source_outputs(
                 context.observations, wanted
             )
