@@ -3,6 +3,7 @@
 import copy
 import traceback
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +14,15 @@ from stable_baselines3.common.env_util import make_vec_env
 from torch.utils._python_dispatch import TorchDispatchMode
 from toys import ON_POLICY, Toy
 
+import hubrl
 from hubrl import BadConfig, CachedVecEnv, Hub, HubCallback
 from hubrl.experiments.config import RunConfig, parse_config
 from hubrl.experiments.finished_run import FinishedRun
 from hubrl.experiments.run import start_run_from, train
 from hubrl.nn.devices import check_device
 from hubrl.policies.on_policy.step import RecordedBatch
+
+PACKAGE = Path(hubrl.__file__).parent
 
 ABSENT = [
     name for name in ("cuda", "cuda:3", "mps", "meta", "xpu") if name != "cuda" or not torch.cuda.is_available()
@@ -107,8 +111,10 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if "_local_scalar_dense" in str(function):
-            frames = [frame for frame in traceback.extract_stack() if "/hubrl/" in frame.filename]
-            self.places[f"{frames[-1].filename.rpartition('/hubrl/')[2]} {frames[-1].line}"] += 1
+            stack = traceback.extract_stack()
+            frame = [frame for frame in stack if Path(frame.filename).is_relative_to(PACKAGE)][-1]
+            place = Path(frame.filename).relative_to(PACKAGE).as_posix()
+            self.places[f"{place} {frame.line}"] += 1
         return function(*args, **(kwargs or {}))
 
 
