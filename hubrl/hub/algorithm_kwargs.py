@@ -10,6 +10,7 @@ from stable_baselines3.a2c import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 
@@ -27,6 +28,7 @@ from hubrl.policies.dqn import HubDQNPolicy, TeachingOptions
 from hubrl.policies.extractor import HubExtractor
 from hubrl.policies.on_policy.options import OutputOptions, check_effect
 from hubrl.policies.on_policy.policy import HubActorCriticPolicy
+from hubrl.routing.fresh_pathway import extractor_class
 from hubrl.sources import action_params, shared
 from hubrl.sources.observation_batch import divides_images
 from hubrl.sources.source import Source
@@ -78,6 +80,8 @@ class AlgorithmKwargs(Sequence[Source]):
             "features_extractor_kwargs": {"hub": spec.to_dict()},
             **self._image_scale(),
         }
+        if find(method).starts_as_scratch and extractor_class(self[0].space) is NatureCNN:
+            kwargs["net_arch"] = []  # as SB3 has it behind its NatureCNN
         return {**kwargs, "optimizer_class": HubAdam} if spec.tuned else kwargs
 
     def agent(
@@ -324,6 +328,8 @@ def with_sb3s(own: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         BadConfig: If the hub sets one of the given ones itself.
     """
+    if "net_arch" in given:
+        own = {name: value for name, value in own.items() if name != "net_arch"}
     optimizer = {**given.get("optimizer_kwargs", {}), **own.get("optimizer_kwargs", {})}
     taken = sorted({*given} & {*own} - {"optimizer_kwargs"})
     if taken:

@@ -182,6 +182,9 @@ class Method(nn.Module, ABC):
     outputs."""
     keeps_source_std: ClassVar[bool] = False
     """Whether sources keep their own standard deviations, because they never act themselves."""
+    starts_as_scratch: ClassVar[bool] = False
+    """Whether its features start as those of SB3's own network, bit for bit, under SB3's own
+    heads."""
     judging_share: ClassVar[float] = 0.0
     """Default of `judging_share`: share of the episodes that one pathway plays to be judged."""
 
@@ -203,6 +206,9 @@ class Method(nn.Module, ABC):
     def source_lr(cls, level: action_params.Level) -> float:
         """Default learning rate of trained sources, as a factor on the algorithm's."""
         return 1.0 if cls.tunes else 0.1
+
+    def draw_network(self) -> None:
+        """Draw the new network of a method that `starts_as_scratch`, and nothing else."""
 
     @abstractmethod
     def forward(

@@ -31,7 +31,7 @@ from hubrl.formats.cached_space import (
 )
 from hubrl.formats.hub_spec import HubSpec, parse_spec
 from hubrl.formats.spaces import describe
-from hubrl.methods import create
+from hubrl.methods import create, find
 from hubrl.methods.base import Routed
 from hubrl.methods.registry import check_cached
 from hubrl.nn.losses import inject
@@ -78,12 +78,12 @@ class HubExtractor(BaseFeaturesExtractor):
             if cached_space is None
             else _observed(observation_space, cached_space)
         )
-        method = create(
-            spec.method,
-            spec_sources(spec),
-            TargetSpec(observed, precision=spec.precision),
-            spec.options,
-        )
+        as_scratch = find(spec.method).starts_as_scratch
+        with torch.random.fork_rng(devices=[], enabled=as_scratch):
+            target = TargetSpec(observed, precision=spec.precision)
+            method = create(spec.method, spec_sources(spec), target, spec.options)
+        # Only this draws from the generator, as SB3's own extractor would.
+        method.draw_network()
         flat = isinstance(observed, spaces.Box) and len(observed.shape) == 1
         beside = get_flattened_obs_dim(observed) if flat and method.passes_observations else 0
         super().__init__(observation_space, method.features_dim + beside)

@@ -235,6 +235,18 @@ class Pathways(nn.Module):
         each = zip(self.sources, self._each(observations, source_outputs), strict=True)
         return [cast("SourcePathway", pathway).project(outputs) for pathway, outputs in each]
 
+    def features_of(
+        self,
+        members: list[int],
+        observations: Observations,
+        source_outputs: SourceOutputs | None = None,
+    ) -> list[Float[Tensor, "batch own"]]:
+        """Features of some sources themselves, each in its own width; no other is computed."""
+        if source_outputs is None:
+            return self._batched(members, observations)
+        each = self._each(observations, source_outputs)
+        return [each[index] for index in members]
+
     def fused_aggregate(
         self, features: Float[Tensor, "batch total"], router: Router, explore_coef: float
     ) -> FusedAggregate:

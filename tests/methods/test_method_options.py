@@ -106,6 +106,7 @@ def test_the_documented_methods_are_the_registered_ones():
         ),
         *("frozen", "soup", "concat", "kickstart", "progressive", "multipolar", "componet"),
         "warm-start",
+        "zero-gates",
     }
 
 
