@@ -171,7 +171,14 @@ def test_the_metrics_page_names_exactly_the_tags_that_a_run_writes():
     )
     model.set_logger(Logger(None, [tags]))
     model.learn(1_000, callback=HubCallback(log_every=100))
-    for method in ("zoo-tuning", "kickstart", "multipolar", "componet", "progressive"):
+    for method in (
+        "zoo-tuning",
+        "kickstart",
+        "multipolar",
+        "componet",
+        "progressive",
+        "zero-gates",
+    ):
         model = PPO(
             env="CartPole-v1",
             **hub.agent(PPO, method),
@@ -196,7 +203,9 @@ def test_the_metrics_page_names_exactly_the_tags_that_a_run_writes():
 def named(tag):
     """A tag as the metrics page names it."""
     tag = re.sub(r"^(gate|progressive/scale)/.+/(one|two)$", r"\1/<layer>/<source>", tag)
-    tag = re.sub(r"^(multipolar/theta|componet/attention)/(one|two)$", r"\1/<source>", tag)
+    tag = re.sub(
+        r"^(multipolar/theta|componet/attention|zero-gates)/(one|two)$", r"\1/<source>", tag
+    )
     tag = re.sub(r"^probe/verdict/(one|two)$", "probe/verdict/<source>", tag)
     tag = re.sub(
         r"^trust/(return|episodes|evaluates|played)/(one|two|fresh|together)$",

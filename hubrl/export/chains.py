@@ -15,6 +15,7 @@ from hubrl.methods.base import Method, TeacherMethod
 from hubrl.methods.frozen import Frozen
 from hubrl.methods.gated_layers import GatedLayer
 from hubrl.methods.single import SingleSource
+from hubrl.methods.zero_gates import ZeroGates
 from hubrl.nn.popart import PopArtLinear
 from hubrl.policies.as_source import HubActor, HubGreedyActor
 from hubrl.policies.dqn import HubDQNPolicy
@@ -154,6 +155,10 @@ def _method_features(method: Method, name: str) -> Chain:
         features = _pathway_features(cast("SourcePathway", method.pathways.sources[0]))
         last = method.last if isinstance(method, Frozen) else None
         return features if last is None else [*features, last, nn.ReLU()]
+    if isinstance(method, ZeroGates):
+        if method.open_sources:
+            raise NotPlainError(f"method {name!r} has open gates and adds features of sources")
+        return _sb3_extractor(method.column)
     fresh = method.pathways.fresh
     if method.fresh_alone and isinstance(fresh, FreshPathway):
         return [*_reader(fresh.reader), fresh.projection]

@@ -9,7 +9,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from toys import CHOOSE, IMAGE, STEER, Toy, target, tiny_hub
 
 from hubrl import BadConfig, CachedVecEnv, HubCallback
+from hubrl.export import export
 from hubrl.methods import create
+from hubrl.reading import read_live
 from hubrl.routing.target import TargetSpec
 
 FLAT = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
@@ -119,6 +121,23 @@ def test_closed_gates_stay_closed_in_a_saved_model(tmp_path):
     method_of(model).update_progress(0.5)
     model.save(tmp_path / "model.zip")
     assert method_of(PPO.load(tmp_path / "model.zip")).open_sources == []
+
+
+@pytest.mark.parametrize("space", [None, IMAGE], ids=["flat", "image"])
+def test_with_all_gates_closed_it_exports_as_sb3s_own_network(space):
+    env = Toy() if space is None else Toy(space)
+    model = target(PPO, env, tiny_hub(env, (PPO, PPO)).agent(PPO, "zero-gates", level="features"))
+    with pytest.raises(BadConfig, match="has open gates and adds features of sources"):
+        export(read_live(model, "mine"))
+    with torch.no_grad():
+        method_of(model).gates.fill_(0.001)
+    method_of(model).update_progress(0.5)
+    plain = export(read_live(model, "mine")).model
+    observations = np.stack([env.observation_space.sample() for _ in range(4)])
+    expected, _ = model.predict(observations, deterministic=True)
+    np.testing.assert_allclose(
+        plain.predict(observations, deterministic=True)[0], expected, atol=1e-5
+    )
 
 
 def test_it_learns_from_cached_features():
