@@ -94,6 +94,11 @@ ONE_NETWORK: Mapping[str, tuple[str, Comparable, str]] = {
         Copying({**ONE_GAME, "method": "warm-start"}, 4),
         "0.95",
     ),
+    "finetune": (
+        "fine-tuning of a source's copy",
+        Learning({**ONE_GAME, "method": "finetune", "level": "outputs"}, 1),
+        "0.95",
+    ),
     "lite-zoo-tuning": (
         "lite Zoo-Tuning of 4 NatureCNNs",
         Learning({**ONE_GAME, **LITE, "level": "features"}, 4),

@@ -22,6 +22,7 @@ from hubrl.policies.dqn import HubDQNPolicy
 from hubrl.policies.dqn_networks import RoutedQNetwork, SourceQNetwork
 from hubrl.policies.extractor import HubExtractor
 from hubrl.policies.on_policy.policy import HubActorCriticPolicy
+from hubrl.policies.on_policy.raw_observations import RawExtractor
 from hubrl.routing.fresh_pathway import FreshPathway
 from hubrl.routing.source_pathway import Denormalizer, SourcePathway
 from hubrl.sources.heads import (
@@ -248,6 +249,8 @@ def _selection(source: Source, space: spaces.Space[Any]) -> Chain:
 
 
 def _sb3_extractor(extractor: nn.Module) -> Chain:
+    if isinstance(extractor, RawExtractor):
+        return [*_sb3_extractor(extractor.extractor), *_denormalizer(extractor.denormalizer)]
     if isinstance(extractor, NatureCNN):
         return [*extractor.cnn, *extractor.linear]
     if isinstance(extractor, FlattenExtractor):

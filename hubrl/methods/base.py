@@ -180,6 +180,9 @@ class Method(nn.Module, ABC):
     copies_source: ClassVar[bool] = False
     """Whether the fresh pathway goes on alone from a copy of the best source, at the level of
     outputs."""
+    starts_copied: ClassVar[bool] = False
+    """Whether its one source is copied into the target's own actor where that is possible, at the
+    level of outputs, so that one ordinary network trains."""
     keeps_source_std: ClassVar[bool] = False
     """Whether sources keep their own standard deviations, because they never act themselves."""
     starts_as_scratch: ClassVar[bool] = False
@@ -227,6 +230,11 @@ class Method(nn.Module, ABC):
             noise: Result of `draw_noise` for these observations; None for no noise.
             source_outputs: Cached outputs of all sources, if any.
         """
+
+    def hand_over(self) -> None:
+        """Leave the target's own actor, a copy of the one source, as the only pathway."""
+        (name,), target = self.pathways.names, self.pathways.target
+        self.pathways = Pathways([], target, fresh=True, fresh_name=name)
 
     def draw_noise(
         self, observations: Observations, key: int

@@ -16,6 +16,9 @@ class Finetune(SingleSource):
     At the level of outputs its own head is kept; at the level of features its encoder is trained
     under a new head. Its learning rate is the algorithm's unless `source_lr` is given.
 
+    PPO and A2C copy a source of SB3's shapes, with its critic if that fits, into their own network,
+    which trains on as any other. Other sources are trained beside a new critic.
+
     Args:
         sources: The sources, in order.
         target: The target's spaces and level.
@@ -24,6 +27,7 @@ class Finetune(SingleSource):
 
     summary = "one source alone, all of it trained further: the strongest plain rival"
     tunes = True
+    starts_copied = True
     allows_residual = False
     passes_observations = False
     q_learning = "source"

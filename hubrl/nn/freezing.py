@@ -85,7 +85,8 @@ def _hide_running(module: nn.Module, state: dict[str, Any], prefix: str, metadat
 
 
 def _restore_running(module: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
-    for name in {name for name, _ in module.named_buffers() if "running_" in name}:
+    buffers = module.named_buffers(remove_duplicate=False)  # extractors may be shared
+    for name in {name for name, _ in buffers if "running_" in name}:
         hidden = prefix + name.replace("running_", "fixed_")
         if hidden in state:
             state[prefix + name] = state.pop(hidden)

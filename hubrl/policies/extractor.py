@@ -35,6 +35,7 @@ from hubrl.methods import create, find
 from hubrl.methods.base import Routed
 from hubrl.methods.registry import check_cached
 from hubrl.nn.losses import inject
+from hubrl.policies.on_policy.raw_observations import RawExtractor
 from hubrl.routing.pathways import Pathways, spec_sources
 from hubrl.routing.source_pathway import SourcePathway
 from hubrl.routing.target import TargetSpec
@@ -275,6 +276,10 @@ def see_through_normalisation(module: nn.Module, env: VecEnv) -> None:
     }
     for pathways in parts_in(module, Pathways):
         pathways.set_statistics(statistics, vec.epsilon)
+    # Those inside of sources are none of its children, and theirs.
+    for extractor in module.children():
+        if isinstance(extractor, RawExtractor):
+            extractor.denormalizer.set_statistics(statistics, vec.epsilon)
 
 
 def _stacked(values: np.ndarray, frames: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from hubrl.methods import available, find
 from hubrl.reports.run_log import Arm, RunLog, decimals, in_words, with_spread
 from hubrl.routing.pathways import FRESH
 from hubrl.selection.arm_evidence import TOGETHER_ARM
@@ -41,7 +42,9 @@ def _what(log: RunLog) -> str:
 def _sources(log: RunLog) -> str:
     if not log.sources:
         return "There was no hub: it trained from scratch."
-    tuned = "trained further" if log.config.tuned else "frozen"
+    method = log.config.method
+    tunes = log.config.tuned or (method in available() and find(method).tunes)
+    tuned = "trained further" if tunes else "frozen"
     return f"Its hub has {len(log.sources)} sources, {tuned}: {', '.join(log.sources)}."
 
 

@@ -21,7 +21,6 @@ from hubrl.hub.inspect import pathway_weights
 from hubrl.policies.dqn import HubDQNPolicy
 from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.reports.pictures import Moment, Picture, annotate
-from hubrl.routing.pathways import FRESH
 from hubrl.tasks.atari_game import FRAME_SKIP
 
 TENSORBOARD = "tensorboard-enjoy"
@@ -143,7 +142,7 @@ def acting_pathway(
         return policy.pathways.names[policy.selection.evaluation_arm]
     if isinstance(policy, HubActorCriticPolicy):
         if policy.fresh_alone:
-            return FRESH
+            return policy.method.pathways.names[-1]
         if policy.commits and state is not None:
             return policy.method.pathways.names[int(state[0][0])]
     certain = [name for name, weight in weights.items() if weight > 0.999]

@@ -46,6 +46,7 @@ class Pathways(nn.Module):
         sources: The sources, in order.
         target: The target's spaces and level.
         fresh: Whether a fresh pathway is the last.
+        fresh_name: Name of the fresh pathway.
         width: Width of the features; by default the widest source's, at most `MAX_WIDTH`. Without
             meaning at the level of outputs.
         project: Whether features are projected to the width; otherwise each keeps its own.
@@ -61,6 +62,7 @@ class Pathways(nn.Module):
         target: TargetSpec,
         *,
         fresh: bool,
+        fresh_name: str = FRESH,
         width: int | None = None,
         project: bool = True,
     ) -> None:
@@ -70,7 +72,7 @@ class Pathways(nn.Module):
         for source in sources:
             check_fit(source, target)
         self.target = target
-        self.names = [source.name for source in sources] + [FRESH] * fresh
+        self.names = [source.name for source in sources] + [fresh_name] * fresh
         if target.level == "outputs":
             assert target.action_space is not None
             self.width = action_params.width(target.action_space)
@@ -93,6 +95,11 @@ class Pathways(nn.Module):
         self._rowwise: RowwiseSources | None = None
         self.sees_through = False
         """Whether the statistics of a VecNormalize were set."""
+
+    @property
+    def has_fresh(self) -> bool:
+        """Whether a fresh pathway is the last."""
+        return len(self.names) > len(self.sources)
 
     def compute_source_outputs(
         self, observations: Observations, wanted: Sequence[bool]

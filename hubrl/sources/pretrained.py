@@ -47,7 +47,7 @@ class Pretrained(nn.Module):
             SourcesNotLoaded: If no weights were loaded.
             NotFinite: If a weight is NaN or infinite.
         """
-        self._check_loaded()
+        self.check_loaded()
         tensors = self.tensors()
         spoilt = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
         if spoilt:
@@ -93,7 +93,12 @@ class Pretrained(nn.Module):
             return self
         return super().train(mode and not self.frozen)
 
-    def _check_loaded(self) -> None:
+    def check_loaded(self) -> None:
+        """Check that weights were loaded.
+
+        Raises:
+            SourcesNotLoaded: If not.
+        """
         if not self.weights_loaded:
             raise SourcesNotLoaded(
                 f"The weights of source {self.name!r} never arrived; load a saved model, or make "

@@ -149,7 +149,7 @@ class Source(Pretrained):
             BadConfig: If the changes do not fit the card.
             SourcesNotLoaded: If no weights were loaded.
         """
-        self._check_loaded()
+        self.check_loaded()
         card = adapted_card(
             self.card,
             name=name,
@@ -321,7 +321,7 @@ class Source(Pretrained):
         Raises:
             SourcesNotLoaded: If no weights were loaded.
         """
-        self._check_loaded()
+        self.check_loaded()
         steps = self.card.preprocessing
         return apply_steps(observations, steps) if steps else observations
 

@@ -47,7 +47,7 @@ class CriticScaling:
         head = self.policy.value_net
         if (
             not isinstance(head, PopArtLinear)
-            or (self.policy.fresh_alone and not head.rescaled)
+            or (self.policy.fresh_alone and not head.rescaled and not self.policy.is_copy)
             or not self.returns.ready
         ):
             return
@@ -55,7 +55,8 @@ class CriticScaling:
         mean, std = self.returns.moments()
         if std == 0.0:
             return
-        head.rescale(mean, std, learned=head.weight in self.policy.optimizer.state)
+        learned = head.weight in self.policy.optimizer.state or self.policy.critic_was_copied
+        head.rescale(mean, std, learned=learned)
         if first:
             recompute_values(self.model)
 

@@ -25,7 +25,6 @@ from hubrl.methods.base import Method
 from hubrl.policies.dqn import HubDQNPolicy
 from hubrl.policies.extractor import HubExtractor
 from hubrl.policies.on_policy.policy import HubActorCriticPolicy
-from hubrl.routing.pathways import FRESH
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.probe_verdict import Fate
 from hubrl.training.halving import Halving
@@ -195,8 +194,8 @@ def record_stds(logger: Logger, policy: HubActorCriticPolicy) -> None:
         return
     names = policy.method.pathways.names
     log_stds = dict(zip(names, policy.method.pathways.log_stds, strict=False))
-    if names[-1] == FRESH:
-        log_stds[FRESH] = policy.log_std
+    if policy.method.pathways.has_fresh:
+        log_stds[names[-1]] = policy.log_std
     for name, log_std in log_stds.items():
         std = float(log_std.detach().exp().mean())
         logger.record(f"pathway/std/{name}", std, exclude=NO_TABLE)

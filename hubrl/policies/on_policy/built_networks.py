@@ -1,6 +1,7 @@
 """How the policy over sources' outputs is built."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -20,13 +21,22 @@ from hubrl.nn.freezing import CachedParameters
 from hubrl.nn.popart import PopArtLinear
 from hubrl.policies.bf16 import ReadsBytes
 from hubrl.policies.on_policy.actor_snapshot import ActorSnapshot
-from hubrl.policies.on_policy.copied_source import check_copies, shape_to_copy
+from hubrl.policies.on_policy.copied_source import (
+    actor_parts,
+    check_copies,
+    copy_layers,
+    critic_layers,
+    problem_of_copy,
+    shape_of_copy,
+    shape_to_copy,
+)
 from hubrl.policies.on_policy.head import CommittedHead
 from hubrl.policies.on_policy.options import OutputOptions, check_selection
+from hubrl.policies.on_policy.raw_observations import RawExtractor
 from hubrl.routing.fresh_pathway import extractor_class
 from hubrl.routing.pathways import FRESH, spec_sources
 from hubrl.routing.router import ZeroLinear
-from hubrl.routing.source_pathway import SourcePathway
+from hubrl.routing.source_pathway import Denormalizer, SourcePathway
 from hubrl.routing.target import TargetSpec, check_meanings
 from hubrl.selection.arm_selection import ArmSelection
 from hubrl.selection.settings import TrustSettings
@@ -53,6 +63,12 @@ class BuiltNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         **kwargs: Any,
     ) -> None:
         self._head: tuple[CommittedHead | None] | None = None
+        self._awaited: tuple[Source, ...] = ()
+        """Source of which the networks are a copy, as long as its weights have not arrived."""
+        self.is_copy_from_start = False
+        """Whether actor and critic started as a copy of the method's source."""
+        self.critic_was_copied = False
+        """Whether the critic was part of that copy, so that it knows returns of the source."""
         if kwargs.get("use_sde"):
             raise BadConfig(
                 "use_sde=True was given; pathways have standard deviations of their own, "
@@ -76,11 +92,23 @@ class BuiltNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
         if "features_extractor_class" not in kwargs:
             extractor = extractor_class(observation_space, self.spec.precision)
             kwargs["features_extractor_class"] = extractor
-        if find(self.spec.method).copies_source:
-            kwargs = {**shape_to_copy(self.spec.sources), **kwargs}
+        shape = self._shape_to_copy(kwargs)
+        self._may_copy = shape is not None
+        kwargs = {**(shape or {}), **kwargs}
         if kwargs["features_extractor_class"] is BF16NatureCNN:
             kwargs.setdefault("net_arch", [])  # as SB3 has it behind NatureCNN
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
+
+    def _shape_to_copy(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
+        """SB3's keyword arguments for a copy of a source; None where none can be made at first."""
+        method, cards = find(self.spec.method), self.spec.sources
+        if method.copies_source:
+            return shape_to_copy(cards)
+        name = self.spec.options.get("source")
+        chosen = [card for card in cards if name in (None, card.name)]
+        if not method.starts_copied or len(chosen) != 1:
+            return None
+        return shape_of_copy(chosen[0], given)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         own = {"hub": self.spec.to_dict(), "outputs": self.outputs.to_dict()}
@@ -147,6 +175,41 @@ class BuiltNetworks(CachedParameters, ActorCriticPolicy, ReadsBytes):
             )
         if self.method.copies_source and self.selection is not None:
             self.selection.copyable = check_copies(self, self._sources, meanings)
+        if self.method.starts_copied and self._may_copy:
+            self._start_copied(*self._sources)
+
+    def _start_copied(self, source: Source) -> None:
+        """Make the actor a copy of the method's only source, if it has the source's layers."""
+        pathways = self.method.pathways
+        extractor = extractor_class(self.observation_space, self.spec.precision)
+        meanings = pathways.target.action_meanings
+        if type(self.pi_features_extractor) is not extractor:
+            return
+        if problem_of_copy(self, source, meanings) is not None:
+            return
+        self.is_copy_from_start = True
+        self.critic_was_copied = bool(critic_layers(self, source))
+        if source.weights_loaded:
+            copy_layers(self, source, meanings)
+        else:
+            self._awaited = (source,)
+        for std in pathways.log_stds:
+            self.log_std.data.copy_(std)
+        for part in actor_parts(self):
+            for parameter in part.parameters():
+                parameter.lr_scale = self.spec.source_lr  # type: ignore[attr-defined]
+        self._read_raw()
+        self.method.hand_over()
+
+    def _read_raw(self) -> None:
+        """Read observations as the source does, before the target's VecNormalize."""
+        space, shared = self.observation_space, self.share_features_extractor
+        if not Denormalizer(space).keys:
+            return
+        actors = RawExtractor(space, self.pi_features_extractor)
+        critics = actors if shared else RawExtractor(space, self.vf_features_extractor)
+        self.features_extractor = self.pi_features_extractor = actors
+        self.vf_features_extractor = critics
 
     def _make_selection(self) -> ArmSelection | None:
         names = self.method.pathways.names

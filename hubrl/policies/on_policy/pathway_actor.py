@@ -29,7 +29,6 @@ from hubrl.policies.on_policy.distributions import (
 from hubrl.policies.on_policy.head import CommittedHead
 from hubrl.policies.on_policy.pathway_networks import PathwayNetworks
 from hubrl.policies.on_policy.step import Choice, StepContext, encode_solo
-from hubrl.routing.pathways import FRESH
 from hubrl.routing.weights import certain_log_weights, transition_log_probs
 from hubrl.sources import action_params
 from hubrl.sources.preprocessing import Observations
@@ -98,7 +97,7 @@ class PathwayActor(PathwayNetworks):
         members = self.selection.candidates
         kept = [index in members for index in range(self.selection.n_sources)]
         start = self.selection.router_start
-        if self.method.pathways.names[-1] == FRESH:
+        if self.method.pathways.has_fresh:
             kept.append(not members or self.outputs.fresh_joins)
             start = [*start, -self.selection.settings.most_lag if members else 0.0]
         self.method.apply_probe(kept, start)
@@ -200,12 +199,12 @@ class PathwayActor(PathwayNetworks):
         return MixtureDistribution(self.action_space).proba_distribution(params, logs)
 
     def count_fresh(
-        self, n_rows: int, device: torch.device, context: StepContext
+        self, n_rows: int, device: torch.device, *, exploring: bool
     ) -> Float[Tensor, "batch pathways"]:
         """Log pathway weights where the fresh pathway acts alone, added to the routing stats."""
         n_pathways = len(self.method.pathways.names)
         logs = certain_log_weights(torch.full((n_rows,), n_pathways - 1, device=device), n_pathways)
-        self._count(logs, context)
+        self._count(logs, exploring=exploring)
         return logs
 
     def _route(self, context: StepContext, latent: Float[Tensor, "batch latent"]) -> Routed:
@@ -288,7 +287,7 @@ class PathwayActor(PathwayNetworks):
         fresh = self.fresh_params(latent)
         assert fresh is not None
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
-        logs = self.count_fresh(len(fresh), fresh.device, context)
+        logs = self.count_fresh(len(fresh), fresh.device, exploring=context.exploring)
         committed = CommittedDistribution(self.action_space).given(
             context.acted, context.deterministic
         )
@@ -305,7 +304,8 @@ class PathwayActor(PathwayNetworks):
     def _with_loss(self, routed: Routed, context: StepContext) -> Routed:
         """Routing with its loss attached where the actor learns, added to the routing stats."""
         learning = self.training and torch.is_grad_enabled() and not context.critic_only
-        self._count(routed.log_weights, context, routed.loss if learning else None)
+        loss = routed.loss if learning else None
+        self._count(routed.log_weights, loss, exploring=context.exploring)
         if not learning or not routed.loss.requires_grad:
             return routed
         if routed.log_weights is None:
@@ -315,9 +315,10 @@ class PathwayActor(PathwayNetworks):
     def _count(
         self,
         log_weights: Float[Tensor, "batch pathways"] | None,
-        context: StepContext,
         loss: Float[Tensor, ""] | None = None,
+        *,
+        exploring: bool,
     ) -> None:
         # Weights of rollouts only: an update repeats their rows in every epoch.
-        counts = context.exploring and not self.training
+        counts = exploring and not self.training
         self.method.routing_stats.add(log_weights if counts else None, loss)

@@ -19,7 +19,6 @@ from hubrl.policies.on_policy.built_networks import BuiltNetworks
 from hubrl.policies.on_policy.copied_source import copy_source
 from hubrl.policies.on_policy.head import CommittedHead
 from hubrl.policies.on_policy.step import StepContext, TrainingState
-from hubrl.routing.pathways import FRESH
 from hubrl.routing.router import Router, Routing
 from hubrl.sources.preprocessing import Observations
 
@@ -44,7 +43,7 @@ class PathwayNetworks(BuiltNetworks):
 
     @property
     def fresh_alone(self) -> bool:
-        """Whether every source was dropped, so that only SB3's policy is left."""
+        """Whether only SB3's policy is left: every source was dropped, or the only one copied."""
         return self.method.fresh_alone
 
     @property
@@ -88,7 +87,7 @@ class PathwayNetworks(BuiltNetworks):
             self._modules["selection"] = selection
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        self._is_committed, self._head = False, None
+        self._is_committed, self._head, self._awaited = False, None, ()
         super()._load_from_state_dict(*args)
 
     def preprocess(self, obs: PyTorchObs) -> Observations:
@@ -118,7 +117,7 @@ class PathwayNetworks(BuiltNetworks):
         self, latent: Float[Tensor, "batch latent"], *, of_snapshot: bool = False
     ) -> Float[Tensor, "batch outputs"] | None:
         """Action parameters of the fresh pathway, or of the actor's snapshot; none without it."""
-        if self.method.pathways.names[-1] != FRESH:
+        if not self.method.pathways.has_fresh:
             return None
         owner = self.actor_snapshot if of_snapshot and self.actor_snapshot is not None else self
         params: Tensor = owner.action_net(latent)
@@ -144,7 +143,7 @@ class PathwayNetworks(BuiltNetworks):
         """Head that computes one pathway per row; none if all are needed, or a layer has hooks."""
         assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
         pathways, extractor = self.method.pathways, self.mlp_extractor
-        fresh = pathways.names[-1] == FRESH
+        fresh = pathways.has_fresh
         heads = (self.action_net if fresh else None, self.residual, self.stay_logit)
         hooked = any(has_hooks(layer) for layer in heads if layer is not None)
         if self.acts_by_snapshot or hooked or not isinstance(self.method, RoutedMethod):
@@ -195,7 +194,8 @@ class PathwayNetworks(BuiltNetworks):
     @property
     def is_copy(self) -> bool:
         """Whether actor and critic went on from a copy of a source."""
-        return self.selection is not None and self.selection.copied >= 0
+        copied = self.selection is not None and self.selection.copied >= 0
+        return copied or self.is_copy_from_start
 
     def copy_source(self, index: int) -> None:
         """Let actor and critic go on from a copy of a source."""

@@ -28,6 +28,7 @@ from hubrl.policies.on_policy.step import (
     TrainingState,
     encode_solo,
 )
+from hubrl.routing.weights import n_rows
 from hubrl.sources.preprocessing import Observations
 
 
@@ -85,8 +86,8 @@ class HubActorCriticPolicy(PredictingActor):
         """
         self.last_record = StepRecord()
         if self.fresh_alone:
-            context = StepContext(self.preprocess(obs), exploring=True)
-            self.count_fresh(context.n_rows, self.device, context)
+            self._check_arrived()
+            self.count_fresh(n_rows(obs), self.device, exploring=True)
             return super().forward(cast("Tensor", obs), deterministic)
         context = self._rollout_context(obs)
         head = self.current_head(context)
@@ -119,11 +120,11 @@ class HubActorCriticPolicy(PredictingActor):
         obs, record = self._split(obs)
         if not self._was_checked:
             self._was_checked = True
-            alone = self.fresh_alone or self._training_state.has_callback
-            warn_without_callback(self, needs_callback=not alone)
+            scratch = self.fresh_alone and not self.is_copy
+            needs_callback = not (scratch or self._training_state.has_callback)
+            warn_without_callback(self, needs_callback=needs_callback)
         if self.fresh_alone:
-            self.end_update()
-            return super().evaluate_actions(cast("Tensor", obs), actions)
+            return self._evaluate_alone(obs, actions)
         critic_only = self._training_state.critic_only
         exploring = record.acted is not None or not self.commits
         context = StepContext.of_record(
@@ -139,6 +140,23 @@ class HubActorCriticPolicy(PredictingActor):
             return values, log_prob.detach(), None if entropy is None else entropy.detach()
         return values, log_prob, entropy
 
+    def _evaluate_alone(
+        self, obs: PyTorchObs, actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """SB3's values, log-probabilities and entropy of the fresh pathway alone.
+
+        While only the critic of a copy learns, they have no gradient for its actor.
+        """
+        self._check_arrived()
+        self.end_update()
+        if not (self._training_state.critic_only and self.is_copy):
+            return super().evaluate_actions(cast("Tensor", obs), actions)
+        latent, critic_latent = self.extract_latents(self.preprocess(obs))
+        with torch.no_grad():
+            distribution = self._get_action_dist_from_latent(latent)
+            log_prob, entropy = distribution.log_prob(actions), distribution.entropy()
+        return self.value_net(critic_latent), log_prob, entropy
+
     def extract_both(self, observations: Observations) -> tuple[Tensor, Tensor]:
         """Features of the actor and of the critic; while only the critic learns, for it alone."""
         actor, critic = super().extract_both(observations)
@@ -153,6 +171,7 @@ class HubActorCriticPolicy(PredictingActor):
         Its log-probabilities are those of the mixture, whichever pathway acted.
         """
         if self.fresh_alone:
+            self._check_arrived()
             return super().get_distribution(cast("Tensor", obs))
         context = StepContext(self.preprocess(obs), exploring=False)
         latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(context.observations))
@@ -186,6 +205,15 @@ class HubActorCriticPolicy(PredictingActor):
         if mode and self.fresh_alone and isinstance(self.optimizer, HubAdam):
             self.optimizer.use_torch_kernel()
         return super().train(mode)
+
+    def _check_arrived(self) -> None:
+        """Check that the weights of a copied source were there, or were loaded.
+
+        Raises:
+            SourcesNotLoaded: If neither.
+        """
+        for source in self._awaited:
+            source.check_loaded()
 
     @property
     def _keeps_outputs(self) -> bool:
