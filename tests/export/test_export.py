@@ -210,14 +210,16 @@ def test_selection_constants_and_action_maps_become_part_of_the_layers(read):
     )
 
 
-def test_what_a_target_normalises_is_turned_back_in_the_first_layer():
+@pytest.mark.parametrize("is_copy", [True, False])
+def test_what_a_target_normalises_is_turned_back_in_the_first_layer(is_copy):
     env = VecNormalize(DummyVecEnv([Toy]))
     hub = alike(Toy(), PPO, PPO)
-    model = target(PPO, env, hub.agent(PPO, "finetune", source="ppo-0"))
+    other = {} if is_copy else {"policy_kwargs": {"net_arch": [5]}}
+    model = target(PPO, env, hub.agent(PPO, "finetune", source="ppo-0", **other))
     model.learn(96, callback=HubCallback(probe_share=0.0))
-    assert not torch.equal(
-        model.policy.method.pathways.sources[0].denormalizer.running_std_0, torch.ones(4)
-    )
+    policy = model.policy
+    reader = policy.features_extractor if is_copy else policy.method.pathways.sources[0]
+    assert not torch.equal(reader.denormalizer.running_std_0, torch.ones(4))
     np.testing.assert_allclose(
         merged(model).predict(ROWS, deterministic=True)[0],
         model.predict(ROWS, deterministic=True)[0],
