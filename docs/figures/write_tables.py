@@ -105,6 +105,7 @@ FLOOR = {
     "mountain-car": "MountainCar",
     "cartpole": "CartPole, heavy and long",
     "cartpole-dqn": "the same under DQN",
+    "cartpole-dqn": "CartPole, heavy and long, DQN",
     "lander": "LunarLander, other gravity and wind",
 }
 """Targets of `floor.yaml`."""
