@@ -175,7 +175,7 @@ class FreshTrial(nn.Module):
         """End the trial where it is over, or half over and the fresh pathway is clearly too slow.
 
         The fresh pathway goes on alone if it is expected to earn more at the end than the hub, by
-        half of `episode_errors`.
+        `episode_errors`.
         """
         until, length = float(self.get_buffer("until")), self.settings.trial_share * total
         if now < until - length / 2:
@@ -186,11 +186,12 @@ class FreshTrial(nn.Module):
         horizon = min(until + self.settings.rise * length, float(total))
         ahead, error = extrapolate_return(fresh[:, 0], fresh[:, 1], horizon)
         behind = self._expected_of_hub(total, n_sources, alternatives)
-        if not is_over and ahead + self.settings.episode_errors * error > behind:
+        margin = self.settings.episode_errors * error
+        if not is_over and ahead + margin > behind:
             return None
         self.get_buffer("forecast").copy_(torch.tensor([ahead, behind]))
         self.get_buffer("has_forecast").fill_(True)
-        is_ahead = ahead - self.settings.episode_errors / 2 * error > behind
+        is_ahead = ahead - margin > behind
         return self.go(Phase.ALONE if is_over and is_ahead else Phase.SETTLED)
 
     def _expected_of_hub(self, total: int, n_sources: int, alternatives: Sequence[float]) -> float:
@@ -218,4 +219,6 @@ class FreshTrial(nn.Module):
         if np.isnan(ahead):
             return f"Too few episodes of the fresh pathway ended in its trial: {goes_on}."
         expected = f"the fresh pathway is expected to earn {ahead:.4g}, the hub {behind:.4g}"
-        return f"By the end {expected}: {goes_on}."
+        unclear = self.at is Phase.SETTLED and ahead > behind
+        doubt = ", which is not clearly more" if unclear else ""
+        return f"By the end {expected}{doubt}: {goes_on}."

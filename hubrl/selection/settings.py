@@ -18,8 +18,8 @@ class TrustSettings:
     episode_errors: float = 2.0
     """Standard errors that make a difference of whole episodes clear. Twice as many are asked of
     segments, which are few and show the beginning of an episode alone; half as many by which an arm
-    that learns must exceed the best source before it acts in evaluation, which can be taken back,
-    and by which the fresh pathway must be expected to lead before it goes on alone."""
+    that learns must exceed the best source before it acts in evaluation, which can be taken
+    back."""
     contest: int = 18
     """Whole episodes that each of two sources plays at most to find out which is the best."""
     window: int = 5

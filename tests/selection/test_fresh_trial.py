@@ -67,6 +67,16 @@ def test_the_hub_plays_on_where_it_does_not(fresh, hub):
     assert decided(fresh, [hub] * FORECAST_EPISODES).at is Phase.SETTLED
 
 
+def test_a_line_that_leads_by_less_than_two_standard_errors_does_not_win():
+    # As on LunarLander, where a steep and noisy start promised more than can be earned.
+    noise = np.array([1.2, -1.2] * 5)
+    trial = decided(np.arange(1.0, 11.0) + noise, [30.0] * FORECAST_EPISODES)
+    assert trial.forecasts[0] > trial.forecasts[1]
+    assert trial.at is Phase.SETTLED
+    assert "which is not clearly more: the hub plays" in trial.explained(Phase.TRIAL)
+    assert decided(np.arange(1.0, 11.0) + noise / 4, [30.0] * FORECAST_EPISODES).at is Phase.ALONE
+
+
 def test_a_trial_lasts_its_share_of_the_training():
     trial = trial_of([1.0] * FORECAST_EPISODES)
     options = {"n_sources": 1, "round_steps": ROUND, "alternatives": ()}
