@@ -104,7 +104,6 @@ FLOOR = {
     "pendulum": "Pendulum, g = 9",
     "mountain-car": "MountainCar",
     "cartpole": "CartPole, heavy and long",
-    "cartpole-dqn": "the same under DQN",
     "cartpole-dqn": "CartPole, heavy and long, DQN",
     "lander": "LunarLander, other gravity and wind",
 }
