@@ -34,13 +34,14 @@ from hubrl.sources import action_params
 from hubrl.sources.preprocessing import Observations
 
 
-def check_output(params: Tensor) -> None:
+def check_output(params: Tensor | np.ndarray) -> None:
     """Refuse an output with NaN, of which the likeliest action would be any.
 
     Raises:
         NotFinite: If there is one.
     """
-    if bool(params.isnan().any()):
+    missing = np.isnan(params) if isinstance(params, np.ndarray) else params.isnan()
+    if bool(missing.any()):
         raise NotFinite(
             "The policy's networks compute NaN for an observation; it may be too great for float32."
         )
@@ -138,6 +139,33 @@ class PathwayActor(PathwayNetworks):
             params = self.method.pathways.sources[pathway](observations)
         check_output(params)
         return draw_action(params, self.action_space, deterministic=deterministic)
+
+    def committed_actions(
+        self,
+        observations: Observations,
+        previous: Int[np.ndarray, " batch"],
+        *,
+        deterministic: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Actions of all pathways together, and which acted; none where none was drawn.
+
+        Args:
+            observations: As SB3 preprocesses them.
+            previous: Committed pathways, -1 for none.
+            deterministic: Whether to take the likeliest action of the likeliest pathway.
+
+        Raises:
+            NotFinite: If the acting pathway's output has NaN.
+        """
+        before = torch.as_tensor(previous, device=self.device)
+        context = StepContext(observations, exploring=False, previous=before)
+        head = self.current_head(context)
+        if head is None:
+            latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
+            return self.draw(context, latent, deterministic)[0], context.acted
+        choice = self.choose(head, context, deterministic)
+        check_output(choice.params.params)
+        return choice.actions, choice.acted
 
     def select_output(
         self, context: StepContext, acted: Int[Tensor, " batch"]

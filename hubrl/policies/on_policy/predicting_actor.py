@@ -8,15 +8,17 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
+from hubrl.nn.manual_gradients import fits_numpy
+from hubrl.policies.on_policy.numpy_actor import NumpyActor
 from hubrl.policies.on_policy.pathway_actor import PathwayActor, check_output
 from hubrl.policies.on_policy.step import (
     CommitmentState,
     PredictState,
-    StepContext,
 )
 from hubrl.policies.predict_lock import PredictLock, refuse_other_threads
 from hubrl.routing.weights import n_rows
 from hubrl.sources.observation_batch import check_no_nan
+from hubrl.sources.preprocessing import Observations
 
 
 class PredictingActor(PathwayActor):
@@ -25,6 +27,7 @@ class PredictingActor(PathwayActor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._predicting = PredictLock()
+        self._numpy_actor: NumpyActor | None = None
 
     def predict(
         self,
@@ -77,20 +80,22 @@ class PredictingActor(PathwayActor):
     ) -> Tensor:
         """Actions of `predict`: of the evaluation's pathway, else of the committed ones."""
         observations, solo = self.preprocess(obs), self.evaluation_pathway
+        actor = self._find_actor(observations)
         if solo >= 0:
             commitment.commit(solo)
-            return self.solo_actions(observations, solo, deterministic=deterministic)
+            return actor.solo_actions(observations, solo, deterministic=deterministic)
         bound = commitment.binding(self.most_steps)
-        previous = torch.as_tensor(bound, device=self.device)
-        context = StepContext(observations, exploring=False, previous=previous)
-        head = self.current_head(context)
-        if head is not None:
-            choice = self.choose(head, context, deterministic)
-            check_output(choice.params.params)
-            actions, context.acted = choice.actions, choice.acted
-        else:
-            latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
-            actions, _ = self.draw(context, latent, deterministic)
-        if context.acted is not None:
-            commitment.advance(context.acted, bound)
+        actions, acted = actor.committed_actions(observations, bound, deterministic=deterministic)
+        if acted is not None:
+            commitment.advance(acted, bound)
         return actions
+
+    def _find_actor(self, observations: Observations) -> "PredictingActor | NumpyActor":
+        """The policy itself, or its networks' faster twin where that serves."""
+        if not isinstance(observations, Tensor) or self.acts_by_snapshot:
+            return self
+        twin = self._numpy_actor
+        if twin is None or not twin.watched.is_current:
+            twin = NumpyActor(self) if NumpyActor.supports(self) else None
+            self._numpy_actor = twin
+        return twin if twin is not None and fits_numpy(observations, twin.largest) else self
