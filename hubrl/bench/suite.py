@@ -15,7 +15,15 @@ from hubrl.bench.compare import (
     over_weights,
 )
 from hubrl.bench.memory import Replay, Resident, SourceWeights, Weights
-from hubrl.bench.workloads import SUBPROC, Copying, Emulator, Kernels, Learning, Predicting
+from hubrl.bench.workloads import (
+    SUBPROC,
+    Acting,
+    Copying,
+    Emulator,
+    Kernels,
+    Learning,
+    Predicting,
+)
 from hubrl.errors import UnknownName, unknown
 
 PONG = {"task": "PongNoFrameskip-v4", "n_envs": 8}
@@ -140,6 +148,17 @@ def _many_benchmark(name: str, level: str) -> Benchmark:
     what = f"PPO HalfCheetah, {level}, top-2: time with {MANY} MLPs over time with 5"
     bar = "at most 1.5, aim 1.2"
     return Benchmark(name, what, works, bar, ratio=cost_over(FIVE), steps=4096)
+
+
+def _acting_benchmark(name: str, who: str, options: Mapping[str, object], batch: int) -> Benchmark:
+    works = {
+        HUBRL: Acting({**PPO_CHEETAH, **options}, 5, batch),
+        SB3: Acting(PPO_CHEETAH, batch=batch),
+    }
+    rows = "one observation" if batch == 1 else f"{batch} observations"
+    what = f"predict of an agent over outputs of 5 MLPs, {who}, {rows}"
+    bar = "at least 0.67, aim 0.8"
+    return Benchmark(name, what, works, bar, steps=2000 * batch, repetitions=9)
 
 
 def _weights_benchmark(
@@ -299,6 +318,9 @@ BENCHMARKS = (
         steps=4_000,
         repetitions=5,
     ),
+    _acting_benchmark("predict-outputs", "all pathways together", OUTPUTS, 1),
+    _acting_benchmark("predict-outputs-8", "all pathways together", OUTPUTS, 8),
+    _acting_benchmark("predict-source", "one source alone", HUB, 1),
 )
 
 

@@ -254,23 +254,55 @@ class Predicting(Workload):
         return Predictor(model)
 
 
-class Predictor:
-    """An agent that predicts."""
+@dataclass(frozen=True)
+class Acting(Workload):
+    """`predict` without a state: of a hub's agent over outputs after training, or plain SB3's."""
 
-    def __init__(self, model: BaseAlgorithm) -> None:
-        self.model = model
+    batch: int = 1
+    """Observations of a call."""
+
+    @property
+    def n_envs(self) -> int:
+        """Observations of a call."""
+        return self.batch
+
+    def start(self) -> "Predictor":
+        """The agent; if arms are judged, one source acts alone, else pathways act in turn."""
+        learner = Learner(Learning({**self.config, "n_envs": 1}, self.sources))
+        learner.close()
+        policy = learner.model.policy
+        if isinstance(policy, HubActorCriticPolicy):
+            policy.enable_commitment()
+            if policy.selection is not None:
+                returns = [float(source) for source in range(self.sources)]
+                policy.selection.judge([Fate.KEPT] * self.sources, returns)
+            elif policy.method.router is not None:
+                torch.manual_seed(0)
+                torch.nn.init.normal_(policy.method.router.mean.weight)
+        return Predictor(learner.model, self.batch)
+
+
+class Predictor:
+    """An agent that predicts.
+
+    Args:
+        model: The agent.
+        batch: Observations of a call, a single one without a batch's axis.
+    """
+
+    def __init__(self, model: BaseAlgorithm, batch: int = PREDICT_BATCH) -> None:
+        self.model, self.batch = model, batch
         model.observation_space.seed(0)
-        self.observations = np.stack(
-            [model.observation_space.sample() for _ in range(PREDICT_BATCH)]
-        )
+        rows = [model.observation_space.sample() for _ in range(batch)]
+        self.observations = np.stack(rows) if batch > 1 else rows[0]
 
     def measure(self, steps: int) -> float:
         """Observations a second."""
-        rounds = -(-steps // PREDICT_BATCH)
+        rounds = -(-steps // self.batch)
         start = time.perf_counter()
         for _ in range(rounds):
             self.model.predict(self.observations, deterministic=True)
-        return rounds * PREDICT_BATCH / (time.perf_counter() - start)
+        return rounds * self.batch / (time.perf_counter() - start)
 
     def close(self) -> None:
         """Nothing to release."""

@@ -51,12 +51,11 @@ class Watched:
     """Modules whose numbers are read elsewhere, to notice when what is read is out of date.
 
     Args:
-        networks: Networks that are read, with all their parts.
+        parts: Modules that are read.
         owners: Modules that hold some of those; their hooks do not matter.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], owners: Sequence[nn.Module] = ()) -> None:
-        parts = [part for network in networks for part in network.modules()]
+    def __init__(self, parts: Sequence[nn.Module], owners: Sequence[nn.Module] = ()) -> None:
         self._hooks = [
             hooks for part in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)
         ]

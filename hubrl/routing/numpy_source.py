@@ -21,7 +21,9 @@ class NumpySource:
 
     def __init__(self, pathway: SourcePathway) -> None:
         self._pathway, self._source = pathway, pathway.source
-        self.watched = Watched([pathway])
+        critic = self._source.critic
+        apart = set() if critic is None else {*critic.modules()}
+        self.watched = Watched([part for part in pathway.modules() if part not in apart])
         """What the twin reads; it is not to be called when this is no longer current."""
         self._hidden = NumpyLayers(declared_encoder(self._source).hidden)
         self.largest = self._hidden.largest

@@ -27,7 +27,14 @@ from hubrl.bench.compare import (
 from hubrl.bench.memory import Replay, Resident, SourceWeights, Weights
 from hubrl.bench.profiler import PARTS, Profiler
 from hubrl.bench.suite import BENCHMARKS, select
-from hubrl.bench.workloads import Emulator, Kernels, Learning, Predicting, find_cache
+from hubrl.bench.workloads import (
+    Acting,
+    Emulator,
+    Kernels,
+    Learning,
+    Predicting,
+    find_cache,
+)
 from hubrl.errors import BadConfig, UnknownName
 from hubrl.experiments.config import RunConfig, parse_config
 from hubrl.sources.source import Source
@@ -302,6 +309,19 @@ def test_an_exported_agent_is_what_predicts():
         assert type(running.model.policy) is ActorCriticPolicy
         assert running.observations.shape == (8, 4)
         assert running.measure(10) > 0
+
+
+@pytest.mark.parametrize(("line", "alone"), [({"judging_share": 0.0}, -1), ({}, 1)])
+def test_a_hubs_agent_predicts_as_after_a_training(line, alone):
+    fields = {**TINY, "method": "hub-pathway", "options": line}
+    with closing(Acting(fields, 2, batch=3).start()) as running:
+        policy = running.model.policy
+        assert policy.commits
+        assert policy.evaluation_pathway == alone
+        assert running.observations.shape == (3, 4)
+        assert running.measure(7) > 0
+    with closing(Acting(TINY).start()) as plain:
+        assert plain.observations.shape == (4,)
 
 
 def test_a_clock_counts_a_part_inside_another_once(monkeypatch):

@@ -18,7 +18,6 @@ from hubrl.policies.on_policy.numpy_actor import NumpyActor
 from hubrl.policies.on_policy.policy import HubActorCriticPolicy
 from hubrl.reading import read_live
 from hubrl.routing.numpy_source import NumpySource
-from hubrl.routing.source_pathway import SourcePathway
 
 ROWS = 2 * torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 
@@ -228,7 +227,9 @@ CHANGES = {
     "probe": lambda policy: policy.method.apply_probe([False, True, True], [0.0, 1.0, 2.0]),
     "trusted": lambda policy: policy.method.apply_probe([False, False, True], [0.0, 0.0, 0.0]),
     "top-k": lambda policy: setattr(policy.method, "top_k", 1),
-    "source, in place": lambda policy: in_place(acting_source(policy).source.encoder.hidden[0].bias),
+    "source, in place": lambda policy: in_place(
+        acting_source(policy).source.encoder.hidden[0].bias
+    ),
     "source, elsewhere": lambda policy: elsewhere(acting_source(policy).source.action.mean.weight),
     "source, replaced": lambda policy: replaced(acting_source(policy).source.encoder.hidden, "0"),
     "source, head replaced": lambda policy: replaced(acting_source(policy).source.action, "mean"),

@@ -1,5 +1,6 @@
 """`predict` over outputs in numpy: the faster twin of `PathwayActor` for a few observations."""
 
+from itertools import groupby
 from typing import Any, cast
 
 import numpy as np
@@ -31,8 +32,9 @@ class NumpyActor:
         method, extractor = cast("RoutedMethod", policy.method), policy.mlp_extractor
         pathways, router = method.pathways, cast("Router", method.router)
         heads = _heads(policy)
+        networks = [extractor.policy_net, router, *(layer for layer in heads if layer is not None)]
         self.watched = Watched(
-            [extractor.policy_net, router, *(layer for layer in heads if layer is not None)],
+            [part for network in networks for part in network.modules()],
             [policy, extractor, method, pathways, pathways.sources],
         )
         """What the twin reads; it is not to be called when this is no longer current."""
@@ -49,7 +51,7 @@ class NumpyActor:
         self._binds = policy.outputs.hold > 1
         self._pathways = cast("list[SourcePathway]", list(pathways.sources))
         self._sources: dict[int, NumpySource | None] = {}
-        self._index = np.arange(len(pathways.names))
+        self._index, self._width = np.arange(len(pathways.names)), pathways.width
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies and files of a policy have no twin, whose arrays would be copied with it.
@@ -131,22 +133,25 @@ class NumpyActor:
         self, acted: Int[np.ndarray, " batch"], rows: Float[np.ndarray, " batch *obs"], latent: Rows
     ) -> Rows:
         """Outputs of the acting pathways, those of sources corrected."""
-        fresh, different = len(self._pathways), {*acted.tolist()}
-        if different == {fresh}:
-            return self._fresh_output(latent)
-        params = np.zeros((len(rows), self._method.pathways.width), np.float32)
-        for index in different - {fresh}:
-            own: Any = slice(None) if len(different) == 1 else acted == index
-            params[own] = self._source_output(index, rows[own])
-        if self._residual is not None:
-            correction = self._residual(latent)
+        # Rows of a pathway are brought together, those of the fresh one, the last, to the end.
+        order: Any = acted.argsort(kind="stable") if len(acted) > 1 else slice(None)
+        acted, rows, latent = acted[order], rows[order], latent[order]
+        params = np.empty((len(rows), self._width), np.float32)
+        end = 0
+        for index, own in groupby(acted.tolist()):
+            if index < len(self._pathways):
+                start, end = end, end + len(list(own))
+                params[start:end] = self._source_output(index, rows[start:end])
+        if self._residual is not None and end:
+            correction = self._residual(latent[:end])
             if self._log_std is not None:
-                correction *= np.exp(params[:, len(self._log_std) :])
-            params[:, : correction.shape[1]] += correction
-        if fresh in different:
-            own = acted == fresh
-            params[own] = self._fresh_output(latent[own])
-        return params
+                correction *= np.exp(params[:end, len(self._log_std) :])
+            params[:end, : correction.shape[1]] += correction
+        if end < len(rows):
+            params[end:] = self._fresh_output(latent[end:])
+        ordered = np.empty_like(params)
+        ordered[order] = params
+        return ordered
 
     def _fresh_output(self, latent: Rows) -> Rows:
         assert self._fresh is not None
