@@ -345,6 +345,13 @@ def test_the_hubs_snapshot_acts_by_torch(monkeypatch):
         assert policy._find_actor(ROWS) is policy
 
 
+def test_a_policy_elsewhere_than_on_the_cpu_stays_torchs():
+    policy = committed(sources_of(PPO, PPO))
+    with torch.no_grad():
+        policy.to("meta")
+        assert policy._find_actor(ROWS.to("meta")) is policy
+
+
 @pytest.mark.parametrize("observations", [IMAGE, PARTS])
 def test_convolutions_and_parts_stay_torchs(observations):
     env = Toy(observations)

@@ -1,4 +1,4 @@
-"""`predict` over outputs in numpy: the faster twin of `PathwayActor` for a few observations."""
+"""`predict` over outputs in numpy: the faster twin of `PredictingActor` for a few observations."""
 
 from itertools import groupby
 from typing import Any, cast
@@ -78,7 +78,7 @@ class NumpyActor:
     def solo_actions(
         self, observations: Observations, pathway: int, *, deterministic: bool
     ) -> Tensor:
-        """As of `PathwayActor`."""
+        """As of `PredictingActor`."""
         assert isinstance(observations, Tensor)
         if pathway < len(self._pathways):
             params = self._source_output(pathway, observations.numpy())
@@ -97,7 +97,7 @@ class NumpyActor:
         *,
         deterministic: bool,
     ) -> tuple[Tensor, Int[Tensor, " batch"]]:
-        """As of `PathwayActor`."""
+        """As of `PredictingActor`."""
         assert isinstance(observations, Tensor)
         rows, latent = observations.numpy(), self._latent(observations)
         logits = self._weigh(rows.reshape(len(rows), -1), latent, previous)
@@ -111,10 +111,8 @@ class NumpyActor:
 
     def _weigh(self, rows: Rows, latent: Rows, previous: Int[np.ndarray, " batch"]) -> Rows:
         """Log-probabilities of the next pathway, up to a constant."""
-        logits, routing = (
-            self._router(np.copysign(np.log1p(np.abs(rows)), rows)),
-            self._method.routing,
-        )
+        logits = self._router(np.copysign(np.log1p(np.abs(rows)), rows))
+        routing = self._method.routing
         assert routing is not None
         if routing.trusted is not None:
             logits[:, ~routing.trusted.numpy()] = -np.inf

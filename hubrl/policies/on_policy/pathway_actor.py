@@ -23,7 +23,6 @@ from hubrl.policies.on_policy.distributions import (
     CommittedDistribution,
     MixtureDistribution,
     PathwayDistribution,
-    draw_action,
     mixed_categorical,
 )
 from hubrl.policies.on_policy.head import CommittedHead
@@ -122,50 +121,6 @@ class PathwayActor(PathwayNetworks):
             fused,
             deterministic=deterministic,
         )
-
-    def solo_actions(
-        self, observations: Observations, pathway: int, *, deterministic: bool
-    ) -> Tensor:
-        """Actions of one pathway alone, without correction; no other is computed.
-
-        Raises:
-            NotFinite: If its output has NaN.
-        """
-        assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
-        if pathway == self.fresh_index:
-            latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
-            params = cast("Tensor", self.fresh_params(latent))
-        else:
-            params = self.method.pathways.sources[pathway](observations)
-        check_output(params)
-        return draw_action(params, self.action_space, deterministic=deterministic)
-
-    def committed_actions(
-        self,
-        observations: Observations,
-        previous: Int[np.ndarray, " batch"],
-        *,
-        deterministic: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Actions of all pathways together, and which acted; none where none was drawn.
-
-        Args:
-            observations: As SB3 preprocesses them.
-            previous: Committed pathways, -1 for none.
-            deterministic: Whether to take the likeliest action of the likeliest pathway.
-
-        Raises:
-            NotFinite: If the acting pathway's output has NaN.
-        """
-        before = torch.as_tensor(previous, device=self.device)
-        context = StepContext(observations, exploring=False, previous=before)
-        head = self.current_head(context)
-        if head is None:
-            latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
-            return self.draw(context, latent, deterministic)[0], context.acted
-        choice = self.choose(head, context, deterministic)
-        check_output(choice.params.params)
-        return choice.actions, choice.acted
 
     def select_output(
         self, context: StepContext, acted: Int[Tensor, " batch"]

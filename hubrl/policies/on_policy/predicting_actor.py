@@ -1,20 +1,19 @@
 """`predict` of the policy over sources' outputs: one pathway alone, or committed ones."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from jaxtyping import Int
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
-from hubrl.nn.manual_gradients import fits_numpy
+from hubrl.nn.manual_gradients import MAX_NUMPY_PRODUCTS, fits_numpy
+from hubrl.policies.on_policy.distributions import draw_action
 from hubrl.policies.on_policy.numpy_actor import NumpyActor
 from hubrl.policies.on_policy.pathway_actor import PathwayActor, check_output
-from hubrl.policies.on_policy.step import (
-    CommitmentState,
-    PredictState,
-)
+from hubrl.policies.on_policy.step import CommitmentState, PredictState, StepContext
 from hubrl.policies.predict_lock import PredictLock, refuse_other_threads
 from hubrl.routing.weights import n_rows
 from hubrl.sources.observation_batch import check_no_nan
@@ -92,10 +91,56 @@ class PredictingActor(PathwayActor):
 
     def _find_actor(self, observations: Observations) -> "PredictingActor | NumpyActor":
         """The policy itself, or its networks' faster twin where that serves."""
-        if not isinstance(observations, Tensor) or self.acts_by_snapshot:
+        may_serve = isinstance(observations, Tensor) and fits_numpy(observations, 0)
+        if not may_serve or self.acts_by_snapshot:
             return self
         twin = self._numpy_actor
         if twin is None or not twin.watched.is_current:
             twin = NumpyActor(self) if NumpyActor.supports(self) else None
             self._numpy_actor = twin
-        return twin if twin is not None and fits_numpy(observations, twin.largest) else self
+        products = 0 if twin is None else n_rows(observations) * twin.largest
+        return self if twin is None or products > MAX_NUMPY_PRODUCTS else twin
+
+    def solo_actions(
+        self, observations: Observations, pathway: int, *, deterministic: bool
+    ) -> Tensor:
+        """Actions of one pathway alone, without correction; no other is computed.
+
+        Raises:
+            NotFinite: If its output has NaN.
+        """
+        assert isinstance(self.action_space, spaces.Box | spaces.Discrete)
+        if pathway == self.fresh_index:
+            latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
+            params = cast("Tensor", self.fresh_params(latent))
+        else:
+            params = self.method.pathways.sources[pathway](observations)
+        check_output(params)
+        return draw_action(params, self.action_space, deterministic=deterministic)
+
+    def committed_actions(
+        self,
+        observations: Observations,
+        previous: Int[np.ndarray, " batch"],
+        *,
+        deterministic: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Actions of all pathways together, and which acted; none where none was drawn.
+
+        Args:
+            observations: As SB3 preprocesses them.
+            previous: Committed pathways, -1 for none.
+            deterministic: Whether to take the likeliest action of the likeliest pathway.
+
+        Raises:
+            NotFinite: If the acting pathway's output has NaN.
+        """
+        before = torch.as_tensor(previous, device=self.device)
+        context = StepContext(observations, exploring=False, previous=before)
+        head = self.current_head(context)
+        if head is None:
+            latent = self.mlp_extractor.forward_actor(self.pi_features_extractor(observations))
+            return self.draw(context, latent, deterministic)[0], context.acted
+        choice = self.choose(head, context, deterministic)
+        check_output(choice.params.params)
+        return choice.actions, choice.acted
