@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from study_rows import GROUPS, NONE_FITS, ONE_SUFFICES, RESULTS, SEVERAL_NEEDED, Case, read_runs
 from style import HUB, SCRATCH, SOURCE, write_svg
-from write_tables import GROUPS, NONE_FITS, ONE_SUFFICES, RESULTS, SEVERAL_NEEDED, Case, read_runs
 
 from hubrl.experiments.statistics import mean_return
 from hubrl.experiments.tables import HUB_METHOD, returns_by_method

@@ -10,58 +10,26 @@ belongs; the text between them is replaced. `tests/test_docs.py` fails where a p
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
+from study_rows import (
+    GROUPS,
+    NONE_FITS,
+    ONE_SUFFICES,
+    REPOSITORY,
+    SEVERAL_NEEDED,
+    UNTUNED,
+    Case,
+    Runs,
+    cell,
+    markdown,
+    mean_cell,
+    read_runs,
+    runs_of,
+)
+from trust_tables import floor, trust, trust_ablation
 
-from hubrl.experiments.statistics import estimate, mean_return
-from hubrl.experiments.study_config import read_study
-from hubrl.experiments.tables import HUB_METHOD, TRAINED_SINGLES, returns_by_method
-
-REPOSITORY = Path(__file__).parents[2]
-RESULTS = REPOSITORY / "results"
-STUDIES = REPOSITORY / "configs" / "studies"
-
-Runs = dict[str, list[float]]
-"""Evaluated returns of each method's runs on one target with one hub."""
-
-
-class Case(NamedTuple):
-    """A target with a hub, and its description in words."""
-
-    task: str
-    hub: str
-    title: str
-
-
-ONE_SUFFICES = [
-    Case("gravity", "two", "HalfCheetah, gravity x1.5"),
-    Case("dead-foot", "two", "HalfCheetah, one motor dead"),
-    Case("weak-motors", "two", "HalfCheetah, motors at 60 %"),
-    Case("gravity", "five", "gravity x1.5, five sources"),
-    Case("walker", "walkers", "Walker2d, gravity x1.25"),
-    Case("biped", "bipeds", "BipedalWalker"),
-    Case("mountain-car", "cars", "MountainCar"),
-    Case("lander-ppo", "landers", "LunarLander, PPO"),
-    Case("lander", "landers", "LunarLander, DQN"),
-]
-SEVERAL_NEEDED = [
-    Case("reversing-cued", "mirrored", "a motor changes its sign, observed"),
-    Case("reversing-hidden", "mirrored", "a motor changes its sign, hidden"),
-    Case("shuttle", "shuttle", "the paid direction changes"),
-]
-NONE_FITS = [
-    Case("backward", "two", "HalfCheetah, backward"),
-    Case("gravity", "random", "gravity x1.5, random networks"),
-    Case("plateau", "poor", "HalfCheetah, one poor source"),
-]
-GROUPS = {
-    "one source suffices": ONE_SUFFICES,
-    "several are needed": SEVERAL_NEEDED,
-    "none fits, or only a poor one": NONE_FITS,
-}
-"""All targets of the pathway study, by the question they answer."""
+from hubrl.experiments.statistics import mean_return
+from hubrl.experiments.tables import HUB_METHOD, TRAINED_SINGLES
 
 FIRST_SCREEN = [
     ONE_SUFFICES[0],
@@ -73,41 +41,6 @@ FIRST_SCREEN = [
 ]
 """The README's rows: two of each group, one where the hub does well and one where it does less
 well."""
-
-UNTUNED = [
-    Case("mediocre", "mediocre", "HalfCheetah, gravity x1.25, three mediocre sources"),
-    Case("walker-motors", "walkers", "Walker2d, motors at 80 %"),
-    Case("slippery", "five", "HalfCheetah on ice (friction 0.3), five sources"),
-    Case("acrobot", "acrobots", "Acrobot with other links"),
-    Case("cartpole", "cartpoles", "CartPole, heavy and long"),
-]
-TRUST = {
-    **{
-        case.title: (case, case)
-        for case in [*ONE_SUFFICES[:3], *ONE_SUFFICES[4:7], *SEVERAL_NEEDED, *NONE_FITS[::2]]
-    },
-    "gravity x1.5, five sources": (ONE_SUFFICES[3], Case("gravity-five", "five", "")),
-    "LunarLander, PPO": (ONE_SUFFICES[7], Case("lander", "landers", "")),
-    "gravity x1.5, random networks": (NONE_FITS[1], Case("gravity-random", "random", "")),
-    "HalfCheetah, gravity x1.25, three mediocre sources": (UNTUNED[0], UNTUNED[0]),
-    "CartPole, heavy and long": (UNTUNED[4], UNTUNED[4]),
-}
-"""Targets of `trust.yaml`: in the earlier studies, and in that one."""
-
-FLOOR = {
-    "cheetah-3k": "HalfCheetah, no whole episode",
-    "cheetah-8k": "HalfCheetah, one episode an environment",
-    "cheetah-five": "HalfCheetah, five sources",
-    "cheetah-mediocre": "HalfCheetah, three mediocre sources",
-    "walker": "Walker2d, gravity x1.25",
-    "biped": "BipedalWalker",
-    "pendulum": "Pendulum, g = 9",
-    "mountain-car": "MountainCar",
-    "cartpole": "CartPole, heavy and long",
-    "cartpole-dqn": "CartPole, heavy and long, DQN",
-    "lander": "LunarLander, other gravity and wind",
-}
-"""Targets of `floor.yaml`."""
 
 VARIANTS = {
     "mode3": "mode 3",
@@ -152,21 +85,6 @@ CHANGES = {
 """Methods of the ablation, as a user would write them."""
 
 
-def read_runs(study: str) -> pd.DataFrame:
-    """Every finished run of a study."""
-    return pd.read_csv(RESULTS / study / "runs.csv", dtype={"config": str})
-
-
-def cell(values: list[float] | None) -> str:
-    """Interquartile mean with its interval; empty without runs."""
-    return re.sub(r"-0(?![\d.])", "0", str(estimate(values))) if values else ""
-
-
-def mean_cell(values: list[float] | None) -> str:
-    """Interquartile mean alone."""
-    return f"{mean_return(values):.0f}" if values else ""
-
-
 def best_trained(runs: Runs) -> list[float] | None:
     """The best method that trains one source: chosen by a probe, or the best in hindsight."""
     rivals = [
@@ -175,16 +93,6 @@ def best_trained(runs: Runs) -> list[float] | None:
         if name.startswith((*TRAINED_SINGLES, "probe-commit"))
     ]
     return max(rivals, key=mean_return, default=None)
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
-
-
-def runs_of(table: pd.DataFrame, case: Case) -> Runs:
-    """A target's runs."""
-    return returns_by_method(table, case.task, case.hub)
 
 
 def first_screen() -> str:
@@ -280,80 +188,6 @@ def controls() -> str:
     return markdown(header, rows)
 
 
-def trust() -> str:
-    """The hub before and after trust was simplified, beside its rivals."""
-    before, now = (pd.concat(map(read_runs, names)) for names in (["pathway", "unseen"], ["trust"]))
-    rows = []
-    for title, (case, renamed) in TRUST.items():
-        runs, new = runs_of(before, case), runs_of(now, renamed)[HUB_METHOD]
-        rivals = [runs[name] for name in (*TRAINED_SINGLES, "probe-commit") if name in runs]
-        best = max(rivals, key=mean_return, default=None)
-        rows.append(
-            [
-                title,
-                cell(runs.get("scratch")),
-                cell(runs.get("zero-shot")),
-                cell(best),
-                cell(runs.get(HUB_METHOD)),
-                cell(new),
-                str(len(new)),
-            ]
-        )
-    header = [
-        "target",
-        "scratch",
-        "best source, untouched",
-        "best rival, trained",
-        "hub before",
-        "**hub now**",
-        "seeds now",
-    ]
-    return markdown(header, rows)
-
-
-def floor() -> str:
-    """How often the agent is clearly worse than the best source untouched."""
-    table, study = read_runs("floor"), read_study(STUDIES / "floor.yaml")
-    rows = []
-    for case, title in FLOOR.items():
-        fields, of_case = study.fields(case), table[table["task"] == case]
-        hub = of_case[of_case["method"] == HUB_METHOD]
-        if hub.empty:
-            continue
-        played = of_case[of_case["method"].str.startswith("zero-shot:")]
-        episodes = fields["eval_episodes"]
-        best, error = best_source(played, episodes)
-        errors = np.hypot(error, hub["eval_std"] / np.sqrt(episodes))
-        below = best - hub["eval_return"] > 2 * errors
-        rows.append(
-            [
-                title,
-                f"{fields['steps']:,}",
-                f"{best:.0f}" if error < 1 else f"{best:.0f} ± {error:.0f}",
-                spread(hub["eval_return"]),
-                f"{int(below.sum())} of {len(hub)}",
-            ]
-        )
-    header = ["target", "steps", "best source, untouched", "hub-pathway", "clearly below"]
-    return markdown(header, rows)
-
-
-def best_source(played: pd.DataFrame, episodes: int) -> tuple[float, float]:
-    """Mean return of the best of several sources and its standard error, over all seeds at once.
-
-    The best of each seed apart would be the luckiest.
-
-    Args:
-        played: Evaluations of each source, untouched.
-        episodes: Episodes of an evaluation.
-    """
-    each = played.groupby("method")
-    best = each["eval_return"].mean().idxmax()
-    runs = each.get_group(best)
-    variance = runs["eval_std"].pow(2).mean() / (episodes * len(runs))
-    return float(runs["eval_return"].mean()), float(np.sqrt(variance))
-
-
 def variants() -> str:
     """Variants of SpaceInvaders: returns in training and at the end."""
     table = read_runs("atari_variants")
@@ -368,10 +202,20 @@ def variants() -> str:
     return markdown(["target", "", "in training", "at the end, 30 games", "seeds"], rows)
 
 
-def spread(values: pd.Series) -> str:
-    """The least and the greatest of some returns."""
-    least, greatest = f"{values.min():.0f}", f"{values.max():.0f}"
-    return least if least == greatest else f"{least} to {greatest}"
+def gates() -> str:
+    """Gates that start at zero, beside scratch."""
+    table = read_runs("atari_gates")
+    names = {"random": "random play", "scratch": "scratch", "zero-gates": "`zero-gates`"}
+    rows = []
+    for task, runs in table.groupby("task"):
+        for method, name in names.items():
+            own = runs[runs["method"] == method]
+            columns = ("first_quarter_return", "mean_train_return", "eval_return")
+            cells = (mean_cell(own[column].dropna().tolist()) for column in columns)
+            if len(own):
+                rows.append([str(task), name, *cells, str(len(own))])
+    header = ["game", "", "first quarter", "in training", "at the end, 30 games", "seeds"]
+    return markdown(header, rows)
 
 
 def ablation() -> str:
@@ -436,7 +280,9 @@ TABLES: dict[str, Callable[[], str]] = {
         controls,
         trust,
         floor,
+        trust_ablation,
         variants,
+        gates,
         ablation,
         untuned,
     )
