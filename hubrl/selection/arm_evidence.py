@@ -20,6 +20,8 @@ from hubrl.selection.statistics import (
 )
 
 FRESH_ARM, TOGETHER_ARM = "fresh", "together"
+FREQUENT = 4
+"""How many times as many episodes are on record of an arm that learns where all of them count."""
 UNTRAINED, UNTRAINED_NOISY = "untrained", "untrained-noisy"
 
 
@@ -58,7 +60,9 @@ class ArmEvidence(nn.Module):
         self.untrained, self.untrained_noisy = self.n_sources + 2, self.n_sources + 3
         names = [*sources, FRESH_ARM, TOGETHER_ARM, UNTRAINED, UNTRAINED_NOISY]
         learning = {FRESH_ARM, TOGETHER_ARM, *(sources if tuned else ())}
-        self.records = ReturnRecords(names, learning, settings.window)
+        # Where every game counts, a few would be those of a moment.
+        window = settings.window * (FREQUENT if every_episode_counts else 1)
+        self.records = ReturnRecords(names, learning, window)
         self.trial = FreshTrial(settings)
         self.register_buffer("fates", torch.full((self.n_sources,), int(Fate.KEPT)))
         self.register_buffer("segment_means", torch.zeros(self.n_sources, dtype=torch.float64))
@@ -153,7 +157,7 @@ class ArmEvidence(nn.Module):
         """Record the fresh pathway's first episodes, before it has learned anything."""
         arm = self.untrained if as_evaluated else self.untrained_noisy
         # On Atari every one of its first games counts, and twelve still are an untrained network's.
-        most = self.settings.episodes * (4 if self.every_episode_counts else 1)
+        most = self.settings.episodes * (FREQUENT if self.every_episode_counts else 1)
         if self.records.count(arm) < most:
             self.records.add(arm, value)
 

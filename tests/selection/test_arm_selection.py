@@ -375,3 +375,11 @@ def test_sources_that_are_no_better_than_an_untrained_network_do_not_contend():
     # Six episodes of the first comparison, and few of those that judge: 0.375 with a contest.
     assert judged < 0.2
     assert name_of(selection) == "fresh"
+
+
+@pytest.mark.parametrize(("counts", "kept"), [(False, 5), (True, 20)])
+def test_more_episodes_of_a_learner_are_on_record_where_all_of_them_count(counts, kept):
+    selection = made("a", every_episode_counts=counts)
+    for value in range(30):
+        selection.records.add(selection.together, float(value))
+    assert sorted(selection.records.returns(selection.together)) == list(range(30 - kept, 30))
