@@ -36,8 +36,11 @@ def test_of_one_source_without_gates_and_alignment_it_is_fine_tuning(
     env = Toy(actions=actions)
     hub = tiny_hub(env, (PPO,))
     sources, parts = [], []
+    # An actor of another shape, into which fine-tuning cannot copy the source.
+    shape = {"net_arch": {"pi": [4], "vf": [8]}} if level == "outputs" else {}
     for method, options in (("finetune", {}), (name, {"align": False, "gate": False})):
         made = hub.agent(algorithm, method, level=level, source_lr=0.5, **options)
+        made["policy_kwargs"] |= shape
         model = target(algorithm, Toy(actions=actions), made, learning_rate=1e-2)
         model.learn(96)
         sources.append(method_in(model).pathways.sources[0].source)

@@ -25,6 +25,7 @@ SERVED = [
     ("concat", {}),
     ("single", {"source": "wide"}),
     ("frozen", {"source": "wide"}),
+    ("zero-gates", {}),
 ]
 WIDELY = [SERVED[0], SERVED[2], ("concat", {})]
 CASES = [
