@@ -146,13 +146,10 @@ class AlgorithmKwargs(Sequence[Source]):
             )
         if given not in (None, *LEVELS):
             raise UnknownName(unknown("level", str(given), LEVELS))
-        if cached:
-            return "features"
-        if given is not None:
-            return cast("action_params.Level", given)
-        best = self.level(algorithm, method, tuned=tuned)
+        if cached or given is not None:
+            return cast("action_params.Level", "features" if cached else given)
         self._tell_unmixed(algorithm, method)
-        return best
+        return self.level(algorithm, method, tuned=tuned)
 
     def _features_agent(
         self, algorithm: type[BaseAlgorithm], method: str, given: Mapping[str, Any]
@@ -238,9 +235,7 @@ class AlgorithmKwargs(Sequence[Source]):
 
     def _image_scale(self) -> dict[str, bool]:
         """`normalize_images` of the policy, by the range of the sources' images."""
-        if divides_images(source.card for source in self):
-            return {}
-        return {"normalize_images": False}
+        return {} if divides_images(one.card for one in self) else {"normalize_images": False}
 
     def _spec(
         self,
@@ -328,8 +323,7 @@ def with_sb3s(own: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         BadConfig: If the hub sets one of the given ones itself.
     """
-    if "net_arch" in given:
-        own = {name: value for name, value in own.items() if name != "net_arch"}
+    own = {name: own[name] for name in own if name != "net_arch" or name not in given}
     optimizer = {**given.get("optimizer_kwargs", {}), **own.get("optimizer_kwargs", {})}
     taken = sorted({*given} & {*own} - {"optimizer_kwargs"})
     if taken:
